@@ -1,0 +1,61 @@
+"""Sparseworks: every kind of sparsity in machine learning, as selection under a budget.
+
+import sparseworks as sw
+model = sw.load("path-or-hub-id")
+result = sw.compress(model, sw.method("wanda", pattern="2:4"), data=texts)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparseworks.core.method import Method as Method
+    from sparseworks.core.method import method as method
+    from sparseworks.core.pattern import Pattern as Pattern
+    from sparseworks.core.recipe import Recipe as Recipe
+    from sparseworks.core.select import select as select
+    from sparseworks.core.select import select_across as select_across
+    from sparseworks.core.select import select_bounded as select_bounded
+    from sparseworks.core.site import Site as Site
+    from sparseworks.core.support import Support as Support
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it; modules load on first use so that `import sparseworks` stays light.
+_PUBLIC = {
+    "Method": "core.method",
+    "Pattern": "core.pattern",
+    "Recipe": "core.recipe",
+    "Site": "core.site",
+    "Support": "core.support",
+    "SparseLinear": "exec",
+    "SparseConv1x1": "exec",
+    "Plan": "exec",
+    "plan": "exec",
+    "compress": "weights",
+    "load": "io",
+    "method": "weights",
+    "prune": "weights",
+    "prune_matrix": "weights",
+    "recover": "weights",
+    "select": "core.select",
+    "select_across": "core.select",
+    "select_bounded": "core.select",
+    "sites": "stream",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'sparseworks' has no attribute {name!r}")
+    value = getattr(import_module(f"sparseworks.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

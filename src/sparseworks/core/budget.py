@@ -1,0 +1,204 @@
+"""Budgets are types, and resolve to integers once: how many entries (or units, or bytes) may be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparseworks.core.errors import BudgetError
+from sparseworks.core.registry import Registry
+
+BUDGETS: Registry[type] = Registry("budget")
+
+Cost = Callable[[str, int], float]
+"""`cost(site name, kept entries) -> bytes | flops | milliseconds` of that site."""
+
+
+class Budget:
+    """What may be kept. `total(sizes)` gives kept entries over all sites; scored budgets give counts per group instead."""
+
+    needs_scores = False
+
+    def total(self, sizes: dict[str, int], cost: Cost | None = None) -> int:
+        """Kept entries over all sites.
+
+        Args:
+            sizes: entries of each site.
+            cost: for budgets in bytes, FLOPs or milliseconds.
+
+        Raises:
+            BudgetError: out of range, or a cost is missing.
+        """
+        raise BudgetError(f"{self} does not resolve to a total; it needs scores.")
+
+    def counts(self, grouped: Float[Tensor, "groups n"]) -> Int[Tensor, " groups"]:
+        """Survivors of each group, from its scores."""
+        raise BudgetError(f"{self} resolves without scores.")
+
+
+@BUDGETS.register("density")
+@dataclass(frozen=True)
+class Density(Budget):
+    """Keep this share of all entries, in [0, 1]."""
+
+    value: float
+
+    def __post_init__(self):
+        _in_unit("density", self.value)
+
+    def total(self, sizes: dict[str, int], cost: Cost | None = None) -> int:
+        """round(value * entries)."""
+        return round(self.value * sum(sizes.values()))
+
+
+@BUDGETS.register("count")
+@dataclass(frozen=True)
+class Count(Budget):
+    """Keep this many entries."""
+
+    value: int
+
+    def total(self, sizes: dict[str, int], cost: Cost | None = None) -> int:
+        """The count itself, checked against what there is."""
+        if not 0 <= self.value <= sum(sizes.values()):
+            raise BudgetError(f"Cannot keep {self.value} of {sum(sizes.values())} entries.")
+        return self.value
+
+
+class _Priced(Budget):
+    value: float
+    unit = ""
+
+    def total(self, sizes: dict[str, int], cost: Cost | None = None) -> int:
+        """The largest uniform density whose summed cost stays within the value, as entries (bisection on integers)."""
+        if cost is None:
+            raise BudgetError(f"{self} needs a cost in {self.unit}: give `cost=`.")
+        spend = lambda total: sum(cost(n, round(total * s / max(sum(sizes.values()), 1))) for n, s in sizes.items())  # noqa: E731
+        low, high = 0, sum(sizes.values())
+        if spend(low) > self.value:
+            raise BudgetError(
+                f"Even an empty support costs {spend(low):.4g} {self.unit}, above the budget of {self.value:.4g}."
+            )
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if spend(middle) <= self.value else (low, middle - 1)
+        return low
+
+
+@BUDGETS.register("bytes")
+@dataclass(frozen=True)
+class Bytes(_Priced):
+    """Keep what fits into this many bytes."""
+
+    value: float
+    unit = "bytes"
+
+
+@BUDGETS.register("flops")
+@dataclass(frozen=True)
+class Flops(_Priced):
+    """Keep what costs at most this many floating-point operations."""
+
+    value: float
+    unit = "FLOPs"
+
+
+@BUDGETS.register("latency")
+@dataclass(frozen=True)
+class Latency(_Priced):
+    """Keep what runs within this many milliseconds."""
+
+    value: float
+    unit = "ms"
+
+
+class _Scored(Budget):
+    needs_scores = True
+
+
+@BUDGETS.register("mass")
+@dataclass(frozen=True)
+class Mass(_Scored):
+    """Per group the fewest entries whose scores reach this share of the group's sum (top-p); scores must not be negative."""
+
+    value: float
+
+    def __post_init__(self):
+        _in_unit("mass", self.value)
+
+    def counts(self, grouped: Float[Tensor, "groups n"]) -> Int[Tensor, " groups"]:
+        """Smallest k with sum of the k largest >= value * sum."""
+        if bool((grouped < 0).any()):
+            raise BudgetError("A mass budget needs scores that are not negative.")
+        held = grouped.double().sort(dim=-1, descending=True).values.cumsum(dim=-1)
+        short = held < self.value * held[..., -1:] * (1 - 1e-12)
+        return (short.sum(dim=-1) + (self.value > 0) * (held[..., -1] > 0)).clamp(max=grouped.shape[-1])
+
+
+@BUDGETS.register("threshold")
+@dataclass(frozen=True)
+class Threshold(_Scored):
+    """Keep every entry whose score is at least this."""
+
+    value: float
+
+    def counts(self, grouped: Float[Tensor, "groups n"]) -> Int[Tensor, " groups"]:
+        """Number of scores >= value."""
+        return (grouped >= self.value).sum(dim=-1)
+
+
+@BUDGETS.register("residual")
+@dataclass(frozen=True)
+class Residual(_Scored):
+    """Per group the fewest entries so that what is left out is at most this share of the squared norm."""
+
+    value: float
+
+    def __post_init__(self):
+        _in_unit("residual", self.value)
+
+    def counts(self, grouped: Float[Tensor, "groups n"]) -> Int[Tensor, " groups"]:
+        """Smallest k with sum of the n-k smallest squares <= value * sum of squares."""
+        left = grouped.double().square().sort(dim=-1).values.cumsum(dim=-1)
+        allowed = (left <= self.value * left[..., -1:] * (1 + 1e-12)).sum(dim=-1)
+        return grouped.shape[-1] - allowed
+
+
+@BUDGETS.register("recall")
+@dataclass(frozen=True)
+class Recall(_Scored):
+    """Per group the fewest entries that hold this share of the `of` largest scores (a count, not a mass)."""
+
+    value: float
+    of: int
+
+    def __post_init__(self):
+        _in_unit("recall", self.value)
+
+    def counts(self, grouped: Float[Tensor, "groups n"]) -> Int[Tensor, " groups"]:
+        """ceil(value * min(of, n)) for every group."""
+        n = grouped.shape[-1]
+        need = -(-round(self.value * min(self.of, n) * 1e9) // 10**9)
+        return torch.full(grouped.shape[:-1], int(need))
+
+
+def even_split(total: int, sizes: Sequence[int]) -> list[int]:
+    """Integers in proportion to `sizes` that sum to `total` exactly (largest remainders, ties to the earlier)."""
+    whole = sum(sizes)
+    if not 0 <= total <= whole:
+        raise BudgetError(f"Cannot keep {total} of {whole} entries.")
+    exact = [total * s / whole if whole else 0.0 for s in sizes]
+    floor = [int(e) for e in exact]
+    order = sorted(range(len(sizes)), key=lambda i: (floor[i] - exact[i], i))
+    for i in order[: total - sum(floor)]:
+        floor[i] += 1
+    return floor
+
+
+def _in_unit(what: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise BudgetError(f"A {what} lies in [0, 1], got {value}.")

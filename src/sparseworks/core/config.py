@@ -1,0 +1,123 @@
+"""Plain data <-> the nouns: `{name: {field: value}}` for every registered dataclass. Exact round trip, unknown keys are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sparseworks.core.allocator import ALLOCATORS, Allocator
+from sparseworks.core.budget import BUDGETS, Budget
+from sparseworks.core.errors import RecipeError
+from sparseworks.core.pattern import Pattern, Tile
+from sparseworks.core.registry import Registry
+from sparseworks.core.schedule import SCHEDULES, Schedule
+from sparseworks.core.score import SCORES, Score
+from sparseworks.core.solver import REPAIRS, SOLVERS, Repair, Solver
+
+NOUNS: dict[str, tuple[type, Registry]] = {
+    "score": (Score, SCORES),
+    "budget": (Budget, BUDGETS),
+    "allocate": (Allocator, ALLOCATORS),
+    "solve": (Solver, SOLVERS),
+    "repair": (Repair, REPAIRS),
+    "schedule": (Schedule, SCHEDULES),
+}
+
+
+def to_config(value: Any) -> Any:
+    """Plain data (dict, list, str, number, bool, None) for a noun; fields at their default are left out.
+
+    Raises:
+        RecipeError: the value is not a registered dataclass or plain data.
+    """
+    if isinstance(value, Pattern):
+        return _pattern_config(value)
+    if dataclasses.is_dataclass(value) and hasattr(value, "registered_name"):
+        return {value.registered_name: {f.name: to_config(getattr(value, f.name)) for f in _set_fields(value)}}
+    if isinstance(value, list | tuple):
+        return [to_config(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise RecipeError(f"{value!r} cannot be written into a recipe; register its class as a frozen dataclass.")
+
+
+def from_config(noun: str, data: Any) -> Any:
+    """The object of kind `noun` ("score", "pattern", "budget", ...) that `data` describes.
+
+    Raises:
+        RecipeError: not of the form `name` or `{name: {field: value}}`, or unknown fields.
+        UnknownNameError: the name is not registered.
+    """
+    if noun == "pattern":
+        return _pattern_from(data)
+    _, registry = NOUNS[noun]
+    name, fields = (data, {}) if isinstance(data, str) else _single(noun, data)
+    kind = registry.get(name)
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = set(fields) - set(known)
+    if unknown:
+        raise RecipeError(f"{noun} {name!r} has no field {sorted(unknown)[0]!r}; it has {', '.join(known) or 'none'}.")
+    return kind(**{key: _field_from(known[key], value) for key, value in fields.items()})
+
+
+def _field_from(field: dataclasses.Field, value: Any) -> Any:
+    for noun, (base, _) in NOUNS.items():
+        if base.__name__ in str(field.type):
+            return from_config(noun, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _single(noun: str, data: Any) -> tuple[str, dict[str, Any]]:
+    if not isinstance(data, dict) or len(data) != 1:
+        raise RecipeError(f"A {noun} is written as `name` or `name: {{field: value}}`, got {data!r}.")
+    name, fields = next(iter(data.items()))
+    if fields is None:
+        fields = {}
+    if not isinstance(fields, dict):
+        raise RecipeError(f"The fields of {noun} {name!r} must be a mapping, got {fields!r}.")
+    return name, fields
+
+
+def _set_fields(value: Any) -> list[dataclasses.Field]:
+    """Fields that differ from their default."""
+
+    def default(f: dataclasses.Field) -> Any:
+        return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+    return [
+        f
+        for f in dataclasses.fields(value)
+        if default(f) is dataclasses.MISSING or getattr(value, f.name) != default(f)
+    ]
+
+
+def _pattern_config(pattern: Pattern) -> Any:
+    from sparseworks.core.patterns import describe, parse
+
+    text = describe(pattern)
+    if not text.startswith("("):
+        assert parse(text) == pattern
+        return text
+    data: dict[str, Any] = {
+        "unit": [pattern.unit.rows, pattern.unit.cols],
+        "group": [pattern.group.rows, pattern.group.cols],
+        "quota": pattern.quota,
+    }
+    if pattern.inner:
+        data["inner"] = _pattern_config(pattern.inner)
+    if pattern.across:
+        data["across"] = True
+    return data
+
+
+def _pattern_from(data: Any) -> Pattern:
+    if isinstance(data, str | Pattern):
+        return Pattern.parse(data)
+    unknown = set(data) - {"unit", "group", "quota", "inner", "across"} if isinstance(data, dict) else {repr(data)}
+    if unknown:
+        raise RecipeError(
+            f"A pattern is a name or a mapping of unit, group, quota, inner, across; got {sorted(unknown)[0]!r}."
+        )
+    inner = _pattern_from(data["inner"]) if data.get("inner") else None
+    unit, group = Tile(*data.get("unit", [1, 1])), Tile(*data.get("group", [None, None]))
+    return Pattern(unit, group, data.get("quota"), inner, bool(data.get("across", False)))

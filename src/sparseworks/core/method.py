@@ -1,0 +1,177 @@
+"""Method: a published method as a frozen bundle of nouns, with its source and what it claims."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from sparseworks.core.allocator import Allocator, Uniform
+from sparseworks.core.budget import Budget, Density
+from sparseworks.core.config import from_config, to_config
+from sparseworks.core.errors import BudgetError, RecipeError
+from sparseworks.core.pattern import Pattern
+from sparseworks.core.registry import Registry
+from sparseworks.core.schedule import Once, Schedule
+from sparseworks.core.score import Score
+from sparseworks.core.solver import Repair, Select, Solver
+from sparseworks.core.stats import Stat
+
+METHODS: Registry[Method] = Registry("method")
+
+_PARTS = ("score", "pattern", "budget", "allocate", "solve", "schedule")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a method comes from."""
+
+    authors: str
+    year: int
+    arxiv: str = ""
+    title: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.authors} ({self.year})" + (f", arXiv {self.arxiv}" if self.arxiv else "")
+
+
+@dataclass(frozen=True)
+class Method:
+    """score x pattern x budget x allocation x solver x schedule, and its provenance.
+
+    Attributes:
+        catalog: numbers of the catalogue entries this method implements (empty for baselines).
+        status: "stable" or "experimental".
+    """
+
+    name: str
+    score: Score
+    pattern: Pattern
+    budget: Budget = field(default_factory=lambda: Density(0.5))
+    allocate: Allocator = field(default_factory=Uniform)
+    solve: Solver = field(default_factory=Select)
+    schedule: Schedule = field(default_factory=Once)
+    family: str = "weights"
+    source: Source = field(default_factory=lambda: Source("folklore", 0))
+    claims: str = ""
+    catalog: tuple[int, ...] = ()
+    status: str = "stable"
+
+    def __post_init__(self):
+        fixed = self.pattern.fixed_density
+        if fixed is None:
+            return
+        if self.budget == Density(0.5) or self.budget == Density(fixed):
+            object.__setattr__(self, "budget", Density(fixed))
+        else:
+            raise BudgetError(
+                f"Pattern {self.pattern} fixes the density at {fixed:g}; the budget {self.budget} cannot hold."
+            )
+
+    @property
+    def needs(self) -> frozenset[type[Stat]]:
+        """Statistics that must be gathered to prune one site (allocation evidence not included)."""
+        return self.score.needs | self.solve.needs
+
+    @property
+    def evidence_needs(self) -> frozenset[type[Stat]]:
+        """Statistics of the dense model that the allocator looks at before anything is pruned."""
+        needs = self.allocate.needs
+        return (
+            needs | self.score.needs
+            if self.allocate.uses_scores
+            else needs | (self.needs if self.allocate.uses_error else frozenset())
+        )
+
+    def with_(self, **changes: Any) -> Method:
+        """A changed copy. Besides the fields: `density=0.3`, `pattern="2:4"`, `repair=...`, or names such as `allocate="owl"`.
+
+        Raises:
+            RecipeError: unknown option.
+        """
+        given = dict(changes)
+        if "density" in given:
+            given["budget"] = Density(float(given.pop("density")))
+        if "repair" in given:
+            repair = given.pop("repair")
+            given["solve"] = Select(repair if isinstance(repair, Repair) else from_config("repair", repair))
+        unknown = set(given) - {f.name for f in fields(self)}
+        if unknown:
+            raise RecipeError(
+                f"Method {self.name!r} has no option {sorted(unknown)[0]!r}; "
+                f"it takes density, repair, {', '.join(f.name for f in fields(self))}."
+            )
+        for part in _PARTS:
+            if isinstance(given.get(part), str | dict):
+                given[part] = from_config(part, given[part])
+        if "pattern" in given and "budget" not in given:
+            fixed, had = given["pattern"].fixed_density, self.pattern.fixed_density
+            given["budget"] = (
+                Density(fixed) if fixed is not None else (Density(0.5) if had is not None else self.budget)
+            )
+        return replace(self, **given)
+
+    @property
+    def composition(self) -> str:
+        """One line: which nouns this method composes."""
+        return " ".join(f"{part}={_brief(getattr(self, part))}" for part in _PARTS)
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain data: the registered name and the parts that differ from the registered method."""
+        base = METHODS.get(self.name) if self.name in METHODS else None
+        data: dict[str, Any] = {"name": self.name}
+        for part in _PARTS:
+            value = getattr(self, part)
+            if base is None or value != getattr(base, part):
+                data[part] = to_config(value)
+        return data
+
+    @classmethod
+    def from_config(cls, data: Any) -> Method:
+        """Inverse of `to_config`; a bare name is a method at its defaults.
+
+        Raises:
+            RecipeError: unknown keys.
+        """
+        if isinstance(data, str):
+            return METHODS.get(data)
+        unknown = set(data) - {"name", *_PARTS}
+        if unknown or "name" not in data:
+            raise RecipeError(
+                f"A method is a name or a mapping of name, {', '.join(_PARTS)}; got {sorted(unknown) or 'no name'}."
+            )
+        parts = {part: from_config(part, data[part]) for part in _PARTS if part in data}
+        if data["name"] in METHODS:
+            return METHODS.get(data["name"]).with_(**parts)
+        if not {"score", "pattern"} <= set(parts):
+            METHODS.get(data["name"])  # raises with the nearest names
+        return cls(name=data["name"], **parts)
+
+
+def _brief(value: Any) -> str:
+    data = to_config(value)
+    if isinstance(data, dict) and len(data) == 1:
+        name, inner = next(iter(data.items()))
+        if not isinstance(inner, dict):
+            return f"{name}({inner})"
+        shown = ", ".join(f"{k}={_brief_plain(v)}" for k, v in inner.items())
+        return f"{name}({shown})" if shown else name
+    return str(data)
+
+
+def _brief_plain(data: Any) -> str:
+    if isinstance(data, dict) and len(data) == 1:
+        name, inner = next(iter(data.items()))
+        shown = ", ".join(f"{k}={_brief_plain(v)}" for k, v in inner.items()) if isinstance(inner, dict) else str(inner)
+        return f"{name}({shown})" if shown else str(name)
+    return str(data)
+
+
+def method(name: str, **changes: Any) -> Method:
+    """The registered method `name`, changed: `method("wanda", density=0.4, pattern="2:4", allocate="owl")`.
+
+    Raises:
+        UnknownNameError: the name is not registered; the message lists the nearest.
+        RecipeError: unknown option.
+    """
+    found = METHODS.get(name)
+    return found.with_(**changes) if changes else found

@@ -1,0 +1,202 @@
+"""Pattern = (unit, group, quota): what lives or dies together, within which set it competes, how many survive.
+
+Unit and group are both tiles: a unit is a tile of entries, a group is a tile of units. That is enough for unstructured,
+N:M, V:N:M, block, row, column and constant fan-in weights, and for codes, routers, pages and attention blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from sparseworks.core.errors import BudgetError, PatternError
+from sparseworks.core.support import Support
+
+Keep = int | Int[Tensor, " groups"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of `rows` x `cols` cells; None means the whole axis."""
+
+    rows: int | None = 1
+    cols: int | None = 1
+
+    def __post_init__(self):
+        for n in (self.rows, self.cols):
+            if n is not None and n < 1:
+                raise PatternError(f"A tile needs at least one row and one column, got {self.rows}x{self.cols}.")
+
+    def sizes(self, shape: Sequence[int]) -> tuple[int, int]:
+        """`(rows, cols)` of the tile inside a matrix of `shape`.
+
+        Raises:
+            PatternError: the tile does not divide the shape.
+        """
+        rows, cols = shape[-2], shape[-1]
+        r, c = self.rows or max(rows, 1), self.cols or max(cols, 1)
+        for axis, size, tile in (("rows", rows, r), ("columns", cols, c)):
+            if size % tile:
+                raise PatternError(
+                    f"{size} {axis} cannot be cut into tiles of {tile} (shape {tuple(shape)}); "
+                    f"choose a pattern that divides {size}, or leave this site out."
+                )
+        return r, c
+
+    def __str__(self) -> str:
+        return f"{self.rows or 'all'}x{self.cols or 'all'}"
+
+
+ELEMENT = Tile(1, 1)
+WHOLE = Tile(None, None)
+ROW = Tile(1, None)
+COLUMN = Tile(None, 1)
+
+
+def to_groups(x: Shaped[Tensor, "*batch rows cols"], tile: Tile) -> Shaped[Tensor, "*batch groups cells"]:
+    """Cut the matrix into tiles, row-major: one row of the result per tile, its cells in row-major order."""
+    *batch, rows, cols = x.shape
+    r, c = tile.sizes(x.shape)
+    if r == 1 or c == cols:  # tiles are contiguous: no copy
+        return x.reshape(*batch, rows // r * (cols // c), r * c)
+    tiled = x.reshape(*batch, rows // r, r, cols // c, c).transpose(-3, -2)
+    return tiled.reshape(*batch, rows // r * (cols // c), r * c)
+
+
+def from_groups(x: Shaped[Tensor, "*batch groups cells"], tile: Tile, shape: Sequence[int]) -> Shaped[Tensor, "*shape"]:
+    """Inverse of `to_groups`."""
+    *batch, rows, cols = shape
+    r, c = tile.sizes(shape)
+    if r == 1 or c == cols:
+        return x.reshape(*batch, rows, cols)
+    return x.reshape(*batch, rows // r, cols // c, r, c).transpose(-3, -2).reshape(*batch, rows, cols)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which supports are allowed.
+
+    Attributes:
+        unit: tile of entries that live or die together.
+        group: tile of the unit grid within which units compete.
+        quota: survivors per group: a number (N:M), `"equal"` (every group the same share of the budget: constant
+            fan-in), or None (the budget decides, shares as even as integers allow).
+        inner: a second selection inside the entries kept by the first (V:N:M).
+        across: groups reach over all sites of a model (global pruning); one matrix alone is then one group.
+    """
+
+    unit: Tile = ELEMENT
+    group: Tile = WHOLE
+    quota: int | Literal["equal"] | None = None
+    inner: Pattern | None = None
+    across: bool = False
+
+    # -- shapes and counts ----------------------------------------------------------------------------------------
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise PatternError unless the pattern fits a matrix of `shape`."""
+        _, size = self.capacity(shape)
+        if isinstance(self.quota, int) and self.quota > size and size:
+            raise PatternError(
+                f"{self} keeps {self.quota} of each group, but a group of shape {tuple(shape)} has {size} units."
+            )
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the unit grid of a matrix of `shape`."""
+        r, c = self.unit.sizes(shape)
+        return shape[-2] // r, shape[-1] // c
+
+    def capacity(self, shape: Sequence[int]) -> tuple[int, int]:
+        """`(groups, units per group)` of a matrix of `shape`."""
+        grid = self.grid(shape)
+        r, c = self.group.sizes(grid)
+        return (grid[0] // r) * (grid[1] // c), r * c
+
+    @property
+    def fixed_density(self) -> float | None:
+        """The density that the pattern itself fixes (2:4 -> 0.5), or None where the budget decides."""
+        if not isinstance(self.quota, int) or self.group.rows is None or self.group.cols is None:
+            return None
+        own = self.quota / (self.group.rows * self.group.cols)
+        inner = self.inner.fixed_density if self.inner else 1.0
+        return None if inner is None else own * inner
+
+    def counts(self, shape: Sequence[int], budget: float | int | None) -> Int[Tensor, " groups"]:
+        """Survivors per group: integers that sum to the budget (units), spread as evenly as integers allow.
+
+        Args:
+            shape: `(rows, cols)` of the matrix.
+            budget: density in [0, 1] (float) or kept entries (int); ignored where the quota fixes the count.
+
+        Raises:
+            BudgetError: no budget where one is needed, or one out of range.
+        """
+        groups, size = self.capacity(shape)
+        if isinstance(self.quota, int):
+            return torch.full((groups,), self.quota)
+        total = _units_of(budget, groups * size, self, shape)
+        if self.quota == "equal":
+            return torch.full((groups,), round(total / groups) if groups else 0)
+        edges = torch.arange(groups + 1) * total // max(groups, 1)
+        return edges.diff()
+
+    # -- selection ------------------------------------------------------------------------------------------------
+
+    def select(self, scores: Shaped[Tensor, "*batch rows cols"], keep: Keep | None = None) -> Support:
+        """See `sparseworks.core.select.select`."""
+        from sparseworks.core.select import select
+
+        return select(scores, self, keep)
+
+    def admits(self, support: Support) -> bool:
+        """Whether units are kept whole and no group holds more than its quota (equal counts where the quota says so)."""
+        try:
+            self.check(support.shape)
+        except PatternError:
+            return False
+        units = to_groups(support.mask(), self.unit)
+        outer = units.any(dim=-1)
+        if self.inner is None and bool((outer != units.all(dim=-1)).any()):
+            return False
+        grid = outer.reshape(*support.shape[:-2], *self.grid(support.shape))
+        kept = to_groups(grid, self.group).sum(dim=-1)
+        if self.inner is None and self.quota == "equal":
+            return kept.numel() == 0 or bool((kept == kept.reshape(-1)[0]).all())
+        return not isinstance(self.quota, int) or bool((kept <= self.quota).all())
+
+    def then(self, inner: Pattern) -> Pattern:
+        """Nested selection: `inner` chooses among what this pattern kept (V:N:M = panels of columns, then N:M inside)."""
+        return replace(self, inner=self.inner.then(inner) if self.inner else inner)
+
+    # -- text -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def parse(cls, text: str | Pattern) -> Pattern:
+        """Read a pattern from its text, see `sparseworks.core.patterns.parse`."""
+        from sparseworks.core.patterns import parse
+
+        return text if isinstance(text, Pattern) else parse(text)
+
+    def __str__(self) -> str:
+        from sparseworks.core.patterns import describe
+
+        return describe(self)
+
+
+def _units_of(budget: float | int | None, units: int, pattern: Pattern, shape: Sequence[int]) -> int:
+    if budget is None:
+        raise BudgetError(f"Pattern {pattern} has no quota of its own: state a density or a count.")
+    if isinstance(budget, float):
+        if not 0.0 <= budget <= 1.0:
+            raise BudgetError(f"A density lies in [0, 1], got {budget}.")
+        return round(budget * units)
+    r, c = pattern.unit.sizes(shape)
+    total = round(int(budget) / max(r * c, 1))
+    if not 0 <= total <= units:
+        raise BudgetError(f"Cannot keep {budget} of {units * r * c} entries.")
+    return total

@@ -1,0 +1,107 @@
+"""Recipe: which sites get which method, in order; the last rule that matches a site holds. YAML round-trips exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import yaml
+
+from sparseworks.core.errors import RecipeError
+from sparseworks.core.method import Method
+from sparseworks.core.site import Site
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`method` for every site whose name matches a shell-style pattern in `sites`; method None leaves them dense."""
+
+    sites: tuple[str, ...]
+    method: Method | None
+
+    def matches(self, name: str) -> bool:
+        """Whether the site name matches any pattern."""
+        return any(fnmatchcase(name, pattern) for pattern in self.sites)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An ordered list of rules and a seed."""
+
+    rules: tuple[Rule, ...]
+    seed: int = 0
+
+    @classmethod
+    def of(cls, method: Method | Recipe, *, skip: Sequence[str] = ()) -> Recipe:
+        """One method for every site but those matching `skip`."""
+        if isinstance(method, Recipe):
+            return method
+        rules = [Rule(("*",), method)]
+        if skip:
+            rules.append(Rule(tuple(skip), None))
+        return cls(tuple(rules))
+
+    def method_for(self, name: str) -> Method | None:
+        """The method of the last matching rule, None = stays dense."""
+        found = [rule.method for rule in self.rules if rule.matches(name)]
+        return found[-1] if found else None
+
+    def assign(self, sites: Iterable[Site]) -> list[tuple[Method, list[Site]]]:
+        """Sites grouped by method, both in order of appearance; dense sites are left out."""
+        groups: list[tuple[Method, list[Site]]] = []
+        for site in sites:
+            method = self.method_for(site.name)
+            if method is None:
+                continue
+            for known, members in groups:
+                if known == method:
+                    members.append(site)
+                    break
+            else:
+                groups.append((method, [site]))
+        return groups
+
+    def to_yaml(self) -> str:
+        """YAML text; `Recipe.from_yaml` reads back an equal recipe."""
+        rules = [{"sites": list(r.sites), "method": r.method.to_config() if r.method else None} for r in self.rules]
+        return yaml.safe_dump({"schema": 1, "seed": self.seed, "rules": rules}, sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Recipe:
+        """Read a recipe.
+
+        Raises:
+            RecipeError: not YAML, unknown keys, or a newer schema.
+        """
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"The recipe is not valid YAML: {error}") from None
+        if not isinstance(data, dict):
+            raise RecipeError("A recipe is a mapping with the keys schema, seed, rules.")
+        _known(data, {"schema", "seed", "rules"}, "recipe")
+        if data.get("schema", 1) != 1:
+            raise RecipeError(
+                f"This recipe has schema {data['schema']!r}; this version reads schema 1. Upgrade sparseworks."
+            )
+        rules = data.get("rules")
+        if not isinstance(rules, list) or not rules:
+            raise RecipeError("A recipe needs a list of rules.")
+        return cls(tuple(_rule(r) for r in rules), int(data.get("seed", 0)))
+
+
+def _rule(data: Any) -> Rule:
+    if not isinstance(data, dict) or "sites" not in data or "method" not in data:
+        raise RecipeError(f"A rule is a mapping with the keys sites and method, got {data!r}.")
+    _known(data, {"sites", "method"}, "rule")
+    sites = [data["sites"]] if isinstance(data["sites"], str) else data["sites"]
+    method = None if data["method"] is None else Method.from_config(data["method"])
+    return Rule(tuple(map(str, sites)), method)
+
+
+def _known(data: dict[str, Any], keys: set[str], where: str) -> None:
+    unknown = set(data) - keys
+    if unknown:
+        raise RecipeError(f"Unknown key {sorted(unknown)[0]!r} in the {where}; known: {', '.join(sorted(keys))}.")

@@ -1,0 +1,73 @@
+"""Named collections of plug-ins: whatever is registered is found by name, listed, and tested by the conformance suites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from sparseworks.core.errors import SparseworksError, UnknownNameError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Name -> object, in order of registration.
+
+    Args:
+        kind: what the objects are, for error messages ("score", "format", ...).
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that files `item` under `name` and stores the name on it as `registered_name`.
+
+        Raises:
+            SparseworksError: the name is taken by another object.
+        """
+
+        def add(item: T) -> T:
+            known = self._items.get(name)
+            if known is not None and getattr(known, "__qualname__", known) != getattr(item, "__qualname__", item):
+                raise SparseworksError(
+                    f"The {self.kind} name {name!r} is already taken by {known!r}; choose another name."
+                )
+            self._items[name] = item
+            if isinstance(item, type):
+                item.registered_name = name  # type: ignore[attr-defined]
+            return item
+
+        return add
+
+    def get(self, name: str) -> T:
+        """The object registered under `name`.
+
+        Raises:
+            UnknownNameError: with the nearest known names.
+        """
+        try:
+            return self._items[name]
+        except KeyError:
+            raise UnknownNameError(self.kind, name, self._items) from None
+
+    def names(self) -> list[str]:
+        """All names, in order of registration."""
+        return list(self._items)
+
+    def items(self) -> list[tuple[str, T]]:
+        """All (name, object) pairs, in order of registration."""
+        return list(self._items.items())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._items.values())
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return f"Registry({self.kind}: {', '.join(self._items)})"

@@ -1,0 +1,89 @@
+"""When the support changes: a schedule maps progress in [0, 1] to how much of the final sparsity (or of a fraction) holds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sparseworks.core.errors import BudgetError
+from sparseworks.core.registry import Registry
+
+SCHEDULES: Registry[type[Schedule]] = Registry("schedule")
+
+
+class Schedule:
+    """`schedule(progress) -> value`; progress is clamped to [0, 1]."""
+
+    def __call__(self, progress: float) -> float:
+        """Value at `progress`."""
+        return self.value(min(max(progress, 0.0), 1.0))
+
+    def value(self, t: float) -> float:
+        """Value at t in [0, 1]."""
+        raise NotImplementedError
+
+
+@SCHEDULES.register("once")
+@dataclass(frozen=True)
+class Once(Schedule):
+    """All at once: 1 at any progress (one shot, at initialisation)."""
+
+    def value(self, t: float) -> float:
+        """1."""
+        return 1.0
+
+
+@SCHEDULES.register("linear")
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """start + (end - start) t."""
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def value(self, t: float) -> float:
+        """Straight line."""
+        return self.start + (self.end - self.start) * t
+
+
+@SCHEDULES.register("cubic")
+@dataclass(frozen=True)
+class Cubic(Schedule):
+    """s_f + (s_0 - s_f)(1 - t)^3: gradual magnitude pruning (Zhu & Gupta, 2017, arXiv 1710.01878)."""
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def value(self, t: float) -> float:
+        """Fast first, slow at the end."""
+        return self.end + (self.start - self.end) * (1.0 - t) ** 3
+
+
+@SCHEDULES.register("cosine")
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """start/2 (1 + cos(pi t)): RigL's drop fraction (Evci et al., 2020, arXiv 1911.11134)."""
+
+    start: float = 0.3
+
+    def value(self, t: float) -> float:
+        """From `start` to 0."""
+        return self.start / 2 * (1.0 + math.cos(math.pi * t))
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """At which steps the support may change: every `every` steps in [start, stop)."""
+
+    every: int = 100
+    start: int = 0
+    stop: int | None = None
+
+    def __post_init__(self):
+        if self.every < 1 or self.start < 0 or (self.stop is not None and self.stop < self.start):
+            raise BudgetError(f"A cadence needs every >= 1 and 0 <= start <= stop, got {self}.")
+
+    def __call__(self, step: int) -> bool:
+        """Whether step `step` is due."""
+        inside = step >= self.start and (self.stop is None or step < self.stop)
+        return inside and (step - self.start) % self.every == 0

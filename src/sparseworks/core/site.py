@@ -1,0 +1,159 @@
+"""Site: the matrix view of something that can become sparse, a parameter, a slice of one, or one expert of a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparseworks.core.errors import ModelError, ShapeError
+
+Kind = Literal["linear", "conv1d", "conv2d", "hf_conv1d", "embedding", "expert"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A `(rows, cols)` = (outputs, inputs) view of a parameter.
+
+    Attributes:
+        name: unique name, by default the parameter's name without `.weight`; slices and experts add `[q]`, `[3]`.
+        kind: how the parameter is laid out.
+        parameter: dotted name of the parameter in the model.
+        shape: `(rows, cols)` of the view. Convolutions are channels-last, (out, kernel positions * in), so that
+            consecutive columns are consecutive input channels.
+        rows: slice of output rows of the parameter's own view (fused qkv), or None for all.
+        expert: index into the leading axis of a 3-D stack, or None.
+        kernel: spatial kernel size for convolutions.
+        transposed: the parameter is stored (in, out).
+        groups: groups of a convolution.
+        tied: other parameter names that share the storage.
+    """
+
+    name: str
+    kind: Kind
+    parameter: str
+    shape: tuple[int, int]
+    rows: tuple[int, int] | None = None
+    expert: int | None = None
+    kernel: tuple[int, ...] = ()
+    transposed: bool = False
+    groups: int = 1
+    tied: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the module that owns the parameter."""
+        return self.parameter.rpartition(".")[0]
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return self.shape[0] * self.shape[1]
+
+    def tensor(self, model: nn.Module) -> nn.Parameter:
+        """The parameter itself.
+
+        Raises:
+            ModelError: the model has no such parameter.
+        """
+        try:
+            return model.get_parameter(self.parameter)
+        except AttributeError as error:
+            raise ModelError(f"Site {self.name!r}: the model has no parameter {self.parameter!r} ({error}).") from None
+
+    def view(self, tensor: Tensor) -> Float[Tensor, "rows cols"]:
+        """The (rows, cols) view of a tensor laid out like the parameter (the weight, its gradient, a mask)."""
+        x = tensor if self.expert is None else tensor[self.expert]
+        if self.kernel:
+            x = x.movedim(1, -1).flatten(1)
+        elif self.transposed:
+            x = x.transpose(-1, -2)
+        return x if self.rows is None else x[self.rows[0] : self.rows[1]]
+
+    def read(self, model: nn.Module) -> Float[Tensor, "rows cols"]:
+        """The weight as a detached `(rows, cols)` matrix (a view where the layout allows one)."""
+        return self.view(self.tensor(model).detach())
+
+    def write(self, model: nn.Module, value: Float[Tensor, "rows cols"]) -> None:
+        """Store `value` into the parameter in place (tied names see it too).
+
+        Raises:
+            ShapeError: `value` has another shape.
+        """
+        if tuple(value.shape) != self.shape:
+            raise ShapeError(f"Site {self.name!r} is {self.shape}, cannot store a {tuple(value.shape)} matrix.")
+        with torch.no_grad():
+            target = self.tensor(model)
+            part = target if self.expert is None else target[self.expert]
+            if self.kernel:
+                lo, hi = self.rows or (0, part.shape[0])
+                spatial = value.reshape(hi - lo, *part.shape[2:], part.shape[1]).movedim(-1, 1)
+                part[lo:hi].copy_(spatial)
+            else:
+                view = part.transpose(-1, -2) if self.transposed else part
+                (view if self.rows is None else view[self.rows[0] : self.rows[1]]).copy_(value)
+
+    def inputs(self, x: Tensor) -> Float[Tensor, "tokens cols"]:
+        """The site's inputs as `(tokens, cols)`: what is multiplied with the view, for statistics.
+
+        `x` is what the owning module received: (..., in) for linear kinds, NC... for convolutions (unfolded by the caller).
+        """
+        return x.reshape(-1, x.shape[-1])
+
+
+@dataclass(frozen=True)
+class Member:
+    """One slice family of a coupled unit: unit i owns indices [i * width, (i + 1) * width) of `axis` of `site`."""
+
+    site: str
+    axis: Literal["rows", "cols"]
+    width: int = 1
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Units that live or die together across several sites: channels, heads, FFN neurons.
+
+    Attributes:
+        name: unique name ("layers.0.ffn").
+        kind: "neuron", "head" or "channel".
+        units: how many units compete.
+        members: where each unit's slices lie. Bias vectors follow the rows of their site.
+    """
+
+    name: str
+    kind: Literal["neuron", "head", "channel"]
+    units: int
+    members: tuple[Member, ...]
+
+    def pool(self, scores: dict[str, Float[Tensor, "rows cols"]]) -> Float[Tensor, "1 units"]:
+        """Unit scores: the sum of the member slices' scores, normalised by the number of entries a unit owns.
+
+        Raises:
+            ShapeError: a member's axis is not units * width.
+        """
+        total, entries = torch.zeros(self.units, dtype=torch.float64), 0
+        for m in self.members:
+            s = scores[m.site]
+            s = s if m.axis == "rows" else s.T
+            if s.shape[0] != self.units * m.width:
+                raise ShapeError(
+                    f"Coupling {self.name!r}: {m.axis} of {m.site!r} are {s.shape[0]}, not {self.units} x {m.width}."
+                )
+            total += s.reshape(self.units, -1).sum(dim=1).double().cpu()
+            entries += m.width * s.shape[1]
+        return (total / max(entries, 1)).unsqueeze(0)
+
+    def spread(self, kept: Tensor, shapes: dict[str, Sequence[int]]) -> dict[str, Tensor]:
+        """Boolean masks of every member site for the kept units `(units,)`."""
+        masks: dict[str, Tensor] = {}
+        for m in self.members:
+            along = kept.reshape(-1).repeat_interleave(m.width)
+            mask = along.unsqueeze(1) if m.axis == "rows" else along.unsqueeze(0)
+            mask = mask.expand(*shapes[m.site])
+            masks[m.site] = masks[m.site] & mask if m.site in masks else mask.clone()
+        return masks
