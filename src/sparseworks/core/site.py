@@ -84,18 +84,25 @@ class Site:
         Raises:
             ShapeError: `value` has another shape.
         """
+        self.put(self.tensor(model), value)
+
+    @torch.no_grad()
+    def put(self, tensor: Tensor, value: Float[Tensor, "rows cols"]) -> None:
+        """Store the `(rows, cols)` matrix into a tensor laid out like the parameter, in place; inverse of `view`.
+
+        Raises:
+            ShapeError: `value` has another shape.
+        """
         if tuple(value.shape) != self.shape:
             raise ShapeError(f"Site {self.name!r} is {self.shape}, cannot store a {tuple(value.shape)} matrix.")
-        with torch.no_grad():
-            target = self.tensor(model)
-            part = target if self.expert is None else target[self.expert]
-            if self.kernel:
-                lo, hi = self.rows or (0, part.shape[0])
-                spatial = value.reshape(hi - lo, *part.shape[2:], part.shape[1]).movedim(-1, 1)
-                part[lo:hi].copy_(spatial)
-            else:
-                view = part.transpose(-1, -2) if self.transposed else part
-                (view if self.rows is None else view[self.rows[0] : self.rows[1]]).copy_(value)
+        part = tensor if self.expert is None else tensor[self.expert]
+        if self.kernel:
+            lo, hi = self.rows or (0, part.shape[0])
+            spatial = value.reshape(hi - lo, *part.shape[2:], part.shape[1]).movedim(-1, 1)
+            part[lo:hi].copy_(spatial)
+        else:
+            view = part.transpose(-1, -2) if self.transposed else part
+            (view if self.rows is None else view[self.rows[0] : self.rows[1]]).copy_(value)
 
     def inputs(self, x: Tensor) -> Float[Tensor, "tokens cols"]:
         """The site's inputs as `(tokens, cols)`: what is multiplied with the view, for statistics.
