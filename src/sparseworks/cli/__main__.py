@@ -1,0 +1,5 @@
+"""`python -m sparseworks.cli`."""
+
+from sparseworks.cli import main
+
+main()

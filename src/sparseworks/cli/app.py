@@ -1,0 +1,219 @@
+"""Commands: compress, inspect, plan, bench, methods, evaluate. Each takes `--json`; exit code 0 = done, 1 = error, 2 = usage, 3 = goal not met."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    name="sparseworks",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make PyTorch models sparse, and measurably faster. MODEL is a local folder, a hub id, `minilm`, or `sparseworks/tiny-lm`.",
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(help="Local folder, hub id, `minilm` (extra demo) or `sparseworks/tiny-lm`.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Threads = Annotated[Optional[int], typer.Option(help="CPU threads; default: all cores.", show_default=False)]  # noqa: UP045
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from sparseworks import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def compress(
+    model: Annotated[
+        Optional[str],
+        typer.Argument(
+            help="Model to compress; default: the embedded demonstration on all-MiniLM-L6-v2.", show_default=False
+        ),
+    ] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option(help="Folder for the model, report.html and result.json.")] = Path(
+        "out/compressed"
+    ),
+    method: Annotated[
+        Optional[str],
+        typer.Option(help="Method name, see `sparseworks methods`.  [default: sparsegpt]", show_default=False),
+    ] = None,  # noqa: UP045
+    recipe: Annotated[
+        Optional[Path],
+        typer.Option(help="Recipe file (YAML) instead of --method.", exists=True, dir_okay=False, show_default=False),
+    ] = None,  # noqa: UP045
+    density: Annotated[
+        Optional[float],
+        typer.Option(help="Share of the weights to keep, 0 to 1.", min=0.0, max=1.0, show_default=False),
+    ] = None,  # noqa: UP045
+    pattern: Annotated[
+        Optional[str], typer.Option(help="row, tensor, global, 2:4, 16x2:4, block:4x1, fan-in ...", show_default=False)
+    ] = None,  # noqa: UP045
+    allocate: Annotated[
+        Optional[str], typer.Option(help="uniform, erk, owl, dp, global ...", show_default=False)
+    ] = None,  # noqa: UP045
+    repair: Annotated[Optional[str], typer.Option(help="none, bias, least_squares.", show_default=False)] = None,  # noqa: UP045
+    recover: Annotated[
+        float,
+        typer.Option(help="Minutes of fine-tuning with the support fixed (0 = none).", min=0.0, show_default=False),
+    ] = -1.0,
+    speedup: Annotated[
+        Optional[float],
+        typer.Option(help="Search for a model this many times faster than dense.", min=1.0, show_default=False),
+    ] = None,  # noqa: UP045
+    max_drop: Annotated[
+        Optional[str], typer.Option(help="Largest relative loss of quality, e.g. `1%` or `0.01`.", show_default=False)
+    ] = None,  # noqa: UP045
+    data: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="Calibration text: .txt, .jsonl or .gz of them; default: documentation on this machine.",
+            exists=True,
+            show_default=False,
+        ),
+    ] = None,  # noqa: UP045
+    task: Annotated[
+        Optional[str],
+        typer.Option(help="perplexity, retrieval, similarity; default: by kind of model.", show_default=False),
+    ] = None,  # noqa: UP045
+    task_data: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="Evaluation text, or a folder with corpus, queries and qrels (BEIR or TREC layout).",
+            exists=True,
+            show_default=False,
+        ),
+    ] = None,  # noqa: UP045
+    batch: Annotated[int, typer.Option(help="Sequences per timed batch.", min=1)] = 32,
+    length: Annotated[int, typer.Option(help="Tokens per timed and calibration sequence.", min=1)] = 128,
+    samples: Annotated[int, typer.Option(help="Calibration sequences.", min=1)] = 128,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Allow kept values to be stored in bfloat16.")] = False,
+    layout: Annotated[str, typer.Option(help="How weights are saved: bitmask, packed or dense.")] = "bitmask",
+    skip: Annotated[
+        Optional[list[str]], typer.Option(help="Sites that stay dense (shell pattern; repeatable).", show_default=False)
+    ] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    threads: Threads = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing result in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prune, repair, recover, plan and measure a model; write the model and a one-file report.
+
+    Without MODEL: a demonstration on all-MiniLM-L6-v2, offline, in a few minutes. With `--speedup` or `--max-drop` densities,
+    patterns and allocations are searched. An interrupted run goes on when the same command is given again.
+
+    Examples:
+
+    `sparseworks compress --out out/demo`
+
+    `sparseworks compress sparseworks/tiny-lm --method sparsegpt --density 0.5 --out out/lm`
+
+    `sparseworks compress ./my-model --speedup 1.5 --max-drop 1% --data texts.jsonl --out out/fast`
+    """
+    from sparseworks.cli.compress import run_compress
+
+    given = {k: v for k, v in locals().items() if k != "run_compress"}
+    raise typer.Exit(run_compress(**given))
+
+
+@app.command()
+def inspect(model: Model, as_json: Json = False) -> None:
+    """List what can become sparse: sites, repeated blocks, coupled units, and the supports of an already sparse model."""
+    from sparseworks.cli.commands import run_inspect
+
+    _show(run_inspect(model), as_json)
+
+
+@app.command()
+def plan(
+    model: Model,
+    batch: Annotated[str, typer.Option(help="Rows of the matrix products, comma-separated.")] = "1,16,256",
+    density: Annotated[
+        float, typer.Option(help="Share kept by a trial mask, for a model that is not sparse yet.", min=0.0, max=1.0)
+    ] = 0.3,
+    pattern: Annotated[str, typer.Option(help="Pattern of the trial mask.")] = "row",
+    bf16: Annotated[bool, typer.Option("--bf16", help="Allow kept values in bfloat16.")] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Time every layer, dense and sparse, on this machine, and say which kernel wins and why."""
+    from sparseworks.cli.commands import run_plan
+
+    _show(run_plan(model, batch, density, pattern, bf16, threads), as_json)
+
+
+@app.command()
+def bench(
+    shape: Annotated[str, typer.Option(help="OUTxIN of one linear layer.")] = "1024x1024",
+    density: Annotated[float, typer.Option(help="Share of the weights kept.", min=0.0, max=1.0)] = 0.1,
+    pattern: Annotated[str, typer.Option(help="Pattern of the support.")] = "row",
+    batch: Annotated[int, typer.Option(help="Rows (tokens).", min=1)] = 64,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Time one linear layer with every kernel that takes it, beside dense torch."""
+    from sparseworks.cli.commands import run_bench
+
+    _show(run_bench(shape, density, pattern, batch, threads), as_json)
+
+
+@app.command()
+def methods(
+    family: Annotated[Optional[str], typer.Option(help="Only this family.", show_default=False)] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """List the registered methods: name, family, source, composition."""
+    from sparseworks.cli.commands import run_methods
+
+    _show(run_methods(family), as_json)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    task: Annotated[
+        Optional[str],
+        typer.Option(help="perplexity, retrieval or similarity; default: by kind of model.", show_default=False),
+    ] = None,  # noqa: UP045
+    data: Annotated[
+        Optional[Path],
+        typer.Option(help="Text file, or folder with corpus, queries and qrels.", exists=True, show_default=False),
+    ] = None,  # noqa: UP045
+    limit: Annotated[Optional[int], typer.Option(help="Use only this many items.", show_default=False)] = None,  # noqa: UP045
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure quality: perplexity of a causal LM, nDCG@10 of a text encoder."""
+    from sparseworks.cli.commands import run_evaluate
+
+    _show(run_evaluate(model, task, data, limit, threads), as_json)
+
+
+def _show(answer: tuple[Any, Any], as_json: bool) -> None:
+    """Print `(data, text or rich renderable)`."""
+    data, text = answer
+    if as_json:
+        typer.echo(json.dumps(data, indent=1, default=str))
+        return
+    from rich.console import Console
+
+    Console().print(text)

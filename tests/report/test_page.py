@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sparseworks.core.errors import SparseworksError
+from sparseworks.report import Report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--hide-scrollbars")  # fmt: skip
+
+
+def browse(page: Path, profile: Path, *flags: str) -> str:
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [CHROMIUM, *QUIET, f"--user-data-dir={profile}", *flags, page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_page_needs_no_network_and_escapes_text(sample):
+    html = Report(sample).html()
+    assert not re.search(r'(src|href)="https?:', html)
+    assert "<script>alert(1)" not in html
+    assert html.count("<svg") == 4
+
+
+def test_pictures_follow_the_page_colours(sample):
+    html = Report(sample).html()
+    svg = html[html.index("<svg") : html.index("</svg>")]
+    assert "currentColor" in svg
+    assert "#000000" not in svg
+
+
+def test_a_result_without_recovery_or_kernels_renders(sample):
+    data = sample
+    data["recovery"], data["frontier"] = None, []
+    for site in data["sites"]:
+        site.update(us=None, dense_us=None, ceiling_us=None, error=None)
+    assert "Recovery</h2>" not in Report(data).html()
+
+
+def test_failed_write_leaves_nothing(sample, tmp_path: Path):
+    target = tmp_path / "file"
+    target.write_text("not a folder")
+    with pytest.raises(SparseworksError, match="Cannot write the report"):
+        Report(sample).save(target / "report.html")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Chromium (apt-get install chromium); the CI entry point installs it"
+)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_the_page(sample, tmp_path: Path, scheme: str):
+    page = Report(sample).save(tmp_path / "report.html")
+    flags = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    dom = browse(page, tmp_path / "profile", "--dump-dom", *flags)
+    assert re.search(r'id="ratio">2\.22×', dom)
+    assert dom.count("<tr>") > 10
+    shot = tmp_path / f"{scheme}.png"
+    browse(page, tmp_path / "profile", f"--screenshot={shot}", "--window-size=1000,1400", *flags)
+    assert shot.stat().st_size > 20_000
+    corner = _first_pixel(shot)
+    assert (sum(corner) > 600) if scheme == "light" else (sum(corner) < 150)
+
+
+def _first_pixel(png: Path) -> tuple[int, int, int]:
+    from matplotlib.image import imread
+
+    r, g, b = (imread(png)[2, 2, :3] * 255).astype(int)
+    return int(r), int(g), int(b)
