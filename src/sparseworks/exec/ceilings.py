@@ -1,0 +1,163 @@
+"""What the machine can do at best: memory bandwidth and multiply-add rate, measured once and kept in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from math import log2
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from sparseworks.exec.kernel import Call
+
+_VERSION = 1
+_SMALLEST, _LARGEST = 1 << 22, 1 << 29
+_MEMORY: dict[str, Ceilings] = {}
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Best rates seen on this machine.
+
+    Attributes:
+        bandwidth: bytes/s when reading a working set of `working_set` bytes over and over.
+        flops: float32 operations/s of a large product (a multiply-add counts two).
+        threads: threads used.
+        working_set: bytes.
+    """
+
+    bandwidth: float
+    flops: float
+    threads: int
+    working_set: int
+
+
+def ceilings(*, working_set: int = _LARGEST, threads: int | None = None, cache: bool = True) -> Ceilings:
+    """Measured ceilings of this machine; a second or two the first time, then read from the user's cache folder.
+
+    Args:
+        working_set: bytes that are read between two readings of the same byte, that is the size of a model's weights: a
+            model that stays in the last cache is read faster than one that does not. Rounded to a power of two.
+        threads: default: as torch is set.
+        cache: read and write the cache file.
+    """
+    threads = threads or torch.get_num_threads()
+    size = min(max(1 << round(log2(max(working_set, 1))), _SMALLEST), _LARGEST)
+    key = f"{_VERSION}-{threads}-{size}-{torch.__version__}"
+    found = _MEMORY.get(key)
+    if found is None and cache:
+        found = _read(key)
+    if found is None:
+        found = _measure(size, threads)
+        if cache:
+            _write(key, found)
+    _MEMORY[key] = found
+    return found
+
+
+def bound_us(call: Call, nbytes: int, nnz: int, limits: Ceilings | None = None) -> float:
+    """max(bytes / bandwidth, operations / peak) in microseconds: no kernel can be faster than this.
+
+    Bytes are those of the packed weight, of the input and of the output; operations are two per kept weight and row.
+
+    Args:
+        call: rows, shape and type of the input.
+        nbytes: bytes of the packed weight.
+        nnz: kept weights.
+        limits: default: `ceilings()`.
+    """
+    limits = limits or ceilings()
+    out_features, in_features = call.shape
+    moved = nbytes + call.rows * (in_features + out_features) * call.dtype.itemsize
+    return 1e6 * max(moved / limits.bandwidth, 2 * nnz * call.rows / limits.flops)
+
+
+def cache_folder() -> Path:
+    """Where measurements are kept: `$SPARSEWORKS_CACHE`, else `sparseworks` in the user's cache folder."""
+    own = os.environ.get("SPARSEWORKS_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own) if own else Path(base) / "sparseworks"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's content, or nothing if it is missing or damaged: a cache may be lost without harm."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write under a temporary name and rename; a folder that cannot be written is no error for a cache."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(data, indent=1, sort_keys=True), encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def machine_key() -> str:
+    """A short name of this machine: processor, cores, instruction set."""
+    from sparseworks.exec.measure import machine
+
+    facts = {k: v for k, v in machine().items() if k in ("cpu", "cores", "isa", "native", "system")}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _file() -> Path:
+    return cache_folder() / f"ceilings-{machine_key()}.json"
+
+
+def _read(key: str) -> Ceilings | None:
+    entry = read_json(_file()).get(key)
+    try:
+        return Ceilings(**entry) if entry else None
+    except TypeError:
+        return None
+
+
+def _write(key: str, value: Ceilings) -> None:
+    write_json(_file(), {**read_json(_file()), key: asdict(value)})
+
+
+def _measure(size: int, threads: int) -> Ceilings:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return Ceilings(_bandwidth(size), _flops(), threads, size)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _bandwidth(size: int) -> float:
+    matrix = torch.ones(size // 4 // 1024, 1024)
+    vector = torch.ones(1024)
+    flat = matrix.reshape(-1)
+    half = flat.numel() // 2
+    readers = (lambda: matrix @ vector, lambda: torch.dot(flat[:half], flat[half:]), lambda: flat.sum())
+    return max(size / _best(fn) for fn in readers)
+
+
+def _flops() -> float:
+    n = 1024
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    return 2 * n**3 / _best(lambda: a @ b)
+
+
+def _best(fn: Any, seconds: float = 0.25) -> float:
+    fn()
+    best, started = float("inf"), time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        begin = time.perf_counter()
+        fn()
+        best = min(best, time.perf_counter() - begin)
+    return best

@@ -1,0 +1,66 @@
+"""Kernel: multiplies with one packed form. It says which calls it refuses and why, and equals its torch reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparseworks.core.registry import Registry
+from sparseworks.exec.format import FORMATS, Packed
+
+KERNELS: Registry[Kernel] = Registry("kernel")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a kernel is asked to do.
+
+    Attributes:
+        rows: rows of the input (tokens).
+        shape: `(out, in)` of the weight.
+        density: share of weights kept.
+        dtype: type of the input.
+        threads: CPU threads.
+        device: device type, "cpu" or "cuda".
+    """
+
+    rows: int
+    shape: tuple[int, int]
+    density: float = 1.0
+    dtype: torch.dtype = torch.float32
+    threads: int = 1
+    device: str = "cpu"
+
+
+class Kernel:
+    """`kernel(x, packed, bias) -> x W^T + bias` for packed weights of one format and value type.
+
+    Attributes:
+        name: registered name.
+        format: registered name of the format it reads.
+        value_dtype: type of the stored values it reads.
+    """
+
+    name: str
+    format: str
+    value_dtype: torch.dtype = torch.float32
+
+    def refuses(self, call: Call) -> str | None:
+        """The sentence shown to the user when this kernel cannot take `call`, or None."""
+        raise NotImplementedError
+
+    def __call__(
+        self, x: Float[Tensor, "rows in"], packed: Packed, bias: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "rows out"]:
+        """x W^T + bias; `x` is contiguous and of a type that `refuses` lets pass."""
+        raise NotImplementedError
+
+    def reference(
+        self, x: Float[Tensor, "rows in"], packed: Packed, bias: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "rows out"]:
+        """The same with the unpacked weight: what the kernel must equal, and what runs where it refuses."""
+        weight, _ = FORMATS.get(self.format).unpack(packed)
+        return torch.nn.functional.linear(x, weight.to(x.dtype), bias)

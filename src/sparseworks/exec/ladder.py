@@ -1,0 +1,178 @@
+"""Ladder: which packed form and kernel runs from how many rows on; written as one string, so that one op carries it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparseworks.core.errors import KernelError
+from sparseworks.exec.format import FORMATS, Packed
+from sparseworks.exec.kernel import KERNELS, Call, Kernel
+
+Route = Callable[[Tensor, Tensor | None, Sequence[Tensor]], Tensor]
+_MAX_ROUTES = 4096
+
+
+@dataclass(frozen=True)
+class Rung:
+    """From `min_rows` rows on, `kernel` reads `packed`."""
+
+    min_rows: int
+    kernel: str
+    packed: Packed
+
+
+def write_spec(rungs: Sequence[Rung], density: float) -> tuple[str, list[Packed]]:
+    """The string form of a ladder, and its distinct packed forms in the order in which their parts are handed over.
+
+    Raises:
+        KernelError: no rungs, unsorted rungs, forms of different shapes, or a kernel that reads another format.
+    """
+    if not rungs or rungs[0].min_rows > 1 or any(a.min_rows >= b.min_rows for a, b in zip(rungs, rungs[1:], strict=False)):
+        raise KernelError("A ladder needs rungs in ascending order of min_rows, the first at 0 or 1 rows.")
+    forms: list[Packed] = []
+    for rung in rungs:
+        kernel = KERNELS.get(rung.kernel)
+        if kernel.format != rung.packed.format:
+            raise KernelError(f"Kernel {rung.kernel!r} reads {kernel.format!r}, not {rung.packed.format!r}; pack it so.")
+        if rung.packed.shape != rungs[0].packed.shape:
+            raise KernelError(f"Rungs of one layer differ in shape: {rung.packed.shape}, {rungs[0].packed.shape}.")
+        if not any(form is rung.packed for form in forms):
+            forms.append(rung.packed)
+    spec = {
+        "shape": list(rungs[0].packed.shape),
+        "density": round(density, 6),
+        "forms": [
+            {"format": f.format, "dtype": str(f.dtype).removeprefix("torch."), "parts": list(f.parts), "meta": f.meta}
+            for f in forms
+        ],
+        "rungs": [[r.min_rows, r.kernel, next(i for i, f in enumerate(forms) if f is r.packed)] for r in rungs],
+    }
+    return json.dumps(spec, sort_keys=True, separators=(",", ":")), forms
+
+
+@dataclass(frozen=True)
+class _Form:
+    format: str
+    dtype: torch.dtype
+    shape: tuple[int, int]
+    names: tuple[str, ...]
+    meta: dict[str, Any]
+    span: slice
+
+    def packed(self, parts: Sequence[Tensor]) -> Packed:
+        named = dict(zip(self.names, parts[self.span], strict=True))
+        return Packed(format=self.format, shape=self.shape, dtype=self.dtype, parts=named, meta=self.meta)
+
+
+class Ladder:
+    """A parsed spec, ready to run: chooses the rung by the number of rows and falls back to the reference."""
+
+    def __init__(self, spec: str):
+        try:
+            data = json.loads(spec)
+            self.shape: tuple[int, int] = (int(data["shape"][0]), int(data["shape"][1]))
+            ends = list(accumulate((len(f["parts"]) for f in data["forms"]), initial=0))
+            self.forms = [
+                _Form(f["format"], getattr(torch, f["dtype"]), self.shape, tuple(f["parts"]), f["meta"], slice(a, b))
+                for f, a, b in zip(data["forms"], ends, ends[1:], strict=False)
+            ]
+            rungs = [(int(least), str(name), self.forms[form]) for least, name, form in data["rungs"]]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise KernelError(f"Not a kernel ladder: {spec[:80]!r} ({error}); build it with `write_spec`.") from None
+        self.density = float(data.get("density", 1.0))
+        self.rungs: list[tuple[int, Kernel, _Form]] = [(least, KERNELS.get(name), form) for least, name, form in rungs]
+        self._routes: dict[tuple[int, torch.dtype, bool], Route] = {}
+
+    def __call__(self, x: Float[Tensor, "*lead in"], bias: Tensor | None, parts: Sequence[Tensor]) -> Tensor:
+        """`x @ W.T + bias` by the rung for the number of rows of `x`."""
+        tokens = x if x.dim() == 2 else x.reshape(-1, self.shape[1])
+        key = (tokens.shape[0], x.dtype, x.is_cpu)
+        route = self._routes.get(key)
+        if route is None:
+            route = self._find(key, x)
+        y = route(tokens.contiguous(), bias, parts)
+        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.shape[0])
+
+    def form(self, rows: int) -> _Form:
+        """The packed form read for `rows` rows."""
+        return self._rung(rows)[1]
+
+    def dense(self, rows: int, parts: Sequence[Tensor]) -> Float[Tensor, "out in"]:
+        """The weight as a dense matrix, from the form that serves `rows` rows."""
+        form = self.form(rows)
+        return FORMATS.get(form.format).unpack(form.packed(parts))[0]
+
+    def _rung(self, rows: int) -> tuple[Kernel, _Form]:
+        return next(((k, f) for least, k, f in reversed(self.rungs) if rows >= least), self.rungs[0][1:])
+
+    def _find(self, key: tuple[int, torch.dtype, bool], x: Tensor) -> Route:
+        if len(self._routes) >= _MAX_ROUTES:  # a server may see every length once
+            self._routes.clear()
+        rows = key[0]
+        call = Call(rows, self.shape, self.density, x.dtype, torch.get_num_threads(), x.device.type)
+        route = self._routes[key] = _empty(self.shape[0]) if rows == 0 else self._take(call)
+        return route
+
+    def _take(self, call: Call) -> Route:
+        chosen = self._rung(call.rows)
+        others = [(k, f) for _, k, f in self.rungs if k is not chosen[0]]
+        for kernel, form in [chosen, *others]:
+            if kernel.refuses(call) is None:
+                return _direct(kernel, form, call.dtype)
+            wide = Call(call.rows, call.shape, call.density, torch.float32, call.threads, call.device)
+            if call.dtype in (torch.bfloat16, torch.float16) and kernel.refuses(wide) is None:
+                return _widened(kernel, form)
+        return _reference(*chosen)
+
+
+def _direct(kernel: Kernel, form: _Form, dtype: torch.dtype) -> Route:
+    packed = form.packed
+
+    def run(x: Tensor, bias: Tensor | None, parts: Sequence[Tensor]) -> Tensor:
+        if bias is not None and bias.dtype is not dtype:
+            bias = bias.to(dtype)
+        return kernel(x, packed(parts), bias)
+
+    return run
+
+
+def _widened(kernel: Kernel, form: _Form) -> Route:
+    direct = _direct(kernel, form, torch.float32)
+    return lambda x, bias, parts: direct(x.float(), bias, parts).to(x.dtype)
+
+
+def _reference(kernel: Kernel, form: _Form) -> Route:
+    def run(x: Tensor, bias: Tensor | None, parts: Sequence[Tensor]) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = kernel.reference(x.to(wide), form.packed(parts), None if bias is None else bias.to(wide))
+        return y.to(x.dtype)
+
+    return run
+
+
+def _empty(out_features: int) -> Route:
+    return lambda x, bias, parts: x.new_empty(0, out_features)
+
+
+_LADDERS: dict[str, Ladder] = {}
+
+
+def ladder(spec: str) -> Ladder:
+    """The parsed ladder of `spec`; parsed once per process.
+
+    Raises:
+        KernelError: the text is not a ladder.
+        UnknownNameError: it names a kernel that is not registered.
+    """
+    found = _LADDERS.get(spec)
+    if found is None:
+        found = _LADDERS[spec] = Ladder(spec)
+    return found

@@ -1,0 +1,161 @@
+"""`sparseworks::linear`: the one op through which packed weights multiply, with fake, autograd, autocast and vmap rules.
+
+y = x W^T + b for a packed W. Registered with `Library.define` / `impl`: the `custom_op` decorator costs several times more
+per call. Packed weights are constants: gradients flow to `x` and `bias`, never to `parts`. Train the dense, masked weight and
+pack afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparseworks.core.errors import ShapeError
+from sparseworks.exec.ladder import ladder
+
+_LIBRARY = torch.library.Library("sparseworks", "FRAGMENT")
+_ARGS = "Tensor[] parts, str kernel, int out_features, int in_features"
+_LIBRARY.define(f"linear(Tensor x, Tensor? bias, {_ARGS}) -> Tensor")
+_LIBRARY.define(f"linear_backward(Tensor grad, {_ARGS}) -> Tensor")
+
+_functorch_level: Callable[[], Any] = getattr(
+    getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None
+)
+_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_tracing: Callable[[], Any] = torch._C._get_tracing_state
+
+
+def _linear(
+    x: Float[Tensor, "*lead in"],
+    bias: Tensor | None,
+    parts: Sequence[Tensor],
+    kernel: str,
+    out_features: int,
+    in_features: int,
+) -> Float[Tensor, "*lead out"]:
+    if x.shape[-1] != in_features:
+        raise ShapeError(f"This layer takes {in_features} features, got an input of shape {tuple(x.shape)}.")
+    return ladder(kernel)(x, bias, parts)
+
+
+def _linear_backward(
+    grad: Float[Tensor, "*lead out"], parts: Sequence[Tensor], kernel: str, out_features: int, in_features: int
+) -> Float[Tensor, "*lead in"]:
+    rows = grad.numel() // max(out_features, 1)
+    weight = ladder(kernel).dense(rows, parts)
+    wide = torch.promote_types(grad.dtype, weight.dtype)
+    return (grad.to(wide) @ weight.to(wide)).to(grad.dtype)
+
+
+_LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
+_LIBRARY.impl("linear_backward", _linear_backward, "CompositeExplicitAutograd")
+
+_linear_op = torch.ops.sparseworks.linear.default
+_backward_op = torch.ops.sparseworks.linear_backward.default
+
+
+def linear(
+    x: Float[Tensor, "*lead in"],
+    bias: Float[Tensor, " out"] | None,
+    parts: Sequence[Tensor],
+    kernel: str,
+    out_features: int,
+    in_features: int,
+) -> Float[Tensor, "*lead out"]:
+    """`x @ W.T + bias` with W packed in `parts`; `kernel` is a spec from `ladder.write_spec`.
+
+    Plain eager inference calls the kernel directly, everything else (autograd, compile, export, autocast, vmap, dispatch
+    modes) goes through the registered op: two passes through the dispatcher cost more than a small product.
+
+    Under autocast the product is made in float32 and returned in the autocast type.
+
+    Raises:
+        ShapeError: `x` has another number of features.
+        KernelError: the spec is not a ladder.
+    """
+    if _plain(x, bias):
+        return _linear(x, bias, parts, kernel, out_features, in_features)
+    return _linear_op(x, bias, parts, kernel, out_features, in_features)
+
+
+def _plain(x: Tensor, bias: Tensor | None) -> bool:
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return False
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return False
+    return (
+        _dispatch_modes() == 0
+        and _functorch_level() is None
+        and _tracing() is None
+        and not torch.is_autocast_enabled(x.device.type)
+    )
+
+
+def _fake_linear(x, bias, parts, kernel, out_features, in_features):
+    torch._check(x.shape[-1] == in_features, lambda: f"This layer takes {in_features} features, got {x.shape}.")
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+def _fake_backward(grad, parts, kernel, out_features, in_features):
+    return grad.new_empty(*grad.shape[:-1], in_features)
+
+
+def _save(ctx, inputs, output):
+    _, bias, parts, *ctx.statics = inputs
+    ctx.has_bias = bias is not None
+    ctx.bias_dtype = bias.dtype if bias is not None else None
+    ctx.save_for_backward(*parts)
+
+
+def _grad_linear(ctx, grad):
+    parts = list(ctx.saved_tensors)
+    dx = _backward_op(grad.contiguous(), parts, *ctx.statics) if ctx.needs_input_grad[0] else None
+    dbias = None
+    if ctx.has_bias and ctx.needs_input_grad[1]:
+        dbias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
+    return dx, dbias, [None] * len(parts), None, None, None
+
+
+def _save_backward(ctx, inputs, output):
+    _, parts, *ctx.statics = inputs
+    ctx.save_for_backward(*parts)
+
+
+def _grad_backward(ctx, grad):
+    parts = list(ctx.saved_tensors)
+    return _linear_op(grad.contiguous(), None, parts, *ctx.statics), [None] * len(parts), None, None, None
+
+
+def _autocast(device: str) -> Callable[..., Tensor]:
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+
+    def run(x, bias, parts, kernel, out_features, in_features):
+        with torch._C._ExcludeDispatchKeyGuard(key):
+            wide = torch.promote_types(x.dtype, torch.float32)
+            y = _linear_op(x.to(wide), bias, parts, kernel, out_features, in_features)
+        return y if wide == torch.float64 else y.to(torch.get_autocast_dtype(device))
+
+    return run
+
+
+def _vmap(info, in_dims, x, bias, parts, kernel, out_features, in_features):
+    x_dim, bias_dim = in_dims[:2]
+    x = x.movedim(x_dim, 0) if x_dim is not None else x.expand(info.batch_size, *x.shape)
+    if bias is None or bias_dim is None:
+        return _linear_op(x, bias, parts, kernel, out_features, in_features), 0
+    y = _linear_op(x, None, parts, kernel, out_features, in_features)
+    bias = bias.movedim(bias_dim, 0)
+    return y + bias.reshape(bias.shape[0], *[1] * (y.dim() - 2), out_features), 0
+
+
+torch.library.register_fake("sparseworks::linear", _fake_linear, lib=_LIBRARY)
+torch.library.register_fake("sparseworks::linear_backward", _fake_backward, lib=_LIBRARY)
+torch.library.register_autograd("sparseworks::linear", _grad_linear, setup_context=_save, lib=_LIBRARY)
+torch.library.register_autograd("sparseworks::linear_backward", _grad_backward, setup_context=_save_backward, lib=_LIBRARY)
+torch.library.register_vmap("sparseworks::linear", _vmap, lib=_LIBRARY)
+_LIBRARY.impl("linear", _autocast("cpu"), "AutocastCPU")
+_LIBRARY.impl("linear", _autocast("cuda"), "AutocastCUDA")

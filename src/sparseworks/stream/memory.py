@@ -1,0 +1,129 @@
+"""Memory of a streamed job: predicted before it starts, measured while it runs."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseworks.core.site import Site
+from sparseworks.core.stats import Stat
+from sparseworks.stream.blocks import Block, block_of
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Predicted peak bytes of pruning a model, part by part.
+
+    Attributes:
+        weights: parameters and buffers that are resident.
+        activations: hidden states of the calibration set, and the arguments kept beside them.
+        statistics: the block with the largest statistics.
+        solver: work space for the largest site of that block (weights, scores and two copies of its statistics).
+        evidence: statistics of the whole model that an allocator or a gradient score looks at beforehand.
+    """
+
+    weights: int
+    activations: int
+    statistics: int
+    solver: int
+    evidence: int = 0
+
+    @property
+    def total(self) -> int:
+        """All parts together; the interpreter and its libraries are not counted."""
+        return self.weights + self.activations + self.statistics + self.solver + self.evidence
+
+    def __str__(self) -> str:
+        parts = " + ".join(f"{name} {_size(n)}" for name, n in vars(self).items() if n)
+        return f"predicted peak {_size(self.total)} = {parts}"
+
+
+def predict(
+    model: nn.Module,
+    sites: Sequence[Site],
+    needs: Mapping[str, frozenset[type[Stat]]],
+    blocks: Sequence[Block],
+    batches: Sequence[Any],
+    *,
+    evidence: Mapping[str, frozenset[type[Stat]]] | None = None,
+    resident: int | None = None,
+) -> Memory:
+    """What pruning `sites` block by block will need at most.
+
+    Args:
+        needs: statistic types of every site.
+        evidence: statistic types gathered of all sites at once, before pruning.
+        resident: bytes of weights held at a time, where not the whole model is.
+    """
+    per_block: dict[int, int] = {}
+    work: dict[int, int] = {}
+    for s in sites:
+        own, at = stat_bytes(s, needs[s.name]), block_of(s.parameter, blocks)
+        per_block[at] = per_block.get(at, 0) + own
+        work[at] = max(work.get(at, 0), 2 * own + 4 * s.size * 4)
+    heaviest = max(per_block, key=lambda b: per_block[b] + work[b], default=-1)
+    streamed = any(needs[s.name] for s in sites) and any(b.name for b in blocks)
+    return Memory(
+        weights=model_bytes(model) if resident is None else resident,
+        activations=_activation_bytes(model, blocks, batches) if streamed else 0,
+        statistics=per_block.get(heaviest, 0),
+        solver=work.get(heaviest, 0),
+        evidence=sum(stat_bytes(s, (evidence or {}).get(s.name, frozenset())) for s in sites),
+    )
+
+
+def stat_bytes(site: Site, kinds: frozenset[type[Stat]]) -> int:
+    """Bytes of the state of these statistics, found on the meta device: nothing is allocated."""
+    with torch.device("meta"):
+        made = [kind(*site.shape) for kind in kinds]
+    return sum(t.numel() * t.element_size() for stat in made for t in (getattr(stat, n) for n in stat.state_names))
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers, shared ones once."""
+    return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+
+
+def _activation_bytes(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Any]) -> int:
+    first = blocks[0].module(model)
+    config = getattr(model, "config", None)
+    width = getattr(config, "hidden_size", None) or min(
+        (min(p.shape) for p in first.parameters() if p.dim() == 2), default=1
+    )
+    size = next((p.element_size() for p in first.parameters()), 4)
+    return sum(_tokens(b) for b in batches) * int(width) * size
+
+
+def _tokens(batch: Any) -> int:
+    items = [batch[k] for k in batch] if hasattr(batch, "keys") else batch if isinstance(batch, tuple | list) else [batch]
+    tensors = [x for x in items if isinstance(x, Tensor) and x.dim() >= 1]
+    if not tensors:
+        return 0
+    x = tensors[0]
+    return x.numel() if not x.is_floating_point() else x.numel() // x.shape[-1 if x.dim() < 4 else 1]
+
+
+def peak_bytes() -> int:
+    """Highest resident memory of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024 or unit == "GiB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    raise AssertionError
