@@ -7,9 +7,10 @@ from sparseworks.stream.gather import gather
 from sparseworks.stream.gradients import gather_gradients
 from sparseworks.stream.memory import Memory, peak_bytes, predict
 from sparseworks.stream.replay import Capture, capture, chains, replay
+from sparseworks.stream.residency import InMemory, Residency, held
 from sparseworks.stream.sites import sites
 
 __all__ = [
-    "Block", "Capture", "Memory", "block_of", "blocks", "capture", "chains", "gather", "gather_gradients", "peak_bytes",
-    "predict", "replay", "sites",
+    "Block", "Capture", "InMemory", "Memory", "Residency", "block_of", "blocks", "capture", "chains", "gather",
+    "gather_gradients", "held", "peak_bytes", "predict", "replay", "sites",
 ]  # fmt: skip
