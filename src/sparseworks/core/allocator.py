@@ -55,14 +55,21 @@ class Allocator:
     def __call__(
         self, sites: Sequence[Site], budget: Budget, *, cost: Cost | None = None, evidence: Evidence
     ) -> dict[str, int]:
-        """Kept entries of every site."""
+        """Kept entries of every site.
+
+        Raises:
+            BudgetError: no sites, a budget that cannot be met, or counts that do not add up to it.
+        """
         if not sites:
             raise BudgetError("There is nothing to allocate: no sites.")
         total = budget.total({s.name: s.size for s in sites}, cost)
         counts = self.shares(sites, total, evidence)
-        spent = sum(counts.values())
-        if spent != total or any(not 0 <= counts[s.name] <= s.size for s in sites):
-            raise BudgetError(f"{type(self).__name__} gave {spent} entries for a budget of {total}.")
+        wrong = [s for s in sites if not 0 <= counts.get(s.name, -1) <= s.size]
+        if wrong:
+            site, got = wrong[0], counts.get(wrong[0].name, "nothing")
+            raise BudgetError(f"{type(self).__name__} gave site {site.name!r} of {site.size} entries {got}.")
+        if sum(counts.values()) != total:
+            raise BudgetError(f"{type(self).__name__} gave {sum(counts.values())} entries for a budget of {total}.")
         return counts
 
     def shares(self, sites: Sequence[Site], total: int, evidence: Evidence) -> dict[str, int]:

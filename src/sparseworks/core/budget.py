@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparseworks.core.errors import BudgetError
+from sparseworks.core.errors import BudgetError, NonFiniteError
 from sparseworks.core.registry import Registry
 
 BUDGETS: Registry[type] = Registry("budget")
@@ -62,6 +62,10 @@ class Count(Budget):
 
     value: int
 
+    def __post_init__(self):
+        if type(self.value) is not int or self.value < 0:
+            raise BudgetError(f"A count is a whole number >= 0, got {self.value!r}; for a share use Density.")
+
     def total(self, sizes: dict[str, int], cost: Cost | None = None) -> int:
         """The count itself, checked against what there is."""
         if not 0 <= self.value <= sum(sizes.values()):
@@ -72,6 +76,10 @@ class Count(Budget):
 class _Priced(Budget):
     value: float
     unit = ""
+
+    def __post_init__(self):
+        if not self.value >= 0:
+            raise BudgetError(f"A budget in {self.unit} is a number >= 0, got {self.value!r}.")
 
     def total(self, sizes: dict[str, int], cost: Cost | None = None) -> int:
         """The largest uniform density whose summed cost stays within the value, as entries (bisection on integers)."""
@@ -132,8 +140,11 @@ class Mass(_Scored):
 
     def counts(self, grouped: Float[Tensor, "groups n"]) -> Int[Tensor, " groups"]:
         """Smallest k with sum of the k largest >= value * sum."""
+        _no_nan(grouped)
         if bool((grouped < 0).any()):
             raise BudgetError("A mass budget needs scores that are not negative.")
+        if not grouped.shape[-1]:
+            return torch.zeros(grouped.shape[:-1], dtype=torch.long, device=grouped.device)
         held = grouped.double().sort(dim=-1, descending=True).values.cumsum(dim=-1)
         short = held < self.value * held[..., -1:] * (1 - 1e-12)
         return (short.sum(dim=-1) + (self.value > 0) * (held[..., -1] > 0)).clamp(max=grouped.shape[-1])
@@ -148,6 +159,7 @@ class Threshold(_Scored):
 
     def counts(self, grouped: Float[Tensor, "groups n"]) -> Int[Tensor, " groups"]:
         """Number of scores >= value."""
+        _no_nan(grouped)
         return (grouped >= self.value).sum(dim=-1)
 
 
@@ -163,6 +175,7 @@ class Residual(_Scored):
 
     def counts(self, grouped: Float[Tensor, "groups n"]) -> Int[Tensor, " groups"]:
         """Smallest k with sum of the n-k smallest squares <= value * sum of squares."""
+        _no_nan(grouped)
         left = grouped.double().square().sort(dim=-1).values.cumsum(dim=-1)
         allowed = (left <= self.value * left[..., -1:] * (1 + 1e-12)).sum(dim=-1)
         return grouped.shape[-1] - allowed
@@ -178,12 +191,14 @@ class Recall(_Scored):
 
     def __post_init__(self):
         _in_unit("recall", self.value)
+        if type(self.of) is not int or self.of < 0:
+            raise BudgetError(f"Recall is taken of a whole number of best scores, got of={self.of!r}.")
 
     def counts(self, grouped: Float[Tensor, "groups n"]) -> Int[Tensor, " groups"]:
         """ceil(value * min(of, n)) for every group."""
         n = grouped.shape[-1]
         need = -(-round(self.value * min(self.of, n) * 1e9) // 10**9)
-        return torch.full(grouped.shape[:-1], int(need))
+        return torch.full(grouped.shape[:-1], int(need), device=grouped.device)
 
 
 def even_split(total: int, sizes: Sequence[int]) -> list[int]:
@@ -191,12 +206,17 @@ def even_split(total: int, sizes: Sequence[int]) -> list[int]:
     whole = sum(sizes)
     if not 0 <= total <= whole:
         raise BudgetError(f"Cannot keep {total} of {whole} entries.")
-    exact = [total * s / whole if whole else 0.0 for s in sizes]
-    floor = [int(e) for e in exact]
-    order = sorted(range(len(sizes)), key=lambda i: (floor[i] - exact[i], i))
-    for i in order[: total - sum(floor)]:
-        floor[i] += 1
-    return floor
+    parts = [divmod(total * s, max(whole, 1)) for s in sizes]
+    counts = [floor for floor, _ in parts]
+    order = sorted(range(len(sizes)), key=lambda i: (-parts[i][1], i))
+    for i in order[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def _no_nan(grouped: Tensor) -> None:
+    if bool(torch.isnan(grouped).any()):
+        raise NonFiniteError("Scores hold NaN; a budget that looks at scores needs every entry to be comparable.")
 
 
 def _in_unit(what: str, value: float) -> None:

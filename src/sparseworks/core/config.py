@@ -32,8 +32,9 @@ def to_config(value: Any) -> Any:
     """
     if isinstance(value, Pattern):
         return _pattern_config(value)
-    if dataclasses.is_dataclass(value) and hasattr(value, "registered_name"):
-        return {value.registered_name: {f.name: to_config(getattr(value, f.name)) for f in _set_fields(value)}}
+    name = getattr(value, "registered_name", None)
+    if name is not None and dataclasses.is_dataclass(value):
+        return {name: {f.name: to_config(getattr(value, f.name)) for f in _set_fields(value)}}
     if isinstance(value, list | tuple):
         return [to_config(v) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
@@ -57,14 +58,41 @@ def from_config(noun: str, data: Any) -> Any:
     unknown = set(fields) - set(known)
     if unknown:
         raise RecipeError(f"{noun} {name!r} has no field {sorted(unknown)[0]!r}; it has {', '.join(known) or 'none'}.")
-    return kind(**{key: _field_from(known[key], value) for key, value in fields.items()})
+    missing = [f.name for f in known.values() if f.name not in fields and _default(f) is dataclasses.MISSING]
+    if missing:
+        raise RecipeError(f"{noun} {name!r} needs a value for {', '.join(missing)}.")
+    return kind(**{key: _field_from(f"{noun} {name!r}", known[key], value) for key, value in fields.items()})
 
 
-def _field_from(field: dataclasses.Field, value: Any) -> Any:
+_PLAIN: dict[str, tuple[type, ...]] = {"float": (int, float), "int": (int,), "bool": (bool,), "str": (str,)}
+
+
+def _field_from(where: str, field: dataclasses.Field, value: Any) -> Any:
+    if value is None:
+        return None
+    declared = str(field.type)
+    if "Pattern" in declared:
+        return from_config("pattern", value)
     for noun, (base, _) in NOUNS.items():
-        if base.__name__ in str(field.type):
+        if base.__name__ in declared:
             return from_config(noun, value)
+    return _plain(where, field.name, declared, value)
+
+
+def _plain(where: str, name: str, declared: str, value: Any) -> Any:
+    if declared == "float" and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        value = _number(value)
+    wanted = _PLAIN.get(declared)
+    if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+        raise RecipeError(f"Field {name!r} of {where} must be of type {declared}, got {value!r}.")
     return tuple(value) if isinstance(value, list) else value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _single(noun: str, data: Any) -> tuple[str, dict[str, Any]]:
@@ -80,15 +108,12 @@ def _single(noun: str, data: Any) -> tuple[str, dict[str, Any]]:
 
 def _set_fields(value: Any) -> list[dataclasses.Field]:
     """Fields that differ from their default."""
+    defaults = {f: _default(f) for f in dataclasses.fields(value)}
+    return [f for f, default in defaults.items() if default is dataclasses.MISSING or getattr(value, f.name) != default]
 
-    def default(f: dataclasses.Field) -> Any:
-        return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
-    return [
-        f
-        for f in dataclasses.fields(value)
-        if default(f) is dataclasses.MISSING or getattr(value, f.name) != default(f)
-    ]
+def _default(f: dataclasses.Field) -> Any:
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
 def _pattern_config(pattern: Pattern) -> Any:
@@ -119,5 +144,12 @@ def _pattern_from(data: Any) -> Pattern:
             f"A pattern is a name or a mapping of unit, group, quota, inner, across; got {sorted(unknown)[0]!r}."
         )
     inner = _pattern_from(data["inner"]) if data.get("inner") else None
-    unit, group = Tile(*data.get("unit", [1, 1])), Tile(*data.get("group", [None, None]))
+    unit, group = _tile(data, "unit", [1, 1]), _tile(data, "group", [None, None])
     return Pattern(unit, group, data.get("quota"), inner, bool(data.get("across", False)))
+
+
+def _tile(data: dict[str, Any], key: str, default: list[int | None]) -> Tile:
+    sizes = data.get(key, default)
+    if not isinstance(sizes, list | tuple) or len(sizes) != 2 or any(type(s) not in (int, type(None)) for s in sizes):
+        raise RecipeError(f"The {key} of a pattern is a pair [rows, columns] of whole numbers or null, got {sizes!r}.")
+    return Tile(*sizes)

@@ -59,9 +59,16 @@ class UnknownNameError(SparseworksError, LookupError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         known = sorted(known)
-        near = get_close_matches(name, known, n=3)
+        near = get_close_matches(str(name).lower(), known, n=3)
         hint = (
             f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else f"Known: {', '.join(known) or 'none'}."
         )
         super().__init__(f"Unknown {kind} {name!r}. {hint}")
-        self.kind, self.name = kind, name
+        self.kind, self.name, self.known = kind, name, tuple(known)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, tuple[str, ...]]]:
+        return type(self), (
+            self.kind,
+            self.name,
+            self.known,
+        )  # the message alone would not rebuild it in another process

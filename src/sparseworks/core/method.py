@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from sparseworks.core.allocator import Allocator, Uniform
@@ -19,6 +19,7 @@ from sparseworks.core.stats import Stat
 METHODS: Registry[Method] = Registry("method")
 
 _PARTS = ("score", "pattern", "budget", "allocate", "solve", "schedule")
+_LABELS = ("family", "source", "claims", "catalog", "status")
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,7 @@ class Method:
         if self.budget == Density(0.5) or self.budget == Density(fixed):
             object.__setattr__(self, "budget", Density(fixed))
         else:
-            raise BudgetError(
-                f"Pattern {self.pattern} fixes the density at {fixed:g}; the budget {self.budget} cannot hold."
-            )
+            raise _cannot_hold(self.pattern, self.budget)
 
     @property
     def needs(self) -> frozenset[type[Stat]]:
@@ -103,8 +102,10 @@ class Method:
         for part in _PARTS:
             if isinstance(given.get(part), str | dict):
                 given[part] = from_config(part, given[part])
+        fixed, had = given.get("pattern", self.pattern).fixed_density, self.pattern.fixed_density
+        if "budget" in given and fixed is not None and given["budget"] != Density(fixed):
+            raise _cannot_hold(given.get("pattern", self.pattern), given["budget"])
         if "pattern" in given and "budget" not in given:
-            fixed, had = given["pattern"].fixed_density, self.pattern.fixed_density
             given["budget"] = (
                 Density(fixed) if fixed is not None else (Density(0.5) if had is not None else self.budget)
             )
@@ -123,6 +124,11 @@ class Method:
             value = getattr(self, part)
             if base is None or value != getattr(base, part):
                 data[part] = to_config(value)
+        plain = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}
+        for label in _LABELS:
+            value = getattr(self, label)
+            if value != (getattr(base, label) if base else plain[label]):
+                data[label] = asdict(value) if isinstance(value, Source) else to_config(value)
         return data
 
     @classmethod
@@ -134,17 +140,37 @@ class Method:
         """
         if isinstance(data, str):
             return METHODS.get(data)
-        unknown = set(data) - {"name", *_PARTS}
+        if not isinstance(data, dict):
+            raise RecipeError(f"A method is a name or a mapping, got {data!r}.")
+        unknown = set(data) - {"name", *_PARTS, *_LABELS}
         if unknown or "name" not in data:
             raise RecipeError(
-                f"A method is a name or a mapping of name, {', '.join(_PARTS)}; got {sorted(unknown) or 'no name'}."
+                f"A method is a name or a mapping of name, {', '.join(_PARTS + _LABELS)}; "
+                f"got {', '.join(map(repr, sorted(unknown))) or 'no name'}."
             )
         parts = {part: from_config(part, data[part]) for part in _PARTS if part in data}
+        parts |= {label: _label_from(label, data[label]) for label in _LABELS if label in data}
         if data["name"] in METHODS:
             return METHODS.get(data["name"]).with_(**parts)
         if not {"score", "pattern"} <= set(parts):
             METHODS.get(data["name"])  # raises with the nearest names
         return cls(name=data["name"], **parts)
+
+
+def _cannot_hold(pattern: Pattern, budget: Budget) -> BudgetError:
+    return BudgetError(
+        f"Pattern {pattern} fixes the density at {pattern.fixed_density:g}; the budget {budget} cannot hold. "
+        "Leave the density out, or choose another pattern."
+    )
+
+
+def _label_from(label: str, value: Any) -> Any:
+    if label != "source":
+        return tuple(value) if isinstance(value, list) else value
+    known = {f.name for f in fields(Source)}
+    if not isinstance(value, dict) or not {"authors", "year"} <= set(value) <= known:
+        raise RecipeError(f"A source is a mapping of authors, year and optionally arxiv, title; got {value!r}.")
+    return Source(**value)
 
 
 def _brief(value: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from sparseworks.core.errors import BudgetError, PatternError
@@ -77,6 +77,21 @@ def from_groups(x: Shaped[Tensor, "*batch groups cells"], tile: Tile, shape: Seq
     return x.reshape(*batch, rows // r, cols // c, r, c).transpose(-3, -2).reshape(*batch, rows, cols)
 
 
+def places(outer: Bool[Tensor, "*batch rows cols"]) -> Int[Tensor, "*batch rows width"]:
+    """Columns of the True entries of each row, ascending.
+
+    Raises:
+        PatternError: the rows hold different numbers of them.
+    """
+    per_row = outer.sum(dim=-1)
+    width = int(per_row.flatten()[0]) if per_row.numel() else 0
+    if bool((per_row != width).any()):
+        raise PatternError(
+            "A nested pattern needs an outer pattern that keeps the same number of entries in every row."
+        )
+    return outer.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., :width]
+
+
 @dataclass(frozen=True)
 class Pattern:
     """Which supports are allowed.
@@ -95,6 +110,15 @@ class Pattern:
     quota: int | Literal["equal"] | None = None
     inner: Pattern | None = None
     across: bool = False
+
+    def __post_init__(self):
+        if self.quota is not None and self.quota != "equal" and (type(self.quota) is not int or self.quota < 0):
+            raise PatternError(f'A quota is a count, "equal" or None (the budget decides), got {self.quota!r}.')
+        size = (self.group.rows or 0) * (self.group.cols or 0)
+        if size and isinstance(self.quota, int) and self.quota > size:
+            raise PatternError(f"Cannot keep {self.quota} of a group of {size} units ({self.group}).")
+        if self.inner and not isinstance(self.quota, int) and not isinstance(self.inner.quota, int):
+            raise PatternError("Of two nested selections at most one can take its count from the budget: give a quota.")
 
     # -- shapes and counts ----------------------------------------------------------------------------------------
 
@@ -129,6 +153,8 @@ class Pattern:
     def counts(self, shape: Sequence[int], budget: float | int | None) -> Int[Tensor, " groups"]:
         """Survivors per group: integers that sum to the budget (units), spread as evenly as integers allow.
 
+        A quota of "equal" gives every group the same count, so the sum is the multiple of `groups` nearest to the budget.
+
         Args:
             shape: `(rows, cols)` of the matrix.
             budget: density in [0, 1] (float) or kept entries (int); ignored where the quota fixes the count.
@@ -154,7 +180,11 @@ class Pattern:
         return select(scores, self, keep)
 
     def admits(self, support: Support) -> bool:
-        """Whether units are kept whole and no group holds more than its quota (equal counts where the quota says so)."""
+        """Whether units are kept whole and no group holds more than its quota (equal counts where the quota says so).
+
+        Of a nested pattern: whether some outer choice of the quota's size holds the support, and the inner pattern
+        admits what was kept of it.
+        """
         try:
             self.check(support.shape)
         except PatternError:
@@ -167,7 +197,18 @@ class Pattern:
         kept = to_groups(grid, self.group).sum(dim=-1)
         if self.inner is None and self.quota == "equal":
             return kept.numel() == 0 or bool((kept == kept.reshape(-1)[0]).all())
-        return not isinstance(self.quota, int) or bool((kept <= self.quota).all())
+        within = not isinstance(self.quota, int) or bool((kept <= self.quota).all())
+        return within and (self.inner is None or self._admits_inner(support, grid, self.inner))
+
+    def _admits_inner(self, support: Support, grid: Tensor, inner: Pattern) -> bool:
+        from sparseworks.core.select import select
+
+        # Units with a kept entry come first and the lowest others fill the quota: what those hold is empty anyway.
+        quota = self.quota if isinstance(self.quota, int) else int(to_groups(grid, self.group).sum(dim=-1).max())
+        chosen = select(grid, replace(self, unit=ELEMENT, inner=None), quota).mask()
+        r, c = self.unit.sizes(support.shape)
+        outer = chosen.repeat_interleave(r, dim=-2).repeat_interleave(c, dim=-1)
+        return inner.admits(Support.from_mask(support.mask().gather(-1, places(outer))))
 
     def then(self, inner: Pattern) -> Pattern:
         """Nested selection: `inner` chooses among what this pattern kept (V:N:M = panels of columns, then N:M inside)."""

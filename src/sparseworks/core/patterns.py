@@ -28,6 +28,10 @@ def nm(n: int, m: int, *, axis: Literal["in", "out"] = "in", rows: int = 1) -> P
 
 def vnm(v: int, n: int, m: int) -> Pattern:
     """V:N:M: panels of V rows keep 4 of every M columns, then N:4 inside them (Castro et al., 2023, arXiv 2310.02065)."""
+    if m < 4 or n > 4:
+        raise PatternError(
+            f"V:N:M keeps 4 of every M columns, then N of those 4: needs M >= 4 and N <= 4, got {v}:{n}:{m}."
+        )
     return Pattern(unit=Tile(v, 1), group=Tile(1, m), quota=4).then(nm(n, 4))
 
 
@@ -70,6 +74,12 @@ _FORMS: list[tuple[str, object]] = [
     (r"block:(\d+)x(\d+)", lambda r, c: block(int(r), int(c))),
     (r"block:(\d+)x(\d+)/row", lambda r, c: Pattern(unit=Tile(int(r), int(c)), group=ROW)),
 ]
+
+EXAMPLES = (
+    *("tensor", "row", "column", "global", "fan-in", "rows", "columns"),
+    *("2:4", "1:4", "2:4@out", "4x2:4", "vnm:4:2:8", "block:4x4", "block:4x1", "block:4x4/row"),
+)
+"""Texts of at least one pattern of every kind; all fit matrices whose sides are multiples of 8."""
 
 HELP = "row, tensor, column, global, N:M (2:4), N:M@out, RxN:M (16x2:4), vnm:V:N:M, block:RxC, block:RxC/row, fan-in, rows, columns"
 

@@ -89,7 +89,10 @@ class Recipe:
         rules = data.get("rules")
         if not isinstance(rules, list) or not rules:
             raise RecipeError("A recipe needs a list of rules.")
-        return cls(tuple(_rule(r) for r in rules), int(data.get("seed", 0)))
+        seed = data.get("seed", 0)
+        if type(seed) is not int:
+            raise RecipeError(f"The seed of a recipe is a whole number, got {seed!r}.")
+        return cls(tuple(_rule(r) for r in rules), seed)
 
 
 def _rule(data: Any) -> Rule:
@@ -97,6 +100,8 @@ def _rule(data: Any) -> Rule:
         raise RecipeError(f"A rule is a mapping with the keys sites and method, got {data!r}.")
     _known(data, {"sites", "method"}, "rule")
     sites = [data["sites"]] if isinstance(data["sites"], str) else data["sites"]
+    if not isinstance(sites, list) or not sites:
+        raise RecipeError(f"The sites of a rule are a name pattern or a list of them, got {sites!r}.")
     method = None if data["method"] is None else Method.from_config(data["method"])
     return Rule(tuple(map(str, sites)), method)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from sparseworks.core.errors import SparseworksError, UnknownNameError
 
 T = TypeVar("T")
+Item = TypeVar("Item")  # the decorator hands back exactly what it got, so that classes keep their constructors
 
 
 class Registry(Generic[T]):
@@ -21,20 +22,20 @@ class Registry(Generic[T]):
         self.kind = kind
         self._items: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[Item], Item]:
         """Decorator that files `item` under `name` and stores the name on it as `registered_name`.
 
         Raises:
             SparseworksError: the name is taken by another object.
         """
 
-        def add(item: T) -> T:
+        def add(item: Item) -> Item:
             known = self._items.get(name)
-            if known is not None and getattr(known, "__qualname__", known) != getattr(item, "__qualname__", item):
+            if known is not None and _origin(known) != _origin(item):
                 raise SparseworksError(
                     f"The {self.kind} name {name!r} is already taken by {known!r}; choose another name."
                 )
-            self._items[name] = item
+            self._items[name] = cast(T, item)
             if isinstance(item, type):
                 item.registered_name = name  # type: ignore[attr-defined]
             return item
@@ -71,3 +72,8 @@ class Registry(Generic[T]):
 
     def __repr__(self) -> str:
         return f"Registry({self.kind}: {', '.join(self._items)})"
+
+
+def _origin(item: object) -> object:
+    """Module and name of a class, so that reloading its module replaces it and another class is refused."""
+    return (item.__module__, item.__qualname__) if isinstance(item, type) else item

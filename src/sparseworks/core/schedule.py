@@ -71,6 +71,26 @@ class Cosine(Schedule):
         return self.start / 2 * (1.0 + math.cos(math.pi * t))
 
 
+@SCHEDULES.register("rounds")
+@dataclass(frozen=True)
+class Rounds(Schedule):
+    """Prune in `count` rounds with scores measured anew: density p^(k / count) after round k (Tanaka et al., 2020, arXiv 2006.05467)."""
+
+    count: int = 100
+
+    def __post_init__(self):
+        if self.count < 1:
+            raise BudgetError(f"Pruning takes at least one round, got {self.count}.")
+
+    def shares(self, density: float) -> list[float]:
+        """Density after each round; the last is `density`."""
+        return [density ** self.value(k / self.count) for k in range(1, self.count + 1)]
+
+    def value(self, t: float) -> float:
+        """Share of the logarithm of the final density reached: t."""
+        return t
+
+
 @dataclass(frozen=True)
 class Cadence:
     """At which steps the support may change: every `every` steps in [start, stop)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,13 +33,15 @@ class Score:
         return self(weight, stats)[:, at]
 
     def __mul__(self, other: Score | float) -> Score:
-        return Scaled(self, float(other)) if isinstance(other, int | float) else Product(self, other)
+        if isinstance(other, int | float):
+            return Scaled(self, float(other))
+        return Product(self, other) if isinstance(other, Score) else NotImplemented
 
     def __rmul__(self, other: float) -> Score:
-        return Scaled(self, float(other))
+        return Scaled(self, float(other)) if isinstance(other, int | float) else NotImplemented
 
     def __add__(self, other: Score) -> Score:
-        return Sum(self, other)
+        return Sum(self, other) if isinstance(other, Score) else NotImplemented
 
     def normalised(self) -> Score:
         """Divided by the mean of its absolute value, so that sites of different scale can be compared or added."""
@@ -84,6 +87,10 @@ class Sum(Score):
         """a + b."""
         return self.a(weight, stats) + self.b(weight, stats)
 
+    def columns(self, weight: Float[Tensor, "rows cols"], stats: Stats, at: slice) -> Float[Tensor, "rows some"]:
+        """a + b on the columns `at`."""
+        return self.a.columns(weight, stats, at) + self.b.columns(weight, stats, at)
+
 
 @SCORES.register("scaled")
 @dataclass(frozen=True)
@@ -102,11 +109,15 @@ class Scaled(Score):
         """factor * a."""
         return self.factor * self.a(weight, stats)
 
+    def columns(self, weight: Float[Tensor, "rows cols"], stats: Stats, at: slice) -> Float[Tensor, "rows some"]:
+        """factor * a on the columns `at`."""
+        return self.factor * self.a.columns(weight, stats, at)
+
 
 @SCORES.register("normalised")
 @dataclass(frozen=True)
 class Normalised(Score):
-    """a / mean(|a|) (zero stays zero)."""
+    """a / mean(|a|), the mean over finite entries (zero stays zero, +-inf stays itself)."""
 
     a: Score
 
@@ -118,5 +129,6 @@ class Normalised(Score):
     def __call__(self, weight: Float[Tensor, "rows cols"], stats: Stats) -> Float[Tensor, "rows cols"]:
         """a / mean(|a|)."""
         s = self.a(weight, stats)
-        mean = s.abs().mean() if s.numel() else s.new_tensor(0.0)
+        finite = s[torch.isfinite(s)].abs()
+        mean = finite.mean() if finite.numel() else s.new_tensor(0.0)
         return s / mean if float(mean) > 0 else s

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from sparseworks.core.errors import BudgetError, NonFiniteError, PatternError, ShapeError
-from sparseworks.core.pattern import Keep, Pattern, from_groups, to_groups
+from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
+from sparseworks.core.pattern import Keep, Pattern, from_groups, places, to_groups
 from sparseworks.core.support import Support
 
 
@@ -22,18 +23,21 @@ def select(scores: Shaped[Tensor, "*batch rows cols"], pattern: Pattern, keep: K
     Args:
         scores: importance of each entry; any real dtype, +-inf allowed (inf = always, -inf = last).
         pattern: unit, group, quota.
-        keep: survivors per group: one number, or one per group (ragged); None takes the pattern's quota.
+        keep: survivors per group: one number, or one per group (ragged), `(groups,)` or `(*batch, groups)`; None takes
+            the pattern's quota. Where the pattern is nested it goes to the level that has no quota of its own.
 
     Raises:
-        NonFiniteError: NaN in the scores.
+        NonFiniteError: NaN in the scores, or a unit that holds both +inf and -inf.
         ShapeError: fewer than two dimensions.
+        DtypeError: scores that have no order (complex), counts that are not integers.
         PatternError: the pattern does not divide the shape.
         BudgetError: `keep` is missing, negative, or more than a group holds.
     """
+    scores = _ordered(scores)
     _check_scores(scores)
     units = _pool(scores, pattern)
     grouped = to_groups(units, pattern.group)
-    quota = _quota(pattern, keep, scores.shape, *grouped.shape[-2:])
+    quota = _quota(pattern, keep, scores.shape, grouped.shape)
     kept = from_groups(top(grouped, quota), pattern.group, units.shape)
     mask = _expand(kept, pattern, scores.shape)
     return Support.from_mask(_select_inner(scores, mask, pattern.inner, keep) if pattern.inner else mask)
@@ -44,15 +48,15 @@ def top(grouped: Shaped[Tensor, "*batch groups n"], keep: Keep) -> Bool[Tensor, 
     n = grouped.shape[-1]
     if grouped.numel() == 0:
         return torch.zeros_like(grouped, dtype=torch.bool)
-    if isinstance(keep, Tensor) and bool((keep == keep.reshape(-1)[0]).all()):
-        keep = int(keep.reshape(-1)[0])
+    if isinstance(keep, Tensor) and bool((keep == keep.flatten()[0]).all()):
+        keep = int(keep.flatten()[0])
     if isinstance(keep, int):
         if keep in (0, n):
             return torch.full_like(grouped, keep == n, dtype=torch.bool)
         cut = grouped.kthvalue(n - keep + 1, dim=-1, keepdim=True).values
-        need = torch.tensor(keep)
+        need = torch.tensor(keep, device=grouped.device)
     else:
-        need = keep.to(grouped.device).reshape(-1, 1)
+        need = keep.to(grouped.device, torch.long).unsqueeze(-1)
         order = grouped.sort(dim=-1, descending=True).values
         at = (need - 1).clamp(min=0).expand(*grouped.shape[:-1], 1)
         cut = order.gather(-1, at)
@@ -75,8 +79,10 @@ def select_across(scores: Sequence[Shaped[Tensor, "*_"]], total: int) -> list[Bo
 
     Raises:
         NonFiniteError: NaN in the scores.
+        DtypeError: scores that have no order (complex).
         BudgetError: `total` is negative or more than there is.
     """
+    scores = [_ordered(s) for s in scores]
     available = sum(s.numel() for s in scores)
     if not 0 <= total <= available:
         raise BudgetError(f"Cannot keep {total} of {available} entries.")
@@ -86,11 +92,11 @@ def select_across(scores: Sequence[Shaped[Tensor, "*_"]], total: int) -> list[Bo
     if total == 0:
         return [torch.zeros_like(s, dtype=torch.bool) for s in scores]
     wide = any(s.dtype in (torch.float64, torch.int64) for s in scores)
-    scores = [s.double() if wide else s.float() for s in scores]
-    cut, above = _radix_cut(scores, total, width=64 if wide else 32)
+    width = 64 if wide else 32
+    cut, above = _radix_cut(scores, total, width=width)
     room, masks = total - above, []
     for s in scores:
-        key = _ordered_key(s)
+        key = _ordered_key(s, width)
         equal = key == cut
         mask = (key > cut) | (equal & (equal.reshape(-1).cumsum(0).reshape(equal.shape) <= room))
         room = max(room - int(equal.sum()), 0)
@@ -100,7 +106,13 @@ def select_across(scores: Sequence[Shaped[Tensor, "*_"]], total: int) -> list[Bo
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `select_bounded` opened, and whether the result is proven equal to the exact one."""
+    """What `select_bounded` opened, and whether the result is proven equal to the exact one.
+
+    Attributes:
+        opened: groups whose exact scores were computed, of `groups`.
+        threshold: the `keep`-th best score found (-inf while fewer were found).
+        exact: no closed group has a bound that reaches the threshold, and no opened group broke its bound.
+    """
 
     opened: int
     groups: int
@@ -134,24 +146,46 @@ def select_bounded(
         raise BudgetError(f"select_bounded needs 0 < slack <= 1 and keep >= 0, got slack={slack}, keep={keep}.")
     if bool(torch.isnan(bounds).any()):
         raise NonFiniteError("Bounds hold NaN.")
-    ids, values = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=bounds.dtype)
-    order = bounds.argsort(descending=True, stable=True)
-    opened, cut = 0, -torch.inf
-    for g in order.tolist():
-        if keep == 0 or (ids.numel() >= keep and slack * float(bounds[g]) < cut):
+    ids, values = bounds.new_empty(0, dtype=torch.long), bounds.new_empty(0)
+    order = bounds.argsort(descending=True, stable=True).tolist()
+    opened, cut, sound = 0, -torch.inf, True
+    for g in order:
+        bound = float(bounds[g])
+        if keep == 0 or (ids.numel() >= keep and min(bound, slack * bound) < cut):
             break
         new_ids, new_values = exact(g)
         if bool(torch.isnan(new_values).any()):
             raise NonFiniteError(f"Exact scores of group {g} hold NaN.")
-        ids, values = torch.cat([ids, new_ids]), torch.cat([values, new_values.to(values.dtype)])
-        by_id = ids.argsort(stable=True)
-        best = by_id[values[by_id].argsort(descending=True, stable=True)[:keep]]
-        ids, values, opened = ids[best], values[best], opened + 1
+        sound &= not bool((new_values > bound).any())
+        ids, values = _best(torch.cat([ids, new_ids]), torch.cat([values, new_values]), keep)
+        opened += 1
         cut = float(values[-1]) if ids.numel() >= keep else -torch.inf
-    return ids, values, Certificate(opened, bounds.numel(), cut, exact=slack == 1.0)
+    closed = order[opened:]
+    proven = sound and (keep == 0 or not closed or float(bounds[closed[0]]) < cut)
+    return ids, values, Certificate(opened, bounds.numel(), cut, exact=proven)
 
 
 # -- pieces -------------------------------------------------------------------------------------------------------
+
+
+def _best(ids: Tensor, values: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    by_id = ids.argsort(stable=True)
+    best = by_id[values[by_id].argsort(descending=True, stable=True)[:keep]]
+    return ids[best], values[best]
+
+
+_WIDER = {torch.bool: torch.uint8, torch.uint16: torch.int32, torch.uint32: torch.int64}
+
+
+def _ordered(scores: Tensor) -> Tensor:
+    """The same values in a type that torch can sort."""
+    if scores.is_complex() or scores.dtype == torch.uint64:
+        raise DtypeError(
+            f"Scores must be real numbers that torch can order, got {scores.dtype}; use e.g. scores.abs()."
+        )
+    if scores.is_floating_point() and scores.element_size() == 1:
+        return scores.float()
+    return scores.to(_WIDER.get(scores.dtype, scores.dtype))
 
 
 def _check_scores(scores: Tensor) -> None:
@@ -170,7 +204,12 @@ def _pool(scores: Tensor, pattern: Pattern) -> Tensor:
     rows, cols = pattern.grid(scores.shape)
     if pattern.unit.sizes(scores.shape) == (1, 1):
         return scores
-    return to_groups(scores, pattern.unit).sum(dim=-1).reshape(*scores.shape[:-2], rows, cols)
+    # 16-bit sums would round to ties or overflow, so units are compared in float32 or wider.
+    wide = scores.float() if scores.is_floating_point() and scores.element_size() < 4 else scores
+    pooled = to_groups(wide, pattern.unit).sum(dim=-1).reshape(*scores.shape[:-2], rows, cols)
+    if scores.is_floating_point() and bool(torch.isnan(pooled).any()):
+        raise NonFiniteError(f"A unit of {pattern} holds both +inf and -inf scores; their sum has no order.")
+    return pooled
 
 
 def _expand(kept: Tensor, pattern: Pattern, shape: Sequence[int]) -> Tensor:
@@ -178,41 +217,57 @@ def _expand(kept: Tensor, pattern: Pattern, shape: Sequence[int]) -> Tensor:
     return kept if (r, c) == (1, 1) else kept.repeat_interleave(r, dim=-2).repeat_interleave(c, dim=-1)
 
 
-def _quota(pattern: Pattern, keep: Keep | None, shape: Sequence[int], groups: int, size: int) -> Keep:
+def _quota(
+    pattern: Pattern, keep: Keep | None, shape: Sequence[int], grouped: Sequence[int]
+) -> int | Int[Tensor, " groups"]:
+    """Survivors per group, checked; a tensor has the shape `(groups,)` or `(*batch, groups)`."""
+    *_, groups, size = grouped
     if isinstance(pattern.quota, int):
         pattern.check(shape)
         return pattern.quota
     if keep is None:
         raise BudgetError(f"Pattern {pattern} has no quota of its own: state how many to keep per group.")
-    low, high = (int(keep.min()), int(keep.max())) if isinstance(keep, Tensor) and keep.numel() else (keep, keep)
-    if isinstance(keep, Tensor) and keep.numel() != groups:
-        raise BudgetError(
-            f"{keep.numel()} counts were given for {groups} groups of pattern {pattern} on shape {tuple(shape)}."
-        )
-    if not isinstance(low, Tensor) and groups and (low < 0 or high > size):  # type: ignore[operator]
-        raise BudgetError(
-            f"Each group of {pattern} on shape {tuple(shape)} has {size} units; cannot keep {high if high > size else low}."
-        )
+    if isinstance(keep, Tensor):
+        if keep.is_floating_point() or keep.is_complex():
+            raise DtypeError(
+                f"Counts to keep are integers, got {keep.dtype}; `pattern.counts(shape, density)` gives them."
+            )
+        if keep.dim() == 0:
+            keep = keep.expand(groups)
+        keep = keep if tuple(keep.shape) == tuple(grouped[:-1]) else keep.reshape(-1)
+        if keep.dim() == 1 and keep.numel() != groups:
+            raise BudgetError(
+                f"{keep.numel()} counts were given for {groups} groups of pattern {pattern} on shape {tuple(shape)}."
+            )
+    elif not isinstance(keep, Integral):
+        raise DtypeError(f"A count to keep is an integer, got {keep!r}; `pattern.counts(shape, density)` gives counts.")
+    else:
+        keep = int(keep)
+    _check_range(pattern, keep, shape, size, groups)
     return keep
+
+
+def _check_range(pattern: Pattern, keep: Keep, shape: Sequence[int], size: int, groups: int) -> None:
+    if not groups or (isinstance(keep, Tensor) and not keep.numel()):
+        return
+    low, high = (int(keep.min()), int(keep.max())) if isinstance(keep, Tensor) else (keep, keep)
+    if low < 0 or high > size:
+        raise BudgetError(
+            f"Each group of {pattern} on shape {tuple(shape)} has {size} units; cannot keep {low if low < 0 else high}."
+        )
 
 
 def _select_inner(scores: Tensor, outer: Tensor, inner: Pattern, keep: Keep | None) -> Tensor:
     """Select again inside `outer`, on the kept entries of each row moved together."""
-    per_row = outer.sum(dim=-1)
-    width = int(per_row.reshape(-1)[0]) if per_row.numel() else 0
-    if bool((per_row != width).any()):
-        raise PatternError(
-            "A nested pattern needs an outer pattern that keeps the same number of entries in every row."
-        )
-    at = outer.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., :width]
+    at = places(outer)
     chosen = select(scores.gather(-1, at), inner, keep).mask().to(outer.device)
     return torch.zeros_like(outer).scatter(-1, at, chosen)
 
 
-def _ordered_key(scores: Tensor) -> Int[Tensor, "*_"]:
+def _ordered_key(scores: Tensor, width: int) -> Int[Tensor, "*_"]:
     """Integers in the order of the scores: IEEE bits with the sign folded, so that int comparison is float comparison."""
-    x = scores + 0.0  # + 0.0 makes -0.0 equal to 0.0
-    bits = x.contiguous().view(torch.int64 if x.dtype == torch.float64 else torch.int32)
+    x = scores.to(torch.float64 if width == 64 else torch.float32) + 0.0  # + 0.0 makes -0.0 equal to 0.0
+    bits = x.contiguous().view(torch.int64 if width == 64 else torch.int32)
     low = torch.iinfo(bits.dtype).max
     return torch.where(bits < 0, bits ^ low, bits)
 
@@ -223,7 +278,7 @@ def _radix_cut(scores: Sequence[Tensor], total: int, *, width: int) -> tuple[int
     for level in range(width // 16 - 1, -1, -1):
         counts = torch.zeros(1 << 16, dtype=torch.long)
         for s in scores:
-            counts += _digit_counts(_ordered_key(s).reshape(-1), level, prefix, width)
+            counts += _digit_counts(_ordered_key(s, width).reshape(-1), level, prefix, width)
         from_top = counts.flip(0).cumsum(0)
         digit = (1 << 16) - 1 - int(torch.searchsorted(from_top, total - above))
         above += int(counts[digit + 1 :].sum())

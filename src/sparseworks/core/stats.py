@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.core.errors import CalibrationError, MissingStatError, NonFiniteError, ShapeError
+from sparseworks.core.errors import CalibrationError, DtypeError, MissingStatError, NonFiniteError, ShapeError
 from sparseworks.core.registry import Registry
 
 STATS: Registry[type[Stat]] = Registry("statistic")
@@ -39,7 +39,14 @@ class Stat:
         raise NotImplementedError
 
     def merge(self, other: Self) -> None:
-        """Take in everything `other` has seen; equal to having seen both streams. Sums by default."""
+        """Take in everything `other` has seen; equal to having seen both streams. Sums by default.
+
+        Raises:
+            ShapeError: the sites differ in shape.
+            DtypeError: `other` is another kind of statistic.
+        """
+        if type(self) is not type(other):
+            raise DtypeError(f"Cannot merge {type(other).__name__} into {type(self).__name__}: different statistics.")
         if (self.rows, self.cols) != (other.rows, other.cols):
             raise ShapeError(
                 f"Cannot merge statistics of a {self.rows}x{self.cols} and a {other.rows}x{other.cols} site."
@@ -49,14 +56,25 @@ class Stat:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything needed to go on later, as tensors."""
+        """Everything needed to go on later, as the live tensors (clone them to keep them across updates)."""
         return {"count": torch.tensor(self.count), **{name: getattr(self, name) for name in self.state_names}}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore `state()`."""
+        """Restore a copy of `state()`.
+
+        Raises:
+            ShapeError: a tensor is missing or belongs to a site of another shape.
+        """
+        for name in self.state_names:
+            if name not in state or state[name].shape != getattr(self, name).shape:
+                found = tuple(state[name].shape) if name in state else "nothing"
+                raise ShapeError(
+                    f"{type(self).__name__}: the saved state holds {found} for {name!r}, "
+                    f"a {self.rows}x{self.cols} site needs {tuple(getattr(self, name).shape)}."
+                )
         self.count = int(state["count"])
         for name in self.state_names:
-            setattr(self, name, state[name])
+            setattr(self, name, state[name].clone())
 
     def _matrix(self, x: Tensor, width: int) -> Float[Tensor, "tokens width"]:
         if x.shape[-1] != width:

@@ -52,12 +52,19 @@ class Support:
         ptr: Int[Tensor, " rows+1"] | None = None,
         idx: Int[Tensor, " count"] | None = None,
     ):
-        self.shape = tuple(int(s) for s in shape)
-        if len(self.shape) < 2:
-            raise ShapeError(
-                f"A support covers (..., rows, cols); got shape {self.shape}. Add a leading dimension of 1."
-            )
-        self._bits, self._ptr, self._idx = bits, ptr, idx
+        dims = tuple(int(s) for s in shape)
+        if len(dims) < 2:
+            raise ShapeError(f"A support covers (..., rows, cols); got shape {dims}. Add a leading dimension of 1.")
+        if bits is None and (ptr is None or idx is None):
+            raise ShapeError("A support needs bits, or row pointers with column indices; see from_mask, from_indices.")
+        for name, value in (("shape", dims), ("_bits", bits), ("_ptr", ptr), ("_idx", idx)):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"A support is immutable; cannot set {name!r}. Build a new one.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self.shape, self._bits, self._ptr, self._idx)
 
     # -- construction ---------------------------------------------------------------------------------------------
 
@@ -100,8 +107,11 @@ class Support:
 
         Raises:
             ShapeError: pointers that do not fit, columns out of range or repeated.
+            DtypeError: pointers or columns that are not integers.
         """
         rows, cols = prod(shape[:-1]), shape[-1]
+        if any(t.is_floating_point() or t.is_complex() or t.dtype == torch.bool for t in (ptr, idx)):
+            raise DtypeError(f"Row pointers and column indices are integers, got {ptr.dtype} and {idx.dtype}.")
         ptr, idx = ptr.detach().cpu().long(), idx.detach().cpu().long()
         if ptr.numel() != rows + 1 or int(ptr[0]) != 0 or int(ptr[-1]) != idx.numel() or bool((ptr.diff() < 0).any()):
             raise ShapeError(f"Row pointers do not describe {rows} rows with {idx.numel()} entries.")
@@ -244,3 +254,7 @@ class Support:
 
     def __repr__(self) -> str:
         return f"Support({'x'.join(map(str, self.shape))}, kept {self.count} of {self.size}, {self.storage})"
+
+
+def _rebuild(shape: tuple[int, ...], bits: Tensor | None, ptr: Tensor | None, idx: Tensor | None) -> Support:
+    return Support(shape, bits=bits, ptr=ptr, idx=idx)
