@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/sparsewor
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/sparseworks compress --out out/demo
+	$(BIN)/sparseworks compress --out out/demo --overwrite
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
