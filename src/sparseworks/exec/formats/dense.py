@@ -1,0 +1,36 @@
+"""`dense`: the whole matrix with zeros outside the support, and the support's bits beside it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparseworks.core.support import Support
+from sparseworks.exec.format import FORMATS, Format, Packed
+from sparseworks.exec.formats.segments import masked
+
+
+class Dense(Format):
+    """Parts: `weight` (out, in), zero outside the support; `bits`, one per entry, row-major, little-endian."""
+
+    registered_name = "dense"
+
+    def pack(
+        self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32
+    ) -> Packed:
+        """See `Format.pack`."""
+        values = masked(self, weight, support, dtype).where(support.mask(), torch.zeros((), dtype=dtype))
+        parts = {"weight": values.contiguous(), "bits": support.bits().clone()}
+        return Packed(self.registered_name, (support.shape[0], support.shape[1]), dtype, parts)
+
+    def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
+        """See `Format.unpack`."""
+        return packed.parts["weight"].clone(), Support.from_bits(packed.parts["bits"], packed.shape)
+
+    def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
+        """See `Format.nbytes`."""
+        return support.size * dtype.itemsize + (support.size + 7) // 8
+
+
+FORMATS.register(Dense.registered_name)(Dense())

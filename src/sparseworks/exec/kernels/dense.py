@@ -1,0 +1,40 @@
+"""`dense`: torch's own product with the masked dense weight; the candidate that every other kernel has to beat."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparseworks.exec.kernel import KERNELS, Call, Kernel
+from sparseworks.exec.format import Packed
+
+
+class DenseKernel(Kernel):
+    """`F.linear` on the stored dense weight; any device."""
+
+    format = "dense"
+
+    def __init__(self, name: str, value_dtype: torch.dtype):
+        self.name, self.value_dtype = name, value_dtype
+
+    def refuses(self, call: Call) -> str | None:
+        """Only another input type than the stored one: `F.linear` does not mix them."""
+        if call.dtype is not self.value_dtype:
+            return f"its weight is {_short(self.value_dtype)}, the input {_short(call.dtype)}"
+        return None
+
+    def __call__(
+        self, x: Float[Tensor, "rows in"], packed: Packed, bias: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "rows out"]:
+        """See `Kernel.__call__`."""
+        return F.linear(x, packed.parts["weight"], bias)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+for _name, _dtype in (("dense", torch.float32), ("dense-bf16", torch.bfloat16)):
+    KERNELS.register(_name)(DenseKernel(_name, _dtype))
