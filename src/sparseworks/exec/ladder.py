@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -35,13 +35,19 @@ def write_spec(rungs: Sequence[Rung], density: float) -> tuple[str, list[Packed]
     Raises:
         KernelError: no rungs, unsorted rungs, forms of different shapes, or a kernel that reads another format.
     """
-    if not rungs or rungs[0].min_rows > 1 or any(a.min_rows >= b.min_rows for a, b in zip(rungs, rungs[1:], strict=False)):
+    if (
+        not rungs
+        or rungs[0].min_rows > 1
+        or any(a.min_rows >= b.min_rows for a, b in zip(rungs, rungs[1:], strict=False))
+    ):
         raise KernelError("A ladder needs rungs in ascending order of min_rows, the first at 0 or 1 rows.")
     forms: list[Packed] = []
     for rung in rungs:
         kernel = KERNELS.get(rung.kernel)
         if kernel.format != rung.packed.format:
-            raise KernelError(f"Kernel {rung.kernel!r} reads {kernel.format!r}, not {rung.packed.format!r}; pack it so.")
+            raise KernelError(
+                f"Kernel {rung.kernel!r} reads {kernel.format!r}, not {rung.packed.format!r}; pack it so."
+            )
         if rung.packed.shape != rungs[0].packed.shape:
             raise KernelError(f"Rungs of one layer differ in shape: {rung.packed.shape}, {rungs[0].packed.shape}.")
         if not any(form is rung.packed for form in forms):
@@ -127,10 +133,17 @@ class Ladder:
         for kernel, form in [chosen, *others]:
             if kernel.refuses(call) is None:
                 return _direct(kernel, form, call.dtype)
-            wide = Call(call.rows, call.shape, call.density, torch.float32, call.threads, call.device)
-            if call.dtype in (torch.bfloat16, torch.float16) and kernel.refuses(wide) is None:
+            if refusal(kernel, call) is None:
                 return _widened(kernel, form)
         return _reference(*chosen)
+
+
+def refusal(kernel: Kernel, call: Call) -> str | None:
+    """Why a ladder would not run `kernel` for `call`, or None; half-precision inputs may be widened to float32 on the way."""
+    said = kernel.refuses(call)
+    if said is not None and call.dtype in (torch.bfloat16, torch.float16):
+        return kernel.refuses(replace(call, dtype=torch.float32))
+    return said
 
 
 def _direct(kernel: Kernel, form: _Form, dtype: torch.dtype) -> Route:

@@ -166,9 +166,7 @@ def _cores() -> int:
 
 
 def _calls(fn: Callable[[], Any], block_us: float, warmup: int) -> int:
-    for _ in range(max(warmup, 1)):
-        fn()
-    took = min(_block(fn, 1), _block(fn, 1)) if block_us else 0.0
+    took = min(_block(fn, 1) for _ in range(max(warmup, 1)))
     return max(1, min(10_000, round(block_us / took))) if took else 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,13 @@ from sparseworks.exec.kernel import KERNELS
 from sparseworks.exec.ladder import Rung, ladder, write_spec
 from sparseworks.exec.ops import linear as linear_op
 
-_SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64", torch.int8: "int8"}
+_SHORT = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float64: "fp64",
+    torch.int8: "int8",
+}
 
 
 class SparseLinear(nn.Module):
@@ -100,7 +105,9 @@ class SparseLinear(nn.Module):
         """
         if isinstance(packed, Packed):
             if kernel is None:
-                raise KernelError(f"Name the kernel that is to read the {packed.format!r} form; known: {KERNELS.names()}.")
+                raise KernelError(
+                    f"Name the kernel that is to read the {packed.format!r} form; known: {KERNELS.names()}."
+                )
             packed = [Rung(0, kernel, packed)]
         support = FORMATS.get(packed[0].packed.format).unpack(packed[0].packed)[1]
         return cls(packed, bias, density=support.density)
@@ -119,11 +126,12 @@ class SparseLinear(nn.Module):
             bias = None if kind is None else nn.Parameter(torch.zeros(meta["shape"][0], dtype=getattr(torch, kind)))
             return cls(rungs, bias, density=meta["density"])
         except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise KernelError(f"Not the metadata of a SparseLinear ({error!r}); write them with `metadata()`.") from None
+            raise KernelError(
+                f"Not the metadata of a SparseLinear ({error!r}); write them with `metadata()`."
+            ) from None
 
     def metadata(self) -> dict[str, Any]:
         """JSON-able description from which `from_metadata` builds the empty layer: shape, forms, rungs, density, bias."""
-        forms = [self._form(i) for i in range(len(self._forms))]
         chosen = ladder(self._spec)
         return {
             "shape": [self.out_features, self.in_features],
@@ -136,7 +144,7 @@ class SparseLinear(nn.Module):
                     "meta": dict(f.meta),
                     "parts": {k: [_name(t.dtype), list(t.shape)] for k, t in f.parts.items()},
                 }
-                for f in forms
+                for f in self.forms
             ],
             "rungs": [[least, kernel.name, chosen.forms.index(form)] for least, kernel, form in chosen.rungs],
         }
@@ -166,6 +174,11 @@ class SparseLinear(nn.Module):
         return FORMATS.get(form.format).unpack(form)[1]
 
     @property
+    def forms(self) -> tuple[Packed, ...]:
+        """The packed forms, in the order in which the rungs first name them; their parts are the layer's buffers."""
+        return tuple(self._form(i) for i in range(len(self._forms)))
+
+    @property
     def rungs(self) -> list[tuple[int, str]]:
         """`(min_rows, kernel)` in ascending order."""
         return [(least, kernel.name) for least, kernel, _ in ladder(self._spec).rungs]
@@ -193,7 +206,9 @@ class SparseLinear(nn.Module):
         super()._apply(fn, recurse)
         for name, old in before.items():
             moved = self._buffers[name]
-            if moved is not None and old is not None and moved.dtype != self._dtypes[name]:  # half() must not touch values
+            if (
+                moved is not None and old is not None and moved.dtype != self._dtypes[name]
+            ):  # half() must not touch values
                 self._buffers[name] = old.to(moved.device)
         return self
 
@@ -218,9 +233,10 @@ class SparseConv1x1(nn.Module):
         """
         if not is_conv1x1(conv):
             raise ShapeError(f"{conv} is not a 1x1 convolution without groups and padding; leave it dense.")
+        assert isinstance(conv, nn.Conv1d | nn.Conv2d)
         flat = nn.Linear(conv.in_channels, conv.out_channels, bias=False, device="meta")
         flat.weight = nn.Parameter(conv.weight.detach().flatten(1), requires_grad=False)
-        flat.bias = conv.bias
+        flat.register_parameter("bias", conv.bias)
         return cls(SparseLinear.from_linear(flat, support, **options), stride=conv.stride)
 
     def forward(self, x: Float[Tensor, "*batch c_in *positions"]) -> Float[Tensor, "*batch c_out *positions"]:

@@ -1,0 +1,25 @@
+"""Execution: formats, kernels, sparse layers, and the plan that chooses among them by measurement.
+
+`sparseworks.exec.plan` is the function, as in `from sparseworks.exec import plan`; the module of that name is reached by
+`from sparseworks.exec.plan import ...` only.
+"""
+
+from __future__ import annotations
+
+import sparseworks.exec.formats
+import sparseworks.exec.kernels  # noqa: F401 - both register what they hold
+from sparseworks.exec import measure
+from sparseworks.exec.format import FORMATS, Format, Packed
+from sparseworks.exec.kernel import KERNELS, Call, Kernel
+from sparseworks.exec.ladder import Ladder, Rung
+from sparseworks.exec.memory import reuse_memory
+from sparseworks.exec.modules import SparseConv1x1, SparseLinear
+from sparseworks.exec.row import Row
+from sparseworks.exec.verify import Check, verify
+
+from sparseworks.exec.plan import Plan, plan  # isort: skip - last: the function takes the place of its module
+
+__all__ = [
+    "FORMATS", "KERNELS", "Call", "Check", "Format", "Kernel", "Ladder", "Packed", "Plan", "Row", "Rung", "SparseConv1x1",
+    "SparseLinear", "measure", "plan", "reuse_memory", "verify",
+]  # fmt: skip

@@ -1,0 +1,187 @@
+"""Drawing up a plan: race every layer at every number of rows, choose, and put the reasons into words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sparseworks.core.support import Support
+from sparseworks.exec.ceilings import Ceilings, bound_us, ceilings
+from sparseworks.exec.choose import MARGIN, Choice, Form, choose, form_of, wins
+from sparseworks.exec.format import FORMATS
+from sparseworks.exec.kernel import Call
+from sparseworks.exec.layers import Layer, layer_of
+from sparseworks.exec.race import DENSE, Race, RaceCache, candidates, dense_kernel, race, race_key
+from sparseworks.exec.row import Row
+from sparseworks.exec.units import Unit
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Everything that is the same for all layers of a plan."""
+
+    model: nn.Module
+    batches: tuple[int, ...]
+    dtypes: tuple[torch.dtype, ...]
+    objective: str
+    rounds: int
+    cache: RaceCache
+
+    @property
+    def working_set(self) -> int:
+        """Bytes of the model's weight matrices; embeddings are looked up, not read through."""
+        looked_up = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding)}
+        return sum(
+            p.numel() * p.element_size() for p in self.model.parameters() if p.dim() > 1 and id(p) not in looked_up
+        )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The decision for one module."""
+
+    rungs: tuple[tuple[int, str], ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class _Raced:
+    """One module after its races."""
+
+    unit: Unit
+    support: Support
+    dtype: torch.dtype
+    device: str
+    races: Mapping[int, Race]
+    refusals: Mapping[int, Mapping[str, str]]
+    choice: Choice
+
+    @property
+    def dense_bytes(self) -> int:
+        return self.support.size * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the layer as chosen."""
+        forms = {form_of(name) for _, name in self.choice.rungs}
+        return sum(form_bytes(self.support, form) for form in forms) or self.dense_bytes
+
+
+def form_bytes(support: Support, form: Form) -> int:
+    """Bytes of one packed form of `support`."""
+    name, dtype = form
+    return FORMATS.get(name).nbytes(support, getattr(torch, dtype.removeprefix("torch.")))
+
+
+def draw(
+    drawing: Drawing, units: Sequence[Unit], supports: Mapping[str, Support], *, progress: bool = False
+) -> dict[str, Drawn]:
+    """Module -> decision. Ceilings are those of the model as planned: a smaller model may be read faster."""
+    size = drawing.working_set
+    raced = [_race(drawing, unit, unit.support(supports), size) for unit in _watched(units, progress)]
+    planned = max(1, size + sum(r.nbytes - r.dense_bytes for r in raced))
+    limits = ceilings(working_set=planned, cache=drawing.cache.on_disk) if raced else None
+    return {r.unit.module: Drawn(r.choice.rungs, tuple(_rows(r, drawing.batches, supports, limits))) for r in raced}
+
+
+def _watched(units: Sequence[Unit], progress: bool):
+    if not progress:
+        return units
+    from rich.progress import track
+
+    return track(units, description="plan")
+
+
+def _race(drawing: Drawing, unit: Unit, support: Support, size: int) -> _Raced:
+    layer = layer_of(drawing.model.get_submodule(unit.module))
+    weight = layer.weight()
+    dtype, device = weight.dtype, weight.device.type
+    races, refusals = {}, {}
+    for rows in drawing.batches:
+        call = Call(rows, unit.shape, support.density, dtype, torch.get_num_threads(), device)
+        kernels, refusals[rows] = candidates(support, call, (*drawing.dtypes, dtype))
+        races[rows] = _cached(drawing, layer, support, kernels, call, size)
+    choice = choose(
+        races,
+        size=lambda form: form_bytes(support, form) / max(support.size * dtype.itemsize, 1),
+        dense=dense_kernel(dtype),
+        objective=drawing.objective,
+    )
+    return _Raced(unit, support, dtype, device, races, refusals, choice)
+
+
+def _cached(drawing: Drawing, layer: Layer, support: Support, kernels: Sequence[str], call: Call, size: int) -> Race:
+    options = {"working_set": size, "rounds": drawing.rounds}
+    key = race_key(layer, support, kernels, call, **options)
+    return drawing.cache.get(key, lambda: race(layer, support, kernels, call.rows, **options))
+
+
+def _rows(r: _Raced, batches: Sequence[int], supports: Mapping[str, Support], limits: Ceilings | None):
+    for name, start, end in r.unit.spans:
+        own = supports[name]
+        for batch in batches:
+            yield _row(r, batch, name, own, (end - start) / r.unit.shape[0], limits)
+
+
+def _row(r: _Raced, batch: int, site: str, own: Support, share: float, limits: Ceilings | None) -> Row:
+    race, kernel = r.races[batch], r.choice.kernels[batch]
+    dense = kernel == DENSE
+    kept = share if dense or not r.support.count else own.count / r.support.count
+    nbytes = r.dense_bytes if dense else form_bytes(r.support, form_of(kernel))
+    nnz = r.support.size if dense else r.support.count
+    call = Call(batch, r.unit.shape, r.support.density, r.dtype, torch.get_num_threads(), r.device)
+    others = sorted((e.us, name) for name, e in race.entries.items() if name != kernel)
+    return Row(
+        site=site,
+        batch=batch,
+        min_rows=max((least for least, _ in r.choice.rungs if least <= batch), default=0),
+        density=own.density,
+        format="dense" if dense else form_of(kernel)[0],
+        kernel=kernel,
+        us=kept * (race.dense_us if dense else race.entries[kernel].us),
+        dense_us=share * race.dense_us,
+        ceiling_us=kept * bound_us(call, nbytes, nnz, limits),
+        reason=_reason(race, kernel, batch, r) + _fused(r.unit),
+        alternatives=tuple((name, kept * us) for us, name in others),
+        refusals=tuple(r.refusals[batch].items()),
+    )
+
+
+def _reason(race: Race, kernel: str, batch: int, r: _Raced) -> str:
+    if kernel != DENSE:
+        return f"{kernel} is {race.entries[kernel].ratio:.2f}x faster than dense at {_n(batch)}" + _beaten(race, kernel)
+    if not race.entries:
+        said = "; ".join(f"{name}: {why}" for name, why in list(r.refusals[batch].items())[:3])
+        return f"dense stays: no kernel takes it ({said or 'none stores the allowed value types'})"
+    best = min(race.entries, key=lambda k: race.entries[k].us)
+    entry = race.entries[best]
+    if wins(entry):
+        return f"dense stays: {best} is {entry.ratio:.2f}x faster at {_n(batch)}, but a layer holds at most two forms"
+    if entry.ratio > 1:
+        return (
+            f"dense stays: the best sparse kernel ({best}) reaches {entry.ratio:.2f}x at {_n(batch)}, within noise "
+            f"(it must be {MARGIN - 1:.0%} ahead in three of four rounds)"
+        )
+    return (
+        f"dense stays: the best sparse kernel ({best}) reaches {entry.ratio:.2f}x at {_n(batch)} "
+        f"and density {r.support.density:.0%}"
+    )
+
+
+def _beaten(race: Race, kernel: str) -> str:
+    faster = [k for k, e in race.entries.items() if wins(e) and e.us < race.entries[kernel].us / MARGIN]
+    if not faster:
+        return ""
+    best = min(faster, key=lambda k: race.entries[k].us)
+    return f"; {best} would reach {race.entries[best].ratio:.2f}x but needs one more form in memory"
+
+
+def _fused(unit: Unit) -> str:
+    return "" if unit.whole else f" (share of the fused matrix {unit.module})"
+
+
+def _n(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows} rows"

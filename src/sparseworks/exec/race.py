@@ -1,0 +1,210 @@
+"""Timing one layer with every kernel that takes it beside the dense layer, and remembering the result on disk."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import cycle
+from math import ceil, log2
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparseworks.core.support import Support
+from sparseworks.exec import measure
+from sparseworks.exec.ceilings import cache_folder, machine_key, read_json, write_json
+from sparseworks.exec.format import FORMATS, Packed
+from sparseworks.exec.kernel import KERNELS, Call
+from sparseworks.exec.ladder import Rung, refusal
+from sparseworks.exec.layers import Layer, pack_for
+from sparseworks.exec.modules import SparseLinear
+
+DENSE = "dense"
+FINALISTS = 3
+_SCREEN_ROUNDS, _HOPELESS = 3, 0.8
+_FEW_ROWS, _MOST_COPIES, _BEYOND_CACHE = 64, 64, 1 << 27
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One kernel in a race: microseconds, and how many times faster than dense (median and quartiles over rounds).
+
+    Attributes:
+        final: it ran in the long, second heat; only such figures decide.
+    """
+
+    us: float
+    ratio: float
+    low: float
+    high: float
+    final: bool
+
+
+@dataclass(frozen=True)
+class Race:
+    """The result at one number of rows: the dense layer's microseconds, and an entry per kernel that took the call."""
+
+    dense_us: float
+    entries: Mapping[str, Entry]
+
+
+def candidates(support: Support, call: Call, dtypes: Sequence[torch.dtype]) -> tuple[list[str], dict[str, str]]:
+    """Kernels that take `support` and `call` with values of one of `dtypes`, and kernel -> sentence for those that refuse.
+
+    The dense kernel of the weight's own type is no candidate: the dense layer itself runs in every race.
+    """
+    taken, refused = [], {}
+    itself = dense_kernel(call.dtype)
+    for name, kernel in KERNELS.items():
+        if name == itself or kernel.value_dtype not in dtypes:
+            continue
+        said = FORMATS.get(kernel.format).refuses(support, kernel.value_dtype) or refusal(kernel, call)
+        if said:
+            refused[name] = said
+        else:
+            taken.append(name)
+    return taken, refused
+
+
+def dense_kernel(dtype: torch.dtype) -> str | None:
+    """The kernel that stands for the dense layer in a ladder: the first one that reads dense weights of `dtype`."""
+    return next((n for n, k in KERNELS.items() if k.format == DENSE and k.value_dtype == dtype), None)
+
+
+def race(layer: Layer, support: Support, kernels: Sequence[str], rows: int, *, working_set: int, rounds: int) -> Race:
+    """Time the dense layer and the packed one with each kernel: interleaved, first a short heat, then the best of it.
+
+    With up to 64 rows the weights are the traffic, so each contender walks through as many copies of its weights as a model
+    of `working_set` bytes has layers of this size (up to 128 MiB): one layer called in a loop would sit in the cache and
+    flatter the smaller, sparse one. With more rows the activations displace the cache and one copy is timed.
+
+    Args:
+        kernels: names from `candidates`.
+        rows: rows of the input.
+        working_set: bytes of the dense weights of the model.
+        rounds: rounds of the final heat.
+    """
+    weight = layer.weight()
+    dense_bytes = weight.numel() * weight.element_size()
+    fill = max(1, round(working_set / dense_bytes)) if rows <= _FEW_ROWS and dense_bytes else 1
+    x = layer.example(rows)
+    runs = {DENSE: _turns(layer.module, x, fill, dense_bytes)}
+    for name, sparse in _packed(layer, support, kernels):
+        runs[name] = _turns(layer.wrap(sparse), x, fill, sparse.nbytes)
+    with torch.inference_mode():
+        first = measure.compare(runs, rounds=_SCREEN_ROUNDS, warmup=2)
+        ranked = sorted(kernels, key=lambda k: first[k].us)
+        best = [k for k in ranked if first.ratio(DENSE, k).median > _HOPELESS][:FINALISTS]
+        final = measure.compare({k: runs[k] for k in (DENSE, *best)}, rounds=rounds) if best else first
+    entries = {k: _entry(final if k in best else first, k, k in best) for k in ranked}
+    return Race(final[DENSE].us, entries)
+
+
+def _entry(comparison: measure.Comparison, name: str, final: bool) -> Entry:
+    ratio = comparison.ratio(DENSE, name)
+    return Entry(comparison[name].us, ratio.median, ratio.low, ratio.high, final)
+
+
+def _packed(layer: Layer, support: Support, kernels: Sequence[str]) -> Iterator[tuple[str, SparseLinear]]:
+    """(kernel, sparse layer); kernels that read the same form share its packing, not its memory."""
+    forms: dict[tuple[str, torch.dtype], Packed] = {}
+    for name in kernels:
+        kernel = KERNELS.get(name)
+        key = (kernel.format, kernel.value_dtype)
+        if key not in forms:
+            sparse = pack_for(layer, support, [(0, name)])
+            forms[key] = sparse.forms[0]
+            yield name, sparse
+        else:
+            yield name, SparseLinear([Rung(0, name, copy.deepcopy(forms[key]))], layer.bias(), density=support.density)
+
+
+def _turns(module: nn.Module, x: torch.Tensor, fill: int, nbytes: int) -> Callable[[], Any]:
+    copies = max(1, min(fill, _MOST_COPIES, ceil(_BEYOND_CACHE / max(nbytes, 1))))
+    turn = cycle([module, *(copy.deepcopy(module) for _ in range(copies - 1))])
+    return lambda: next(turn)(x)
+
+
+class RaceCache:
+    """Races by what decides them: machine, versions, layer kind and shape, density and packed sizes within 4 %, rows, threads.
+
+    Kept in memory for the layers of one model, and in the user's cache folder for the next plan. A file that cannot be read or
+    written, or an entry that is not understood, only means timing again.
+    """
+
+    def __init__(self, on_disk: bool = True):
+        self.on_disk = on_disk
+        self._path = cache_folder() / f"plans-{machine_key()}.json" if on_disk else None
+        self._known: dict[str, Any] = read_json(self._path) if self._path else {}
+
+    def get(self, key: str, run: Callable[[], Race]) -> Race:
+        """The race under `key`; run and kept if it is new."""
+        found = _read_race(self._known.get(key))
+        if found is not None:
+            return found
+        result = run()
+        self._known[key] = asdict(result)
+        if self._path:
+            self._known = {**read_json(self._path), **self._known}
+            write_json(self._path, self._known)
+        return result
+
+
+def race_key(
+    layer: Layer, support: Support, kernels: Sequence[str], call: Call, *, working_set: int, rounds: int
+) -> str:
+    """Equal for layers that no kernel can tell apart (within 4 % of density and of packed bytes)."""
+    module = layer.module
+    facts = {
+        "kind": type(layer).__name__,
+        "shape": call.shape,
+        "stride": getattr(module, "stride", None),
+        "bias": layer.bias() is not None,
+        "dtype": str(call.dtype),
+        "device": call.device,
+        "rows": call.rows,
+        "threads": call.threads,
+        "rounds": rounds,
+        "density": _bucket(support.density),
+        "kernels": {name: _bucket(_nbytes(name, support)) for name in kernels},
+        "working_set": round(log2(max(working_set, 1))) if call.rows <= _FEW_ROWS else 0,
+        "versions": [torch.__version__, build()],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()[:24]
+
+
+@cache
+def build() -> str:
+    """A short hash of the installed kernels: after an update or a rebuild nothing measured before is trusted."""
+    from sparseworks import __version__
+
+    folder = Path(__file__).parent
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".so", ".pyd", ".cpp", ".h", ".hpp"))
+    stamps = [(p.name, p.stat().st_size, int(p.stat().st_mtime)) for p in files]
+    return hashlib.sha256(repr((__version__, stamps)).encode()).hexdigest()[:12]
+
+
+def _nbytes(name: str, support: Support) -> int:
+    kernel = KERNELS.get(name)
+    return FORMATS.get(kernel.format).nbytes(support, kernel.value_dtype)
+
+
+def _bucket(value: float) -> int | None:
+    """Sixteenths of an octave."""
+    return round(16 * log2(value)) if value > 0 else None
+
+
+def _read_race(data: Any) -> Race | None:
+    try:
+        entries = {str(name): Entry(**entry) for name, entry in data["entries"].items()}
+        race = Race(float(data["dense_us"]), entries)
+        numbers = [race.dense_us, *(v for e in entries.values() for v in (e.us, e.ratio, e.low, e.high))]
+        return race if all(isinstance(v, float) and v > 0 for v in numbers) else None
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return None
