@@ -1,0 +1,18 @@
+"""Weights: post-training pruning, recovery with the support fixed, and the methods that compose them."""
+
+from __future__ import annotations
+
+from sparseworks.core.method import method
+from sparseworks.weights.distill import Embedding, Logits, Similarity, SquareHead, Task, Term
+from sparseworks.weights.enforce import keep_support
+from sparseworks.weights.matrix import prune_matrix
+from sparseworks.weights.methods import method_table
+from sparseworks.weights.prune import prune
+from sparseworks.weights.recover import Recovery, recover
+from sparseworks.weights.streaming import Pruned, SiteRow
+
+# `prune` and `recover` name functions here; their modules are reached by `from sparseworks.weights.prune import ...`.
+__all__ = [
+    "Embedding", "Logits", "Pruned", "Recovery", "Similarity", "SiteRow", "SquareHead", "Task", "Term", "keep_support",
+    "method", "method_table", "prune", "prune_matrix", "recover",
+]  # fmt: skip

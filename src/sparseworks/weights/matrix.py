@@ -1,0 +1,193 @@
+"""One matrix: any post-training method applied to a weight and its calibration inputs; the step every larger driver repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparseworks.core.errors import CalibrationError, DtypeError, MissingStatError, NonFiniteError, ShapeError
+from sparseworks.core.method import METHODS, Method
+from sparseworks.core.pattern import Keep, to_groups
+from sparseworks.core.solver import Select
+from sparseworks.core.stats import Gram, InputMoments, Stat, Stats
+from sparseworks.core.support import Support
+
+_ARGUMENT = {"input": "inputs", "output": "inputs", "gradient": "gradients", "training": "gradients"}
+"""Source of a statistic -> the argument of `prune_matrix` that feeds it; all others come through `stats`."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A matrix after pruning.
+
+    Attributes:
+        weight: new values, exact zeros outside the support, in the dtype of the old.
+        support: kept entries.
+        bias: what to add to the layer's bias, or None.
+        error: relative squared output error, see `relative_error`.
+    """
+
+    weight: Float[Tensor, "rows cols"]
+    support: Support
+    bias: Float[Tensor, " rows"] | None
+    error: float
+
+
+def prune_matrix(
+    weight: Float[Tensor, "rows cols"],
+    method: Method | str,
+    inputs: Float[Tensor, "*tokens cols"] | None = None,
+    gradients: Float[Tensor, "*batches rows cols"] | None = None,
+    *,
+    stats: Iterable[Stat] = (),
+) -> tuple[Float[Tensor, "rows cols"], Support]:
+    """`(new_weight, support)` of one linear layer `y = x W^T`; the allocator has nothing to decide and is passed over.
+
+    Args:
+        weight: out x in; not changed.
+        method: a method or its registered name.
+        inputs: calibration inputs, tokens x in, for scores and repairs that look at them.
+        gradients: loss gradients of the weight, one or a stack of them, for gradient scores.
+        stats: statistics gathered elsewhere (`HessianGradient` for GraSP, `SynapticFlow` for SynFlow).
+
+    Raises:
+        ShapeError: sizes do not fit together.
+        DtypeError: not floating point.
+        NonFiniteError: NaN or infinity in weight, inputs or gradients.
+        CalibrationError: no tokens.
+        MissingStatError: the method needs inputs or gradients that were not given; the message names them.
+        BudgetError, PatternError: the budget or the pattern does not fit the matrix.
+    """
+    method = METHODS.get(method) if isinstance(method, str) else method
+    check_weight(weight, "weight")
+    gathered = Stats(stats)
+    missing = [kind for kind in method.needs if kind not in gathered]
+    gathered = Stats([*gathered, *_gather(weight, missing, method, inputs, gradients)])
+    count = None if method.budget.needs_scores else method.budget.total({"weight": weight.numel()})
+    solved = solve_matrix(weight, gathered, method, count=count)
+    return solved.weight, solved.support
+
+
+def solve_matrix(
+    weight: Float[Tensor, "rows cols"],
+    stats: Stats,
+    method: Method,
+    *,
+    count: int | None = None,
+    mask: Bool[Tensor, "rows cols"] | None = None,
+) -> Solved:
+    """Support and values of one matrix from its statistics, in float32 (float64 stays), given its share of the budget.
+
+    Args:
+        count: kept entries; not used where the pattern's quota or a scored budget decides.
+        mask: a support chosen beforehand (global selection, rounds). Repairs take it as it is; a solver that chooses the
+            support itself takes its number of entries.
+    """
+    old = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
+    if mask is not None and isinstance(method.solve, Select):
+        support = Support.from_mask(mask)
+        new = method.solve.repair(old, support, stats)
+    else:
+        pattern = replace(method.pattern, across=False)
+        keep = _keep(old, stats, method, count if mask is None else int(mask.sum()))
+        new, support = method.solve(old, stats, method.score, pattern, keep)
+    bias = method.solve.bias(old, new, stats)
+    new = new.to(weight.dtype)
+    return Solved(new, support, bias, relative_error(old, new.to(old.dtype), stats, bias))
+
+
+def relative_error(
+    old: Float[Tensor, "rows cols"],
+    new: Float[Tensor, "rows cols"],
+    stats: Stats,
+    bias: Float[Tensor, " rows"] | None = None,
+) -> float:
+    """E|(W' - W) x + b|^2 / E|W x|^2 over the calibration inputs.
+
+    By the second-moment matrix where it was gathered, otherwise by the second moments of every input as if inputs were
+    uncorrelated, and without data by the weights alone, |W' - W|^2 / |W|^2.
+    """
+    change = (new - old).double().cpu()
+    lost, whole = _energy(change, stats), _energy(old.double().cpu(), stats)
+    seen = next((stats[kind] for kind in (Gram, InputMoments) if kind in stats), None)
+    if bias is not None and seen is not None:
+        b = bias.double().cpu()
+        lost += float((2 * b * (change @ seen.mean) + b.square()).sum())
+    return max(lost, 0.0) / whole if whole > 0 else 0.0
+
+
+def check_weight(weight: Tensor, name: str) -> None:
+    """Refuse what is not a finite floating-point matrix.
+
+    Raises:
+        ShapeError, DtypeError, NonFiniteError.
+    """
+    if weight.dim() != 2:
+        raise ShapeError(f"{name} must be a matrix (out, in), got shape {tuple(weight.shape)}.")
+    if not weight.is_floating_point():
+        raise DtypeError(
+            f"{name} must be floating point, got {weight.dtype}; quantised weights must be dequantised first."
+        )
+    if not bool(torch.isfinite(weight).all()):
+        where = (~torch.isfinite(weight)).nonzero()[0].tolist()
+        raise NonFiniteError(f"{name} holds NaN or infinity, first at {where}: the checkpoint is damaged.")
+
+
+def _keep(weight: Tensor, stats: Stats, method: Method, count: int | None) -> Keep | None:
+    pattern = method.pattern
+    if isinstance(pattern.quota, int):
+        pattern.check(weight.shape)
+        return None
+    if not method.budget.needs_scores:
+        return pattern.counts(weight.shape, count)
+    units = to_groups(method.score(weight, stats), pattern.unit).sum(dim=-1)
+    return method.budget.counts(to_groups(units.reshape(pattern.grid(weight.shape)), pattern.group))
+
+
+def _energy(w: Float[Tensor, "rows cols"], stats: Stats) -> float:
+    if Gram in stats:
+        return float(stats[Gram].error(w).sum())
+    if InputMoments in stats:
+        return float((w.square() * stats[InputMoments].norm.square()).sum())
+    return float(w.square().sum())
+
+
+def _gather(
+    weight: Tensor, kinds: list[type[Stat]], method: Method, inputs: Tensor | None, gradients: Tensor | None
+) -> Iterator[Stat]:
+    for kind in kinds:
+        argument = _ARGUMENT.get(kind.source, "stats")
+        if {"inputs": inputs, "gradients": gradients}.get(argument) is None:
+            raise MissingStatError(f"Method {method.name!r} needs {kind.__name__}; give it with `{argument}=`.")
+    for kind in kinds:
+        stat = kind(*weight.shape)
+        for x in _feeds(kind.source, weight, inputs, gradients):
+            stat.update(x)
+        yield stat
+
+
+def _feeds(source: str, weight: Tensor, inputs: Tensor | None, gradients: Tensor | None) -> Iterator[Tensor]:
+    if _ARGUMENT[source] == "inputs":
+        assert inputs is not None
+        x = _inputs(weight, inputs)
+        yield x if source == "input" else x @ weight.detach().to(x.dtype).T
+        return
+    assert gradients is not None
+    if gradients.dim() < 2 or gradients.shape[-2:] != weight.shape:
+        raise ShapeError(f"gradients must end in {tuple(weight.shape)}, got {tuple(gradients.shape)}.")
+    for g in gradients.reshape(-1, *weight.shape):
+        yield g if source == "gradient" else -weight.detach() * g
+
+
+def _inputs(weight: Tensor, x: Tensor) -> Float[Tensor, "tokens cols"]:
+    if not x.is_floating_point():
+        raise DtypeError(f"inputs must be floating point, got {x.dtype}.")
+    if x.dim() < 1 or x.shape[-1] != weight.shape[1]:
+        raise ShapeError(f"inputs are tokens x {weight.shape[1]} for this weight, got shape {tuple(x.shape)}.")
+    if x.numel() == 0:
+        raise CalibrationError("inputs hold no tokens; give at least one.")
+    return x.detach().reshape(-1, x.shape[-1]).to(weight.device)

@@ -1,0 +1,93 @@
+"""Published methods as compositions: a name, the nouns it puts together, where it comes from, and what it claims."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparseworks.core.method import METHODS, Method, Source
+from sparseworks.core.patterns import parse
+from sparseworks.core.schedule import Rounds
+from sparseworks.core.solver import Select
+from sparseworks.repair import BiasCorrection, LeastSquares
+from sparseworks.scores import OBS, SNIP, GraSP, InputNorm, Magnitude, Movement, Random, SynFlow, Taylor
+from sparseworks.solve import ObsSweep
+
+HAN = Source("Han, Pool, Tran and Dally", 2015, "1506.02626", "Learning both weights and connections")
+SUN = Source("Sun, Liu, Bair and Kolter", 2023, "2306.11695", "A simple and effective pruning approach for LLMs")
+FRANTAR = Source("Frantar and Alistarh", 2023, "2301.00774", "SparseGPT")
+OBC = Source("Frantar and Alistarh", 2022, "2208.11580", "Optimal Brain Compression")
+LEE = Source("Lee, Ajanthan and Torr", 2019, "1810.02340", "SNIP")
+WANG = Source("Wang, Zhang and Grosse", 2020, "2002.07376", "GraSP")
+TANAKA = Source("Tanaka, Kunin, Yamins and Ganguli", 2020, "2006.05467", "SynFlow")
+MOLCHANOV = Source("Molchanov, Mallya, Tyree, Frosio and Kautz", 2019, "1906.10771", "Importance estimation")
+SANH = Source("Sanh, Wolf and Rush", 2020, "2005.07683", "Movement pruning")
+AN = Source("An, Zhao, Yu, Tang and Wang", 2023, "2312.11983", "FLAP")
+
+WANDA = Magnitude() * InputNorm()
+
+
+def _add(name: str, score: Any, pattern: str, source: Source, claims: str, **parts: Any) -> None:
+    METHODS.register(name)(Method(name, score, parse(pattern), source=source, claims=claims, **parts))
+
+
+_add("magnitude", Magnitude(), "tensor", HAN, "Keeps the largest |w| of every matrix; needs no data.")
+_add("magnitude_row", Magnitude(), "row", HAN, "Keeps the largest |w| of every output row.")
+_add("magnitude_global", Magnitude(), "global", HAN, "Keeps the largest |w| of the whole model.")
+_add("random", Random(), "tensor", Source("control", 2022), "Every other method has to beat it.")
+
+_add(
+    "wanda",
+    WANDA,
+    "row",
+    SUN,
+    "|w| ||x||, compared within output rows: far better than magnitude on LLMs, no update of weights.",
+)
+_add(
+    "wanda_ls",
+    WANDA,
+    "row",
+    SUN,
+    "Wanda's support with the exact least-squares values on it.",
+    solve=Select(LeastSquares()),
+)
+_add("wanda_bias", WANDA, "row", AN, "Wanda's support; biases take up the lost mean.", solve=Select(BiasCorrection()))
+_add(
+    "sparsegpt",
+    OBS(),
+    "tensor",
+    FRANTAR,
+    "Removes column after column, the rest of the row adapting.",
+    solve=ObsSweep(),
+)
+_add(
+    "obs",
+    OBS(),
+    "row",
+    OBC,
+    "OBS saliency in one shot, least-squares values on the support.",
+    solve=Select(LeastSquares()),
+)
+
+_add("snip", SNIP(), "global", LEE, "|w g| at initialisation or on a trained model, over the whole model.")
+_add("grasp", GraSP(), "global", WANG, "Keeps the gradient flow: w (Hg), over the whole model.")
+_add("synflow", SynFlow(), "global", TANAKA, "No data and no layer collapse, in 100 rounds.", schedule=Rounds(100))
+_add("taylor", Taylor(), "global", MOLCHANOV, "E[(w g)^2], entry by entry; units of a pattern are summed.")
+_add(
+    "movement", Movement(), "tensor", SANH,
+    "Keeps weights that fine-tuning moves away from zero; give the statistics of that training.", status="experimental",
+)  # fmt: skip
+
+
+def method_table() -> list[dict[str, Any]]:
+    """Every registered method as plain data: name, family, catalog (numbers), source, composition, status."""
+    return [
+        {
+            "name": m.name,
+            "family": m.family,
+            "catalog": list(m.catalog),
+            "source": str(m.source),
+            "composition": m.composition,
+            "status": m.status,
+        }
+        for m in METHODS
+    ]
