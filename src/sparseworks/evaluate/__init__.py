@@ -1,0 +1,20 @@
+"""Measuring quality: tasks, metrics, and the text that calibrates and tests a model on a machine without data."""
+
+from __future__ import annotations
+
+from sparseworks.evaluate.classification import Classification
+from sparseworks.evaluate.collection import Collection, read_collection, read_qrels
+from sparseworks.evaluate.documentation import Passage, documentation_passages, documentation_retrieval
+from sparseworks.evaluate.encoder import Encoder
+from sparseworks.evaluate.perplexity import Perplexity
+from sparseworks.evaluate.ranking import average_precision, ndcg, recall
+from sparseworks.evaluate.retrieval import Retrieval
+from sparseworks.evaluate.similarity import OutputSimilarity
+from sparseworks.evaluate.task import TASKS, Result, Task, task_for
+from sparseworks.evaluate.text import lm_batches, lm_windows, read_texts, timing_batch, token_batches
+
+__all__ = [
+    "TASKS", "Classification", "Collection", "Encoder", "OutputSimilarity", "Passage", "Perplexity", "Result", "Retrieval",
+    "Task", "average_precision", "documentation_passages", "documentation_retrieval", "lm_batches", "lm_windows", "ndcg",
+    "read_collection", "read_qrels", "read_texts", "recall", "task_for", "timing_batch", "token_batches",
+]  # fmt: skip
