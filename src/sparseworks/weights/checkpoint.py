@@ -177,7 +177,7 @@ def _digest(tensors: Iterable[tuple[str, Any]]) -> str:
     for name, tensor in _ordered(tensors):
         digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
         if not tensor.is_meta:  # weights that lie on disk are told apart by name and shape only
-            digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
     return digest.hexdigest()
 
 

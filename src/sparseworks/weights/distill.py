@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,30 +12,35 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sparseworks.core.errors import ModelError
+from sparseworks.stream import Block
+from sparseworks.stream.outputs import last_hidden, logits_of, mean_pooled
+from sparseworks.stream.padding import Padding, real_tokens
+from sparseworks.stream.tree import call, first_tensor
 
 
 @dataclass
 class Outputs:
-    """What one forward pass gave: the model's output, the hidden state after every block, and which tokens count."""
+    """What one forward pass gave.
+
+    Attributes:
+        output: what the model returned.
+        hidden: output of every block at real tokens, in order of the blocks.
+        mask: which tokens of the output count, None = all.
+    """
 
     output: Any
-    hidden: list[Float[Tensor, "batch tokens width"]] = field(default_factory=list)
+    hidden: list[Float[Tensor, "tokens width"]] = field(default_factory=list)
     mask: Bool[Tensor, "batch tokens"] | None = None
 
     @property
-    def last(self) -> Tensor:
-        """Last hidden state."""
-        for key in ("last_hidden_state",):
-            if hasattr(self.output, key):
-                return getattr(self.output, key)
-        if self.hidden:
-            return self.hidden[-1]
-        return first_tensor(self.output)
+    def pooled(self) -> Float[Tensor, "batch width"]:
+        """Mean of the last hidden state over the tokens that count."""
+        return mean_pooled(last_hidden(self.output), self.mask)
 
     @property
-    def logits(self) -> Tensor:
-        """Logits: `output.logits`, or the output itself."""
-        return self.output.logits if hasattr(self.output, "logits") else first_tensor(self.output)
+    def logits(self) -> Float[Tensor, "tokens classes"]:
+        """Logits of the tokens that count, in float32."""
+        return _rows(logits_of(self.output), self.mask)
 
 
 class Term:
@@ -57,7 +62,7 @@ class Embedding(Term):
 
     def __call__(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """Cosine distance of the pooled embeddings."""
-        return (1.0 - F.cosine_similarity(pooled(student), pooled(teacher), dim=-1)).mean()
+        return (1.0 - F.cosine_similarity(student.pooled, teacher.pooled, dim=-1)).mean()
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Similarity(Term):
 
     def __call__(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """KL(teacher || student) of in-batch similarities, the diagonal left out."""
-        s, t = (F.normalize(pooled(o), dim=-1) for o in (student, teacher))
+        s, t = (F.normalize(o.pooled, dim=-1) for o in (student, teacher))
         n = s.shape[0]
         if n < 3:
             return s.sum() * 0.0
@@ -95,7 +100,6 @@ class SquareHead(Term):
             raise ModelError("SquareHead compares the outputs of repeated blocks, and this model has none.")
         total = student.hidden[0].new_zeros(())
         for s, t in zip(student.hidden, teacher.hidden, strict=True):
-            s, t = real_tokens(s, student.mask), real_tokens(t, teacher.mask)
             total = total + (s - t).square().mean() / (t.square().mean() + 1e-6)
         return total
 
@@ -109,7 +113,7 @@ class Logits(Term):
 
     def __call__(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """KL on logits."""
-        s, t = (real_tokens(o.logits, o.mask) / self.temperature for o in (student, teacher))
+        s, t = (o.logits / self.temperature for o in (student, teacher))
         kl = F.kl_div(F.log_softmax(s, -1), F.log_softmax(t, -1), log_target=True, reduction="none").sum(-1)
         return kl.mean() * self.temperature**2
 
@@ -130,20 +134,32 @@ class Task(Term):
 
 
 class Taps:
-    """Forward hooks that collect the output of every repeated block of a model."""
+    """Forward hooks that collect the output of every repeated block of a model.
 
-    def __init__(self, blocks: Sequence[nn.Module]):
+    Args:
+        model: the model.
+        blocks: its blocks; the whole model as one block has nothing to tap.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[Block] = ()):
+        self.model, self._padding = model, Padding(model)
         self.hidden: list[Tensor] = []
-        self._handles = [b.register_forward_hook(self._take) for b in blocks]
+        self._handles = [b.module(model).register_forward_hook(self._hook(b)) for b in blocks if b.name]
 
-    def _take(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self.hidden.append(first_tensor(output))
+    def _hook(self, block: Block) -> Callable[[nn.Module, Any, Any], None]:
+        def take(_module: nn.Module, _args: Any, output: Any) -> None:
+            hidden = first_tensor(output)
+            if hidden is not None:
+                self.hidden.append(_rows(hidden, self._padding.mask(block.name)))
 
-    def run(self, model: nn.Module, batch: Any) -> Outputs:
+        return take
+
+    def run(self, batch: Any) -> Outputs:
         """One forward pass."""
         self.hidden = []
-        output = call(model, batch)
-        return Outputs(output, self.hidden, token_mask(batch))
+        self._padding.begin(batch)
+        output = call(self.model, batch)
+        return Outputs(output, self.hidden, self._padding.mask("decoder"))
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -151,43 +167,5 @@ class Taps:
             handle.remove()
 
 
-def call(model: nn.Module, batch: Any) -> Any:
-    """Run the model on a batch: a dict of keyword arguments, a tuple of positional ones, or one tensor."""
-    if isinstance(batch, dict) or hasattr(batch, "keys"):
-        return model(**{k: batch[k] for k in batch})
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
-
-
-def token_mask(batch: Any) -> Bool[Tensor, "batch tokens"] | None:
-    """Which tokens are not padding, where the batch says so."""
-    mask = batch.get("attention_mask") if hasattr(batch, "get") else None
-    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-
-
-def real_tokens(x: Tensor, mask: Tensor | None) -> Float[Tensor, "tokens width"]:
-    """Vectors of the tokens that count, flattened."""
-    if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
-        return x[mask].float()
-    return x.reshape(-1, x.shape[-1]).float()
-
-
-def pooled(o: Outputs) -> Float[Tensor, "batch width"]:
-    """Mean of the last hidden state over the tokens that count."""
-    x = o.last.float()
-    if x.dim() == 2:
-        return x
-    if o.mask is None:
-        return x.mean(dim=1)
-    m = o.mask.unsqueeze(-1).to(x.dtype)
-    return (x * m).sum(dim=1) / m.sum(dim=1).clamp(min=1)
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The first tensor inside an output (tensor, tuple, or Hugging Face output)."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if hasattr(output, "values") else output
-    for value in values:
-        if isinstance(value, Tensor):
-            return value
-    raise ModelError(f"No tensor found in an output of type {type(output).__name__}.")
+def _rows(x: Tensor, mask: Tensor | None) -> Float[Tensor, "tokens width"]:
+    return real_tokens(x, mask).reshape(-1, x.shape[-1]).float()

@@ -39,10 +39,13 @@ def dropped_masks(
 
 
 @torch.no_grad()
-def impose(model: nn.Module, masks: Mapping[str, Bool[Tensor, "..."]]) -> None:
-    """Set every dropped entry to exactly zero."""
+def impose(model: nn.Module, masks: Mapping[str, Bool[Tensor, "..."]], *, gradients: bool = False) -> None:
+    """Set every dropped entry of the parameters (or of their gradients) to exactly zero."""
     for name, mask in masks.items():
-        model.get_parameter(name).masked_fill_(mask, 0.0)
+        parameter = model.get_parameter(name)
+        target = parameter.grad if gradients else parameter
+        if target is not None:
+            target.masked_fill_(mask, 0.0)
 
 
 def keep_support(
@@ -52,7 +55,12 @@ def keep_support(
 
     Raises:
         ModelError: a support names a site that the model lacks.
+        ShapeError: a support does not fit its site.
     """
-    masks = dropped_masks(model, sites, supports)
+    return hold(optimizer, model, dropped_masks(model, sites, supports))
+
+
+def hold(optimizer: Optimizer, model: nn.Module, masks: Mapping[str, Bool[Tensor, "..."]]) -> RemovableHandle:
+    """`keep_support` for masks that are known already."""
     impose(model, masks)
     return optimizer.register_step_post_hook(lambda *_: impose(model, masks))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,15 @@ from torch.optim import AdamW, Optimizer
 from sparseworks.core.errors import CalibrationError, CheckpointError, ModelError
 from sparseworks.core.support import Support
 from sparseworks.io.training import load_training, save_training
+from sparseworks.stream import blocks, sites
+from sparseworks.weights.checkpoint import fingerprint
 from sparseworks.weights.distill import Outputs, Taps, Term
-from sparseworks.weights.enforce import keep_support
+from sparseworks.weights.enforce import dropped_masks, hold, impose
+from sparseworks.weights.show import Shown
+from sparseworks.weights.streaming import evaluating
+
+Tick = Callable[[int, int, float], None]
+"""`tick(step, steps, loss)`, called after every optimiser step."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def recover(
     checkpoint: Path | str | None = None,
     autocast: torch.dtype | None = None,
     seed: int = 0,
-    progress: bool | Callable[[int, int, float], None] = True,
+    progress: bool | Tick = True,
 ) -> Recovery:
     """Minimise sum_i weight_i * term_i(student, teacher) over the kept weights; the model is changed in place.
 
@@ -84,7 +90,7 @@ def recover(
         supports: site name -> support, kept after every step.
         terms: loss terms of `sparseworks.weights.distill`.
         steps: number of optimiser steps; `minutes` may end it before.
-        lr: peak learning rate; linear warm-up over the share `warmup`, then linear decay to zero.
+        lr: peak learning rate; linear warm-up over the share `warmup`, linear decay to 2 % of it at the end.
         validate: `validate(model) -> metric`, lower is better, every `every` steps and at the end; the best weights are kept.
         patience: stop after this many validations without improvement.
         checkpoint: file for the training state, written every `every` steps; an existing one of the same run is resumed.
@@ -95,8 +101,6 @@ def recover(
         ModelError: nothing is trainable, or the loss is not finite.
         CheckpointError: `checkpoint` belongs to another run.
     """
-    from sparseworks.stream import blocks, sites
-
     batches = list(data)
     if not batches:
         raise CalibrationError("Recovery needs data, and the data set is empty.")
@@ -105,95 +109,119 @@ def recover(
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ModelError("The model has no trainable parameters.")
+    listed = sites(model, include=["*"])
+    masks = dropped_masks(model, listed, supports)
+    settings = (steps, minutes, lr, warmup, weight_decay, clip, every, patience, list(terms), str(autocast))
+    kept = sorted((name, support.hash()) for name, support in supports.items())
+    name = fingerprint(model, repr((settings, kept)), seed, batches, listed) if checkpoint else ""
     optim = optimizer(trainable) if optimizer else AdamW(trainable, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
-    handle = keep_support(optim, model, sites(model), supports)
-    hidden = any(t.needs_hidden for t in terms)
-    student_taps = Taps([b.module for b in blocks(model)] if hidden else [])
-    teacher_taps = Taps([b.module for b in blocks(teacher)] if hidden and teacher is not None else [])
-    run = _Run(
-        model, teacher, batches, terms, steps, minutes, lr, warmup, clip, validate, every, patience, autocast, seed
-    )
+    state = _Training(steps, minutes, lr, warmup, clip, every, patience, seed, batches, terms, validate, autocast, name)
+    with ExitStack() as stack:
+        stack.callback(hold(optim, model, masks).remove)
+        stack.enter_context(evaluating(model))
+        tapped = any(t.needs_hidden for t in terms)
+        student = stack.enter_context(_tapping(model, tapped))
+        target = None
+        if teacher is not None:
+            stack.enter_context(evaluating(teacher))
+            target = stack.enter_context(_tapping(teacher, tapped))
+        tick = stack.enter_context(_ticks(progress, steps))
+        return state.go(optim, student, target, masks, Path(checkpoint) if checkpoint else None, tick)
+
+
+@contextmanager
+def _tapping(model: nn.Module, tapped: bool) -> Iterator[Taps]:
+    taps = Taps(model, blocks(model) if tapped else ())
     try:
-        return run.go(optim, student_taps, teacher_taps, Path(checkpoint) if checkpoint else None, supports, progress)
+        yield taps
     finally:
-        handle.remove()
-        student_taps.close()
-        teacher_taps.close()
-        model.eval()
+        taps.close()
+
+
+@contextmanager
+def _ticks(progress: bool | Tick, steps: int) -> Iterator[Tick]:
+    if callable(progress):
+        yield progress
+        return
+    with Shown(progress).bar("recover", steps) as bar:
+        shown = 0
+
+        def tick(step: int, _total: int, loss: float) -> None:
+            nonlocal shown
+            bar(step - shown, f"loss {loss:.4f}")
+            shown = step
+
+        yield tick
 
 
 @dataclass
-class _Run:
+class _Training:
     """The loop of `recover`, with everything it holds fixed."""
 
-    model: nn.Module
-    teacher: nn.Module | None
-    batches: list[Any]
-    terms: Sequence[Term]
     steps: int
     minutes: float | None
     lr: float
     warmup: float
     clip: float
-    validate: Callable[[nn.Module], float] | None
     every: int
     patience: int | None
-    autocast: torch.dtype | None
     seed: int
+    batches: list[Any]
+    terms: Sequence[Term]
+    validate: Callable[[nn.Module], float] | None
+    autocast: torch.dtype | None
+    name: str
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
     def go(
         self,
         optim: Optimizer,
         student: Taps,
-        teacher: Taps,
+        teacher: Taps | None,
+        masks: Mapping[str, Tensor],
         checkpoint: Path | None,
-        supports: Mapping[str, Support],
-        progress: bool | Callable[[int, int, float], None],
+        tick: Tick,
     ) -> Recovery:
         """Resume if there is something to resume, train, keep the best."""
-        name, state = self._fingerprint(supports), _Progress()
+        state, window = _Progress(), []
         if checkpoint is not None and checkpoint.exists():
-            state = self._resume(checkpoint, optim, name)
-        started, spent, stopped, window = time.monotonic(), state.seconds, "steps", []
-        with _bar(progress, self.steps) as tick:
-            while state.step < self.steps:
-                state.seconds = spent + time.monotonic() - started
-                if self.minutes is not None and state.seconds > 60 * self.minutes:
-                    stopped = "minutes"
-                    break
-                window.append(self._step(optim, student, teacher, state))
-                state.step += 1
-                tick(state.step, self.steps, window[-1])
-                if state.step % self.every == 0 or state.step == self.steps:
-                    state.losses.append(sum(window) / len(window))
-                    window = []
-                    self._validate(state)
-                    if checkpoint is not None:
-                        facts = {"run": name, "progress": asdict(state)}
-                        save_training(checkpoint, self.model, optim, facts, extra=self.best_state)
-                    if self.patience is not None and state.bad >= self.patience:
-                        stopped = "no improvement"
-                        break
-        if stopped == "minutes":
-            self._validate(state)
+            state = self._resume(checkpoint, student.model, optim)
+        started, spent = time.monotonic(), state.seconds
+        while not (stopped := self._over(state)):
+            window.append(self._step(optim, student, teacher, masks, state))
+            state.step += 1
+            state.seconds = spent + time.monotonic() - started
+            tick(state.step, self.steps, window[-1])
+            if state.step % self.every == 0 or self._over(state):
+                state.losses.append(sum(window) / len(window))
+                window = []
+                self._validate(student.model, state)
+                if checkpoint is not None:
+                    facts = {"run": self.name, "progress": asdict(state)}
+                    save_training(checkpoint, student.model, optim, facts, extra=self.best_state)
         if self.best_state:
-            self.model.load_state_dict(self.best_state, strict=False)
+            student.model.load_state_dict(self.best_state, strict=False)
         return Recovery(state.step, tuple(state.losses), tuple(state.validations), state.best, stopped, state.seconds)
 
-    def _step(self, optim: Optimizer, student: Taps, teacher: Taps, state: _Progress) -> float:
-        share = self._rate(state)
+    def _over(self, state: _Progress) -> str:
+        """Why there is nothing more to do, or nothing."""
+        if self.patience is not None and state.bad >= self.patience:
+            return "no improvement"
+        if state.step >= self.steps:
+            return "steps"
+        return "minutes" if self.minutes is not None and state.seconds > 60 * self.minutes else ""
+
+    def _step(
+        self, optim: Optimizer, student: Taps, teacher: Taps | None, masks: Mapping[str, Tensor], state: _Progress
+    ) -> float:
         for group in optim.param_groups:
-            group["lr"] = self.lr * share
-        batch = self._batch(state.step)
-        self.model.train(False)  # dropout would only add noise to a distillation target
-        mixed = torch.autocast(_device(self.model), dtype=self.autocast) if self.autocast else nullcontext()
-        with mixed:
-            target = Outputs(None)
-            if self.teacher is not None:
-                with torch.no_grad():
-                    target = teacher.run(self.teacher, batch)
-            outputs = student.run(self.model, batch)
+            group["lr"] = self.lr * self._rate(state)
+        batch, model = self._batch(state.step), student.model
+        device = next(model.parameters()).device.type
+        with torch.enable_grad(), torch.autocast(device, dtype=self.autocast) if self.autocast else nullcontext():
+            with torch.no_grad():
+                target = teacher.run(batch) if teacher else Outputs(None)
+            outputs = student.run(batch)
             loss = torch.stack([t.weight * t(outputs, target) for t in self.terms]).sum()
         if not bool(torch.isfinite(loss)):
             raise ModelError(
@@ -201,6 +229,7 @@ class _Run:
             )
         optim.zero_grad(set_to_none=True)
         loss.backward()
+        impose(model, masks, gradients=True)  # what is dropped must not count in the norm that is clipped
         nn.utils.clip_grad_norm_([p for g in optim.param_groups for p in g["params"]], self.clip)
         optim.step()
         return float(loss.detach())
@@ -218,70 +247,25 @@ class _Run:
         order = torch.randperm(len(self.batches), generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch))
         return self.batches[int(order[at])]
 
-    def _validate(self, state: _Progress) -> None:
-        if self.validate is None or (state.validations and state.validations[-1][0] == state.step):
+    def _validate(self, model: nn.Module, state: _Progress) -> None:
+        if self.validate is None:
             return
-        metric = float(self.validate(self.model))
+        metric = float(self.validate(model))
         state.validations.append((state.step, metric))
         if state.best is None or metric < state.best:
             state.best, state.bad = metric, 0
-            self.best_state = {k: v.detach().clone() for k, v in self.model.named_parameters()}
+            self.best_state = {k: v.detach().clone() for k, v in model.named_parameters()}
         else:
             state.bad += 1
 
-    def _resume(self, checkpoint: Path, optim: Optimizer, name: str) -> _Progress:
-        facts, best = load_training(checkpoint, self.model, optim)
-        if facts["run"] != name:
+    def _resume(self, checkpoint: Path, model: nn.Module, optim: Optimizer) -> _Progress:
+        facts, best = load_training(checkpoint, model, optim)
+        if facts["run"] != self.name:
             raise CheckpointError(
-                f"{checkpoint} belongs to another recovery run (other supports, seed or settings); delete it to start over."
+                f"{checkpoint} belongs to another recovery run (other weights, supports, data, seed or settings); "
+                f"delete it to start over."
             )
         self.best_state = best
         state = _Progress(**facts["progress"])
         state.validations = [(int(s), float(m)) for s, m in state.validations]
         return state
-
-    def _fingerprint(self, supports: Mapping[str, Support]) -> str:
-        what = [(k, v.hash()) for k, v in sorted(supports.items())]
-        settings = [
-            self.steps,
-            self.minutes,
-            self.lr,
-            self.warmup,
-            self.clip,
-            self.seed,
-            len(self.batches),
-            repr(list(self.terms)),
-        ]
-        return hashlib.sha256(repr((what, settings)).encode()).hexdigest()
-
-
-class _bar:  # noqa: N801
-    """A progress bar, the caller's own callback, or silence."""
-
-    def __init__(self, progress: bool | Callable[[int, int, float], None], total: int):
-        self.progress, self.total, self.rich = progress, total, None
-
-    def __enter__(self) -> Callable[[int, int, float], None]:
-        if callable(self.progress):
-            return self.progress
-        if not self.progress:
-            return lambda *_: None
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.rich = Progress(
-            TextColumn("recover"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} loss {task.fields[loss]:.4f}"),
-            TimeRemainingColumn(),
-        )
-        self.rich.start()
-        task = self.rich.add_task("recover", total=self.total, loss=float("nan"))
-        return lambda step, _total, loss: self.rich.update(task, completed=step, loss=loss)  # type: ignore[union-attr]
-
-    def __exit__(self, *_: Any) -> None:
-        if self.rich is not None:
-            self.rich.stop()
-
-
-def _device(model: nn.Module) -> str:
-    return next(model.parameters()).device.type
