@@ -114,11 +114,16 @@ class Site:
 
 @dataclass(frozen=True)
 class Member:
-    """One slice family of a coupled unit: unit i owns indices [i * width, (i + 1) * width) of `axis` of `site`."""
+    """One slice family of a coupled unit: unit i owns indices [i * width, (i + 1) * width) of `axis` of `site`.
+
+    With `repeats` > 1 the axis is that many runs of units * width, and the unit owns those indices of each: an input
+    channel has one column at every kernel position of a convolution.
+    """
 
     site: str
     axis: Literal["rows", "cols"]
     width: int = 1
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -147,19 +152,20 @@ class Coupling:
         for m in self.members:
             s = scores[m.site]
             s = s if m.axis == "rows" else s.T
-            if s.shape[0] != self.units * m.width:
+            if s.shape[0] != self.units * m.width * m.repeats:
                 raise ShapeError(
-                    f"Coupling {self.name!r}: {m.axis} of {m.site!r} are {s.shape[0]}, not {self.units} x {m.width}."
+                    f"Coupling {self.name!r}: {m.axis} of {m.site!r} are {s.shape[0]}, not {self.units} x {m.width}"
+                    + (f" x {m.repeats}." if m.repeats > 1 else ".")
                 )
-            total += s.reshape(self.units, -1).sum(dim=1).double().cpu()
-            entries += m.width * s.shape[1]
+            total += s.double().sum(dim=1).reshape(m.repeats, self.units, m.width).sum(dim=(0, 2)).cpu()
+            entries += m.width * m.repeats * s.shape[1]
         return (total / max(entries, 1)).unsqueeze(0)
 
     def spread(self, kept: Tensor, shapes: dict[str, Sequence[int]]) -> dict[str, Tensor]:
         """Boolean masks of every member site for the kept units `(units,)`."""
         masks: dict[str, Tensor] = {}
         for m in self.members:
-            along = kept.reshape(-1).repeat_interleave(m.width)
+            along = kept.reshape(-1).repeat_interleave(m.width).repeat(m.repeats)
             mask = along.unsqueeze(1) if m.axis == "rows" else along.unsqueeze(0)
             mask = mask.expand(*shapes[m.site])
             masks[m.site] = masks[m.site] & mask if m.site in masks else mask.clone()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from sparseworks.stream.blocks import Block, block_of, blocks
+from sparseworks.stream.capture import Capture, capture, chains
+from sparseworks.stream.couplings import couplings, select_units
 from sparseworks.stream.gather import gather
 from sparseworks.stream.gradients import gather_gradients
 from sparseworks.stream.memory import Memory, peak_bytes, predict
-from sparseworks.stream.replay import Capture, capture, chains, replay
+from sparseworks.stream.replay import replay
 from sparseworks.stream.residency import InMemory, Residency, held
 from sparseworks.stream.sites import sites
 
 __all__ = [
-    "Block", "Capture", "InMemory", "Memory", "Residency", "block_of", "blocks", "capture", "chains", "gather",
-    "gather_gradients", "held", "peak_bytes", "predict", "replay", "sites",
+    "Block", "Capture", "InMemory", "Memory", "Residency", "block_of", "blocks", "capture", "chains", "couplings", "gather",
+    "gather_gradients", "held", "peak_bytes", "predict", "replay", "select_units", "sites",
 ]  # fmt: skip

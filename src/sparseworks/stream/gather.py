@@ -10,39 +10,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError, NonFiniteError, ShapeError
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Stat, Stats
 from sparseworks.stream.matmuls import Matmuls
+from sparseworks.stream.padding import Padding, real_tokens
 from sparseworks.stream.tree import call, first_tensor
 
 Needs = frozenset[type[Stat]] | Mapping[str, frozenset[type[Stat]]]
-
-
-def token_masks(batch: Any) -> dict[str, Bool[Tensor, "batch tokens"]]:
-    """The two-dimensional padding masks of a batch: `attention_mask` and `decoder_attention_mask`, True = a real token."""
-    masks = {}
-    for key in ("attention_mask", "decoder_attention_mask"):
-        mask = batch[key] if hasattr(batch, "keys") and key in batch.keys() else None  # noqa: SIM118
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            masks[key] = mask.bool()
-    if hasattr(batch, "keys") and "decoder_input_ids" in batch.keys():  # noqa: SIM118
-        masks.setdefault("decoder_attention_mask", torch.ones_like(batch["decoder_input_ids"], dtype=torch.bool))
-    return masks
-
-
-def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Vectors of tokens that are not padding, where `x` still has the mask's shape (also flattened); otherwise `x`."""
-    if mask is None or bool(mask.all()):
-        return x
-    if x.dim() >= 3 and x.shape[:2] == mask.shape:
-        return x[mask.to(x.device)]
-    if x.dim() == 2 and x.shape[0] == mask.numel() and mask.shape[1] > 1:
-        return x[mask.reshape(-1).to(x.device)]
-    return x
 
 
 def site_inputs(module: nn.Module, site: Site, x: Tensor) -> Float[Tensor, "tokens cols"]:
@@ -100,7 +78,7 @@ class Gatherer:
     def __init__(self, model: nn.Module, sites: Sequence[Site], needs: Needs, *, share: bool = True):
         self.model, self.sites, self.share = model, list(sites), share
         self.needs = {s.name: (needs[s.name] if isinstance(needs, Mapping) else needs) for s in sites}
-        self._masks: dict[str, Tensor] = {}
+        self._padding = Padding(model)
         self._handles: list[Any] = []
         self._matmuls: Matmuls | None = None
         self.reset()
@@ -121,11 +99,17 @@ class Gatherer:
         unhookable = []
         for site in self.sites:
             module = self.model.get_submodule(site.module)
-            if site.kind == "expert" or isinstance(module, nn.MultiheadAttention) or _inside_attention(self.model, site):
+            if (
+                site.kind == "expert"
+                or isinstance(module, nn.MultiheadAttention)
+                or _inside_attention(self.model, site)
+            ):
                 unhookable.append(site)
             elif len(self.stats[site.name]):
                 feeds.setdefault(site.module, _Feed(site.module, module, [])).sites.append(site)
         self._handles = [f.module.register_forward_hook(self._hook(f), with_kwargs=True) for f in feeds.values()]
+        for owner in sorted({s.module for s in unhookable if s.kind == "expert"}):
+            self._handles += self._padding.around(owner, self.model.get_submodule(owner))
         if unhookable:
             self._matmuls = Matmuls(self.model, unhookable, lambda site, x: self._feed(site, "input", x))
             self._matmuls.__enter__()
@@ -140,7 +124,7 @@ class Gatherer:
 
     def begin(self, batch: Any = None, piece: slice | None = None) -> None:
         """Start a batch (or some rows of one): its padding masks hold until the next."""
-        self._masks = {k: m[piece] if piece else m for k, m in token_masks(batch).items()}
+        self._padding.begin(batch, piece)
         self._recent.clear()
 
     def result(self) -> dict[str, Stats]:
@@ -165,7 +149,7 @@ class Gatherer:
                 raise CalibrationError(
                     f"Module {feed.name!r} was called without a floating tensor; leave its sites out with `skip`."
                 )
-            mask = self._mask_for(feed.name)
+            mask = self._padding.mask(feed.name)
             self._take_input(feed, x, mask)
             out = first_tensor(output) if wants_output else None
             if out is not None:
@@ -209,10 +193,6 @@ class Gatherer:
 
     def _wants(self, site: Site) -> set[type[Stat]]:
         return {k for k in self.needs[site.name] if k.source == "input"}
-
-    def _mask_for(self, name: str) -> Tensor | None:
-        decodes = "decoder" in name.split(".") and "decoder_attention_mask" in self._masks
-        return self._masks.get("decoder_attention_mask" if decodes else "attention_mask")
 
     def _feed(self, site: Site, source: str, x: Tensor) -> None:
         try:

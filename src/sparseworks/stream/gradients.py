@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sparseworks.core.errors import CalibrationError
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Stats
-from sparseworks.stream.gather import Needs, token_masks
+from sparseworks.stream.gather import Needs
+from sparseworks.stream.padding import token_masks
 from sparseworks.stream.tree import call, first_tensor
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -58,7 +59,7 @@ def gather_gradients(
         CalibrationError: no batches, or no loss.
     """
     batches, loss = list(batches), loss or default_loss
-    wanted = {s.name: (needs[s.name] if isinstance(needs, dict) else needs) for s in sites}  # type: ignore[index]
+    wanted = {s.name: (needs[s.name] if isinstance(needs, Mapping) else needs) for s in sites}
     stats = {
         s.name: Stats.collecting([k for k in wanted[s.name] if k.source in SOURCES], s.shape, site=s.name)
         for s in sites
@@ -105,8 +106,7 @@ def _flow(model, parameters: dict[str, Tensor], batches, loss: Loss) -> Iterator
 def _grad(value: Tensor, parameters: dict[str, Tensor], *, create_graph: bool = False) -> dict[str, Tensor]:
     found = torch.autograd.grad(value, list(parameters.values()), create_graph=create_graph, allow_unused=True)
     return {
-        name: torch.zeros_like(p) if g is None else g
-        for (name, p), g in zip(parameters.items(), found, strict=True)
+        name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(parameters.items(), found, strict=True)
     }
 
 

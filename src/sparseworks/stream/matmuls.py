@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseworks.core.site import Site
 
-_PRODUCTS = ("mm", "addmm", "linear", "bmm", "baddbmm", "matmul", "_grouped_mm")
+_PRODUCTS = ("mm", "addmm", "linear", "bmm", "baddbmm", "matmul")
+_GROUPED = ("_grouped_mm", "grouped_mm_fallback")  # (tokens sorted by expert, stack of weights, where each expert ends)
 
 
 class Matmuls(TorchDispatchMode):
@@ -29,7 +30,8 @@ class Matmuls(TorchDispatchMode):
         for site in sites:
             p = site.tensor(model)
             view = site.view(p.detach())
-            span = (view.storage_offset(), view.storage_offset() + _extent(view), site)
+            start = int(view.storage_offset())
+            span = (start, start + _extent(view), site)
             self._spans.setdefault(p.untyped_storage().data_ptr(), []).append(span)
 
     def __enter__(self) -> Matmuls:
@@ -44,7 +46,10 @@ class Matmuls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run the product, report its operands."""
         del types
-        if func.overloadpacket.__name__ in _PRODUCTS:
+        name = func.overloadpacket.__name__
+        if name in _GROUPED:
+            self._grouped(args[0], args[1], args[2] if len(args) > 2 else (kwargs or {}).get("offs"))
+        elif name in _PRODUCTS:
             operands = [a for a in args if isinstance(a, Tensor) and a.dim() >= 2]
             for i, weight in enumerate(operands):
                 for site in self._owners(weight):
@@ -52,11 +57,21 @@ class Matmuls(TorchDispatchMode):
                         self._deliver(site, weight, x)
         return func(*args, **(kwargs or {}))
 
+    def _grouped(self, x: Tensor, weight: Tensor, ends: Tensor | None) -> None:
+        """Every expert sees its own run of tokens."""
+        for site in self._owners(weight):
+            if ends is None or site.expert is None:
+                self._deliver(site, weight, x)
+            else:
+                start = int(ends[site.expert - 1]) if site.expert else 0
+                self._report(site, x[start : int(ends[site.expert])])
+
     def _owners(self, weight: Tensor) -> list[Site]:
         spans = self._spans.get(weight.untyped_storage().data_ptr())
         if not spans:
             return []
-        lo, hi = weight.storage_offset(), weight.storage_offset() + _extent(weight)
+        lo = int(weight.storage_offset())
+        hi = lo + _extent(weight)
         return [site for start, end, site in spans if start >= lo and end <= hi]
 
     def _deliver(self, site: Site, weight: Tensor, x: Tensor) -> None:

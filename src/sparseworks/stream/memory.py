@@ -102,7 +102,9 @@ def _activation_bytes(model: nn.Module, blocks: Sequence[Block], batches: Sequen
 
 
 def _tokens(batch: Any) -> int:
-    items = [batch[k] for k in batch] if hasattr(batch, "keys") else batch if isinstance(batch, tuple | list) else [batch]
+    items = (
+        [batch[k] for k in batch] if hasattr(batch, "keys") else batch if isinstance(batch, tuple | list) else [batch]
+    )
     tensors = [x for x in items if isinstance(x, Tensor) and x.dim() >= 1]
     if not tensors:
         return 0

@@ -2,138 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError
-from sparseworks.stream.activations import Activations
 from sparseworks.stream.blocks import Block
-from sparseworks.stream.tree import HIDDEN, call, cut, first_tensor, map_tensors, put_hidden, without_caches
-
-
-class _Stop(Exception):  # noqa: N818 - not an error: leaves the forward pass once the last block has been seen
-    pass
-
-
-@dataclass
-class Capture:
-    """Arguments of every block of a chain for every batch, the hidden state taken out and kept once.
-
-    Attributes:
-        chain: blocks whose output is the next one's hidden state.
-        hidden: hidden state that enters the block to be replayed next, per batch.
-        calls: per block name, per batch: `(args, kwargs)` with a placeholder for the hidden state.
-    """
-
-    chain: list[Block]
-    hidden: Activations
-    calls: dict[str, list[tuple[tuple, dict]]] = field(default_factory=dict)
-
-
-def chains(model: nn.Module, blocks: Sequence[Block], batch: Any) -> list[list[Block]]:
-    """Cut the blocks into chains, by one forward pass: inside a chain a block's output is the next one's hidden state.
-
-    Blocks that were not called, or called more than once, end up in no chain.
-    """
-    entered: dict[str, list[Tensor | None]] = {b.name: [] for b in blocks}
-    left: dict[str, list[Tensor | None]] = {b.name: [] for b in blocks}
-    order: list[Block] = []
-
-    def enter(block: Block) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            order.append(block)
-            entered[block.name].append(_hidden_of(args, kwargs))
-
-        return hook
-
-    def leave(block: Block) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            left[block.name].append(first_tensor(output))
-
-        return hook
-
-    handles = []
-    for b in blocks:
-        handles.append(b.module(model).register_forward_pre_hook(enter(b), with_kwargs=True))
-        handles.append(b.module(model).register_forward_hook(leave(b)))
-    try:
-        with torch.no_grad():
-            call(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    once = [b for b in order if len(entered[b.name]) == 1 and entered[b.name][0] is not None]
-    cut_up: list[list[Block]] = []
-    for b in once:
-        before = left[cut_up[-1][-1].name][0] if cut_up else None
-        if cut_up and _same(before, entered[b.name][0]):
-            cut_up[-1].append(b)
-        else:
-            cut_up.append([b])
-    return cut_up
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is not None and b is not None and (a is b or (a.shape == b.shape and torch.equal(a, b)))
-
-
-def _hidden_of(args: tuple, kwargs: dict) -> Tensor | None:
-    found = first_tensor(args)
-    return found if found is not None else first_tensor(kwargs)
-
-
-def capture(model: nn.Module, chain: list[Block], batches: Sequence[Any], store: Activations) -> Capture:
-    """Run the model up to the last block of `chain` on every batch; keep what entered the first and all arguments.
-
-    Tensors that several blocks share (masks, position embeddings) are kept once per batch.
-
-    Raises:
-        CalibrationError: there are no batches.
-    """
-    if not batches:
-        raise CalibrationError("The calibration set is empty; give at least one batch.")
-    taken = Capture(chain, store, {b.name: [] for b in chain})
-    for i, batch in enumerate(batches):
-        _capture_one(model, taken, i, batch)
-    return taken
-
-
-def _capture_one(model: nn.Module, taken: Capture, index: int, batch: Any) -> None:
-    shared: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        if id(x) not in shared:  # the original is held as well, so that its id stays its own
-            shared[id(x)] = (x, x.detach().to("cpu", copy=True))
-        return shared[id(x)][1]
-
-    def enter(block: Block) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            hidden = _hidden_of(args, kwargs)
-            assert hidden is not None
-            if block is taken.chain[0]:
-                taken.hidden[index] = hidden
-            swap = lambda x: HIDDEN if x is hidden else keep(x)  # noqa: E731
-            taken.calls[block.name].append(
-                (map_tensors(without_caches(args), swap), map_tensors(without_caches(kwargs), swap))
-            )
-            if block is taken.chain[-1]:
-                raise _Stop
-
-        return hook
-
-    handles = [b.module(model).register_forward_pre_hook(enter(b), with_kwargs=True) for b in taken.chain]
-    try:
-        with torch.no_grad():
-            call(model, batch)
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+from sparseworks.stream.capture import Capture
+from sparseworks.stream.tree import cut, first_tensor, map_tensors, put_hidden
 
 
 @torch.no_grad()

@@ -77,7 +77,9 @@ def _describe(module: nn.Module, leaf: str, parameter: nn.Parameter) -> tuple[Ki
             return "linear", _two(parameter.shape), {}
         if isinstance(module, nn.Embedding):
             return "embedding", _two(parameter.shape), {}
-        if isinstance(module, nn.Conv1d | nn.Conv2d) and not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        if isinstance(module, nn.Conv1d | nn.Conv2d) and not isinstance(
+            module, nn.ConvTranspose1d | nn.ConvTranspose2d
+        ):
             out, each, *kernel = parameter.shape
             size = 1
             for k in kernel:
@@ -87,11 +89,20 @@ def _describe(module: nn.Module, leaf: str, parameter: nn.Parameter) -> tuple[Ki
         if type(module).__name__ == "Conv1D" and parameter.dim() == 2:
             return "hf_conv1d", (parameter.shape[1], parameter.shape[0]), {"transposed": True}
     if parameter.dim() == 3 and "bias" not in leaf and hasattr(module, "num_experts"):
-        # Stacks are stored (experts, out, in), or (experts, in, out) where the module says so.
-        transposed = bool(getattr(module, "is_transposed", False))
+        transposed = _stored_in_out(module, leaf, parameter)
         out, each = parameter.shape[1:] if not transposed else reversed(parameter.shape[1:])
         return "expert", (out, each), {"transposed": transposed}
     return None
+
+
+def _stored_in_out(module: nn.Module, leaf: str, parameter: nn.Parameter) -> bool:
+    """Stacks are stored (experts, out, in), or (experts, in, out) where the module says so or its hidden size shows it."""
+    said, hidden = getattr(module, "is_transposed", None), getattr(module, "hidden_size", None)
+    if said is not None or hidden is None:
+        return bool(said)
+    _, first, last = parameter.shape
+    narrow = last if any(word in leaf for word in ("down", "w2", "output")) else first
+    return first != last and narrow == hidden
 
 
 def _two(shape: Sequence[int]) -> tuple[int, int]:
@@ -167,9 +178,10 @@ _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 def _output_head(model: nn.Module) -> nn.Module | None:
     get = getattr(model, "get_output_embeddings", None)
     try:
-        return get() if callable(get) else None
+        head = get() if callable(get) else None
     except (NotImplementedError, AttributeError):
         return None
+    return head if isinstance(head, nn.Module) else None
 
 
 def _heads(names: Sequence[str]) -> bool:

@@ -54,11 +54,25 @@ def put_hidden(value: Any, hidden: Tensor) -> Any:
     """`value` with the placeholder replaced by the hidden state."""
     if value is HIDDEN:
         return hidden
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(put_hidden(v, hidden) for v in value))
     if isinstance(value, tuple | list):
         return type(value)(put_hidden(v, hidden) for v in value)
     if type(value) is dict:
         return {k: put_hidden(v, hidden) for k, v in value.items()}
     return value
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested values hold equal tensors at the same places, and equal or identical things elsewhere."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        alike = isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype
+        return a is b or (alike and bool((a == b).all()))
+    if isinstance(a, tuple | list):
+        return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if type(a) is dict:
+        return type(b) is dict and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return a is b or bool(a == b)
 
 
 def without_caches(value: Any) -> Any:
