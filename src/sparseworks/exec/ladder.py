@@ -35,11 +35,7 @@ def write_spec(rungs: Sequence[Rung], density: float) -> tuple[str, list[Packed]
     Raises:
         KernelError: no rungs, unsorted rungs, forms of different shapes, or a kernel that reads another format.
     """
-    if (
-        not rungs
-        or rungs[0].min_rows > 1
-        or any(a.min_rows >= b.min_rows for a, b in zip(rungs, rungs[1:], strict=False))
-    ):
+    if not rungs or rungs[0].min_rows > 1 or any(a.min_rows >= b.min_rows for a, b in pairwise(rungs)):
         raise KernelError("A ladder needs rungs in ascending order of min_rows, the first at 0 or 1 rows.")
     forms: list[Packed] = []
     for rung in rungs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -236,7 +236,7 @@ class SparseConv1x1(nn.Module):
         assert isinstance(conv, nn.Conv1d | nn.Conv2d)
         flat = nn.Linear(conv.in_channels, conv.out_channels, bias=False, device="meta")
         flat.weight = nn.Parameter(conv.weight.detach().flatten(1), requires_grad=False)
-        flat.register_parameter("bias", conv.bias)
+        flat.register_parameter("bias", cast("nn.Parameter | None", conv.bias))
         return cls(SparseLinear.from_linear(flat, support, **options), stride=conv.stride)
 
     def forward(self, x: Float[Tensor, "*batch c_in *positions"]) -> Float[Tensor, "*batch c_out *positions"]:
