@@ -5,22 +5,108 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sparseworks.io.models import load_pretrained
+from sparseworks.core.errors import ModelError
+from sparseworks.io import sparsity
+from sparseworks.io.bitmask import decode, stored_mask
+from sparseworks.io.llmcompressor import is_llmcompressor, load_llmcompressor
+from sparseworks.io.models import load_pretrained, resolve
+from sparseworks.io.packed import build_empty, swap
+from sparseworks.io.skeleton import build, fill
+from sparseworks.io.sparsity import Sparsity
+from sparseworks.io.tensors import read_tensors
 
 
-def load(name: str | Path | nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
+def load(
+    name: str | Path | nn.Module,
+    *,
+    model: nn.Module | None = None,
+    dtype: torch.dtype | None = None,
+    planned: bool = False,
+    verify: bool = True,
+) -> nn.Module:
     """The model called `name`, in evaluation mode.
 
+    A model that came with supports (saved by `save`, or by llm-compressor) carries them: `model.sparsity.supports`,
+    `.plan`, `.recipe`, `.meta`; see `Sparsity`.
+
     Args:
-        name: a local folder, a hub id (`owner/model`), an embedded model (`minilm`, `sparseworks/tiny-lm`), or a module,
-            which is returned as it is.
+        name: a folder written by `save`, a Hugging Face folder, a hub id (`owner/model`), an embedded model (`minilm`,
+            `sparseworks/tiny-lm`), or a module, which is returned as it is.
+        model: for a saved folder of a model that is not from transformers: an instance of its class, filled in place.
         dtype: type of the weights; default: as stored (float32 for `sparseworks/tiny-lm`).
+        planned: apply the saved plan, so that the fast layers are in place; a "packed" folder has them already.
+        verify: compare the checksums of a saved folder.
 
     Raises:
-        ModelError: no such model, or not one that can be read.
+        ModelError: no such model, or not one that can be read; `planned` without a saved plan.
+        CheckpointError: a saved folder is damaged, truncated, half-written, edited, or of a newer schema.
     """
     if isinstance(name, nn.Module):
         return name if dtype is None else name.to(dtype)
+    source = resolve(name)
+    if isinstance(source, Path) and sparsity.is_saved(source):
+        return _load_saved(source, model, dtype, planned, verify)
+    if model is not None or planned:
+        raise ModelError(f"`model` and `planned` are for folders written by sparseworks; {str(name)!r} is not one.")
+    if isinstance(source, Path) and is_llmcompressor(source):
+        loaded = load_llmcompressor(source)
+        return loaded if dtype is None else loaded.to(dtype)
     return load_pretrained(name, dtype=dtype)
+
+
+def _load_saved(
+    folder: Path, model: nn.Module | None, dtype: torch.dtype | None, planned: bool, verify: bool
+) -> nn.Module:
+    known = sparsity.read(folder, verify=verify)
+    loaded = _skeleton(folder, known, model)
+    for path, meta in known.facts["packed"].items():
+        swap(loaded, path, build_empty(path, meta))
+    fill(loaded, _values(folder, known, loaded), known.facts["tied"])
+    loaded = loaded.eval() if dtype is None else loaded.eval().to(dtype)
+    if planned and not known.facts["packed"]:
+        loaded = _apply_plan(folder, known, loaded)
+    loaded.sparsity = known  # type: ignore[assignment]
+    return loaded
+
+
+def _skeleton(folder: Path, known: Sparsity, model: nn.Module | None) -> nn.Module:
+    if model is not None:
+        return model
+    if not (folder / "config.json").is_file():
+        kind = known.facts["model"]
+        raise ModelError(
+            f"{folder} holds a {kind}, which is not from transformers: pass an instance, load({str(folder)!r}, model={kind}(...))."
+        )
+    return build(folder)
+
+
+def _values(folder: Path, known: Sparsity, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the folder, coded parameters unpacked one by one."""
+    tensors = read_tensors(folder / sparsity.MODEL)
+    expected = model.state_dict(keep_vars=True)
+    by_parameter: dict[str, list] = {}
+    for site in sparsity.site_views(known.facts):
+        name = known.facts["tied"].get(site.parameter, site.parameter)
+        by_parameter.setdefault(name, []).append(site)
+    for name, sites in by_parameter.items():
+        if name not in tensors or name not in expected:
+            raise ModelError(f"The model is not the one that was saved: parameter {name!r} is missing.")
+        try:
+            mask = stored_mask(expected[name].shape, sites, known.supports)
+        except (RuntimeError, IndexError) as error:
+            raise ModelError(
+                f"The model is not the one that was saved: {name!r} has another shape ({error})."
+            ) from error
+        tensors[name] = decode(tensors[name], mask, f"{folder / sparsity.MODEL}: {name!r}")
+    return tensors
+
+
+def _apply_plan(folder: Path, known: Sparsity, model: nn.Module) -> nn.Module:
+    plan = known.plan
+    if plan is None:
+        raise ModelError(
+            f"{folder} was saved without a plan; draw one with sparseworks.plan(model, model.sparsity.supports)."
+        )
+    return plan.apply(model)

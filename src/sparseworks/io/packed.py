@@ -1,0 +1,82 @@
+"""Packed layers on disk: their metadata as JSON, and the empty layers built from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sparseworks.core.errors import CheckpointError, KernelError, ModelError, UnknownNameError
+from sparseworks.exec.modules import SparseConv1x1, SparseLinear
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one class of packed layer is described and built empty."""
+
+    layer: type[nn.Module]
+    describe: Callable[[Any], dict[str, Any]]
+    build: Callable[[Mapping[str, Any]], nn.Module]
+
+
+def _describe_conv(layer: SparseConv1x1) -> dict[str, Any]:
+    return {"stride": list(layer.stride), "linear": layer.linear.metadata()}
+
+
+def _build_conv(meta: Mapping[str, Any]) -> SparseConv1x1:
+    return SparseConv1x1(SparseLinear.from_metadata(meta["linear"]), stride=meta["stride"])
+
+
+KINDS: dict[str, Kind] = {
+    "SparseLinear": Kind(SparseLinear, SparseLinear.metadata, SparseLinear.from_metadata),
+    "SparseConv1x1": Kind(SparseConv1x1, _describe_conv, _build_conv),
+}
+
+
+def packed_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> packed layer; the linear layer inside a packed convolution is part of it, not listed itself."""
+    kinds = tuple(kind.layer for kind in KINDS.values())
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, kinds) and path.rpartition(".")[0] not in found:
+            found[path] = module
+    return found
+
+
+def describe(layer: nn.Module) -> dict[str, Any]:
+    """JSON-able description of a packed layer."""
+    name = next(name for name, kind in KINDS.items() if isinstance(layer, kind.layer))
+    return {"layer": name, **KINDS[name].describe(layer)}
+
+
+def build_empty(path: str, meta: Mapping[str, Any]) -> nn.Module:
+    """The empty layer that `describe` described.
+
+    Raises:
+        CheckpointError: it needs a format, kernel or layer that this version does not have.
+    """
+    import sparseworks.exec  # noqa: F401 - registers formats and kernels
+
+    try:
+        return KINDS[meta["layer"]].build(meta)
+    except (KernelError, UnknownNameError, KeyError) as error:
+        raise CheckpointError(
+            f"The packed layer {path!r} cannot be rebuilt by this version of sparseworks ({error}); "
+            "use the version that wrote the folder, or save with layout='bitmask'."
+        ) from error
+
+
+def swap(model: nn.Module, path: str, layer: nn.Module) -> None:
+    """Put `layer` in the place `path` of `model`.
+
+    Raises:
+        ModelError: there is no such place.
+    """
+    owner, _, leaf = path.rpartition(".")
+    try:
+        model.get_submodule(path)
+        setattr(model.get_submodule(owner), leaf, layer)
+    except AttributeError as error:
+        raise ModelError(f"The model has no layer {path!r} ({error}); it is not the model that was saved.") from error
