@@ -62,7 +62,8 @@ _ONE_CONVOLUTION = ("ResNetConvLayer", "RegNetConvLayer", "MobileNetV1ConvLayer"
 def couplings(model: nn.Module, sites: Sequence[Site] | None = None) -> list[Coupling]:
     """Coupled units of `model` whose members are all among `sites` (default: all that are pruned by default).
 
-    - neurons of a feed-forward layer: a row of every matrix that makes them, a column of the one that reads them;
+    - neurons of a feed-forward layer, or of one expert of a stack: a row of every matrix that makes them, a column of
+      the one that reads them;
     - attention heads: rows of queries, keys and values, columns of the output; with grouped queries a unit is one
       key-value head and all the queries it serves;
     - channels (or neurons) between consecutive layers of an `nn.Sequential`, past normalisation by channel, activations
@@ -73,7 +74,11 @@ def couplings(model: nn.Module, sites: Sequence[Site] | None = None) -> list[Cou
     by_name = {s.name: s for s in (find_sites(model) if sites is None else sites)}
     taken: set[str] = set()
     found = []
-    for coupling in (*_by_rules(model, by_name), *_in_sequentials(model, by_name)):
+    for coupling in (
+        *_by_rules(model, by_name),
+        *_in_experts(model, by_name),
+        *_in_sequentials(model, by_name),
+    ):
         reader = coupling.members[-1].site
         if reader not in taken:
             taken.add(reader)
@@ -181,6 +186,21 @@ def _pair(label: str, kind: Literal["neuron", "channel"], makers: list[Site], re
     return Coupling(label, kind, units, members)
 
 
+def _in_experts(model: nn.Module, by_name: Mapping[str, Site]) -> Iterator[Coupling]:
+    """Neurons of every expert of a stack; gate and up lie in one matrix, one after the other or row by row in turns."""
+    for reader in (s for s in by_name.values() if s.kind == "expert" and s.parameter.endswith("down_proj")):
+        units, parent = reader.shape[1], reader.parameter.removesuffix("down_proj")
+        turns = not getattr(model.get_submodule(reader.module), "is_concatenated", True)
+        for last in ("gate_up_proj", "up_proj"):
+            maker = by_name.get(f"{parent}{last}[{reader.expert}]")
+            if maker is None or maker.shape[0] % units:
+                continue
+            runs = maker.shape[0] // units
+            rows = Member(maker.name, "rows", *((runs, 1) if turns else (1, runs)))
+            label = f"{parent.rstrip('.')}[{reader.expert}].neurons"
+            yield Coupling(label, "neuron", units, (rows, Member(reader.name, "cols")))
+
+
 # -- by order ---------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +215,9 @@ def _in_sequentials(model: nn.Module, by_name: Mapping[str, Site]) -> Iterator[C
             elif makers and _depthwise(module):
                 makers.append(site)
             else:
-                coupling = _pair(f"{makers[0].module}.units", _kind(makers[0]), makers, site) if makers else None
+                coupling = (
+                    _pair(f"{makers[0].module}.{_kind(makers[0])}s", _kind(makers[0]), makers, site) if makers else None
+                )
                 if coupling:
                     yield coupling
                 makers = [site]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparseworks.core.errors import CheckpointError, ModelError
 from sparseworks.stream.blocks import Block, block_of
 from sparseworks.stream.blocks import blocks as find_blocks
+from sparseworks.stream.layout import sources
 from sparseworks.stream.residency import held
 from sparseworks.stream.shards import INDEX, SINGLE, Shards, write_index, write_shard
 
@@ -49,7 +50,7 @@ class OnDisk:
             raise ModelError(f"{type(model).__name__} has no repeated blocks to stream; load it whole.")
         self.out = None if out is None else Path(out)
         self._partial = None if out is None else _fresh(Path(out))
-        self._keys = _keys(model, self.shards)
+        self._sources = sources(model, self.shards.where, folder)
         self._homes = _homes(model, self.blocks)
         self._meta = dict(model.named_parameters())
         self._aliases = _aliases(model)
@@ -124,20 +125,21 @@ class OnDisk:
     def _names(self, home: int) -> list[str]:
         return [name for name, where in self._homes.items() if where == home]
 
+    def _buffers(self, home: int) -> dict[str, Tensor]:
+        """Buffers that checkpoints hold; all are in memory from the start."""
+        return {} if home >= 0 else {n: b for n, b in self.model.named_buffers() if n in self._sources}
+
     def _load(self, home: int) -> None:
-        names = self._names(home)
-        source = self._written.get(home, self.shards)
-        extra = _saved_buffers(self.model, self._keys) if home < 0 else []
-        values = source.read([self._keys[n] for n in (*names, *extra)])
-        for name in names:
-            value, empty = values[self._keys[name]], self._meta[name]
+        read = self._written.get(home, self.shards).read
+        for name in self._names(home):
+            value, empty = self._sources[name].load(read), self._meta[name]
             if value.shape != empty.shape:
                 raise CheckpointError(
-                    f"{self.shards.folder}: {self._keys[name]!r} is {tuple(value.shape)}, the model has {tuple(empty.shape)}."
+                    f"{self.shards.folder}: {name!r} is {tuple(value.shape)}, the model has {tuple(empty.shape)}."
                 )
             self._put(name, value if value.dtype == empty.dtype else value.to(empty.dtype))
-        for name in extra:
-            self.model.get_buffer(name).copy_(values[self._keys[name]])
+        for name, buffer in self._buffers(home).items():
+            buffer.copy_(self._sources[name].load(read))
 
     def _free(self, home: int) -> None:
         for name in self._names(home):
@@ -155,9 +157,8 @@ class OnDisk:
             raise CheckpointError("The model was changed, and it was opened without an output folder: give `out`.")
         label = _REST if home < 0 else f"{home:05d}"
         file = f"model-block-{label}.safetensors" if home >= 0 else f"model-{_REST}.safetensors"
-        tensors = {self._keys[n]: self.model.get_parameter(n) for n in self._names(home)}
-        if home < 0:
-            tensors |= {self._keys[n]: self.model.get_buffer(n) for n in _saved_buffers(self.model, self._keys)}
+        values = {n: self.model.get_parameter(n) for n in self._names(home)} | self._buffers(home)
+        tensors = {key: piece for n, value in values.items() for key, piece in self._sources[n].pieces(value)}
         write_shard(self._partial / file, tensors)
         self._written[home] = Shards(self._partial, dict.fromkeys(tensors, file))
 
@@ -171,30 +172,6 @@ class OnDisk:
 
         module.forward = forward
         return lambda: module.__dict__.pop("forward", None)
-
-
-def _keys(model: nn.Module, shards: Shards) -> dict[str, str]:
-    """Name in the model -> name in the files, which may have or lack the prefix of the base model."""
-    prefix = getattr(model, "base_model_prefix", "") or ""
-    found, missing = {}, []
-    for name in (*(n for n, _ in model.named_parameters()), *model.state_dict()):
-        tries = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
-        key = next((t for t in tries if t in shards.where), None)
-        if key is not None:
-            found[name] = key
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    known = {id(parameters[n]) for n in found if n in parameters}
-    for name, p in model.named_parameters():
-        if name not in found:
-            alias = next((n for n in found if n in parameters and parameters[n] is p), None)
-            found |= {name: found[alias]} if alias else {}
-            missing += [] if id(p) in known else [name]
-    if missing:
-        raise CheckpointError(
-            f"{shards.folder} lacks {len(missing)} parameters of {type(model).__name__}, first {missing[0]!r}: it holds "
-            f"another class of model, or a layout that is converted on loading. Load the model whole instead."
-        )
-    return found
 
 
 def _aliases(model: nn.Module) -> dict[str, list[str]]:
@@ -212,11 +189,6 @@ def _homes(model: nn.Module, blocks: Sequence[Block]) -> dict[str, int]:
     for name, p in model.named_parameters(remove_duplicate=False):
         users.setdefault(id(p), set()).add(block_of(name, blocks))
     return {n: users[id(p)].copy().pop() if len(users[id(p)]) == 1 else -1 for n, p in model.named_parameters()}
-
-
-def _saved_buffers(model: nn.Module, keys: dict[str, str]) -> list[str]:
-    buffers = {name for name, _ in model.named_buffers()}
-    return [name for name in keys if name in buffers]
 
 
 def _fresh(out: Path) -> Path:
