@@ -27,9 +27,7 @@ class Bitmask(Format):
         """See `Format.refuses`."""
         return super().refuses(support, dtype) or too_many(support.count)
 
-    def pack(
-        self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32
-    ) -> Packed:
+    def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
         values, mask = masked(self, weight, support, dtype), support.mask()
         parts = {

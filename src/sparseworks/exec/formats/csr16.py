@@ -33,9 +33,7 @@ class Csr16(Format):
         """See `Format.refuses`."""
         return super().refuses(support, dtype) or too_wide(support) or too_many(support.count + 8 * support.shape[0])
 
-    def pack(
-        self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32
-    ) -> Packed:
+    def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
         values, mask = masked(self, weight, support, dtype), support.mask()
         starts, columns = support.indices()

@@ -16,9 +16,7 @@ class Dense(Format):
 
     registered_name = "dense"
 
-    def pack(
-        self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32
-    ) -> Packed:
+    def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
         values = masked(self, weight, support, dtype).where(support.mask(), torch.zeros((), dtype=dtype))
         parts = {"weight": values.contiguous(), "bits": support.bits().clone()}

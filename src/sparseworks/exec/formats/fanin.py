@@ -31,9 +31,7 @@ class FanIn(Format):
             return f"its rows keep from {int(counts.min())} to {int(counts.max())} inputs, not all the same number"
         return too_many(support.count + _LANES * support.shape[0])
 
-    def pack(
-        self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32
-    ) -> Packed:
+    def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
         values, mask = masked(self, weight, support, dtype), support.mask()
         starts, columns = support.indices()

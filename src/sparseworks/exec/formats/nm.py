@@ -30,9 +30,7 @@ class NM(Format):
             return "its groups of 2, 4 or 8 consecutive inputs do not all keep the same number"
         return refusal
 
-    def pack(
-        self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32
-    ) -> Packed:
+    def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
         values, mask = masked(self, weight, support, dtype), support.mask()
         n, m = _ratio(support) or (0, 2)

@@ -39,9 +39,7 @@ class Panel(Format):
             return "adjacent outputs do not share their columns in panels of 16, 8 or 4"
         return refusal or too_many(support.count)
 
-    def pack(
-        self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32
-    ) -> Packed:
+    def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
         values, mask = masked(self, weight, support, dtype), support.mask()
         height = _height(mask) or _HEIGHTS[-1]

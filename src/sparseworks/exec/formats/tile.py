@@ -38,9 +38,7 @@ class Tile(Format):
         refusal = super().refuses(support, dtype)
         return refusal or too_many(support.count + _UNROLL * support.shape[0] * -(-support.shape[1] // _K_BLOCK))
 
-    def pack(
-        self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32
-    ) -> Packed:
+    def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
         values, mask = masked(self, weight, support, dtype), support.mask()
         grid = _Grid(support.shape[0], support.shape[1])

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseworks.exec.kernel import KERNELS, Call, Kernel
 from sparseworks.exec.format import Packed
+from sparseworks.exec.kernel import KERNELS, Call, Kernel
 
 
 class DenseKernel(Kernel):

@@ -1,0 +1,73 @@
+// What every kernel is given: raw pointers checked by Python, sizes, and how many threads to use.
+#pragma once
+#include <cstdint>
+
+namespace sparseworks {
+
+// y (rows, out) = x (rows, in) W^T + bias; x, y, bias are float32, row-major; bias may be null.
+struct Product {
+    const float* x;
+    float* y;
+    const float* bias;
+    int64_t rows, in, out;
+    bool bf16;  // kept values are bfloat16 instead of float32
+    int threads;
+};
+
+// Any support, cut into K-blocks and row blocks (format `tile`).
+struct Tile : Product {
+    const int32_t* ptr;
+    const uint8_t* columns;
+    const void* values;
+    const uint8_t* row_of;
+    int64_t k_block, row_block;
+};
+
+// `height` adjacent outputs share columns (format `panel`).
+struct Panel : Product {
+    const int32_t* ptr;
+    const uint16_t* columns;
+    const void* values;
+    int64_t height, k_block;
+};
+
+// Rows padded to eight entries; without `ptr` every row has `slots` of them (formats `csr16`, `fanin`).
+struct Csr : Product {
+    const int32_t* ptr;
+    const uint16_t* columns;
+    const void* values;
+    int64_t slots;
+};
+
+// One bit per entry; without `ptr` every row has `per_row` values (formats `bitmask`, `nm`).
+struct Bitmask : Product {
+    const int32_t* ptr;
+    const uint8_t* bits;
+    const void* values;
+    int64_t row_bytes, per_row;
+};
+
+#define SPARSEWORKS_KERNELS      \
+    void tile(const Tile& a);    \
+    void panel(const Panel& a);  \
+    void csr(const Csr& a);      \
+    void bitmask(const Bitmask& a);
+
+namespace portable {
+SPARSEWORKS_KERNELS
+}
+namespace avx2 {
+SPARSEWORKS_KERNELS
+}
+
+inline float widen(const void* values, bool bf16, int64_t i) {
+    if (!bf16) return static_cast<const float*>(values)[i];
+    union {
+        uint32_t bits;
+        float value;
+    } word;
+    word.bits = static_cast<uint32_t>(static_cast<const uint16_t*>(values)[i]) << 16;
+    return word.value;
+}
+
+}  // namespace sparseworks

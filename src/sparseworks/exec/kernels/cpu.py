@@ -1,0 +1,170 @@
+"""Kernels of the compiled extension. A packed form is checked once, so that damaged buffers raise instead of being followed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparseworks.core.errors import KernelError
+from sparseworks.exec.format import Packed
+from sparseworks.exec.kernel import Call, Kernel
+from sparseworks.exec.native import native, why_missing
+
+Arguments = tuple[Any, ...]
+_CHECKED: dict[int, tuple[weakref.ref[Tensor], Arguments, Arguments]] = {}
+
+
+class NativeKernel(Kernel):
+    """A kernel of the extension: float32 input and output on the CPU, values in float32 or bfloat16.
+
+    Subclasses name the format and the entry point and say, in `inspect`, which buffers it may follow.
+    """
+
+    entry: ClassVar[str]
+
+    def __init__(self, name: str, value_dtype: torch.dtype):
+        self.name, self.value_dtype = name, value_dtype
+        self._run: Callable[..., None] | None = None
+
+    def refuses(self, call: Call) -> str | None:
+        """No extension, another device, or an input that is not float32."""
+        if call.device != "cpu":
+            return f"it runs on the CPU, not on {call.device}"
+        if call.dtype is not torch.float32:
+            return f"it takes float32 inputs, not {str(call.dtype).removeprefix('torch.')}"
+        return why_missing()
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """What the entry point needs beyond pointers to x, y, bias: sizes and pointers, after checking every buffer."""
+        raise NotImplementedError
+
+    def __call__(
+        self, x: Float[Tensor, "rows in"], packed: Packed, bias: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "rows out"]:
+        """x W^T + bias.
+
+        Raises:
+            KernelError: input, bias or buffers that the kernel cannot read.
+        """
+        out, width = packed.shape
+        if not (x.dtype is torch.float32 and x.is_cpu and x.dim() == 2 and x.shape[1] == width and x.is_contiguous()):
+            raise KernelError(f"Kernel {self.name!r} takes a contiguous float32 (rows, {width}), got {_facts(x)}.")
+        if bias is not None and not (bias.dtype is torch.float32 and bias.shape == (out,) and bias.is_contiguous()):
+            raise KernelError(f"Kernel {self.name!r} takes a contiguous float32 bias ({out},), got {_facts(bias)}.")
+        arguments = self._arguments(packed)
+        rows = x.shape[0]
+        y = torch.empty((rows, out))
+        if rows == 0 or out == 0 or width == 0:
+            return y.copy_(torch.zeros(()) if bias is None else bias)
+        run = self._run or self._find()
+        run(
+            x.data_ptr(),
+            y.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            rows,
+            torch.get_num_threads(),
+            *arguments,
+        )
+        return y
+
+    def _find(self) -> Callable[..., None]:
+        module = native()
+        if not isinstance(module, ModuleType):
+            raise KernelError(f"Kernel {self.name!r} cannot run: {why_missing()}.")
+        run: Callable[..., None] = getattr(module, self.entry)
+        self._run = run
+        return run
+
+    def _arguments(self, packed: Packed) -> Arguments:
+        parts = packed.parts
+        first = next(iter(parts.values()))
+        stamp = (
+            self.name,
+            packed.shape,
+            *[t.data_ptr() for t in parts.values()],
+            *[_version(t) for t in parts.values()],
+        )
+        known = _CHECKED.get(id(first))
+        if known is not None and known[0]() is first and known[1] == stamp:
+            return known[2]
+        if packed.format != self.format or packed.dtype is not self.value_dtype:
+            raise KernelError(
+                f"Kernel {self.name!r} reads {self.format!r} in {self.value_dtype}, not {packed.format!r}."
+            )
+        found = self.inspect(packed)
+        key = id(first)
+        _CHECKED[key] = (weakref.ref(first, lambda _: _CHECKED.pop(key, None)), stamp, found)
+        return found
+
+
+def part(packed: Packed, name: str, dtype: torch.dtype, *shape: int | None) -> Tensor:
+    """The part called `name`, contiguous on the CPU, of type `dtype` and of `shape` (None: any size).
+
+    Raises:
+        KernelError: it is missing or different.
+    """
+    found = packed.parts.get(name)
+    if found is None:
+        raise damaged(packed, f"it has no part {name!r}")
+    fits = found.dim() == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=False))
+    if not (fits and found.dtype is dtype and found.is_cpu and found.is_contiguous()):
+        want = tuple("any" if s is None else s for s in shape)
+        raise damaged(packed, f"part {name!r} should be a contiguous {dtype} of shape {want}, is {_facts(found)}")
+    return found
+
+
+def number(packed: Packed, name: str, least: int, most: int) -> int:
+    """The whole number called `name` in the meta data, within bounds.
+
+    Raises:
+        KernelError: it is missing or out of range.
+    """
+    found = packed.meta.get(name)
+    if not isinstance(found, int) or not least <= found <= most:
+        raise damaged(packed, f"{name!r} should be a whole number from {least} to {most}, is {found!r}")
+    return found
+
+
+def pointers(packed: Packed, segments: int, entries: int, multiple: int = 1) -> Tensor:
+    """The part `ptr`: from 0 to at most `entries`, never falling, multiples of `multiple`.
+
+    Raises:
+        KernelError: otherwise.
+    """
+    ptr = part(packed, "ptr", torch.int32, segments + 1)
+    steps = ptr.diff()
+    good = int(ptr[0]) == 0 and int(ptr[-1]) == entries and not bool((steps < 0).any() or (ptr % multiple).any())
+    if not good:
+        raise damaged(packed, f"'ptr' should rise from 0 to {entries} in steps that are multiples of {multiple}")
+    return ptr
+
+
+def below(packed: Packed, name: str, values: Tensor, limit: int | Tensor) -> None:
+    """Every one of `values` (unsigned) lies below `limit`.
+
+    Raises:
+        KernelError: otherwise.
+    """
+    if bool((values >= limit).any()):
+        raise damaged(packed, f"part {name!r} holds indices beyond the matrix")
+
+
+def damaged(packed: Packed, reason: str) -> KernelError:
+    """The error for a form whose buffers do not fit together."""
+    size = "x".join(map(str, packed.shape))
+    return KernelError(f"A {size} weight packed as {packed.format!r} is damaged: {reason}. Pack or load it anew.")
+
+
+def _version(t: Tensor) -> int:
+    return -1 if t.is_inference() else t._version
+
+
+def _facts(t: Tensor) -> str:
+    layout = "" if t.is_contiguous() else "non-contiguous "
+    return f"{layout}{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)} on {t.device}"

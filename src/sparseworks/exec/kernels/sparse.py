@@ -1,0 +1,159 @@
+"""The kernels by format: which entry point of the extension reads it, and the bounds that make following its buffers safe."""
+
+from __future__ import annotations
+
+import torch
+
+from sparseworks.exec.format import Packed
+from sparseworks.exec.formats.segments import from_u16, segment_of
+from sparseworks.exec.kernel import KERNELS
+from sparseworks.exec.kernels.cpu import Arguments, NativeKernel, below, damaged, number, part, pointers
+
+_BLOCK_MOST = 1 << 20
+_OVERREAD = 16
+
+
+class TileKernel(NativeKernel):
+    """Any support, many rows: lanes are tokens; per kept weight one broadcast and contiguous multiply-adds.
+
+    K-blocks of a feature-major tile of up to 64 tokens stay in L1. Follows the 1x1 convolutions of Elsen et al.
+    (2019, arXiv 1911.09723) and the forward pass of SparseProp (Nikdan et al. 2023, arXiv 2302.04852).
+    """
+
+    format = "tile"
+    entry = "tile"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `NativeKernel.inspect`."""
+        out, width = packed.shape
+        k_block, row_block = number(packed, "k_block", 1, 256), number(packed, "row_block", 1, 256)
+        segments = out * -(-width // k_block)
+        columns = part(packed, "columns", torch.uint8, None)
+        values = part(packed, "values", self.value_dtype, columns.numel())
+        ptr = pointers(packed, segments, columns.numel(), 4)
+        rows = part(packed, "rows", torch.uint8, segments)
+        height, room = _tile_limits(out, width, k_block, row_block)
+        below(packed, "rows", rows, height)
+        below(packed, "columns", columns, room[segment_of(ptr)])
+        fits = (self.value_dtype is torch.bfloat16, *_addresses(ptr, columns, values, rows))
+        return width, out, *fits, k_block, row_block
+
+
+class PanelKernel(NativeKernel):
+    """Adjacent outputs share columns, so one index and one input serve 16, 8 or 4 outputs (arXiv 2306.16601 uses 4)."""
+
+    format = "panel"
+    entry = "panel"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `NativeKernel.inspect`."""
+        out, width = packed.shape
+        height, k_block = number(packed, "height", 4, 16), number(packed, "k_block", 1, _BLOCK_MOST)
+        if height not in (4, 8, 16):
+            raise damaged(packed, f"'height' should be 4, 8 or 16, is {height}")
+        panels, k_blocks = -(-out // height), -(-width // k_block)
+        columns = part(packed, "columns", torch.int16, None)
+        values = part(packed, "values", self.value_dtype, columns.numel(), height)
+        ptr = pointers(packed, panels * k_blocks, columns.numel())
+        block = segment_of(ptr) // max(panels, 1)
+        local = from_u16(columns) - block * k_block
+        below(packed, "columns", local, torch.clamp(width - block * k_block, max=k_block))
+        below(packed, "columns", -local, 1)
+        return width, out, self.value_dtype is torch.bfloat16, *_addresses(ptr, columns, values), height, k_block
+
+
+class CsrKernel(NativeKernel):
+    """Any support, one row at a time: eight inputs gathered by scalar loads, which outruns AVX2's gather on Zen."""
+
+    format = "csr16"
+    entry = "csr"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `NativeKernel.inspect`."""
+        out, width = packed.shape
+        columns = part(packed, "columns", torch.int16, None)
+        values = part(packed, "values", self.value_dtype, columns.numel())
+        ptr = pointers(packed, out, columns.numel(), 8)
+        below(packed, "columns", from_u16(columns), width)
+        return width, out, self.value_dtype is torch.bfloat16, *_addresses(ptr, columns, values), 0
+
+
+class FanInKernel(NativeKernel):
+    """As `csr16`, with rows at a fixed stride instead of pointers."""
+
+    format = "fanin"
+    entry = "csr"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `NativeKernel.inspect`."""
+        out, width = packed.shape
+        columns = part(packed, "columns", torch.int16, out, None)
+        slots = columns.shape[1]
+        if slots % 8:
+            raise damaged(packed, f"rows of {slots} slots are not padded to 8")
+        values = part(packed, "values", self.value_dtype, out, slots)
+        below(packed, "columns", from_u16(columns), width)
+        return width, out, self.value_dtype is torch.bfloat16, 0, *_addresses(columns, values), slots
+
+
+class BitmaskKernel(NativeKernel):
+    """Any support, few rows: eight packed values are spread over eight lanes by one table-driven shuffle."""
+
+    format = "bitmask"
+    entry = "bitmask"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `NativeKernel.inspect`."""
+        out, width = packed.shape
+        bits = part(packed, "bits", torch.uint8, out, -(-width // 32) * 4)
+        values = part(packed, "values", self.value_dtype, None)
+        ptr = pointers(packed, out, values.numel() - _OVERREAD)
+        counts = _population(bits)
+        if not torch.equal(counts, ptr.diff().long()):
+            raise damaged(packed, "'ptr' does not count the bits of each row")
+        return width, out, self.value_dtype is torch.bfloat16, *_addresses(ptr, bits, values), bits.shape[1], 0
+
+
+class NMKernel(NativeKernel):
+    """N:M along the inputs: as `bitmask`, with values at a fixed stride."""
+
+    format = "nm"
+    entry = "bitmask"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `NativeKernel.inspect`."""
+        out, width = packed.shape
+        n, m = number(packed, "n", 1, 8), number(packed, "m", 2, 8)
+        per_row = width // m * n
+        bits = part(packed, "bits", torch.uint8, out, -(-width // 8))
+        values = part(packed, "values", self.value_dtype, out * per_row + _OVERREAD)
+        if bool((_population(bits) != per_row).any()):
+            raise damaged(packed, f"a row does not keep {n} of every {m} inputs")
+        return width, out, self.value_dtype is torch.bfloat16, 0, *_addresses(bits, values), bits.shape[1], per_row
+
+
+def _addresses(*tensors: torch.Tensor) -> tuple[int, ...]:
+    return tuple(t.data_ptr() for t in tensors)
+
+
+def _population(bits: torch.Tensor) -> torch.Tensor:
+    """Bits set in each row."""
+    counts = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.uint8)
+    return counts[bits.long()].sum(dim=1, dtype=torch.long)
+
+
+def _tile_limits(out: int, width: int, k_block: int, row_block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per segment, in storage order: rows in its row block, columns in its K-block."""
+    k_blocks = -(-width // k_block)
+    heights, rooms = [], []
+    for first in range(0, out, row_block):
+        height = min(row_block, out - first)
+        heights.append(torch.full((height * k_blocks,), height))
+        rooms.append(torch.clamp(width - torch.arange(k_blocks) * k_block, max=k_block).repeat_interleave(height))
+    empty = [torch.zeros(0, dtype=torch.long)]
+    return torch.cat(heights or empty), torch.cat(rooms or empty)
+
+
+for _kind in (TileKernel, PanelKernel, CsrKernel, FanInKernel, BitmaskKernel, NMKernel):
+    for _suffix, _dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        KERNELS.register(f"{_kind.format}-{_suffix}")(_kind(f"{_kind.format}-{_suffix}", _dtype))
