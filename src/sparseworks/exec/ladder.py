@@ -87,6 +87,8 @@ class Ladder:
                 for f, a, b in zip(data["forms"], ends, ends[1:], strict=False)
             ]
             rungs = [(int(least), str(name), self.forms[form]) for least, name, form in data["rungs"]]
+            if not rungs or any(form < 0 for _, _, form in data["rungs"]):
+                raise ValueError("no rungs, or a rung without form")
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise KernelError(f"Not a kernel ladder: {spec[:80]!r} ({error}); build it with `write_spec`.") from None
         self.density = float(data.get("density", 1.0))

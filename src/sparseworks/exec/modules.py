@@ -266,8 +266,7 @@ def is_conv1x1(module: nn.Module) -> bool:
         isinstance(module, nn.Conv1d | nn.Conv2d)
         and set(module.kernel_size) == {1}
         and module.groups == 1
-        and module.padding not in ("same",)
-        and set(module.padding) <= {0}
+        and (module.padding == "valid" or set(module.padding) <= {0})
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.core.errors import ShapeError
+from sparseworks.core.errors import KernelError, ShapeError
 from sparseworks.exec.ladder import ladder
 
 _LIBRARY = torch.library.Library("sparseworks", "FRAGMENT")
@@ -24,6 +24,9 @@ _LIBRARY.define(f"linear_backward(Tensor grad, {_ARGS}) -> Tensor")
 
 _functorch_level: Callable[[], Any] = getattr(
     getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None
+)
+_functorch_stack: Callable[[], Any] = getattr(
+    getattr(torch._C, "_functorch", None), "get_interpreter_stack", lambda: None
 )
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _tracing: Callable[[], Any] = torch._C._get_tracing_state
@@ -75,10 +78,12 @@ def linear(
 
     Raises:
         ShapeError: `x` has another number of features.
-        KernelError: the spec is not a ladder.
+        KernelError: the spec is not a ladder, or torch.func's grad or jvp is at work.
     """
     if _plain(x, bias):
         return _linear(x, bias, parts, kernel, out_features, in_features)
+    if not torch.compiler.is_compiling():
+        _refuse_transforms()
     return _linear_op(x, bias, parts, kernel, out_features, in_features)
 
 
@@ -93,6 +98,16 @@ def _plain(x: Tensor, bias: Tensor | None) -> bool:
         and _tracing() is None
         and not torch.is_autocast_enabled(x.device.type)
     )
+
+
+def _refuse_transforms() -> None:
+    """Rules of `torch.library.register_autograd` are not seen by torch.func's grad, jvp and their relatives; vmap is."""
+    for level in _functorch_stack() or ():
+        if level.key().name in ("Grad", "Jvp"):
+            raise KernelError(
+                f"torch.func ({level.key().name}) cannot differentiate a packed layer; use torch.autograd, or the dense weight "
+                "from `layer.dense_weight()`."
+            )
 
 
 def _fake_linear(x, bias, parts, kernel, out_features, in_features):
@@ -155,7 +170,9 @@ def _vmap(info, in_dims, x, bias, parts, kernel, out_features, in_features):
 torch.library.register_fake("sparseworks::linear", _fake_linear, lib=_LIBRARY)
 torch.library.register_fake("sparseworks::linear_backward", _fake_backward, lib=_LIBRARY)
 torch.library.register_autograd("sparseworks::linear", _grad_linear, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("sparseworks::linear_backward", _grad_backward, setup_context=_save_backward, lib=_LIBRARY)
+torch.library.register_autograd(
+    "sparseworks::linear_backward", _grad_backward, setup_context=_save_backward, lib=_LIBRARY
+)
 torch.library.register_vmap("sparseworks::linear", _vmap, lib=_LIBRARY)
 _LIBRARY.impl("linear", _autocast("cpu"), "AutocastCPU")
 _LIBRARY.impl("linear", _autocast("cuda"), "AutocastCUDA")
