@@ -36,7 +36,7 @@ def read_texts(path: Path | str, *, paragraphs: bool = True) -> list[str]:
         texts = [_field(record, number, path) for number, record in enumerate(records(path), start=1)]
     elif kind in (".txt", ".text", ".md", ".rst"):
         whole = "\n".join(lines(path))
-        texts = re.split(r"\n[ \t]*\n", whole) if paragraphs else [whole]
+        texts = re.split(r"\n(?:[ \t]*\n)+", whole) if paragraphs else [whole]
     else:
         raise CalibrationError(
             f"{path}: texts are read from .txt and .jsonl files (also .gz), not from {kind or 'this'!r}."
