@@ -32,15 +32,8 @@ class Draft:
         """Write one file chunk by chunk, hash it in the same pass, and sync it."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        digest, size = hashlib.sha256(), 0
-        with target.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        self.files[name] = {"bytes": size, "sha256": digest.hexdigest()}
+        size, digest = _write_synced(target, chunks)
+        self.files[name] = {"bytes": size, "sha256": digest}
 
     def write_text(self, name: str, text: str) -> None:
         """Write one UTF-8 text file."""
@@ -80,6 +73,36 @@ def draft(folder: Path, *, overwrite: bool, marker: str) -> Iterator[Draft]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write one file beside its place, sync it, and rename it; what killed processes left there is removed.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left and the previous file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(path)
+    partial = _beside(path, "saving")
+    try:
+        _write_synced(partial, chunks)
+        os.replace(partial, path)
+        _sync_folder(path.absolute().parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    """Size and SHA-256 of what was written."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return size, digest.hexdigest()
 
 
 def check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -124,7 +147,14 @@ def _clear_leftovers(folder: Path) -> None:
         purpose, _, pid = path.name.removeprefix(f".{place.name}.").rpartition("-")
         gone = pid.isdigit() and not _alive(int(pid))
         if gone and (purpose == "saving" or (purpose == "old" and place.exists())):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

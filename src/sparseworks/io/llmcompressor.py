@@ -54,7 +54,7 @@ def load_llmcompressor(folder: Path | str) -> nn.Module:
     model = build(folder)
     model.config.quantization_config = None  # type: ignore[union-attr]
     tied = _retie(model, tensors)
-    fill(model, tensors, tied)
+    fill(model, tensors, ((n, t if n in masks else t.clone()) for n, t in tensors.items()), tied)
     supports = _supports(model.eval(), masks, tied)
     facts = {"sites": {}, "meta": {"source": f"llm-compressor {format}"}, "plan": None}
     model.sparsity = Sparsity(supports, "dense", facts)  # type: ignore[assignment]

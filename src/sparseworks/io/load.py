@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from sparseworks.core.errors import ModelError
+from sparseworks.core.site import Site
 from sparseworks.io import sparsity
 from sparseworks.io.bitmask import decode, stored_mask
 from sparseworks.io.llmcompressor import is_llmcompressor, load_llmcompressor
@@ -63,7 +65,8 @@ def _load_saved(
     loaded = _skeleton(folder, known, model)
     for path, meta in known.facts["packed"].items():
         swap(loaded, path, build_empty(path, meta))
-    fill(loaded, _values(folder, known, loaded), known.facts["tied"])
+    tensors = read_tensors(folder / sparsity.MODEL)
+    fill(loaded, tensors, _values(folder, known, loaded, tensors), known.facts["tied"])
     loaded = loaded.eval() if dtype is None else loaded.eval().to(dtype)
     if planned and not known.facts["packed"]:
         loaded = _apply_plan(folder, known, loaded)
@@ -82,25 +85,25 @@ def _skeleton(folder: Path, known: Sparsity, model: nn.Module | None) -> nn.Modu
     return build(folder)
 
 
-def _values(folder: Path, known: Sparsity, model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the folder, coded parameters unpacked one by one."""
-    tensors = read_tensors(folder / sparsity.MODEL)
-    expected = model.state_dict(keep_vars=True)
-    by_parameter: dict[str, list] = {}
+def _values(
+    folder: Path, known: Sparsity, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the folder one by one, coded parameters unpacked."""
+    shapes = {name: tensor.shape for name, tensor in model.state_dict(keep_vars=True).items()}
+    coded: dict[str, list[Site]] = {}
     for site in sparsity.site_views(known.facts):
-        name = known.facts["tied"].get(site.parameter, site.parameter)
-        by_parameter.setdefault(name, []).append(site)
-    for name, sites in by_parameter.items():
-        if name not in tensors or name not in expected:
-            raise ModelError(f"The model is not the one that was saved: parameter {name!r} is missing.")
+        coded.setdefault(known.facts["tied"].get(site.parameter, site.parameter), []).append(site)
+    for name, stored in tensors.items():
+        if name not in coded:
+            yield name, stored.clone()
+            continue
         try:
-            mask = stored_mask(expected[name].shape, sites, known.supports)
+            mask = stored_mask(shapes[name], coded[name], known.supports)
         except (RuntimeError, IndexError) as error:
             raise ModelError(
                 f"The model is not the one that was saved: {name!r} has another shape ({error})."
             ) from error
-        tensors[name] = decode(tensors[name], mask, f"{folder / sparsity.MODEL}: {name!r}")
-    return tensors
+        yield name, decode(stored, mask, f"{folder / sparsity.MODEL}: {name!r}")
 
 
 def _apply_plan(folder: Path, known: Sparsity, model: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -94,7 +95,16 @@ def load_pretrained(name: str | Path, *, dtype: torch.dtype | None = None) -> nn
     source = resolve(name)
     with _readable(name):
         kind = model_class(read_config(source))
-        return kind.from_pretrained(str(source), **_dtype_option(dtype or _DEFAULT_DTYPE.get(str(name), "auto"))).eval()
+        options = _dtype_option(dtype or _DEFAULT_DTYPE.get(str(name), "auto"))
+        model, report = kind.from_pretrained(str(source), output_loading_info=True, **options)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        warnings.warn(
+            f"{str(name)!r} holds no values for {len(missing)} weights of a {type(model).__name__}, which are random now: "
+            f"{', '.join(missing[:3])}.",
+            stacklevel=3,
+        )
+    return model.eval()
 
 
 def load_tokenizer(name: str | Path) -> Any:

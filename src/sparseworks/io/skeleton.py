@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -60,15 +61,26 @@ def _default_dtype(dtype: Any) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:
-    """Give `model` these parameters and buffers in place; tied names share one parameter.
+def fill(
+    model: nn.Module,
+    names: Iterable[str],
+    values: Iterable[tuple[str, Tensor]],
+    tied: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Give `model` parameters and buffers in place; tied names share one parameter.
+
+    Args:
+        model: parameters may be on the meta device.
+        names: what `values` will yield, so that a wrong model is refused before anything is changed.
+        values: name and tensor, one at a time; the tensors are kept, not copied.
+        tied: other name -> first name.
 
     Raises:
         ModelError: names or shapes do not fit: the tensors are another model's.
     """
     expected = model.state_dict(keep_vars=True)
-    _compare(expected, {*tensors, *tied})
-    for name, tensor in tensors.items():
+    _compare(expected, {*names, *tied})
+    for name, tensor in values:
         _assign(model, name, tensor, expected[name])
     for name, first in tied.items():
         owner, leaf = _owner(model, name)

@@ -95,7 +95,9 @@ def _bytes(entry: Entry) -> memoryview:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file by name, mapped from the file where the system allows it.
+    """Every tensor of a safetensors file by name, mapped from the file where the system allows it: `clone` what is kept.
+
+    Mapped tensors start anywhere, while kernels are fast (or work at all) on memory aligned as torch allocates it.
 
     Raises:
         CheckpointError: the file is missing, truncated or damaged.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseworks.core.errors import CheckpointError
+from sparseworks.io.folder import write_file
+from sparseworks.io.tensors import Entry, safetensors_chunks
 
 _FACTS = "sparseworks"
 
@@ -26,21 +26,16 @@ def save_training(
     Raises:
         CheckpointError: the disk is full or not writable; the previous file is untouched.
     """
-    tensors = {f"model.{k}": v.detach().contiguous() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    tensors |= {f"extra.{k}": v.detach().contiguous() for k, v in (extra or {}).items()}
     state = optimizer.state_dict()
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    tensors |= {f"extra.{k}": v for k, v in (extra or {}).items()}
     for index, slots in state["state"].items():
-        for key, value in slots.items():
-            tensors[f"optim.{index}.{key}"] = torch.as_tensor(value).detach().contiguous()
+        tensors |= {f"optim.{index}.{key}": torch.as_tensor(value) for key, value in slots.items()}
     tensors["rng"] = torch.get_rng_state()
-    meta = json.dumps({"facts": facts, "groups": state["param_groups"]})
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    meta = {_FACTS: json.dumps({"facts": facts, "groups": state["param_groups"]})}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.clone() for k, v in tensors.items()}, partial, metadata={_FACTS: meta})
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        write_file(path, safetensors_chunks([Entry.of(name, tensor) for name, tensor in tensors.items()], meta))
+    except OSError as error:
         raise CheckpointError(
             f"Cannot write the training state {path}: {error}. The previous one, if any, is untouched."
         ) from error
