@@ -8,45 +8,48 @@ namespace {
 
 SW_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-SW_INLINE void store(float* y, __m256 v, int64_t n) {
-    if (n >= 8) _mm256_storeu_ps(y, v);
-    else if (n > 0) _mm256_maskstore_ps(y, first_lanes(n), v);
+// y[0:n] = v + what was there before, or + bias where nothing was.
+SW_INLINE void finish(__m256 v, const float* bias, bool first, float* y, int64_t n) {
+    const float* before = first ? bias : y;
+    if (n >= 8) {
+        _mm256_storeu_ps(y, before ? _mm256_add_ps(v, _mm256_loadu_ps(before)) : v);
+    } else if (n > 0) {
+        const __m256i there = first_lanes(n);
+        _mm256_maskstore_ps(y, there, before ? _mm256_add_ps(v, _mm256_maskload_ps(before, there)) : v);
+    }
 }
 
-SW_INLINE __m256 load(const float* y, int64_t n) {
-    return n >= 8 ? _mm256_loadu_ps(y) : n > 0 ? _mm256_maskload_ps(y, first_lanes(n)) : _mm256_setzero_ps();
-}
-
-// T tokens times a panel of 8V outputs, adding the entries of one K-block to what y holds (or to the bias).
+// T tokens times a panel of 8V outputs: the entries of one K-block.
 template <int V, int T, class Value>
 SW_INLINE void outputs(const float* x, int64_t stride, const uint16_t* columns, const typename Value::Type* values,
                        int64_t n, const float* bias, bool first, float* y, int64_t out, int64_t width) {
     constexpr int C = T * V <= 2 ? 4 : T * V <= 4 ? 2 : 1;  // chains
     __m256 sum[C][T][V];
-    each<T>([&](auto t) {
-        each<V>([&](auto v) {
-            sum[0][t][v] = !first ? load(y + t * out + 8 * v, width - 8 * v)
-                           : bias ? load(bias + 8 * v, width - 8 * v)
-                                  : _mm256_setzero_ps();
-            each<C - 1>([&](auto c) { sum[c + 1][t][v] = _mm256_setzero_ps(); });
-        });
-    });
-    const auto entry = [&](int64_t i, auto c) __attribute__((always_inline)) {
-        __m256 w[V];
-        each<V>([&](auto v) { w[v] = Value::load8(values + (i * V + v) * 8); });
-        const float* column = x + columns[i];
-        each<T>([&](auto t) {
-            const __m256 lane = _mm256_broadcast_ss(column + t * stride);
-            each<V>([&](auto v) { sum[c][t][v] = _mm256_fmadd_ps(lane, w[v], sum[c][t][v]); });
-        });
-    };
+    each<C>([&](auto c) { each<T>([&](auto t) { each<V>([&](auto v) { sum[c][t][v] = _mm256_setzero_ps(); }); }); });
     int64_t i = 0;
-    for (; i + C <= n; i += C) each<C>([&](auto c) { entry(i + c, c); });
-    for (; i < n; ++i) entry(i, std::integral_constant<int, 0>{});
+    for (; i + C <= n; i += C) {
+        each<C>([&](auto c) {
+            __m256 w[V];
+            each<V>([&](auto v) { w[v] = Value::load8(values + ((i + c) * V + v) * 8); });
+            const float* column = x + columns[i + c];
+            each<T>([&](auto t) {
+                const __m256 lane = _mm256_broadcast_ss(column + t * stride);
+                each<V>([&](auto v) { sum[c][t][v] = _mm256_fmadd_ps(lane, w[v], sum[c][t][v]); });
+            });
+        });
+    }
+    for (; C > 1 && i < n; ++i) {
+        each<V>([&](auto v) {
+            const __m256 w = Value::load8(values + (i * V + v) * 8);
+            each<T>([&](auto t) {
+                sum[0][t][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + columns[i] + t * stride), w, sum[0][t][v]);
+            });
+        });
+    }
     each<T>([&](auto t) {
         each<V>([&](auto v) {
             each<C - 1>([&](auto c) { sum[0][t][v] = _mm256_add_ps(sum[0][t][v], sum[c + 1][t][v]); });
-            store(y + t * out + 8 * v, sum[0][t][v], width - 8 * v);
+            finish(sum[0][t][v], bias ? bias + 8 * v : nullptr, first, y + t * out + 8 * v, width - 8 * v);
         });
     });
 }
@@ -199,15 +202,8 @@ void four_outputs(const Panel& a) {
     });
 }
 
-void blank(const Panel& a) {
-    for (int64_t m = 0; m < a.rows; ++m) {
-        for (int64_t n = 0; n < a.out; ++n) a.y[m * a.out + n] = a.bias ? a.bias[n] : 0.0f;
-    }
-}
-
 template <class Value>
 void run(const Panel& a) {
-    if (a.in == 0) return blank(a);
     if (a.height == 16) return token_major<2, Value>(a);
     if (a.rows > 3) return feature_major<Value>(a);
     if (a.height == 8) return token_major<1, Value>(a);
