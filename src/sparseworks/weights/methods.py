@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparseworks.allocate import ERK, Balanced, UniformPlus
 from sparseworks.core.method import METHODS, Method, Source
 from sparseworks.core.patterns import parse
 from sparseworks.core.schedule import Rounds
@@ -23,6 +24,10 @@ MOLCHANOV = Source("Molchanov, Mallya, Tyree, Frosio and Kautz", 2019, "1906.107
 SANH = Source("Sanh, Wolf and Rush", 2020, "2005.07683", "Movement pruning")
 AN = Source("An, Zhao, Yu, Tang and Wang", 2023, "2312.11983", "FLAP")
 
+MOCANU = Source("Mocanu, Mocanu, Stone, Nguyen, Gibescu and Liotta", 2018, "1707.04780", "Sparse evolutionary training")
+LIU = Source("Liu, Chen, Chen, Shen, Mocanu, Wang and Pechenizkiy", 2022, "2202.02643", "Random pruning")
+GADHIKAR = Source("Gadhikar, Mukherjee and Burkholz", 2023, "2210.02412", "Why random pruning is all we need")
+
 WANDA = Magnitude() * InputNorm()
 
 
@@ -33,7 +38,27 @@ def _add(name: str, score: Any, pattern: str, source: Source, claims: str, **par
 _add("magnitude", Magnitude(), "tensor", HAN, "Keeps the largest |w| of every matrix; needs no data.")
 _add("magnitude_row", Magnitude(), "row", HAN, "Keeps the largest |w| of every output row.")
 _add("magnitude_global", Magnitude(), "global", HAN, "Keeps the largest |w| of the whole model.")
-_add("random", Random(), "tensor", Source("control", 2022), "Every other method has to beat it.")
+_add("magnitude_erk", Magnitude(), "tensor", MOCANU, "Magnitude with Erdős–Rényi-kernel densities.", allocate=ERK())
+_add("random", Random(), "tensor", LIU, "Uniform at random: what every other method has to beat.")
+_add(
+    "random_uniform_plus",
+    Random(),
+    "tensor",
+    LIU,
+    "Uniform, the first layer dense.",
+    allocate=UniformPlus(),
+    catalog=(31,),
+)
+_add(
+    "random_erk",
+    Random(),
+    "tensor",
+    LIU,
+    "A static random mask to train: wide nets match dense.",
+    allocate=ERK(),
+    catalog=(31,),
+)
+_add("random_balanced", Random(), "tensor", GADHIKAR, "As many weights in every layer.", allocate=Balanced())
 
 _add(
     "wanda",

@@ -1,0 +1,104 @@
+"""Toy models and data, small enough for seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+WIDTH = 16
+
+
+class Residual(nn.Module):
+    """x + W2 relu(W1 x + b1) + b2: a block with two sites."""
+
+    def __init__(self, width: int = WIDTH, hidden: int = 2 * WIDTH):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+class Tower(nn.Module):
+    """A first layer, residual blocks, a last layer."""
+
+    def __init__(self, blocks: int = 3, block: Callable[[], nn.Module] = Residual):
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList(block() for _ in range(blocks))
+        self.last = nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tower() -> Callable[[], Tower]:
+    """Builds the same tower every time."""
+
+    def build(**options) -> Tower:
+        torch.manual_seed(0)
+        return Tower(**options).eval()
+
+    return build
+
+
+@pytest.fixture
+def batches() -> list[Tensor]:
+    """Three batches of (4, 8, 16) with correlated features of unequal scale."""
+    g = torch.Generator().manual_seed(1)
+    mix = torch.randn(WIDTH, WIDTH, generator=g) * torch.rand(WIDTH, generator=g).mul(3).exp()
+    return [torch.randn(4, 8, WIDTH, generator=g) @ mix for _ in range(3)]
+
+
+@pytest.fixture(scope="session")
+def llama() -> Callable[[], nn.Module]:
+    """Builds the same 3-block LLaMA every time."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=32,
+        pad_token_id=None,
+    )
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+        with torch.no_grad():  # the default initialisation is so small that blocks hardly change their input
+            for block in model.model.layers:
+                for parameter in block.parameters():
+                    if parameter.dim() == 2:
+                        parameter.mul_(15)
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tokens() -> list[dict[str, Tensor]]:
+    """Three batches of token ids, one of them padded."""
+    g = torch.Generator().manual_seed(2)
+    made = [{"input_ids": torch.randint(0, 32, (4, 12), generator=g)} for _ in range(3)]
+    for batch in made:
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    made[1]["attention_mask"][2:, 9:] = 0
+    return made
