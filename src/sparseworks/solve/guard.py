@@ -49,5 +49,5 @@ def keep_better(
 
     Greedy sweeps and rounding to 16 bits may lose against not repairing at all; this makes "never worse" a guarantee.
     """
-    worse = row_errors(proposed - weight, moments) > row_errors(fallback - weight, moments)
-    return torch.where(worse.unsqueeze(1), fallback, proposed)
+    good = row_errors(proposed - weight, moments) <= row_errors(fallback - weight, moments)
+    return torch.where(good.unsqueeze(1), proposed, fallback)

@@ -13,6 +13,7 @@ from sparseworks.core.support import Support
 from sparseworks.solve.guard import keep_better, require_finite
 
 _CHUNK = 1 << 25  # entries of gathered systems held at once: 128 MiB in float32
+_REFINEMENTS = 3
 _TOLERANCE = 1e-6  # residual of a float32 solution, relative to its right-hand side, above which float64 takes over
 
 
@@ -51,19 +52,21 @@ def least_squares(
 def subsystems(
     matrix: Float[Tensor, "n n"], sets: Bool[Tensor, "rows n"], rhs: Float[Tensor, "rows n"]
 ) -> Float[Tensor, "rows n"]:
-    """For every row r the x with x = 0 outside its set T and M_TT x_T = rhs_T; float64 results.
+    """For every row r the x with x = 0 outside its set T and M_TT x_T = rhs_T; float64.
 
     Rows are taken in order of |T|, so that a batch of Cholesky factorisations pads little and holds `_CHUNK` entries.
-    float32 factors with residuals in float64; systems for which that is not enough are factored in float64, singular
-    ones get the solution of least norm.
+    Factors are float32, residuals float64 (one product with all of M); systems for which that is not enough are factored
+    in float64, and singular ones get the solution of least norm.
     """
     x = torch.zeros_like(rhs)
     single = matrix.float()
     for rows, columns, real in _chunks(sets):
         b = rhs[rows].gather(1, columns) * real
-        part = _solve(single, matrix, columns, real, b)
-        # Padding repeats some column; adding its zero leaves that column alone.
-        x[rows] = torch.zeros_like(rhs[rows]).scatter_add_(1, columns, part)
+        part, bad = _refined(single, matrix, columns, real, b)
+        for i in bad.nonzero().flatten().tolist():
+            t = columns[i, real[i]]
+            part[i] = part.new_zeros(part.shape[1]).masked_scatter(real[i], _solve_double(matrix[t][:, t], b[i, real[i]]))
+        x[rows] = _spread(part, columns, matrix.shape[0])
     return x
 
 
@@ -82,24 +85,27 @@ def _chunks(
         start += len(rows)
 
 
-def _solve(
+def _refined(
     single: Float[Tensor, "n n"],
     double: Float[Tensor, "n n"],
     columns: Int[Tensor, "batch k"],
     real: Bool[Tensor, "batch k"],
     b: Float[Tensor, "batch k"],
-) -> Float[Tensor, "batch k"]:
-    systems = _gather(single, columns, real)
-    lower, info = torch.linalg.cholesky_ex(systems)
-    x = torch.zeros_like(b)
-    residual = b
-    for _ in range(3):
-        x = x + torch.cholesky_solve(residual.float().unsqueeze(-1), lower).squeeze(-1).double()
-        residual = b - (x.unsqueeze(1) @ _gather(double, columns, real)).squeeze(1)
-    bad = (info > 0) | ~(residual.norm(dim=1) <= _TOLERANCE * b.norm(dim=1))
-    for i in bad.nonzero().flatten().tolist():
-        x[i] = _solve_double(_gather(double, columns[i : i + 1], real[i : i + 1])[0], b[i])
-    return x
+) -> tuple[Float[Tensor, "batch k"], Bool[Tensor, " batch"]]:
+    """Solutions, and which of them are not to be trusted."""
+    lower, info = torch.linalg.cholesky_ex(_gather(single, columns, real))
+    x, residual = torch.zeros_like(b), b
+    for _ in range(_REFINEMENTS):
+        step = torch.linalg.solve_triangular(lower, residual.float().unsqueeze(-1), upper=False)
+        step = torch.linalg.solve_triangular(lower.mT, step, upper=True).squeeze(-1)
+        x = x + step.double() * real
+        residual = (b - (_spread(x, columns, double.shape[0]) @ double).gather(1, columns)) * real
+    return x, (info > 0) | ~(residual.norm(dim=1) <= _TOLERANCE * b.norm(dim=1))
+
+
+def _spread(x: Float[Tensor, "batch k"], columns: Int[Tensor, "batch k"], n: int) -> Float[Tensor, "batch n"]:
+    """`x` at its columns; padding adds zero to a column that is not in the set."""
+    return x.new_zeros(x.shape[0], n).scatter_add_(1, columns, x)
 
 
 def _solve_double(system: Float[Tensor, "k k"], b: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
@@ -115,7 +121,7 @@ def _gather(
     matrix: Float[Tensor, "n n"], columns: Int[Tensor, "batch k"], real: Bool[Tensor, "batch k"]
 ) -> Float[Tensor, "batch k k"]:
     """M_TT of every row; the identity where padded."""
-    systems = matrix[columns.unsqueeze(2), columns.unsqueeze(1)]
+    systems = torch.stack([matrix.index_select(0, t).index_select(1, t) for t in columns])
     if bool(real.all()):
         return systems
     inside = real.unsqueeze(2) & real.unsqueeze(1)
