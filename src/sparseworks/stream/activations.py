@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,13 +17,12 @@ class Activations:
 
     Args:
         limit: bytes to hold in main memory; what exceeds them lies in memory-mapped files. None = no limit.
-        folder: where those files lie; default a temporary folder, removed with the object.
+        folder: where those files lie; default a temporary folder. They go with the process, also with one that is killed.
     """
 
     def __init__(self, *, limit: int | None = None, folder: Path | str | None = None):
         self.limit = limit
         self._folder = Path(folder) if folder else None
-        self._temporary: tempfile.TemporaryDirectory | None = None
         self._items: dict[int, Tensor] = {}
         self._mapped: set[int] = set()
 
@@ -34,7 +36,10 @@ class Activations:
         self._mapped.discard(batch)
         size = x.numel() * x.element_size()
         if self.limit is not None and x.numel() and self.resident + size > self.limit:
-            mapped = torch.from_file(str(self._file(batch)), shared=True, size=x.numel(), dtype=x.dtype)
+            file = self._file(batch)
+            mapped = torch.from_file(str(file), shared=True, size=x.numel(), dtype=x.dtype)
+            with suppress(OSError):  # the mapping keeps the contents; some systems refuse, and keep the name as well
+                file.unlink()
             self._items[batch] = mapped.reshape(x.shape).copy_(x)
             self._mapped.add(batch)
         else:
@@ -58,7 +63,7 @@ class Activations:
 
     def _file(self, batch: int) -> Path:
         if self._folder is None:
-            self._temporary = self._temporary or tempfile.TemporaryDirectory(prefix="sparseworks-")
-            self._folder = Path(self._temporary.name)
+            self._folder = Path(tempfile.mkdtemp(prefix="sparseworks-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / f"batch_{batch:05d}.bin"

@@ -15,7 +15,7 @@ from sparseworks.core.site import Site
 from sparseworks.core.stats import Stats
 from sparseworks.stream.gather import Needs
 from sparseworks.stream.padding import token_masks
-from sparseworks.stream.tree import call, first_tensor
+from sparseworks.stream.tree import call, first_tensor, map_tensors
 
 Loss = Callable[[nn.Module, Any], Tensor]
 SOURCES = ("gradient", "hessian_gradient", "synaptic_flow")
@@ -95,12 +95,36 @@ def _hessian(model, parameters: dict[str, Tensor], batches, loss: Loss) -> Itera
 
 def _flow(model, parameters: dict[str, Tensor], batches, loss: Loss) -> Iterator[dict[str, Tensor]]:
     """dR/d|w| of R = sum of outputs, on absolute weights and an input of ones shaped like the first row of data."""
-    del loss
+    args, kwargs = _received(model, batches[0], loss)
     with _absolute(model):
-        output = first_tensor(call(model, _ones(model, batches[0])))
+        output = first_tensor(model(*_ones(args), **_ones_by_name(model, kwargs)))
         if output is None:
             raise CalibrationError(f"{type(model).__name__} returned no tensor; synaptic flow cannot be measured.")
         yield _grad(output.sum(), parameters)
+
+
+class _Stop(Exception):  # noqa: N818 - not an error: the call was seen, it need not run
+    pass
+
+
+def _received(model: nn.Module, batch: Any, loss: Loss) -> tuple[tuple, dict]:
+    """The arguments that the model is called with: a batch may hold more (labels), and only the loss knows how to part it."""
+    seen: list[tuple[tuple, dict]] = []
+
+    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append((args, kwargs))
+        raise _Stop
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        call(model, batch) if loss is default_loss else loss(model, batch)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    if not seen:
+        raise CalibrationError("The loss never called the model itself; synaptic flow cannot be measured.")
+    return seen[0]
 
 
 def _grad(value: Tensor, parameters: dict[str, Tensor], *, create_graph: bool = False) -> dict[str, Tensor]:
@@ -110,16 +134,21 @@ def _grad(value: Tensor, parameters: dict[str, Tensor], *, create_graph: bool = 
     }
 
 
-def _ones(model: nn.Module, batch: Any) -> Any:
-    if not hasattr(batch, "keys"):
-        items = list(batch) if isinstance(batch, tuple | list) else [batch]
-        return tuple(torch.ones_like(x[:1]) if x.is_floating_point() else x[:1] for x in items)
-    if "input_ids" in batch and hasattr(model, "get_input_embeddings"):
-        table = model.get_input_embeddings().weight  # type: ignore[operator]
-        length = batch["input_ids"].shape[1]
-        return {"inputs_embeds": torch.ones(1, length, table.shape[1], dtype=table.dtype, device=table.device)}
+def _ones(args: Any) -> Any:
+    """One row: ones for what is floating, the first row of everything else."""
+    return map_tensors(args, lambda x: torch.ones_like(x[:1]) if x.is_floating_point() else x[:1])
+
+
+def _ones_by_name(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Token ids become embeddings of ones; masks and labels are left out."""
+    if "input_ids" not in kwargs or not hasattr(model, "get_input_embeddings"):
+        return _ones({k: v for k, v in kwargs.items() if k != "labels"})
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
+    ids = {"inputs_embeds": "input_ids", "decoder_inputs_embeds": "decoder_input_ids"}
     return {
-        k: torch.ones_like(v[:1]) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()
+        name: torch.ones(1, kwargs[given].shape[1], table.shape[1], dtype=table.dtype, device=table.device)
+        for name, given in ids.items()
+        if given in kwargs
     }
 
 
