@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import prod
 from typing import ClassVar, Self, TypeVar
 
 import torch
@@ -81,7 +82,7 @@ class Stat:
             raise ShapeError(
                 f"{type(self).__name__} of a {self.rows}x{self.cols} site expects vectors of {width}, got {tuple(x.shape)}."
             )
-        x = x.detach().reshape(-1, width)
+        x = x.detach().reshape(prod(x.shape[:-1]), width)
         if not bool(torch.isfinite(x).all()):
             raise NonFiniteError(
                 f"{type(self).__name__}: the batch holds NaN or infinity; check the calibration data and the dtype."

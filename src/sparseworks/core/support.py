@@ -161,7 +161,7 @@ class Support:
         """`(ptr, idx)`: row r keeps columns `idx[ptr[r]:ptr[r+1]]`, ascending."""
         if self._ptr is not None and self._idx is not None:
             return self._ptr, self._idx
-        mask = self.mask().reshape(-1, self.shape[-1])
+        mask = self.mask().reshape(prod(self.shape[:-1]), self.shape[-1])
         counts = mask.sum(dim=1)
         ptr = torch.zeros(mask.shape[0] + 1, dtype=torch.long)
         torch.cumsum(counts, dim=0, out=ptr[1:])

@@ -1,0 +1,33 @@
+"""Public conformance suites: what every score, pattern, statistic, allocator, repair, solver, format and kernel must hold.
+
+Each `check_*` takes the registered class, or an instance, and raises AssertionError with a sentence that says what broke.
+`check_composition` runs one score through every registered pattern, allocator, repair, solver and format on a toy model.
+"""
+
+from __future__ import annotations
+
+from sparseworks.testing.allocator import check_allocator
+from sparseworks.testing.composition import check_composition
+from sparseworks.testing.examples import example, gathered, random_weight
+from sparseworks.testing.format import check_format
+from sparseworks.testing.kernel import check_kernel
+from sparseworks.testing.pattern import check_pattern
+from sparseworks.testing.repair import check_repair
+from sparseworks.testing.score import check_score
+from sparseworks.testing.solver import check_solver
+from sparseworks.testing.stat import check_stat
+
+__all__ = [
+    "check_allocator",
+    "check_composition",
+    "check_format",
+    "check_kernel",
+    "check_pattern",
+    "check_repair",
+    "check_score",
+    "check_solver",
+    "check_stat",
+    "example",
+    "gathered",
+    "random_weight",
+]

@@ -1,0 +1,65 @@
+"""Whatever is registered is tested by construction: the public suites over every registry, and the composition matrix."""
+
+from __future__ import annotations
+
+import pytest
+
+import sparseworks.allocate
+import sparseworks.repair
+import sparseworks.scores
+import sparseworks.solve  # noqa: F401
+from sparseworks import testing
+from sparseworks.core.allocator import ALLOCATORS
+from sparseworks.core.patterns import EXAMPLES
+from sparseworks.core.score import SCORES
+from sparseworks.core.solver import REPAIRS, SOLVERS
+from sparseworks.core.stats import STATS
+from sparseworks.exec import FORMATS, KERNELS
+
+
+@pytest.mark.parametrize("name", SCORES.names())
+def test_score(name):
+    testing.check_score(SCORES.get(name))
+
+
+@pytest.mark.parametrize("text", [*EXAMPLES, "8:16", "4:8@out", "16x2:4", "vnm:8:1:16", "block:2x8", "block:16x1/row"])
+def test_pattern(text):
+    testing.check_pattern(text)
+
+
+@pytest.mark.parametrize("name", STATS.names())
+def test_stat(name):
+    testing.check_stat(STATS.get(name))
+
+
+@pytest.mark.parametrize("name", ALLOCATORS.names())
+def test_allocator(name):
+    testing.check_allocator(ALLOCATORS.get(name))
+
+
+@pytest.mark.parametrize("name", REPAIRS.names())
+def test_repair(name):
+    testing.check_repair(REPAIRS.get(name))
+
+
+@pytest.mark.parametrize("name", SOLVERS.names())
+def test_solver(name):
+    testing.check_solver(SOLVERS.get(name))
+
+
+@pytest.mark.parametrize("name", FORMATS.names())
+def test_format(name):
+    testing.check_format(FORMATS.get(name))
+
+
+@pytest.mark.parametrize("name", KERNELS.names())
+def test_kernel(name):
+    testing.check_kernel(KERNELS.get(name))
+
+
+@pytest.mark.parametrize("name", SCORES.names())
+def test_composition_matrix(name):
+    tally = testing.check_composition(SCORES.get(name))
+    solvers = len(REPAIRS) + len(SOLVERS) - 1
+    assert tally.combinations == len(EXAMPLES) * len(ALLOCATORS) * solvers * len(FORMATS)
+    assert set(tally.packed) == set(FORMATS.names())  # every format packed something
