@@ -20,11 +20,26 @@ if TYPE_CHECKING:
     from sparseworks.core.select import select_bounded as select_bounded
     from sparseworks.core.site import Site as Site
     from sparseworks.core.support import Support as Support
+    from sparseworks.exec import Plan as Plan
+    from sparseworks.exec import SparseConv1x1 as SparseConv1x1
+    from sparseworks.exec import SparseLinear as SparseLinear
+    from sparseworks.exec import plan as plan
+    from sparseworks.io import load as load
+    from sparseworks.io import load_tokenizer as load_tokenizer
+    from sparseworks.jobs import Goal as Goal
+    from sparseworks.jobs import Recover as Recover
+    from sparseworks.jobs import Result as Result
+    from sparseworks.jobs import compress as compress
+    from sparseworks.stream import sites as sites
+    from sparseworks.weights import prune as prune
+    from sparseworks.weights import prune_matrix as prune_matrix
+    from sparseworks.weights import recover as recover
 
 __version__ = "0.1.0"
 
 # Public name -> module that defines it; modules load on first use so that `import sparseworks` stays light.
 _PUBLIC = {
+    "Goal": "jobs",
     "Method": "core.method",
     "Pattern": "core.pattern",
     "Recipe": "core.recipe",
@@ -34,9 +49,11 @@ _PUBLIC = {
     "SparseConv1x1": "exec",
     "Plan": "exec",
     "Recover": "jobs",
+    "Result": "jobs",
     "plan": "exec",
     "compress": "jobs",
     "load": "io",
+    "load_tokenizer": "io",
     "method": "weights",
     "prune": "weights",
     "prune_matrix": "weights",

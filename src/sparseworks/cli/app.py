@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ Model = Annotated[
     typer.Argument(help="Local folder, hub id, `minilm` (extra demo) or `sparseworks/tiny-lm`.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Threads = Annotated[Optional[int], typer.Option(help="CPU threads; default: all cores.", show_default=False)]  # noqa: UP045
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.", show_default=False)]
 
 
 def _version(asked: bool) -> None:
@@ -45,72 +45,73 @@ def _root(
 @app.command()
 def compress(
     model: Annotated[
-        Optional[str],
+        str | None,
         typer.Argument(
             help="Model to compress; default: the embedded demonstration on all-MiniLM-L6-v2.", show_default=False
         ),
-    ] = None,  # noqa: UP045
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the model, report.html and result.json.")] = Path(
         "out/compressed"
     ),
     method: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Method name, see `sparseworks methods`.  [default: sparsegpt]", show_default=False),
-    ] = None,  # noqa: UP045
+    ] = None,
     recipe: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="Recipe file (YAML) instead of --method.", exists=True, dir_okay=False, show_default=False),
-    ] = None,  # noqa: UP045
+    ] = None,
     density: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="Share of the weights to keep, 0 to 1.", min=0.0, max=1.0, show_default=False),
-    ] = None,  # noqa: UP045
+    ] = None,
     pattern: Annotated[
-        Optional[str], typer.Option(help="row, tensor, global, 2:4, 16x2:4, block:4x1, fan-in ...", show_default=False)
-    ] = None,  # noqa: UP045
-    allocate: Annotated[
-        Optional[str], typer.Option(help="uniform, erk, owl, dp, global ...", show_default=False)
-    ] = None,  # noqa: UP045
-    repair: Annotated[Optional[str], typer.Option(help="none, bias, least_squares.", show_default=False)] = None,  # noqa: UP045
+        str | None, typer.Option(help="row, tensor, global, 2:4, 16x2:4, block:4x1, fan-in ...", show_default=False)
+    ] = None,
+    allocate: Annotated[str | None, typer.Option(help="uniform, erk, owl, dp, global ...", show_default=False)] = None,
+    repair: Annotated[str | None, typer.Option(help="none, bias, least_squares.", show_default=False)] = None,
     recover: Annotated[
         float,
         typer.Option(help="Minutes of fine-tuning with the support fixed (0 = none).", min=0.0, show_default=False),
     ] = -1.0,
     speedup: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="Search for a model this many times faster than dense.", min=1.0, show_default=False),
-    ] = None,  # noqa: UP045
+    ] = None,
     max_drop: Annotated[
-        Optional[str], typer.Option(help="Largest relative loss of quality, e.g. `1%` or `0.01`.", show_default=False)
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="Largest relative loss of quality, e.g. `1%` or `0.01`.", show_default=False)
+    ] = None,
     data: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             help="Calibration text: .txt, .jsonl or .gz of them; default: documentation on this machine.",
             exists=True,
             show_default=False,
         ),
-    ] = None,  # noqa: UP045
+    ] = None,
     task: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="perplexity, retrieval, similarity; default: by kind of model.", show_default=False),
-    ] = None,  # noqa: UP045
+    ] = None,
     task_data: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             help="Evaluation text, or a folder with corpus, queries and qrels (BEIR or TREC layout).",
             exists=True,
             show_default=False,
         ),
-    ] = None,  # noqa: UP045
+    ] = None,
     batch: Annotated[int, typer.Option(help="Sequences per timed batch.", min=1)] = 32,
     length: Annotated[int, typer.Option(help="Tokens per timed and calibration sequence.", min=1)] = 128,
     samples: Annotated[int, typer.Option(help="Calibration sequences.", min=1)] = 128,
+    limit: Annotated[
+        int | None, typer.Option(help="Evaluate on this many items only.", min=1, show_default=False)
+    ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Allow kept values to be stored in bfloat16.")] = False,
     layout: Annotated[str, typer.Option(help="How weights are saved: bitmask, packed or dense.")] = "bitmask",
     skip: Annotated[
-        Optional[list[str]], typer.Option(help="Sites that stay dense (shell pattern; repeatable).", show_default=False)
-    ] = None,  # noqa: UP045
+        list[str] | None, typer.Option(help="Sites that stay dense (shell pattern; repeatable).", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     threads: Threads = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing result in --out.")] = False,
@@ -178,7 +179,7 @@ def bench(
 
 @app.command()
 def methods(
-    family: Annotated[Optional[str], typer.Option(help="Only this family.", show_default=False)] = None,  # noqa: UP045
+    family: Annotated[str | None, typer.Option(help="Only this family.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
     """List the registered methods: name, family, source, composition."""
@@ -191,14 +192,14 @@ def methods(
 def evaluate(
     model: Model,
     task: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="perplexity, retrieval or similarity; default: by kind of model.", show_default=False),
-    ] = None,  # noqa: UP045
+    ] = None,
     data: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="Text file, or folder with corpus, queries and qrels.", exists=True, show_default=False),
-    ] = None,  # noqa: UP045
-    limit: Annotated[Optional[int], typer.Option(help="Use only this many items.", show_default=False)] = None,  # noqa: UP045
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only this many items.", show_default=False)] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:

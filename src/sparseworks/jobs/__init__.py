@@ -2,5 +2,6 @@
 
 from sparseworks.jobs.compress import Recover, compress
 from sparseworks.jobs.result import Result
+from sparseworks.jobs.search import Goal, search
 
-__all__ = ["Recover", "Result", "compress"]
+__all__ = ["Goal", "Recover", "Result", "compress", "search"]

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import datetime
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseworks.core.errors import CalibrationError
 from sparseworks.core.method import Method
 from sparseworks.core.recipe import Recipe
-from sparseworks.evaluate import Task
-from sparseworks.exec import measure, plan
-from sparseworks.jobs.result import Result, Steps, model_bytes, site_rows, twin, versions
-from sparseworks.weights.distill import Embedding, SquareHead, Term, call
-from sparseworks.weights.prune import prune
-from sparseworks.weights.recover import Recovery, recover
+from sparseworks.core.support import Support
+from sparseworks.evaluate import OutputSimilarity, Task
+from sparseworks.exec import plan
+from sparseworks.jobs.result import Result, Steps, density_of, figures, twin
+from sparseworks.jobs.search import Goal, search
+from sparseworks.jobs.timing import rows_of, time_case
+from sparseworks.weights import Embedding, Recovery, SquareHead, Term, prune, recover
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def compress(
     *,
     data: Iterable[Any] | None = None,
     evaluate: Task | None = None,
+    goal: Goal | None = None,
     examples: Mapping[str, Any] | None = None,
     recovery: Recover | None = None,
     skip: Sequence[str] = (),
@@ -62,6 +64,7 @@ def compress(
         method: a method (for every site) or a recipe.
         data: calibration batches (dicts of keyword arguments, tuples or tensors); not needed by data-free methods.
         evaluate: the quality task; without one, quality is the mean output similarity to the dense model on `data`.
+        goal: search patterns and densities per site for this speed-up and loss, instead of those of `method`.
         examples: case name -> batch to time, the first being the headline; default: the first calibration batch.
         recovery: fine-tune with the support fixed, the dense model as teacher.
         skip: shell-style patterns of site names that stay dense.
@@ -69,7 +72,7 @@ def compress(
         workdir: folder for intermediate state; the same call after an interruption goes on from there.
 
     Raises:
-        CalibrationError: no batch to time or calibrate with.
+        CalibrationError: no batch to time or calibrate with, or a goal together with a recipe.
     """
     batches = list(data) if data is not None else []
     examples = dict(examples) if examples else ({"calibration batch": batches[0]} if batches else {})
@@ -78,24 +81,33 @@ def compress(
             "compress needs `data` or `examples`: without an input nothing can be calibrated or timed."
         )
     work = Path(workdir) if workdir else None
-    recipe = Recipe.of(method, skip=skip)
     steps = Steps(say)
     dense, student = twin(model), twin(model)
     task = evaluate or OutputSimilarity(batches or list(examples.values()), dense)
+    dense_quality = steps.run("evaluate dense", lambda: task(dense), _shown).value
+    recipe, frontier = Recipe.of(method, skip=skip), []
+    if goal is not None:
+        if isinstance(method, Recipe):
+            raise CalibrationError(
+                "A goal searches over densities and patterns of one method; give a method, not a recipe."
+            )
+        looked = lambda: _search(dense, method, goal, batches, task, examples, value_dtypes, skip, seed, work, say)  # noqa: E731
+        recipe, frontier = steps.run("search", looked, lambda f: f"{len(f[1])} variants on the frontier")
 
     pruned = steps.run(
         "prune",
         lambda: prune(
             student, recipe, batches or None, workdir=work / "prune" if work else None, seed=seed, progress=progress
         ),
-        lambda p: f"{len(p.supports)} sites, {_density(p.supports):.1%} of their weights kept",
+        lambda p: f"{len(p.supports)} sites, {density_of(p.supports):.1%} of their weights kept",
     )
-    dense_quality = steps.run("evaluate dense", lambda: task(dense), _shown).value
     one_shot = steps.run("evaluate after pruning", lambda: task(student), _shown).value
     recovered = None
     if recovery is not None:
         recovered = steps.run(
-            "recover", lambda: _recover(student, dense, recovery, batches, pruned, work, seed, progress), _recovered
+            "recover",
+            lambda: _recover(student, dense, recovery, batches, pruned.supports, work, seed, progress),
+            _recovered,
         )
     drawn = steps.run(
         "plan",
@@ -106,95 +118,57 @@ def compress(
     quality = steps.run("evaluate planned model", lambda: task(fast), _shown).value
     cases = steps.run(
         "time",
-        lambda: [_time(n, dense, fast, b) for n, b in examples.items()],
+        lambda: [time_case(n, dense, fast, b) for n, b in examples.items()],
         lambda c: f"{c[0]['ratio']:.2f}x on {c[0]['name']}",
     )
-
-    figures = {
-        "schema": 1,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command or "sparseworks.compress(...)",
-        "versions": versions(),
-        "machine": measure.machine(),
-        "model": {"name": name or type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())},
-        "method": _method_facts(method),
-        "recipe": recipe.to_yaml(),
-        "seed": seed,
-        "density": _density(pruned.supports),
-        "quality": {
-            "metric": task.metric,
-            "dense": dense_quality,
-            "one_shot": one_shot if recovered else None,
-            "sparse": quality,
-            "higher_is_better": task.higher_is_better,
-            "drop": drop(dense_quality, quality, task.higher_is_better),
-        },
-        "speed": {
-            **{k: cases[0][k] for k in ("dense_ms", "sparse_ms", "ratio", "spread")},
-            "case": cases[0]["name"],
-            "threads": torch.get_num_threads(),
-            "rows": rows_of(next(iter(examples.values()))),
-            "cases": cases,
-        },
-        "bytes": {"dense": model_bytes(dense), "sparse": model_bytes(fast)},
-        "sites": site_rows(pruned.rows, drawn),
-        "recovery": None if recovered is None else vars(recovered) | {"losses": list(recovered.losses)},
-        "frontier": [],
-        "steps": [vars(s) for s in steps.done],
-    }
-    figures["frontier"] = [
-        {"label": "dense", "speed": 1.0, "quality": dense_quality},
-        {"label": "this model", "speed": cases[0]["ratio"], "quality": quality, "chosen": True},
-    ]
-    return Result(fast, student, pruned.supports, drawn, recipe, figures, assets)
-
-
-class OutputSimilarity:
-    """Mean cosine between the outputs of a model and of the dense model on the same batches: quality when there is no task."""
-
-    metric = "output similarity"
-    higher_is_better = True
-    name = "similarity"
-
-    def __init__(self, batches: Sequence[Any], dense: nn.Module):
-        self.batches = list(batches)[:16]
-        self.reference = [self._output(dense, b) for b in self.batches]
-
-    @staticmethod
-    def _output(model: nn.Module, batch: Any) -> Tensor:
-        from sparseworks.weights.distill import Outputs, pooled, token_mask
-
-        with torch.inference_mode():
-            output = call(model, batch)
-            if hasattr(output, "last_hidden_state"):
-                return pooled(Outputs(output, mask=token_mask(batch)))
-            out = Outputs(output).logits
-            return out.reshape(-1, out.shape[-1]).float()
-
-    def __call__(self, model: nn.Module, **_: Any) -> Any:
-        """Mean cosine over rows."""
-        from sparseworks.evaluate import Result as Score
-
-        pairs = zip((self._output(model, b) for b in self.batches), self.reference, strict=True)
-        value = torch.cat([torch.cosine_similarity(a, b, dim=-1) for a, b in pairs]).mean().item()
-        return Score(self.metric, value, {}, 0.0)
-
-
-def drop(dense: float, sparse: float, higher_is_better: bool) -> float:
-    """Relative loss of quality, positive when the sparse model is worse."""
-    return (dense - sparse) / abs(dense) if higher_is_better else (sparse - dense) / abs(dense)
-
-
-def rows_of(batch: Any) -> int:
-    """Tokens (rows of the matrix products) in a batch: all but the last axis of a float tensor, every id of an id tensor."""
-    first = (
-        next(iter(batch.values()))
-        if hasattr(batch, "values")
-        else batch[0]
-        if isinstance(batch, tuple | list)
-        else batch
+    data_out = figures(
+        name=name or type(model).__name__,
+        command=command or "sparseworks.compress(...)",
+        method=method,
+        recipe=recipe,
+        seed=seed,
+        dense=dense,
+        fast=fast,
+        pruned=pruned,
+        plan=drawn,
+        task=task,
+        qualities=(dense_quality, one_shot if recovered else None, quality),
+        cases=cases,
+        recovered=recovered,
+        frontier=frontier,
+        steps=steps,
     )
-    return max(1, first.numel() if not first.is_floating_point() else first.numel() // first.shape[-1])
+    return Result(fast, student, pruned.supports, drawn, recipe, data_out, assets)
+
+
+def _search(
+    dense: nn.Module,
+    method: Method,
+    goal: Goal,
+    batches: list[Any],
+    task: Task,
+    examples: Mapping[str, Any],
+    value_dtypes: Sequence[torch.dtype],
+    skip: Sequence[str],
+    seed: int,
+    work: Path | None,
+    say: Callable[[str], None] | None,
+) -> tuple[Recipe, list[dict[str, Any]]]:
+    """The recipe found and the frontier; kept in `work`, since timings differ from run to run and a resumed run must not."""
+    kept = work / "search.json" if work else None
+    if kept is not None and kept.exists():
+        saved = json.loads(kept.read_text(encoding="utf-8"))
+        return Recipe.from_yaml(saved["recipe"]), saved["frontier"]
+    found = search(
+        dense, method, goal, data=batches, evaluate=task, examples=examples, value_dtypes=value_dtypes, skip=skip,
+        seed=seed, say=say,
+    )  # fmt: skip
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".partial")
+        partial.write_text(json.dumps({"recipe": found.best.recipe.to_yaml(), "frontier": found.frontier}), "utf-8")
+        partial.replace(kept)
+    return found.best.recipe, found.frontier
 
 
 def _recover(
@@ -202,7 +176,7 @@ def _recover(
     dense: nn.Module,
     how: Recover,
     batches: list[Any],
-    pruned: Any,
+    supports: Mapping[str, Support],
     work: Path | None,
     seed: int,
     progress: bool,
@@ -211,7 +185,7 @@ def _recover(
         student,
         dense,
         how.data if how.data is not None else batches,
-        supports=pruned.supports,
+        supports=supports,
         terms=how.terms,
         steps=how.steps,
         minutes=how.minutes,
@@ -224,29 +198,6 @@ def _recover(
         seed=seed,
         progress=progress,
     )
-
-
-def _time(name: str, dense: nn.Module, fast: nn.Module, batch: Any) -> dict[str, Any]:
-    with torch.inference_mode():
-        timing = measure.compare({"dense": lambda: call(dense, batch), "sparse": lambda: call(fast, batch)})
-    return {
-        "name": name,
-        "dense_ms": timing["dense"].ms,
-        "sparse_ms": timing["sparse"].ms,
-        "ratio": timing["dense"].ms / timing["sparse"].ms,
-        "spread": timing["sparse"].spread,
-    }
-
-
-def _method_facts(method: Method | Recipe) -> dict[str, str]:
-    if isinstance(method, Recipe):
-        return {"name": "recipe", "composition": f"{len(method.rules)} rules", "source": ""}
-    return {"name": method.name, "composition": method.composition, "source": str(method.source)}
-
-
-def _density(supports: Mapping[str, Any]) -> float:
-    size = sum(s.size for s in supports.values())
-    return sum(s.count for s in supports.values()) / size if size else 1.0
 
 
 def _shown(result: Any) -> str:

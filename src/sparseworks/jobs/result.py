@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparseworks.core.method import Method
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.support import Support
+from sparseworks.exec import measure
 from sparseworks.report import Report
 
 
@@ -146,3 +149,80 @@ def site_rows(pruned_rows: Sequence[Any], plan: Any) -> list[dict[str, Any]]:
 def twin(model: nn.Module) -> nn.Module:
     """An independent copy of a model, in evaluation mode."""
     return copy.deepcopy(model).eval()
+
+
+def drop(dense: float, sparse: float, higher_is_better: bool) -> float:
+    """Relative loss of quality, positive when the sparse model is worse."""
+    return (dense - sparse) / abs(dense) if higher_is_better else (sparse - dense) / abs(dense)
+
+
+def density_of(supports: Mapping[str, Support]) -> float:
+    """Share of all entries of these sites that is kept."""
+    size = sum(s.size for s in supports.values())
+    return sum(s.count for s in supports.values()) / size if size else 1.0
+
+
+def figures(
+    *,
+    name: str,
+    command: str,
+    method: Method | Recipe,
+    recipe: Recipe,
+    seed: int,
+    dense: nn.Module,
+    fast: nn.Module,
+    pruned: Any,
+    plan: Any,
+    task: Any,
+    qualities: tuple[float, float | None, float],
+    cases: Sequence[Mapping[str, Any]],
+    recovered: Any,
+    frontier: Sequence[Mapping[str, Any]],
+    steps: Steps,
+) -> dict[str, Any]:
+    """Everything a run measured, as plain data: the content of `result.json`.
+
+    Args:
+        qualities: of the dense model, after pruning (None without recovery), and of the planned model.
+        cases: timed cases, the headline first.
+    """
+    whole, one_shot, sparse = qualities
+    head = cases[0]
+    points = [{"label": "dense", "speed": 1.0, "quality": whole}, *frontier]
+    return {
+        "schema": 1,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": versions(),
+        "machine": measure.machine(),
+        "model": {"name": name, "parameters": sum(p.numel() for p in dense.parameters())},
+        "method": _method_facts(method),
+        "recipe": recipe.to_yaml(),
+        "seed": seed,
+        "density": density_of(pruned.supports),
+        "quality": {
+            "metric": task.metric,
+            "dense": whole,
+            "one_shot": one_shot,
+            "sparse": sparse,
+            "higher_is_better": task.higher_is_better,
+            "drop": drop(whole, sparse, task.higher_is_better),
+        },
+        "speed": {
+            **{k: head[k] for k in ("dense_ms", "sparse_ms", "ratio", "spread", "rows")},
+            "case": head["name"],
+            "threads": torch.get_num_threads(),
+            "cases": list(cases),
+        },
+        "bytes": {"dense": model_bytes(dense), "sparse": model_bytes(fast)},
+        "sites": site_rows(pruned.rows, plan),
+        "recovery": None if recovered is None else vars(recovered) | {"losses": list(recovered.losses)},
+        "frontier": [*points, {"label": "this model", "speed": head["ratio"], "quality": sparse, "chosen": True}],
+        "steps": [vars(s) for s in steps.done],
+    }
+
+
+def _method_facts(method: Method | Recipe) -> dict[str, str]:
+    if isinstance(method, Recipe):
+        return {"name": "recipe", "composition": f"{len(method.rules)} rules", "source": ""}
+    return {"name": method.name, "composition": method.composition, "source": str(method.source)}

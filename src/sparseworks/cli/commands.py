@@ -1,0 +1,223 @@
+"""The smaller commands: each gives `(data for --json, text or table for people)`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparseworks.core.errors import ShapeError
+from sparseworks.core.pattern import Pattern
+
+Answer = tuple[Any, Any]
+
+
+def set_threads(threads: int | None) -> None:
+    """Use this many CPU threads, or all cores that the process may use."""
+    import os
+
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or usable)
+
+
+def run_inspect(name: str) -> Answer:
+    """Sites, blocks, coupled units; supports where the model is sparse already."""
+    from sparseworks.io import load
+    from sparseworks.stream import blocks, couplings, sites
+
+    model = load(name)
+    supports = known_supports(model)
+    found = sites(model)
+    listed = [
+        {
+            "name": s.name,
+            "kind": s.kind,
+            "shape": list(s.shape),
+            "density": supports[s.name].density if s.name in supports else 1.0,
+            "tied": list(s.tied),
+        }
+        for s in found
+    ]
+    missing = [n for n in supports if n not in {s.name for s in found}]
+    listed += [
+        {"name": n, "kind": "packed", "shape": list(supports[n].shape), "density": supports[n].density, "tied": []}
+        for n in missing
+    ]
+    data = {
+        "model": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "sites": listed,
+        "blocks": [b.name for b in blocks(model)],
+        "couplings": [{"name": c.name, "kind": c.kind, "units": c.units} for c in couplings(model)],
+    }
+    rows = [[s["name"], s["kind"], "x".join(map(str, s["shape"])), f"{s['density']:.1%}"] for s in listed]
+    title = f"{data['model']}: {data['parameters']:,} parameters, {len(listed)} sites, {len(data['blocks'])} blocks"
+    return data, _table(title, ["site", "kind", "shape", "density"], rows)
+
+
+def run_plan(name: str, batch: str, density: float, pattern: str, bf16: bool, threads: int | None) -> Answer:
+    """A measured plan, on the model's own supports or on trial masks by magnitude."""
+    from sparseworks.cli.compress import _dtypes
+    from sparseworks.exec import plan
+    from sparseworks.io import load
+
+    set_threads(threads)
+    rows = _integers(batch)
+    model = load(name).eval()
+    supports = known_supports(model) or _trial(model, Pattern.parse(pattern), density)
+    drawn = plan(model, supports, batch=rows, dtypes=_dtypes(bf16))
+    return drawn.to_dict(), str(drawn)
+
+
+def run_bench(shape: str, density: float, pattern: str, batch: int, threads: int | None) -> Answer:
+    """One layer, every kernel that takes it, beside dense torch."""
+    import torch
+
+    from sparseworks.exec import FORMATS, KERNELS, SparseLinear, measure
+    from sparseworks.exec.kernel import Call
+    from sparseworks.exec.measure import bound_us
+
+    set_threads(threads)
+    found = re.fullmatch(r"(\d+)x(\d+)", shape)
+    if not found:
+        raise ShapeError(f"A shape is OUTxIN, such as 1024x4096; got {shape!r}.")
+    layer = torch.nn.Linear(int(found[2]), int(found[1]))
+    support = _random_support(layer.weight, Pattern.parse(pattern), density)
+    x = torch.randn(batch, int(found[2]))
+    call = Call(batch, tuple(support.shape), support.density, x.dtype, torch.get_num_threads())  # type: ignore[arg-type]
+    refused, packed = {}, {}
+    for name, kernel in KERNELS.items():
+        why = kernel.refuses(call) or FORMATS.get(kernel.format).refuses(support, kernel.value_dtype)
+        if why:
+            refused[name] = why
+        elif name != "dense":
+            packed[name] = SparseLinear.from_linear(layer, support, kernel=name)
+    runs: dict[str, Any] = {"torch dense": lambda: layer(x)}
+    runs |= {name: (lambda module=module: module(x)) for name, module in packed.items()}
+    with torch.inference_mode():
+        timing = measure.compare(runs)
+    listed = []
+    for name in runs:
+        nbytes = packed[name].nbytes if name in packed else layer.weight.nbytes
+        ratio = timing.ratio("torch dense", name)
+        listed.append(
+            {
+                "kernel": name,
+                "us": timing[name].us,
+                "ratio": ratio.median,
+                "spread": (ratio.high - ratio.low) / ratio.median,
+                "bytes": nbytes,
+                "bound_us": bound_us(call, nbytes, support.count if name in packed else support.size),
+            }
+        )
+    listed.sort(key=lambda r: r["us"])
+    data = {
+        "shape": shape,
+        "density": support.density,
+        "batch": batch,
+        "machine": measure.machine(),
+        "kernels": listed,
+        "refused": refused,
+    }
+    rows = [
+        [
+            r["kernel"],
+            f"{r['us']:.1f}",
+            f"{r['ratio']:.2f}x",
+            f"{r['spread']:.0%}",
+            f"{r['bytes'] / 1e6:.2f}",
+            f"{r['bound_us']:.1f}",
+        ]
+        for r in listed
+    ]
+    title = f"{shape}, {pattern}, density {support.density:.1%}, {batch} rows, {torch.get_num_threads()} threads"
+    table = _table(title, ["kernel", "µs", "over dense", "spread", "MB", "bound µs"], rows)
+    table.caption = "\n".join(f"{name}: {why}" for name, why in refused.items())
+    return data, table
+
+
+def run_methods(family: str | None) -> Answer:
+    """The registry, one record a method."""
+    from sparseworks.core.errors import UnknownNameError
+    from sparseworks.weights import method_table
+
+    rows = method_table()
+    families = {r["family"] for r in rows}
+    if family is not None and family not in families:
+        raise UnknownNameError("family", family, families)
+    rows = [r for r in rows if family in (None, r["family"])]
+    cells = [[r["name"], r["family"], r["source"], r["composition"]] for r in rows]
+    return rows, _table(f"{len(rows)} methods", ["method", "family", "source", "composition"], cells)
+
+
+def run_evaluate(name: str, task: str | None, data: Path | None, limit: int | None, threads: int | None) -> Answer:
+    """Quality of one model."""
+    from sparseworks.io import load, load_tokenizer
+    from sparseworks.jobs.setting import Wish, quality_task
+
+    set_threads(threads)
+    model = load(name).eval()
+    chosen = quality_task(model, load_tokenizer(name), Wish(task=task, task_data=data, limit=limit))
+    result = chosen(model)
+    answer = {
+        "model": name,
+        "metric": result.metric,
+        "value": result.value,
+        "details": result.details,
+        "seconds": result.seconds,
+    }
+    lines = [
+        f"{result.metric}: {result.value:.4f}",
+        *(f"  {k}: {v:.4f}" if isinstance(v, float) else f"  {k}: {v}" for k, v in result.details.items()),
+    ]
+    return answer, "\n".join(lines)
+
+
+def known_supports(model: Any) -> dict[str, Any]:
+    """Supports that a loaded model carries; none for a dense one."""
+    sparsity = getattr(model, "sparsity", None)
+    return dict(sparsity.supports) if sparsity is not None else {}
+
+
+def _trial(model: Any, pattern: Pattern, density: float) -> dict[str, Any]:
+    """Supports by magnitude, to try kernels on a model that is not sparse yet; sites the pattern does not fit stay dense."""
+    from sparseworks.core.errors import PatternError
+    from sparseworks.core.select import select
+    from sparseworks.stream import sites
+
+    chosen = {}
+    for site in sites(model):
+        weight = site.read(model)
+        try:
+            chosen[site.name] = select(weight.abs().float(), pattern, pattern.counts(site.shape, density))
+        except PatternError:
+            continue
+    return chosen
+
+
+def _random_support(weight: Any, pattern: Pattern, density: float) -> Any:
+    from sparseworks.core.select import select
+
+    scores = weight.detach().abs()
+    return select(scores, pattern, pattern.counts(tuple(scores.shape), density))
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ShapeError(f"Rows are integers separated by commas, such as 1,16,256; got {text!r}.") from None
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_edge=False, header_style="bold")
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,196 @@
+"""Setting: what a job needs besides a method, made from a model's name: calibration text, a quality task, batches to time, a recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from torch import nn
+
+from sparseworks.core.errors import CalibrationError, ModelError
+from sparseworks.evaluate import (
+    TASKS,
+    OutputSimilarity,
+    Task,
+    documentation_passages,
+    lm_batches,
+    read_texts,
+    task_for,
+    timing_batch,
+    token_batches,
+)
+from sparseworks.io import assets_of, load, load_tokenizer
+from sparseworks.jobs.compress import Recover
+from sparseworks.weights import Embedding, Logits, Similarity, SquareHead
+
+QUERY_TOKENS = 12  # a typical search query
+_HELD_OUT = 4  # batches that recovery does not train on, for validation
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked for; None = by kind of model.
+
+    Attributes:
+        data: calibration and recovery text.
+        task: name of the quality task, and `task_data` what it is measured on, at most `limit` items.
+        batch: sequences per timed batch, and `length` tokens in each.
+        samples: calibration sequences.
+        minutes: of recovery; 0 = none.
+    """
+
+    data: Path | None = None
+    task: str | None = None
+    task_data: Path | None = None
+    batch: int = 32
+    length: int = 128
+    samples: int = 128
+    minutes: float = 0.0
+    limit: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything `compress` needs besides a method.
+
+    Attributes:
+        name: what the model was asked for as.
+        assets: folder with the model's configuration and tokenizer, copied beside a saved model.
+        batches: calibration batches.
+        examples: case name -> batch to time, the headline first.
+        recovery: how to recover, or None.
+    """
+
+    name: str
+    model: nn.Module
+    assets: Path | None
+    batches: Sequence[Any]
+    task: Task
+    examples: Mapping[str, Any]
+    recovery: Recover | None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How calibration, timing and recovery are made for one kind of model."""
+
+    batches: Callable[[Sequence[str], Any, int, int | None], list[Any]]
+    examples: Callable[[Sequence[str], Any, Wish], dict[str, Any]]
+    recovery: Callable[[nn.Module, list[Any], Wish], Recover]
+
+
+def setting_for(name: str, wish: Wish) -> Setting:
+    """Load the model called `name` and make its setting.
+
+    Raises:
+        ModelError: the model is unknown, or of a kind that has no built-in setting (use `sparseworks.compress`).
+        CalibrationError: unknown task, or not enough text.
+    """
+    model, tokenizer = load(name).eval(), load_tokenizer(name)
+    kind = KINDS.get(task_for(model, tokenizer))
+    if kind is None:
+        raise ModelError(
+            f"{name!r} is a {type(model).__name__}; the command line prepares text encoders and causal language models. "
+            f"For others call `sparseworks.compress(model, method, data=batches, evaluate=task)` from Python."
+        )
+    texts = read_texts(wish.data) if wish.data else [p.whole for p in documentation_passages()]
+    recovery = None
+    if wish.minutes > 0:
+        Random(wish.seed).shuffle(pool := list(texts))
+        recovery = kind.recovery(model, kind.batches(pool, tokenizer, wish.length, None), wish)
+    return Setting(
+        name=name,
+        model=model,
+        assets=assets_of(name),
+        batches=kind.batches(texts, tokenizer, wish.length, wish.samples),
+        task=quality_task(model, tokenizer, wish),
+        examples=kind.examples(texts, tokenizer, wish),
+        recovery=recovery,
+    )
+
+
+def quality_task(model: nn.Module, tokenizer: Any, wish: Wish) -> Task:
+    """The task the user named, or the usual one of this kind of model.
+
+    Raises:
+        UnknownNameError: no such task.
+        CalibrationError: its data are missing or do not fit the model.
+    """
+    kind = TASKS.get(wish.task or task_for(model, tokenizer))
+    return kind.build(model, tokenizer, wish.task_data, wish.limit)
+
+
+# -- text encoders ------------------------------------------------------------------------------------------------
+
+
+def _passages(texts: Sequence[str], tokenizer: Any, length: int, samples: int | None) -> list[Any]:
+    return token_batches(texts, tokenizer, batch=32, length=length, samples=samples)
+
+
+def _documents_and_query(texts: Sequence[str], tokenizer: Any, wish: Wish) -> dict[str, Any]:
+    return {
+        f"{wish.batch} documents of {wish.length} tokens": timing_batch(texts, tokenizer, wish.batch, wish.length),
+        f"1 query of {QUERY_TOKENS} tokens": timing_batch(texts, tokenizer, 1, QUERY_TOKENS),
+    }
+
+
+def _recover_embeddings(model: nn.Module, pool: list[Any], wish: Wish) -> Recover:
+    train, held = _split(pool)
+    near = OutputSimilarity(held, model)
+    return Recover(
+        terms=(Embedding(1.0), Similarity(0.2), SquareHead(0.3)),
+        data=train,
+        steps=1_000_000,
+        minutes=wish.minutes,
+        lr=3e-4,
+        validate=lambda m: 1 - near(m).value,
+        every=50,
+    )
+
+
+# -- causal language models ---------------------------------------------------------------------------------------
+
+
+def _windows(texts: Sequence[str], tokenizer: Any, length: int, samples: int | None) -> list[Any]:
+    return lm_batches(texts, tokenizer, batch=8, length=length, samples=samples)
+
+
+def _token_and_prompt(texts: Sequence[str], tokenizer: Any, wish: Wish) -> dict[str, Any]:
+    prompt = timing_batch(texts, tokenizer, 1, wish.length)["input_ids"]
+    return {
+        "1 token": {"input_ids": prompt[:, :1], "use_cache": False},
+        f"a prompt of {wish.length} tokens": {"input_ids": prompt, "use_cache": False},
+    }
+
+
+def _recover_logits(model: nn.Module, pool: list[Any], wish: Wish) -> Recover:
+    train, held = _split(pool)
+    near = OutputSimilarity(held, model)
+    return Recover(
+        terms=(Logits(1.0), SquareHead(0.5)),
+        data=train,
+        steps=1_000_000,
+        minutes=wish.minutes,
+        lr=3e-4,
+        validate=lambda m: 1 - near(m).value,
+        every=50,
+    )
+
+
+def _split(pool: list[Any]) -> tuple[list[Any], list[Any]]:
+    if len(pool) <= _HELD_OUT:
+        raise CalibrationError(
+            f"Recovery keeps {_HELD_OUT} batches for validation, and the text makes {len(pool)}: give more text."
+        )
+    return pool[_HELD_OUT:], pool[:_HELD_OUT]
+
+
+KINDS: dict[str, _Kind] = {
+    "retrieval": _Kind(_passages, _documents_and_query, _recover_embeddings),
+    "perplexity": _Kind(_windows, _token_and_prompt, _recover_logits),
+}
+"""Usual task of a kind of model -> how its calibration, timing and recovery are made."""
