@@ -65,7 +65,9 @@ def subsystems(
         part, bad = _refined(single, matrix, columns, real, b)
         for i in bad.nonzero().flatten().tolist():
             t = columns[i, real[i]]
-            part[i] = part.new_zeros(part.shape[1]).masked_scatter(real[i], _solve_double(matrix[t][:, t], b[i, real[i]]))
+            part[i] = part.new_zeros(part.shape[1]).masked_scatter(
+                real[i], _solve_double(matrix[t][:, t], b[i, real[i]])
+            )
         x[rows] = _spread(part, columns, matrix.shape[0])
     return x
 
