@@ -126,6 +126,25 @@ def test_bad_arguments(linear, support, random_support):
         SparseLinear.from_linear(linear, random_support(8, 10, 0.5), kernel="toy-any")
 
 
+def test_dense_rungs_are_torchs_own_product(two_forms, linear, support, monkeypatch):
+    """No registered op, no ladder: what is dense must cost what dense costs."""
+    import sparseworks.exec.modules as module
+
+    asked = []
+    real = module.linear_op
+    monkeypatch.setattr(module, "linear_op", lambda *a: asked.append(1) or real(*a))
+    for rows, through_op in ((8, True), (9, False), (100, False)):
+        asked.clear()
+        x = torch.randn(rows, 12)
+        torch.testing.assert_close(two_forms(x), expected(linear, support, x))
+        assert bool(asked) == through_op
+    for x in (torch.randn(9, 12).double(), torch.randn(9, 12).bfloat16()):
+        assert two_forms(x).dtype == x.dtype
+    assert two_forms.half()(torch.randn(9, 12)).dtype == torch.float32
+    with pytest.raises(ShapeError, match="takes 12 features"):
+        two_forms(torch.randn(24, 6))
+
+
 def test_deepcopy_is_independent(sparse):
     x = torch.randn(3, 12)
     twin, before = copy.deepcopy(sparse), sparse(x)

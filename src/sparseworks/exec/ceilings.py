@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import cycle
 from math import log2
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +20,9 @@ import torch
 if TYPE_CHECKING:
     from sparseworks.exec.kernel import Call
 
-_VERSION = 1
+_VERSION = 2
 _SMALLEST, _LARGEST = 1 << 22, 1 << 29
+_PIECE = 1 << 22
 _MEMORY: dict[str, Ceilings] = {}
 
 
@@ -132,34 +136,47 @@ def _write(key: str, value: Ceilings) -> None:
 
 
 def _measure(size: int, threads: int) -> Ceilings:
+    """One thread finds a quiet moment even on a busy machine, several at once hardly: arithmetic scales with cores, so one
+    thread's rate gives a floor for several."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    rates = {}
     try:
-        return Ceilings(_bandwidth(size), _flops(), threads, size)
+        for count in sorted({1, threads}):
+            torch.set_num_threads(count)
+            rates[count] = (_bandwidth(size), _flops())
     finally:
         torch.set_num_threads(before)
+    bandwidth = max(rate for rate, _ in rates.values())
+    flops = max(rates[threads][1], min(threads, os.cpu_count() or 1) * rates[1][1])
+    return Ceilings(bandwidth, flops, threads, size)
 
 
 def _bandwidth(size: int) -> float:
+    """Best rate over pieces of the working set, read in turn: a piece is short enough to escape other processes."""
     matrix = torch.ones(size // 4 // 1024, 1024)
     vector = torch.ones(1024)
-    flat = matrix.reshape(-1)
-    half = flat.numel() // 2
-    readers = (lambda: matrix @ vector, lambda: torch.dot(flat[:half], flat[half:]), lambda: flat.sum())
-    return max(size / _best(fn) for fn in readers)
+    pieces = matrix.split(_PIECE // 4 // 1024)
+    readers = (lambda m: m @ vector, lambda m: m.sum())
+    return max(_PIECE / _best([partial(read, piece) for piece in pieces]) for read in readers)
 
 
 def _flops() -> float:
-    n = 1024
-    a, b = torch.randn(n, n), torch.randn(n, n)
-    return 2 * n**3 / _best(lambda: a @ b)
+    def rate(n: int) -> float:
+        a, b = torch.randn(n, n), torch.randn(n, n)
+        return 2 * n**3 / _best([lambda: a @ b], 0.15)
+
+    return max(rate(n) for n in (256, 512, 1024))
 
 
-def _best(fn: Any, seconds: float = 0.25) -> float:
-    fn()
+def _best(fns: Sequence[Callable[[], Any]], seconds: float = 0.4) -> float:
+    """Seconds of the shortest call, going round for a while."""
+    fns[0]()
     best, started = float("inf"), time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    for fn in cycle(fns):
         begin = time.perf_counter()
         fn()
-        best = min(best, time.perf_counter() - begin)
+        end = time.perf_counter()
+        best = min(best, end - begin)
+        if end - started > seconds:
+            return best
     return best

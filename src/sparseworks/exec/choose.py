@@ -8,7 +8,8 @@ from itertools import combinations
 from math import isqrt
 
 from sparseworks.exec.kernel import KERNELS
-from sparseworks.exec.race import DENSE, Entry, Race
+from sparseworks.exec.ladder import DENSE
+from sparseworks.exec.race import Entry, Race
 
 MARGIN = 1.03
 MOST_FORMS = 2

@@ -13,8 +13,9 @@ from sparseworks.exec.ceilings import Ceilings, bound_us, ceilings
 from sparseworks.exec.choose import MARGIN, Choice, Form, choose, form_of, wins
 from sparseworks.exec.format import FORMATS
 from sparseworks.exec.kernel import Call
+from sparseworks.exec.ladder import DENSE, dense_kernel
 from sparseworks.exec.layers import Layer, layer_of
-from sparseworks.exec.race import DENSE, Race, RaceCache, candidates, dense_kernel, race, race_key
+from sparseworks.exec.race import Race, RaceCache, candidates, race, race_key
 from sparseworks.exec.row import Row
 from sparseworks.exec.units import Unit
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from math import inf
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from sparseworks.exec.kernel import KERNELS, Call, Kernel
 
 Route = Callable[[Tensor, Tensor | None, Sequence[Tensor]], Tensor]
 _MAX_ROUTES = 4096
+DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,21 @@ class _Form:
     span: slice
 
     def packed(self, parts: Sequence[Tensor]) -> Packed:
-        named = dict(zip(self.names, parts[self.span], strict=True))
-        return Packed(format=self.format, shape=self.shape, dtype=self.dtype, parts=named, meta=self.meta)
+        """The form over `parts`; built at every call, so without the five checked assignments of a frozen dataclass."""
+        made = object.__new__(Packed)
+        made.__dict__.update(
+            format=self.format,
+            shape=self.shape,
+            dtype=self.dtype,
+            parts=dict(zip(self.names, parts[self.span], strict=True)),
+            meta=self.meta,
+        )
+        return made
+
+
+def dense_kernel(dtype: torch.dtype) -> str | None:
+    """The kernel that stands for the dense layer in a ladder: the first one that reads dense weights of `dtype`."""
+    return next((n for n, k in KERNELS.items() if k.format == DENSE and k.value_dtype == dtype), None)
 
 
 class Ladder:
@@ -113,6 +128,15 @@ class Ladder:
         """The weight as a dense matrix, from the form that serves `rows` rows."""
         form = self.form(rows)
         return FORMATS.get(form.format).unpack(form.packed(parts))[0]
+
+    def dense_rows(self) -> list[tuple[int, float, int]]:
+        """`(least, limit, form)`: for `least <= rows < limit` the plain dense product runs, on the form of that index."""
+        limits = [least for least, _, _ in self.rungs[1:]] + [inf]
+        return [
+            (least, limit, self.forms.index(form))
+            for (least, kernel, form), limit in zip(self.rungs, limits, strict=True)
+            if kernel.name == dense_kernel(form.dtype)
+        ]
 
     def _rung(self, rows: int) -> tuple[Kernel, _Form]:
         return next(((k, f) for least, k, f in reversed(self.rungs) if rows >= least), self.rungs[0][1:])

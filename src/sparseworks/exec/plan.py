@@ -16,8 +16,9 @@ from sparseworks.core.support import Support
 from sparseworks.exec import measure
 from sparseworks.exec.choose import OBJECTIVES
 from sparseworks.exec.draw import Drawing, draw
+from sparseworks.exec.ladder import DENSE
 from sparseworks.exec.layers import layer_of, pack_for, why_not
-from sparseworks.exec.race import DENSE, RaceCache
+from sparseworks.exec.race import RaceCache
 from sparseworks.exec.row import Row
 from sparseworks.exec.units import Unit, units
 from sparseworks.stream import sites

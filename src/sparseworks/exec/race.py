@@ -21,11 +21,10 @@ from sparseworks.exec import measure
 from sparseworks.exec.ceilings import cache_folder, machine_key, read_json, write_json
 from sparseworks.exec.format import FORMATS, Packed
 from sparseworks.exec.kernel import KERNELS, Call
-from sparseworks.exec.ladder import Rung, refusal
+from sparseworks.exec.ladder import DENSE, Rung, dense_kernel, refusal
 from sparseworks.exec.layers import Layer, pack_for
 from sparseworks.exec.modules import SparseLinear
 
-DENSE = "dense"
 FINALISTS = 3
 _SCREEN_ROUNDS, _HOPELESS = 3, 0.8
 _FEW_ROWS, _MOST_COPIES, _BEYOND_CACHE = 64, 64, 1 << 27
@@ -70,11 +69,6 @@ def candidates(support: Support, call: Call, dtypes: Sequence[torch.dtype]) -> t
         else:
             taken.append(name)
     return taken, refused
-
-
-def dense_kernel(dtype: torch.dtype) -> str | None:
-    """The kernel that stands for the dense layer in a ladder: the first one that reads dense weights of `dtype`."""
-    return next((n for n, k in KERNELS.items() if k.format == DENSE and k.value_dtype == dtype), None)
 
 
 def race(layer: Layer, support: Support, kernels: Sequence[str], rows: int, *, working_set: int, rounds: int) -> Race:
