@@ -153,21 +153,21 @@ def _row(r: _Raced, batch: int, site: str, own: Support, share: float, limits: C
 
 def _reason(race: Race, kernel: str, batch: int, r: _Raced) -> str:
     if kernel != DENSE:
-        return f"{kernel} is {race.entries[kernel].ratio:.2f}x faster than dense at {_n(batch)}" + _beaten(race, kernel)
+        return f"{kernel} is {_times(race, kernel):.2f}x faster than dense at {_n(batch)}" + _beaten(race, kernel)
     if not race.entries:
         said = "; ".join(f"{name}: {why}" for name, why in list(r.refusals[batch].items())[:3])
         return f"dense stays: no kernel takes it ({said or 'none stores the allowed value types'})"
     best = min(race.entries, key=lambda k: race.entries[k].us)
-    entry = race.entries[best]
+    entry, times = race.entries[best], _times(race, best)
     if wins(entry):
-        return f"dense stays: {best} is {entry.ratio:.2f}x faster at {_n(batch)}, but a layer holds at most two forms"
-    if entry.ratio > 1:
+        return f"dense stays: {best} is {times:.2f}x faster at {_n(batch)}, but a layer holds at most two forms"
+    if times > 1:
         return (
-            f"dense stays: the best sparse kernel ({best}) reaches {entry.ratio:.2f}x at {_n(batch)}, within noise "
+            f"dense stays: the best sparse kernel ({best}) reaches {times:.2f}x at {_n(batch)}, within noise "
             f"(it must be {MARGIN - 1:.0%} ahead in three of four rounds)"
         )
     return (
-        f"dense stays: the best sparse kernel ({best}) reaches {entry.ratio:.2f}x at {_n(batch)} "
+        f"dense stays: the best sparse kernel ({best}) reaches {times:.2f}x at {_n(batch)} "
         f"and density {r.support.density:.0%}"
     )
 
@@ -177,7 +177,13 @@ def _beaten(race: Race, kernel: str) -> str:
     if not faster:
         return ""
     best = min(faster, key=lambda k: race.entries[k].us)
-    return f"; {best} would reach {race.entries[best].ratio:.2f}x but needs one more form in memory"
+    return f"; {best} would reach {_times(race, best):.2f}x but needs one more form in memory"
+
+
+def _times(race: Race, kernel: str) -> float:
+    """Dense time over the kernel's, from the heat in which the kernel was timed."""
+    entry = race.entries[kernel]
+    return race.dense_us / entry.us if entry.final else entry.ratio
 
 
 def _fused(unit: Unit) -> str:

@@ -30,6 +30,9 @@ _functorch_stack: Callable[[], Any] = getattr(
 )
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _tracing: Callable[[], Any] = torch._C._get_tracing_state
+_any_autocast: Callable[[], bool] = getattr(
+    torch._C, "_is_any_autocast_enabled", lambda: any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+)
 
 
 def _linear(
@@ -92,12 +95,7 @@ def _plain(x: Tensor, bias: Tensor | None) -> bool:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return False
-    return (
-        _dispatch_modes() == 0
-        and _functorch_level() is None
-        and _tracing() is None
-        and not torch.is_autocast_enabled(x.device.type)
-    )
+    return _dispatch_modes() == 0 and _functorch_level() is None and _tracing() is None and not _any_autocast()
 
 
 def _refuse_transforms() -> None:
