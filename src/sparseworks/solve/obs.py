@@ -58,7 +58,7 @@ class ObsSweep(Solver):
         work = _alive(weight, gram)
         how = stripes(pattern, (weight.shape[0], weight.shape[1]), keep, self.block)
         if how is None:
-            fixed = select(score(work, known), pattern, keep).mask().to(work.device)
+            fixed = select(score(work, stats), pattern, keep).mask().to(work.device)
             swept, mask = sweep(work, upper, lambda _, at: fixed[:, at], self.block, self.block)
         else:
 
