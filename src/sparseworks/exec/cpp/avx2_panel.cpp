@@ -128,7 +128,7 @@ void token_lanes(const Panel& a, int64_t token, int64_t first, int64_t rows, boo
     const auto* values = static_cast<const typename Value::Type*>(a.values);
     const int64_t tokens = min(a.rows - token, T), h = a.height;
     const int64_t panels = (a.out + h - 1) / h, k_blocks = (a.in + a.k_block - 1) / a.k_block;
-    if (repack) pack_tokens<T>(a.x + token * a.in, a.in, tokens, x);
+    if (repack) pack_tokens<T>(a.x + token * a.in, a.in, a.in, tokens, x);
     for (int64_t r = 0; r < (rows + h - 1) / h * h; ++r) {
         const float start = a.bias && first + r < a.out ? a.bias[first + r] : 0.0f;
         each<V>([&](auto v) { _mm256_store_ps(sums + r * T + 8 * v, _mm256_set1_ps(start)); });

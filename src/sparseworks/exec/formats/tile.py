@@ -20,14 +20,14 @@ from sparseworks.exec.formats.segments import (
 
 _K_BLOCK = 128
 _ROW_BLOCK = 256
-_UNROLL = 4
+_UNROLL = 2
 
 
 class Tile(Format):
     """Parts: `columns` (8-bit, within the K-block), `values`, `ptr` (segments + 1), `rows` (8-bit, within the row block).
 
     A segment is one row's part in one K-block. Order: row block, K-block, then rows by falling count, so that the
-    trip counts of a kernel's inner loop are predictable. Segments are padded to 4 entries, see `segments`.
+    trip counts of a kernel's inner loop are predictable. Segments are padded to 2 entries, see `segments`.
     Meta: `k_block`, `row_block`.
     """
 

@@ -30,7 +30,7 @@ class TileKernel(NativeKernel):
         segments = out * -(-width // k_block)
         columns = part(packed, "columns", torch.uint8, None)
         values = part(packed, "values", self.value_dtype, columns.numel())
-        ptr = pointers(packed, segments, columns.numel(), 4)
+        ptr = pointers(packed, segments, columns.numel(), 2)
         rows = part(packed, "rows", torch.uint8, segments)
         height, room = _tile_limits(out, width, k_block, row_block)
         below(packed, "rows", rows, height)
