@@ -159,7 +159,8 @@ class Taps:
         self.hidden = []
         self._padding.begin(batch)
         output = call(self.model, batch)
-        return Outputs(output, self.hidden, self._padding.mask("decoder"))
+        hidden, self.hidden = self.hidden, []
+        return Outputs(output, hidden, self._padding.mask("decoder"))
 
     def close(self) -> None:
         """Remove the hooks."""

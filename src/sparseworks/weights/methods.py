@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparseworks.allocate import ERK, Balanced, UniformPlus
+from sparseworks.allocate import DLP, ERK, OWL, Balanced, UniformPlus
 from sparseworks.core.method import METHODS, Method, Source
 from sparseworks.core.patterns import parse
 from sparseworks.core.schedule import Rounds
 from sparseworks.core.solver import Select
 from sparseworks.repair import BiasCorrection, LeastSquares
 from sparseworks.scores import OBS, SNIP, GraSP, InputNorm, Magnitude, Movement, Random, SynFlow, Taylor
-from sparseworks.solve import ObsSweep
+from sparseworks.solve import ADMM, ObsSweep
 
 HAN = Source("Han, Pool, Tran and Dally", 2015, "1506.02626", "Learning both weights and connections")
 SUN = Source("Sun, Liu, Bair and Kolter", 2023, "2306.11695", "A simple and effective pruning approach for LLMs")
 FRANTAR = Source("Frantar and Alistarh", 2023, "2301.00774", "SparseGPT")
+YIN = Source("Yin, Wu, Zhang et al.", 2023, "2310.05175", "Outlier weighed layerwise sparsity")
+CHEN = Source("Chen et al.", 2025, "2505.23807", "Dynamic layerwise pruning")
+BOZA = Source("Boža", 2024, "2401.02938", "Fast and effective weight update for pruned LLMs")
 OBC = Source("Frantar and Alistarh", 2022, "2208.11580", "Optimal Brain Compression")
 LEE = Source("Lee, Ajanthan and Torr", 2019, "1810.02340", "SNIP")
 WANG = Source("Wang, Zhang and Grosse", 2020, "2002.07376", "GraSP")
@@ -92,6 +95,11 @@ _add(
     "OBS saliency in one shot, least-squares values on the support.",
     solve=Select(LeastSquares()),
 )
+_add(
+    "admm", WANDA, "row", BOZA, "Weights and support in turn: below SparseGPT's error at some more time.", solve=ADMM()
+)
+_add("owl", WANDA, "row", YIN, "Wanda; blocks with more outliers keep more. Pays from 70 % sparsity.", allocate=OWL())
+_add("dlp", WANDA, "row", CHEN, "Wanda; blocks of low typical score keep more.", allocate=DLP(), catalog=(106,))
 
 _add("snip", SNIP(), "global", LEE, "|w g| at initialisation or on a trained model, over the whole model.")
 _add("grasp", GraSP(), "global", WANG, "Keeps the gradient flow: w (Hg), over the whole model.")
