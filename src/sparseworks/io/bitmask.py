@@ -37,7 +37,7 @@ def stored_mask(shape: Sequence[int], sites: Sequence[Site], supports: Mapping[s
 
 def encode(tensor: Shaped[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Shaped[Tensor, " kept"]:
     """The kept entries of `tensor`, row-major."""
-    return tensor.detach()[mask.to(tensor.device)]
+    return _indexable(tensor.detach())[mask.to(tensor.device)].view(tensor.dtype)
 
 
 def decode(
@@ -54,5 +54,9 @@ def decode(
             f"{name} holds {tuple(values.shape)} values where the supports keep {kept}: the folder is damaged."
         )
     dense = torch.zeros(mask.shape, dtype=values.dtype)
-    dense[mask] = values
+    _indexable(dense)[mask] = _indexable(values)
     return dense
+
+
+def _indexable(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor  # torch cannot index every 8-bit float

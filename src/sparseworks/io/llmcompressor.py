@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sparseworks.core.errors import CheckpointError, ModelError
 from sparseworks.core.support import Support
+from sparseworks.io.bitmask import decode
 from sparseworks.io.skeleton import build, fill
 from sparseworks.io.sparsity import Sparsity
 from sparseworks.io.tensors import read_tensors
@@ -52,7 +53,7 @@ def load_llmcompressor(folder: Path | str) -> nn.Module:
         )
     tensors, masks = unpack_all(_read_shards(folder), _PARTS[format])
     model = build(folder)
-    model.config.quantization_config = None  # type: ignore[union-attr]
+    del model.config.quantization_config  # type: ignore[union-attr] # it is dense from here on
     tied = _retie(model, tensors)
     fill(model, tensors, ((n, t if n in masks else t.clone()) for n, t in tensors.items()), tied)
     supports = _supports(model.eval(), masks, tied)
@@ -103,9 +104,7 @@ def unpack(head: str, parts: Mapping[str, Tensor]) -> tuple[Shaped[Tensor, "*sha
             raise CheckpointError(
                 f"Weight {head!r}: the row offsets do not fit the bitmask: the checkpoint is damaged."
             )
-    dense = torch.zeros(shape, dtype=values.dtype)
-    dense[mask] = values
-    return dense, mask
+    return decode(values, mask, head), mask
 
 
 def _mask(head: str, bits: UInt8[Tensor, "rows bytes"], shape: tuple[int, ...]) -> Bool[Tensor, "*shape"]:

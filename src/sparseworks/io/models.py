@@ -36,6 +36,8 @@ def _tiny_lm_folder() -> Path:
 EMBEDDED: dict[str, Callable[[], Path]] = {"minilm": _minilm_folder, "sparseworks/tiny-lm": _tiny_lm_folder}
 """Models that need no download: name -> function that finds their folder."""
 
+_TOKENIZER = ("tokenizer.json", "vocab*", "merges.txt", "*.model")
+
 _DEFAULT_DTYPE = {"sparseworks/tiny-lm": torch.float32}
 
 
@@ -117,6 +119,11 @@ def load_tokenizer(name: str | Path) -> Any:
         ModelError: not found, or without a tokenizer.
     """
     source = resolve(name)
+    # transformers makes an empty tokenizer from a configuration alone.
+    if isinstance(source, Path) and not any(file for part in _TOKENIZER for file in source.glob(part)):
+        raise ModelError(
+            f"{source} has no tokenizer (none of {', '.join(_TOKENIZER)}); save the model with its assets."
+        )
     with _readable(name):
         from transformers import AutoTokenizer
 

@@ -158,7 +158,7 @@ def _check_zeros(model: nn.Module, site: Site, support: Support) -> None:
     if tuple(support.shape) != site.shape:
         raise ShapeError(f"Site {site.name!r} is {site.shape}, its support {tuple(support.shape)}.")
     weight = site.read(model)
-    stray = int(weight.masked_fill(support.mask().to(weight.device), 0).count_nonzero())
+    stray = int(encode(weight, ~support.mask()).float().count_nonzero())
     if stray:
         raise CheckpointError(
             f"Site {site.name!r} has {stray} non-zero weights outside its support, which would be lost; impose the support first."

@@ -24,7 +24,7 @@ def save_training(
     """Write one safetensors file with parameters, buffers, optimiser state, the torch RNG state and JSON facts (temp + rename).
 
     Raises:
-        CheckpointError: the disk is full or not writable; the previous file is untouched.
+        CheckpointError: the disk is full or not writable, or the facts are not plain data; the previous file is untouched.
     """
     state = optimizer.state_dict()
     tensors = {f"model.{k}": v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
@@ -32,9 +32,11 @@ def save_training(
     for index, slots in state["state"].items():
         tensors |= {f"optim.{index}.{key}": torch.as_tensor(value) for key, value in slots.items()}
     tensors["rng"] = torch.get_rng_state()
-    meta = {_FACTS: json.dumps({"facts": facts, "groups": state["param_groups"]})}
     try:
+        meta = {_FACTS: json.dumps({"facts": facts, "groups": state["param_groups"]})}
         write_file(path, safetensors_chunks([Entry.of(name, tensor) for name, tensor in tensors.items()], meta))
+    except TypeError as error:
+        raise CheckpointError(f"The facts of a training state must be plain data: {error}.") from error
     except OSError as error:
         raise CheckpointError(
             f"Cannot write the training state {path}: {error}. The previous one, if any, is untouched."
