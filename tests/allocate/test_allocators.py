@@ -227,7 +227,7 @@ def test_rounding_gives_the_largest_remainders_first():
 
 
 def test_impossible_bounds_are_refused_in_a_sentence():
-    with pytest.raises(BudgetError, match="first site dense.*between .* the budget of 0 cannot be met"):
+    with pytest.raises(BudgetError, match=r"first site dense.*between .* the budget of 0 cannot be met"):
         UniformPlus()(SITES, Density(0.0), evidence=NOTHING)
     with pytest.raises(BudgetError, match="never reaches"):
         fit(lambda c: np.zeros(2), 3, [0, 0], [5, 5])

@@ -62,6 +62,7 @@ def test_intercept_is_least_squares_with_a_column_of_ones(layer):
         kept = torch.cat([kept, torch.tensor([True])])
         solution = torch.linalg.lstsq(wide[:, kept], x.double() @ weight[r].double()).solution
         torch.testing.assert_close(new[r, kept[:-1]].double(), solution[:-1], rtol=1e-3, atol=1e-4)
+        assert bias is not None
         torch.testing.assert_close(bias[r].double(), solution[-1], rtol=1e-3, atol=1e-4)
 
 

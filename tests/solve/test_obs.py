@@ -4,14 +4,18 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sparseworks.core.errors import BudgetError, MissingStatError, NonFiniteError
 from sparseworks.core.pattern import ROW, Pattern, Tile
 from sparseworks.core.select import select
+from sparseworks.core.solver import masked
 from sparseworks.core.stats import Gram, Stats
 from sparseworks.scores import OBS, Magnitude
-from sparseworks.solve import ObsSweep
+from sparseworks.solve import ADMM, ObsSweep
 from sparseworks.solve.cholesky import inverse_diagonal, inverse_factor
+from sparseworks.solve.guard import keep_better
 
 
 def reference(weight, gram, *, block, keep_in_block=None, nm=None, mask=None, damp=0.01):
@@ -68,6 +72,7 @@ def test_patterns_that_no_block_decides_choose_first(layer, pattern):
     first = select(OBS()(weight, stats), pattern, keep)
     assert support == first
     expected, _ = reference(weight, stats[Gram], block=16, mask=first.mask())
+    expected = keep_better(weight, expected, masked(weight, first), stats[Gram].matrix)
     torch.testing.assert_close(new, expected, rtol=1e-8, atol=1e-10)
 
 
@@ -130,3 +135,16 @@ def test_singular_moments_get_just_enough_damping():
     gram = Gram(4, 8)
     gram.update(torch.ones(3, 8))
     assert bool(torch.isfinite(inverse_factor(gram, 0.0)).all())
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), solver=st.sampled_from([ObsSweep(block=4), ADMM()]), keep=st.integers(0, 12))
+def test_solvers_never_raise_the_calibrated_error(seed, solver, keep):
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(5, 12, generator=g)
+    stats = Stats.collecting({Gram}, (5, 12))
+    stats.feed("input", torch.randn(15, 12, generator=g) @ torch.randn(12, 12, generator=g))
+    new, support = solver(weight, stats, Magnitude(), Pattern.parse("row"), keep)
+    assert bool((new[~support.mask()] == 0).all()) and support.count == 5 * keep
+    error = lambda w: stats[Gram].error(w - weight)  # noqa: E731
+    assert bool((error(new) <= error(masked(weight, support)) * (1 + 1e-6)).all())

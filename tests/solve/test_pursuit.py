@@ -21,7 +21,7 @@ def test_equals_scikit_learn(k):
     codes = omp(d, y, k)
     assert bool(((codes != 0).sum(dim=1) == k).all())
     if k:
-        expected = orthogonal_mp(d.T.numpy(), y.T.numpy(), n_nonzero_coefs=k).T
+        expected = np.asarray(orthogonal_mp(d.T.numpy(), y.T.numpy(), n_nonzero_coefs=k)).T
         np.testing.assert_allclose(codes.numpy(), expected, atol=1e-10)
 
 
