@@ -31,7 +31,7 @@ class OnDisk:
     block, and what the caller holds. Forward passes of the model or of a block enter and leave by themselves.
 
     Args:
-        model: the model, its parameters empty on the meta device; buffers that no checkpoint holds must be real.
+        model: the model, best with its parameters on the meta device; buffers that no checkpoint holds must be real.
         folder: where its weights are.
         out: where the changed model goes: it appears, complete, at `finish()`; until then there is `out` + ".partial".
         blocks: the blocks; default: `blocks(model)`.
@@ -52,11 +52,13 @@ class OnDisk:
         self._partial = None if out is None else _fresh(Path(out))
         self._sources = sources(model, self.shards.where, folder)
         self._homes = _homes(model, self.blocks)
-        self._meta = dict(model.named_parameters())
+        self._meta = {n: nn.Parameter(p.to("meta"), requires_grad=False) for n, p in model.named_parameters()}
         self._aliases = _aliases(model)
         self._entered: Counter[int] = Counter()
         self._changed: set[int] = set()
         self._written: dict[int, Shards] = {}
+        for home in (b.index for b in self.blocks):
+            self._free(home)
         self._load(-1)
         self._unwrap = [self._wrap(b) for b in self.blocks]
 

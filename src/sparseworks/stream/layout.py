@@ -54,7 +54,7 @@ class Source:
     def pieces(self, value: Tensor) -> Iterator[tuple[str, Tensor]]:
         """What goes back into files, by name."""
         for row, part in zip(self.keys, value if self.stacked else [value], strict=True):
-            yield from zip(row, part.chunk(len(row)), strict=True)
+            yield from zip(row, part.chunk(len(row)) if len(row) > 1 else [part], strict=True)
 
 
 def sources(model: nn.Module, where: Mapping[str, Any], folder: Any) -> dict[str, Source]:
