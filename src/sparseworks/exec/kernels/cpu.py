@@ -17,7 +17,7 @@ from sparseworks.exec.kernel import Call, Kernel
 from sparseworks.exec.native import native, why_missing
 
 Arguments = tuple[Any, ...]
-_CHECKED: dict[int, tuple[weakref.ref[Tensor], Arguments, Arguments]] = {}
+_Known = tuple[weakref.ref[Tensor], list[int], tuple[int, int], Arguments]
 
 
 class NativeKernel(Kernel):
@@ -31,6 +31,7 @@ class NativeKernel(Kernel):
     def __init__(self, name: str, value_dtype: torch.dtype):
         self.name, self.value_dtype = name, value_dtype
         self._run: Callable[..., None] | None = None
+        self._checked: dict[int, _Known] = {}
 
     def refuses(self, call: Call) -> str | None:
         """No extension, another device, or an input that is not float32."""
@@ -53,12 +54,12 @@ class NativeKernel(Kernel):
             KernelError: input, bias or buffers that the kernel cannot read.
         """
         out, width = packed.shape
-        if not (x.dtype is torch.float32 and x.is_cpu and x.dim() == 2 and x.shape[1] == width and x.is_contiguous()):
+        rows, *rest = x.shape
+        if rest != [width] or x.dtype is not torch.float32 or not x.is_contiguous() or not x.is_cpu:
             raise KernelError(f"Kernel {self.name!r} takes a contiguous float32 (rows, {width}), got {_facts(x)}.")
         if bias is not None and not (bias.dtype is torch.float32 and bias.shape == (out,) and bias.is_contiguous()):
             raise KernelError(f"Kernel {self.name!r} takes a contiguous float32 bias ({out},), got {_facts(bias)}.")
         arguments = self._arguments(packed)
-        rows = x.shape[0]
         y = torch.empty((rows, out))
         if rows == 0 or out == 0 or width == 0:
             return y.copy_(torch.zeros(()) if bias is None else bias)
@@ -82,25 +83,27 @@ class NativeKernel(Kernel):
         return run
 
     def _arguments(self, packed: Packed) -> Arguments:
-        parts = packed.parts
-        first = next(iter(parts.values()))
-        stamp = (
-            self.name,
-            packed.shape,
-            *[t.data_ptr() for t in parts.values()],
-            *[_version(t) for t in parts.values()],
-        )
-        known = _CHECKED.get(id(first))
-        if known is not None and known[0]() is first and known[1] == stamp:
-            return known[2]
+        parts = list(packed.parts.values())
+        key = id(parts[0])
+        stamp = _stamp(parts)
+        known = self._checked.get(key)
+        if known is not None and known[0]() is parts[0] and known[1] == stamp and known[2] == packed.shape:
+            return known[3]
         if packed.format != self.format or packed.dtype is not self.value_dtype:
-            raise KernelError(
-                f"Kernel {self.name!r} reads {self.format!r} in {self.value_dtype}, not {packed.format!r}."
-            )
+            wanted = f"{self.format!r} in {self.value_dtype}"
+            raise KernelError(f"Kernel {self.name!r} reads {wanted}, not {packed.format!r} in {packed.dtype}.")
         found = self.inspect(packed)
-        key = id(first)
-        _CHECKED[key] = (weakref.ref(first, lambda _: _CHECKED.pop(key, None)), stamp, found)
+        forget = weakref.ref(parts[0], lambda _: self._checked.pop(key, None))
+        self._checked[key] = (forget, stamp, packed.shape, found)
         return found
+
+
+def _stamp(parts: list[Tensor]) -> list[int]:
+    """Changes when a buffer is replaced or written to (inference tensors keep no count of writes)."""
+    try:
+        return [t.data_ptr() for t in parts] + [t._version for t in parts]
+    except RuntimeError:
+        return [t.data_ptr() for t in parts]
 
 
 def part(packed: Packed, name: str, dtype: torch.dtype, *shape: int | None) -> Tensor:
@@ -159,10 +162,6 @@ def damaged(packed: Packed, reason: str) -> KernelError:
     """The error for a form whose buffers do not fit together."""
     size = "x".join(map(str, packed.shape))
     return KernelError(f"A {size} weight packed as {packed.format!r} is damaged: {reason}. Pack or load it anew.")
-
-
-def _version(t: Tensor) -> int:
-    return -1 if t.is_inference() else t._version
 
 
 def _facts(t: Tensor) -> str:

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparseworks.core.errors import KernelError, ShapeError
+from sparseworks.core.patterns import parse
+from sparseworks.core.support import Support
+from sparseworks.exec.format import FORMATS
+from sparseworks.exec.kernels import DenseKernel  # noqa: F401  registers formats and kernels
+
+DTYPES = [torch.float32, torch.bfloat16]
+EVERY = ["bitmask", "csr16", "dense", "tile"]
+
+
+def poisoned(support: Support, seed: int = 0) -> torch.Tensor:
+    """Random weights, NaN wherever the support keeps nothing."""
+    weight = torch.randn(*support.shape, generator=torch.Generator().manual_seed(seed))
+    return weight.where(support.mask(), torch.tensor(float("nan")))
+
+
+def check_round_trip(name: str, support: Support, dtype: torch.dtype) -> None:
+    format, weight = FORMATS.get(name), poisoned(support)
+    packed = format.pack(weight, support, dtype=dtype)
+    assert (packed.format, packed.shape, packed.dtype) == (name, support.shape, dtype)
+    assert packed.nbytes == format.nbytes(support, dtype)
+    back, kept = format.unpack(packed)
+    assert kept == support
+    assert back.dtype is dtype
+    assert torch.equal(back, weight.nan_to_num(0.0).to(dtype))
+
+
+def random_support(out: int, width: int, density: float, seed: int = 0) -> Support:
+    return Support.from_mask(torch.rand(out, width, generator=torch.Generator().manual_seed(seed)) < density)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (64, 64), (129, 257), (300, 130), (5, 3000)])
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
+def test_round_trip_any_support(name, shape, density, dtype):
+    check_round_trip(name, random_support(*shape, density), dtype)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 70), st.integers(1, 300), st.floats(0, 1), st.integers(0, 1000))
+def test_round_trip_random(out, width, density, seed):
+    support = random_support(out, width, density, seed)
+    for name in FORMATS.names():
+        if FORMATS.get(name).refuses(support) is None:
+            check_round_trip(name, support, torch.float32)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_empty_rows_and_columns_survive(name):
+    mask = random_support(40, 300, 0.3).mask()
+    mask[[0, 7, 39]] = False
+    mask[:, [0, 128, 299]] = False
+    check_round_trip(name, Support.from_mask(mask), torch.float32)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_kept_zeros_stay_in_the_support(name):
+    support = random_support(20, 30, 0.5)
+    packed = FORMATS.get(name).pack(torch.zeros(20, 30), support)
+    assert FORMATS.get(name).unpack(packed)[1] == support
+
+
+@pytest.mark.parametrize("height", [4, 8, 16])
+@pytest.mark.parametrize("out", [16, 48, 37])
+def test_panel_takes_the_tallest_height_the_support_allows(height, out):
+    mask = random_support(-(-out // height), 1100, 0.2).mask().repeat_interleave(height, dim=0)[:out]
+    support = Support.from_mask(mask)
+    check_round_trip("panel", support, torch.bfloat16)
+    assert FORMATS.get("panel").pack(poisoned(support), support).meta["height"] == height
+
+
+def test_panel_refuses_what_is_not_shared():
+    assert "do not share their columns" in (FORMATS.get("panel").refuses(random_support(16, 64, 0.5)) or "")
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8"])
+def test_nm_holds_exact_groups(pattern):
+    support = parse(pattern).select(torch.randn(12, 40, generator=torch.Generator().manual_seed(1)))
+    check_round_trip("nm", support, torch.float32)
+    packed = FORMATS.get("nm").pack(poisoned(support), support)
+    assert (packed.meta["n"], packed.meta["m"]) == tuple(map(int, pattern.split(":")))
+
+
+def test_nm_refuses_groups_that_keep_fewer():
+    mask = parse("2:4").select(torch.randn(8, 16, generator=torch.Generator().manual_seed(1))).mask().clone()
+    row, column = mask.nonzero()[0].tolist()
+    mask[row, column] = False
+    assert FORMATS.get("nm").refuses(Support.from_mask(mask))
+
+
+def test_fanin_holds_equal_rows_only():
+    scores = torch.rand(9, 50, generator=torch.Generator().manual_seed(2))
+    check_round_trip("fanin", Support.from_mask(scores.argsort(dim=1) < 11), torch.bfloat16)
+    assert "from" in (FORMATS.get("fanin").refuses(random_support(9, 50, 0.3)) or "")
+
+
+@pytest.mark.parametrize("name", ["csr16", "fanin", "panel"])
+def test_sixteen_bit_columns_reach_65536(name):
+    mask = torch.zeros(4, 65536, dtype=torch.bool)
+    mask[:, [0, 32767, 32768, 65535]] = True
+    check_round_trip(name, Support.from_mask(mask), torch.float32)
+    assert "65536" in (FORMATS.get(name).refuses(Support.empty((4, 65537))) or "")
+
+
+@pytest.mark.parametrize("name", FORMATS.names())
+def test_refusals_are_sentences_and_pack_raises_them(name):
+    format, support = FORMATS.get(name), Support.full((8, 8))
+    refusal = format.refuses(support, torch.float64)
+    assert refusal and "float64" in refusal
+    with pytest.raises(KernelError, match="float64"):
+        format.pack(torch.zeros(8, 8), support, dtype=torch.float64)
+    with pytest.raises(ShapeError, match="must agree"):
+        format.pack(torch.zeros(8, 9), support)
+
+
+def test_compact_forms_are_smaller_than_dense():
+    support = random_support(256, 1024, 0.2)
+    dense = FORMATS.get("dense").nbytes(support)
+    sizes = {name: FORMATS.get(name).nbytes(support) for name in ("bitmask", "csr16", "tile")}
+    assert all(size < 0.35 * dense for size in sizes.values())
+    assert sizes["bitmask"] < sizes["tile"] < sizes["csr16"]
+
+
+def test_tile_segments_fall_in_length_within_a_block():
+    packed = FORMATS.get("tile").pack(torch.randn(100, 256), random_support(100, 256, 0.3))
+    counts = packed.parts["ptr"].diff()[: packed.meta["row_block"]]
+    assert bool((counts.diff() <= 0).all()) and int(counts[0]) > int(counts[-1])

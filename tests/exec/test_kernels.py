@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sparseworks.core.errors import KernelError
+from sparseworks.core.support import Support
+from sparseworks.exec.format import FORMATS, Packed
+from sparseworks.exec.kernel import KERNELS, Call
+from sparseworks.exec.kernels import DenseKernel  # noqa: F401  registers formats and kernels
+from sparseworks.exec.native import native
+
+NATIVE = [name for name in KERNELS.names() if not name.startswith("dense")]
+ROWS = [0, 1, 2, 5, 8, 12, 16, 63, 64, 65, 300]
+SHAPES = [(1, 1), (37, 21), (64, 300), (300, 1033)]
+needs_extension = pytest.mark.skipif(native() is None, reason="the compiled extension is not built")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["processor", "portable"])
+def isa(request):
+    native().use_portable(request.param == "portable")
+    yield
+    native().use_portable(False)
+
+
+def support_for(name: str, out: int, width: int, density: float = 0.3, seed: int = 0) -> Support:
+    """A random support that the kernel's format admits."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = KERNELS.get(name).format
+    if kind == "panel":
+        height = (16, 8, 4)[seed % 3]
+        rows = torch.rand(-(-out // height), width, generator=generator) < density
+        return Support.from_mask(rows.repeat_interleave(height, dim=0)[:out])
+    if kind == "fanin":
+        return Support.from_mask(torch.rand(out, width, generator=generator).argsort(dim=1) < round(density * width))
+    if kind == "nm":
+        groups = torch.rand(out, -(-width // 4), 4, generator=generator).argsort(dim=-1) < 2
+        return Support.from_mask(groups.reshape(out, -1))
+    return Support.from_mask(torch.rand(out, width, generator=generator) < density)
+
+
+def packed_for(name: str, support: Support, seed: int = 0) -> Packed:
+    weight = torch.randn(*support.shape, generator=torch.Generator().manual_seed(seed))
+    weight = weight.where(support.mask(), torch.tensor(float("nan")))
+    return FORMATS.get(KERNELS.get(name).format).pack(weight, support, dtype=KERNELS.get(name).value_dtype)
+
+
+def check(name: str, packed: Packed, rows: int, bias: bool = True) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, packed.shape[1], generator=generator)
+    b = torch.randn(packed.shape[0], generator=generator) if bias else None
+    kernel = KERNELS.get(name)
+    torch.testing.assert_close(kernel(x, packed, b), kernel.reference(x, packed, b), rtol=1e-5, atol=1e-4)
+
+
+@needs_extension
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NATIVE)
+def test_equals_reference(name, shape, isa):
+    for seed in range(3 if name.startswith("panel") else 1):
+        packed = packed_for(name, support_for(name, *shape, seed=seed))
+        for rows in ROWS:
+            check(name, packed, rows, bias=rows % 2 == 0)
+
+
+@needs_extension
+@pytest.mark.parametrize("name", NATIVE)
+def test_two_threads_equal_reference(name):
+    torch.set_num_threads(2)
+    packed = packed_for(name, support_for(name, 520, 260))
+    for rows in (1, 12, 130):
+        check(name, packed, rows)
+
+
+@needs_extension
+@pytest.mark.parametrize("density", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("name", [n for n in NATIVE if not n.startswith("nm")])
+def test_empty_and_full(name, density):
+    for shape in [(40, 300), (17, 9)]:
+        support = Support.full(shape) if density == 1.0 else support_for(name, *shape, density=density)
+        packed = packed_for(name, support)
+        for rows in (1, 4, 70):
+            check(name, packed, rows)
+
+
+@needs_extension
+@pytest.mark.parametrize("name", NATIVE)
+def test_inputs_outside_the_matrix_are_never_read(name):
+    """The rows of x lie in a buffer of NaN; a read beyond a row's end, even times zero, would show."""
+    packed = packed_for(name, support_for(name, 24, 44))
+    for rows in (1, 3, 9, 65):
+        buffer = torch.full((rows * packed.shape[1] + 64,), float("nan"))
+        x = buffer[: rows * packed.shape[1]].view(rows, -1)
+        x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+        assert torch.isfinite(KERNELS.get(name)(x, packed, None)).all()
+
+
+@needs_extension
+@pytest.mark.parametrize("name", NATIVE)
+def test_refusals_are_sentences(name):
+    kernel, call = KERNELS.get(name), Call(4, (8, 8), 0.5)
+    assert kernel.refuses(call) is None
+    assert "cuda" in (kernel.refuses(Call(4, (8, 8), 0.5, device="cuda")) or "")
+    assert "bfloat16" in (kernel.refuses(Call(4, (8, 8), 0.5, dtype=torch.bfloat16)) or "")
+
+
+@needs_extension
+@pytest.mark.parametrize("name", NATIVE)
+def test_wrong_inputs_raise(name):
+    packed = packed_for(name, support_for(name, 16, 32))
+    kernel = KERNELS.get(name)
+    for x, bias in [
+        (torch.zeros(2, 31), None),
+        (torch.zeros(32), None),
+        (torch.zeros(2, 32, dtype=torch.float64), None),
+        (torch.zeros(32, 2).T, None),
+        (torch.zeros(2, 32), torch.zeros(15)),
+        (torch.zeros(2, 32), torch.zeros(16, dtype=torch.bfloat16)),
+    ]:
+        with pytest.raises(KernelError, match="takes a contiguous float32"):
+            kernel(x, packed, bias)
+    other = "csr16" if kernel.format != "csr16" else "tile"
+    with pytest.raises(KernelError, match="reads"):
+        kernel(torch.zeros(2, 32), Packed(other, packed.shape, packed.dtype, packed.parts, packed.meta), None)
+
+
+def damages(packed: Packed):
+    """The form with one buffer cut short, of another type, or holding values out of range, one at a time."""
+    for name, t in packed.parts.items():
+        flat = t.reshape(-1)
+        yield {**packed.parts, name: flat[:-1].clone()}
+        yield {**packed.parts, name: t.double()}
+        if name in ("ptr", "columns", "bits"):
+            wild = t.clone()
+            wild.view(-1)[wild.numel() // 2] = (
+                1 << 30 if t.dtype is torch.int32 else -1 if t.dtype is torch.int16 else 255
+            )
+            yield {**packed.parts, name: wild}
+    yield {name: t for name, t in packed.parts.items() if name != "values"}
+
+
+@needs_extension
+@pytest.mark.parametrize("name", NATIVE)
+def test_damaged_buffers_raise(name):
+    packed = packed_for(name, support_for(name, 16, 40))
+    kernel, x = KERNELS.get(name), torch.zeros(3, 40)
+    for parts in damages(packed):
+        with pytest.raises(KernelError, match="damaged"):
+            kernel(x, Packed(packed.format, packed.shape, packed.dtype, parts, packed.meta), None)
+
+
+@needs_extension
+def test_a_write_into_a_checked_buffer_is_noticed():
+    packed = packed_for("csr16-fp32", support_for("csr16-fp32", 16, 40))
+    kernel, x = KERNELS.get("csr16-fp32"), torch.randn(1, 40)
+    kernel(x, packed, None)
+    packed.parts["columns"][0] = 4000
+    with pytest.raises(KernelError, match="damaged"):
+        kernel(x, packed, None)
+
+
+@needs_extension
+def test_works_on_inference_tensors():
+    with torch.inference_mode():
+        packed = packed_for("tile-fp32", support_for("tile-fp32", 16, 40))
+        check("tile-fp32", packed, 5)
+
+
+def test_dense_is_linear_on_the_masked_weight():
+    support = support_for("dense", 12, 20)
+    x, bias = torch.randn(3, 20), torch.randn(12)
+    for name, dtype in (("dense", torch.float32), ("dense-bf16", torch.bfloat16)):
+        packed = packed_for(name, support)
+        weight = FORMATS.get("dense").unpack(packed)[0]
+        y = KERNELS.get(name)(x.to(dtype), packed, bias.to(dtype))
+        assert torch.equal(y, F.linear(x.to(dtype), weight, bias.to(dtype)))
+        assert KERNELS.get(name).refuses(Call(3, (12, 20), dtype=torch.float64))
+
+
+def test_every_kernel_names_its_format_and_type():
+    for name, kernel in KERNELS.items():
+        assert kernel.name == name and kernel.format in FORMATS
+        assert kernel.value_dtype in FORMATS.get(kernel.format).dtypes
+    assert {k.format for k in KERNELS} == set(FORMATS.names())

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparseworks.exec import native as module
+from sparseworks.exec.native import features, native, why_missing
+
+
+def test_features_name_the_instruction_set():
+    assert features()["isa"] in ("avx2", "portable", "none")
+    assert (native() is None) == (features()["isa"] == "none") == (why_missing() is not None)
+
+
+@pytest.mark.skipif(native() is None, reason="the compiled extension is not built")
+def test_a_capable_processor_runs_avx2():
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        assert features()["isa"] == "avx2"
+    native().use_portable(True)
+    try:
+        assert native().features()["isa"] == "portable"
+    finally:
+        native().use_portable(False)
+
+
+@pytest.mark.skipif(native() is None or not Path("/proc/self/maps").exists(), reason="needs the extension and /proc")
+def test_one_thread_pool_is_shared_with_torch():
+    libraries = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "torch" in line}
+    pools = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+    assert libraries and len([p for p in pools if "scikit_learn" not in p]) <= 1
+
+
+def test_works_without_the_extension():
+    code = """
+import torch
+from sparseworks.core.support import Support
+from sparseworks.exec.format import FORMATS
+from sparseworks.exec.kernel import KERNELS, Call
+import sparseworks.exec.kernels
+from sparseworks.exec.native import features
+assert features()["isa"] == "none"
+kernel = KERNELS.get("tile-fp32")
+assert "SPARSEWORKS_NATIVE" in kernel.refuses(Call(4, (8, 8)))
+packed = FORMATS.get("tile").pack(torch.eye(8), Support.full((8, 8)))
+x = torch.randn(4, 8)
+assert torch.equal(kernel.reference(x, packed, None), x)
+try:
+    kernel(x, packed, None)
+except sparseworks.core.errors.KernelError as error:
+    assert "cannot run" in str(error)
+else:
+    raise SystemExit("it ran")
+"""
+    environment = {**os.environ, "SPARSEWORKS_NATIVE": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_broken_extension_is_a_reason_not_a_crash(monkeypatch):
+    monkeypatch.setattr(module, "import_module", lambda name: (_ for _ in ()).throw(ImportError("no such symbol")))
+    found, reason = module._load.__wrapped__()
+    assert found is None and "no such symbol" in reason and "C++17" in reason
