@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch import nn
 
@@ -10,6 +11,7 @@ from sparseworks.core.stats import Gram, InputMoments
 from sparseworks.stream import blocks, capture, peak_bytes, predict, sites
 from sparseworks.stream.activations import Activations
 from sparseworks.stream.memory import model_bytes, stat_bytes
+from sparseworks.stream.tree import map_tensors
 
 
 def needs_of(listed, *kinds):
@@ -32,13 +34,17 @@ def test_shared_parameters_count_once(tiny):
     )
 
 
-def test_hidden_states_are_predicted_to_the_byte(tiny, batch_for):
-    for name in ("llama", "bert"):
-        model, batches = tiny(name), [batch_for(name, seed=i) for i in range(3)]
-        listed = sites(model)
-        memory = predict(model, listed, needs_of(listed, Gram), blocks(model), batches)
-        taken = capture(model, blocks(model), batches, Activations())
-        assert memory.activations == taken.hidden.resident
+@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_is_kept_of_batches_is_predicted_to_the_byte(tiny, batch_for, name, padded):
+    model, batches = tiny(name), [batch_for(name, seed=i, length=7 + i, padded=padded) for i in range(3)]
+    listed = sites(model)
+    memory = predict(model, listed, needs_of(listed, Gram), blocks(model), batches)
+    taken = capture(model, blocks(model), batches, Activations())
+    masks: dict[int, torch.Tensor] = {}
+    for calls in taken.calls.values():
+        map_tensors(calls, lambda t: masks.setdefault(id(t), t) if t.dtype == torch.bool else t)
+    assert memory.activations == taken.hidden.resident + sum(m.numel() for m in masks.values() if padded)
 
 
 def test_only_the_heaviest_block_counts(tiny, batch_for):

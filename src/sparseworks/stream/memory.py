@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Stat
 from sparseworks.stream.blocks import Block, block_of
+from sparseworks.stream.padding import token_masks
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Memory:
 
     Attributes:
         weights: parameters and buffers that are resident.
-        activations: hidden states of the calibration set, and the arguments kept beside them.
+        activations: hidden states of the calibration set, and the attention masks of padded batches kept beside them.
         statistics: the block with the largest statistics.
         solver: work space for the largest site of that block (weights, scores and two copies of its statistics).
         evidence: statistics of the whole model that an allocator or a gradient score looks at beforehand.
@@ -98,7 +99,13 @@ def _activation_bytes(model: nn.Module, blocks: Sequence[Block], batches: Sequen
         (min(p.shape) for p in first.parameters() if p.dim() == 2), default=1
     )
     size = next((p.element_size() for p in first.parameters()), 4)
-    return sum(_tokens(b) for b in batches) * int(width) * size
+    return sum(_tokens(b) for b in batches) * int(width) * size + sum(_mask_bytes(b) for b in batches)
+
+
+def _mask_bytes(batch: Any) -> int:
+    """A padding mask spread over queries and keys, one byte a pair; masks without padding are shared or left out."""
+    padded = [m for m in token_masks(batch).values() if not bool(m.all())]
+    return sum(m.numel() * m.shape[1] for m in padded)
 
 
 def _tokens(batch: Any) -> int:
