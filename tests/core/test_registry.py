@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from sparseworks.core.errors import SparseworksError, UnknownNameError
@@ -57,3 +60,21 @@ def test_two_registries_share_nothing():
     one, two = Registry("a"), Registry("b")
     one.register("x")(1)
     assert len(two) == 0
+
+
+def test_homes_are_imported_at_the_first_look_up(tmp_path, monkeypatch):
+    (tmp_path / "home_of_shapes.py").write_text(
+        "from sparseworks.core import registry\nregistry.SHAPES.register('star')(5)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    shapes: Registry[int] = Registry("shape", "home_of_shapes")
+    monkeypatch.setattr("sparseworks.core.registry.SHAPES", shapes, raising=False)
+    shapes.register("mine")(1)
+    assert shapes.get("mine") == 1 and repr(shapes) == "Registry(shape: mine)"  # nothing was imported for it
+    assert "star" in shapes and shapes.names() == ["mine", "star"]
+
+
+def test_every_name_is_found_whatever_was_imported_before():
+    code = "from sparseworks.core.recipe import Recipe; print(Recipe.from_yaml('rules: [{sites: a, method: sparsegpt}]').rules[0].method.name)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "sparsegpt\n", ran.stderr

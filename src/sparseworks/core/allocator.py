@@ -16,7 +16,7 @@ from sparseworks.core.score import Score
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Stat, Stats
 
-ALLOCATORS: Registry[type[Allocator]] = Registry("allocator")
+ALLOCATORS: Registry[type[Allocator]] = Registry("allocator", "sparseworks.allocate")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sparseworks.core.score import Score
 from sparseworks.core.solver import Repair, Select, Solver
 from sparseworks.core.stats import Stat
 
-METHODS: Registry[Method] = Registry("method")
+METHODS: Registry[Method] = Registry("method", "sparseworks.weights")
 
 _PARTS = ("score", "pattern", "budget", "allocate", "solve", "schedule")
 _LABELS = ("family", "source", "claims", "catalog", "status")

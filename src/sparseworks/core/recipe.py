@@ -22,8 +22,8 @@ class Rule:
     method: Method | None
 
     def matches(self, name: str) -> bool:
-        """Whether the site name matches any pattern."""
-        return any(fnmatchcase(name, pattern) for pattern in self.sites)
+        """Whether the name is one of the patterns, or matches one (`[q]` in a name is not a set of characters)."""
+        return any(name == pattern or fnmatchcase(name, pattern) for pattern in self.sites)
 
 
 @dataclass(frozen=True)

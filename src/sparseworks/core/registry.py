@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Generic, TypeVar, cast
 
 from sparseworks.core.errors import SparseworksError, UnknownNameError
@@ -16,10 +17,13 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the objects are, for error messages ("score", "format", ...).
+        homes: modules whose import registers the library's own objects. They are imported at the first look-up, so that a
+            recipe finds every name whatever was imported before.
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, *homes: str):
         self.kind = kind
+        self._homes = list(homes)
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[Item], Item]:
@@ -48,27 +52,31 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: with the nearest known names.
         """
-        try:
-            return self._items[name]
-        except KeyError:
-            raise UnknownNameError(self.kind, name, self._items) from None
+        if name not in self:
+            raise UnknownNameError(self.kind, name, self._items)
+        return self._items[name]
 
     def names(self) -> list[str]:
         """All names, in order of registration."""
-        return list(self._items)
+        return list(self._filled())
 
     def items(self) -> list[tuple[str, T]]:
         """All (name, object) pairs, in order of registration."""
-        return list(self._items.items())
+        return list(self._filled().items())
 
     def __contains__(self, name: str) -> bool:
-        return name in self._items
+        return name in self._items or name in self._filled()
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self._items.values())
+        return iter(self._filled().values())
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._filled())
+
+    def _filled(self) -> dict[str, T]:
+        while self._homes:
+            import_module(self._homes.pop())
+        return self._items
 
     def __repr__(self) -> str:
         return f"Registry({self.kind}: {', '.join(self._items)})"

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparseworks.core.registry import Registry
 from sparseworks.core.stats import Stat, Stats
 
-SCORES: Registry[type[Score]] = Registry("score")
+SCORES: Registry[type[Score]] = Registry("score", "sparseworks.scores")
 
 
 class Score:

@@ -16,8 +16,8 @@ from sparseworks.core.select import select
 from sparseworks.core.stats import Stat, Stats
 from sparseworks.core.support import Support
 
-REPAIRS: Registry[type[Repair]] = Registry("repair")
-SOLVERS: Registry[type[Solver]] = Registry("solver")
+REPAIRS: Registry[type[Repair]] = Registry("repair", "sparseworks.repair")
+SOLVERS: Registry[type[Solver]] = Registry("solver", "sparseworks.solve")
 
 
 def masked(weight: Float[Tensor, "rows cols"], support: Support) -> Float[Tensor, "rows cols"]:

@@ -73,8 +73,6 @@ class Sparsity:
         """
         if self.recipe_text is None:
             return None
-        import sparseworks.weights  # noqa: F401 - registers the methods and scores a recipe may name
-
         return Recipe.from_yaml(self.recipe_text)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sparsity:
