@@ -31,7 +31,7 @@ def sites(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] 
     """
     found = list(_all_sites(model))
     for pattern in include:
-        if not any(fnmatchcase(site.name, pattern) for site, _ in found):
+        if not any(_any(site.name, [pattern]) for site, _ in found):
             raise ModelError(
                 f"No site matches {pattern!r}. The model has {len(found)}: {_some(s.name for s, _ in found)}."
             )
@@ -40,7 +40,7 @@ def sites(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] 
 
 
 def _any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, p) for p in patterns)
+    return any(name == p or fnmatchcase(name, p) for p in patterns)
 
 
 def _some(names: Iterable[str]) -> str:
