@@ -48,13 +48,13 @@ def decode(
     Raises:
         CheckpointError: the number of values is not the number of kept entries.
     """
-    kept = int(mask.sum())
+    kept = int(torch.count_nonzero(mask))
     if values.dim() != 1 or values.numel() != kept:
         raise CheckpointError(
             f"{name} holds {tuple(values.shape)} values where the supports keep {kept}: the folder is damaged."
         )
     dense = torch.zeros(mask.shape, dtype=values.dtype)
-    _indexable(dense)[mask] = _indexable(values)
+    _indexable(dense).masked_scatter_(mask, _indexable(values))
     return dense
 
 

@@ -1,6 +1,6 @@
 """Read checkpoints of llm-compressor in the formats `sparse-bitmask` and `sparse-24-bitmask`, which their owner no longer reads.
 
-The layout is that of compressed-tensors up to 0.13 (Neural Magic, Apache-2.0). A weight `<layer>.weight` is stored as
+The layout is that of vllm-project/compressed-tensors before its sparse code was removed in March 2026. A weight `<layer>.weight` is stored as
 `<layer>.compressed` (kept values, row-major; `(rows, cols / 2)` for 2:4), `<layer>.bitmask` (uint8, `ceil(cols / 8)` bytes a row,
 little-endian), `<layer>.shape`, and for `sparse-bitmask` `<layer>.row_offsets` (index of the first value of each row).
 """

@@ -158,10 +158,10 @@ def _check_zeros(model: nn.Module, site: Site, support: Support) -> None:
     if tuple(support.shape) != site.shape:
         raise ShapeError(f"Site {site.name!r} is {site.shape}, its support {tuple(support.shape)}.")
     weight = site.read(model)
-    stray = int(encode(weight, ~support.mask()).float().count_nonzero())
-    if stray:
+    stray = weight.bool() & ~support.mask().to(weight.device)
+    if stray.any():
         raise CheckpointError(
-            f"Site {site.name!r} has {stray} non-zero weights outside its support, which would be lost; impose the support first."
+            f"Site {site.name!r} has {int(stray.sum())} non-zero weights outside its support, which would be lost; impose the support first."
         )
 
 
