@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparseworks.core.method import method
 from sparseworks.weights.distill import Embedding, Logits, Similarity, SquareHead, Task, Term
 from sparseworks.weights.enforce import keep_support
+from sparseworks.weights.folder import prune_folder
 from sparseworks.weights.matrix import prune_matrix
 from sparseworks.weights.methods import method_table
 from sparseworks.weights.prune import prune
@@ -15,5 +16,5 @@ from sparseworks.weights.track import track_movement
 # `prune` and `recover` name functions here; their modules are reached by `from sparseworks.weights.prune import ...`.
 __all__ = [
     "Embedding", "Logits", "Pruned", "Recovery", "Similarity", "SiteRow", "SquareHead", "Task", "Term", "keep_support",
-    "method", "method_table", "prune", "prune_matrix", "recover", "track_movement",
+    "method", "method_table", "prune", "prune_folder", "prune_matrix", "recover", "track_movement",
 ]  # fmt: skip
