@@ -1,0 +1,155 @@
+"""Is a sparse all-MiniLM-L6-v2 as good as the dense one, and faster than every dense way to run it on this machine?
+
+Contenders run interleaved in one process: dense fp32 torch, the sparse model, dynamic int8 of torch, and ONNX Runtime with the
+dense model in fp32 and dynamic int8. The ceiling is the time of the model without its sparse layers plus what bandwidth and
+arithmetic of this machine allow these at best.
+
+    python benchmarks/minilm_end_to_end.py --model out/demo --data nfcorpus cranfield --threads 1 --json minilm
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Line, arguments, line, show, store, table
+from encoder_peers import OnnxRuntime, int8_linear, without
+from torch import Tensor, nn
+
+import sparseworks as sw
+from sparseworks.evaluate import (
+    Collection,
+    Retrieval,
+    documentation_passages,
+    documentation_retrieval,
+    read_collection,
+    timing_batch,
+)
+from sparseworks.exec import Call, measure
+from sparseworks.io import load_tokenizer
+
+DENSE, SPARSE, REST = "dense fp32 torch", "sparse", "without the sparse layers"
+
+Batch = Mapping[str, Tensor]
+
+
+def cases(tokenizer: Any, quick: bool) -> dict[str, Batch]:
+    texts = [p.whole for p in documentation_passages()]
+    rows = 4 if quick else 32
+    return {
+        f"{rows} documents of 128 tokens": timing_batch(texts, tokenizer, rows, 128),
+        "1 query of 12 tokens": timing_batch(texts, tokenizer, 1, 12),
+    }
+
+
+def fast_model(masked: Any, args: Namespace, batches: Mapping[str, Batch]) -> nn.Module:
+    """The planned model: as saved, or planned anew for these batches with `--replan` or without a saved plan."""
+    known = masked.sparsity
+    if known.layout == "packed":
+        return masked
+    if known.plan is not None and not args.replan:
+        return sw.load(args.model, planned=True)
+    rows = [b["input_ids"].numel() for b in batches.values()]
+    return sw.plan(masked, known.supports, batch=rows).apply(copy.deepcopy(masked))
+
+
+def peers(dense: nn.Module, args: Namespace) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """What can be built here, and name -> why not for the rest."""
+    makers: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+        "int8": ("int8 torch", lambda: int8_linear(dense)),
+        "onnx": ("fp32 ONNX Runtime", lambda: OnnxRuntime(dense, args.work, args.threads)),
+        "onnx-int8": ("int8 ONNX Runtime", lambda: OnnxRuntime(dense, args.work, args.threads, int8=True)),
+    }
+    built, missing = {}, {}
+    for key in args.peers:
+        name, make = makers[key]
+        try:
+            built[name] = make()
+        except Exception as error:  # a peer that cannot be built here is reported, not hidden
+            missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"unavailable here: {name} ({missing[name]})")
+    return built, missing
+
+
+def quality(models: Mapping[str, nn.Module], tokenizer: Any, collections: list[Collection]) -> list[dict[str, Any]]:
+    """Each model on each collection, with the relative loss of nDCG@10 against the first model."""
+    found = []
+    for collection in collections:
+        task = Retrieval(collection, tokenizer)
+        results = {name: task(model) for name, model in models.items()}
+        best = next(iter(results.values())).value
+        found += [
+            {"contender": n, "nDCG@10": r.value, "loss": (best - r.value) / best, "seconds": r.seconds, **r.details}
+            for n, r in results.items()
+        ]
+    return found
+
+
+def timed(case: str, batch: Batch, models: Mapping[str, nn.Module], masked: Any, args: Namespace) -> list[Line]:
+    """The sparse model beside every peer, all interleaved."""
+    everyone = {**models, REST: without(models[DENSE], sparse_modules(masked))}
+    with torch.inference_mode():
+        timings = measure.compare({n: (lambda m=m: m(**batch)) for n, m in everyone.items()}, rounds=args.rounds)
+    ceiling = timings[REST].us + bound_us(masked, batch["input_ids"].numel(), args.threads)
+    texts, dense = len(batch["input_ids"]), timings[DENSE]
+    head = ("contender", "ms", "spread", "texts/s", "over dense")
+    rows = [
+        (n, f"{t.ms:.3f}", f"{t.spread:.1%}", f"{1e6 * texts / t.us:.1f}", str(timings.ratio(DENSE, n)))
+        for n, t in timings.items()
+    ]
+    table(f"{case}, {args.threads} threads (ceiling {ceiling / 1000:.3f} ms = {dense.us / ceiling:.2f}x)", head, rows)
+    return [line(case, timings, SPARSE, peer, ceiling) for peer in models if peer != SPARSE]
+
+
+def sparse_modules(masked: Any) -> set[str]:
+    """Modules of the dense model whose weights became sparse."""
+    return {s.module for s in sw.sites(sw.load("minilm")) if s.name in masked.sparsity.supports}
+
+
+def bound_us(masked: Any, rows: int, threads: int) -> float:
+    """Sum over sites of max(bytes / bandwidth, operations / peak); kept values as float32, positions one bit each."""
+    supports = masked.sparsity.supports
+    sizes = {name: 4 * s.count + s.size // 8 for name, s in supports.items()}
+    limits = measure.ceilings(working_set=sum(sizes.values()), threads=threads)
+    return sum(
+        measure.bound_us(Call(rows, (s.shape[0], s.size // s.shape[0])), sizes[name], s.count, limits)
+        for name, s in supports.items()
+    )
+
+
+def main() -> None:
+    args = arguments(
+        __doc__ or "",
+        model={"type": Path, "required": True, "help": "folder written by `sparseworks compress`"},
+        data={"type": Path, "nargs": "*", "default": [], "help": "collections in BEIR layout; none: documentation"},
+        peers={"nargs": "*", "default": ["int8", "onnx", "onnx-int8"], "help": "int8, onnx, onnx-int8"},
+        peer_quality={"action": "store_true", "help": "measure the quality of the peers as well"},
+        replan={"action": "store_true", "help": "choose kernels anew for these batches"},
+        work={"type": Path, "default": Path(tempfile.gettempdir()), "help": "where exported graphs are kept"},
+    )
+    tokenizer, dense, masked = load_tokenizer("minilm"), sw.load("minilm"), sw.load(args.model)
+    batches = cases(tokenizer, args.quick)
+    others, missing = peers(dense, args)
+    models = {DENSE: dense, SPARSE: fast_model(masked, args, batches), **others}
+    lines = [entry for case, batch in batches.items() for entry in timed(case, batch, models, masked, args)]
+    show(lines, "sparse beside each peer")
+
+    small = documentation_retrieval(20, documents=64) if args.quick else documentation_retrieval()
+    collections = [read_collection(d).first(20 if args.quick else None) for d in args.data] or [small]
+    judged = models if args.peer_quality else {n: models[n] for n in (DENSE, SPARSE)}
+    scores = quality(judged, tokenizer, collections)
+    head = ("collection", "contender", "nDCG@10", "loss", "recall@100")
+    rows = [(q["collection"], q["contender"], *(f"{q[k]:.4f}" for k in head[2:])) for q in scores]
+    table("quality", head, rows)
+    supports = masked.sparsity.supports
+    density = sum(s.count for s in supports.values()) / sum(s.size for s in supports.values())
+    store("minilm_end_to_end", lines, args.json, quality=scores, unavailable=missing, density=density)
+
+
+if __name__ == "__main__":
+    main()
