@@ -5,30 +5,34 @@
 namespace sparseworks::avx2 {
 namespace {
 
-constexpr int kUnroll = 2;          // segments are padded to this
-constexpr int64_t kTokens = 64;     // the largest tile
-constexpr int64_t kStripe = 1024;   // outputs whose sums are kept at once
+constexpr int kPadded = 2;         // segments hold a multiple of this
+constexpr int64_t kTokens = 64;    // the largest tile
+constexpr int64_t kStripe = 1024;  // outputs whose sums are kept at once
 
-// Independent sums per lane group, to hide the latency of a multiply-add where a tile has few vectors.
+// Independent sums per lane group: eight chains hide the latency of a multiply-add.
 template <int V>
-constexpr int kChains = V >= 8 ? 1 : kUnroll;
+constexpr int kChains = V >= 8 ? 1 : V == 4 ? 2 : 4;
+
+// N entries, each added to its own chain as far as there are enough.
+template <int V, int N, class Value, int C>
+SW_INLINE void entries(const float* x, const uint8_t* columns, const typename Value::Type* values, __m256 (&sum)[C][V]) {
+    each<N>([&](auto u) {
+        const float* lane = x + static_cast<int64_t>(columns[u]) * (8 * V);
+        const __m256 w = Value::broadcast(values + u);
+        each<V>([&](auto v) { sum[u % C][v] = _mm256_fmadd_ps(w, _mm256_load_ps(lane + 8 * v), sum[u % C][v]); });
+    });
+}
 
 template <int V, class Value>
 SW_INLINE void segment(const float* x, const uint8_t* columns, const typename Value::Type* values, int64_t n,
                        const float* from, __m256 start, float* to) {
-    constexpr int C = kChains<V>, T = 8 * V;
+    constexpr int C = kChains<V>, N = C > kPadded ? C : kPadded;
     __m256 sum[C][V];
     each<V>([&](auto v) { sum[0][v] = from ? _mm256_load_ps(from + 8 * v) : start; });
     each<C - 1>([&](auto c) { each<V>([&](auto v) { sum[c + 1][v] = _mm256_setzero_ps(); }); });
-    for (int64_t i = 0; i < n; i += kUnroll) {
-        each<kUnroll>([&](auto u) {
-            const float* lane = x + static_cast<int64_t>(columns[i + u]) * T;
-            const __m256 w = Value::broadcast(values + i + u);
-            each<V>([&](auto v) {
-                sum[u % C][v] = _mm256_fmadd_ps(w, _mm256_load_ps(lane + 8 * v), sum[u % C][v]);
-            });
-        });
-    }
+    int64_t i = 0;
+    for (; i + N <= n; i += N) entries<V, N, Value>(x, columns + i, values + i, sum);
+    if (N > kPadded && i < n) entries<V, kPadded, Value>(x, columns + i, values + i, sum);
     each<V>([&](auto v) {
         each<C - 1>([&](auto c) { sum[0][v] = _mm256_add_ps(sum[0][v], sum[c + 1][v]); });
         _mm256_store_ps(to + 8 * v, sum[0][v]);
