@@ -216,6 +216,16 @@ def test_an_unwritable_cache_is_no_error(clock, chain, tmp_path, monkeypatch):
     assert len(plan(model, supports).rows) == 2
 
 
+def test_senseless_kernels_are_not_run_at_many_rows(clock, chain):
+    """A glance at 256 rows leaves out what is several times slower than dense there; its time is scaled up."""
+    model, supports, _ = chain
+    clock.us |= {"toy-any": 90.0, (256, "wide-any"): 500.0, (4096, "dense"): 1600.0, (4096, "toy-any"): 800.0}
+    row = plan(model, {"0": supports["0"]}, batch=4096).rows[0]
+    assert clock.calls == [["dense", "toy-any", "wide-any"], ["dense", "toy-any"], ["dense", "toy-any"]]
+    assert (row.kernel, row.us, row.dense_us) == ("toy-any", 800.0, 1600.0)
+    assert row.alternatives == (("wide-any", 8000.0),)
+
+
 # -- models -------------------------------------------------------------------------------------------------------------
 
 

@@ -6,8 +6,8 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from itertools import cycle
 from math import ceil, log2
 from pathlib import Path
@@ -26,7 +26,9 @@ from sparseworks.exec.layers import Layer, pack_for
 from sparseworks.exec.modules import SparseLinear
 
 FINALISTS = 3
+_ROUGH_ROWS, _SENSELESS = 256, 0.4
 _SCREEN_ROUNDS, _HOPELESS = 3, 0.8
+_FINAL_US = 3e6
 _FEW_ROWS, _MOST_COPIES, _BEYOND_CACHE = 64, 64, 1 << 27
 
 
@@ -82,22 +84,32 @@ def race(layer: Layer, support: Support, kernels: Sequence[str], rows: int, *, w
         kernels: names from `candidates`.
         rows: rows of the input.
         working_set: bytes of the dense weights of the model.
-        rounds: rounds of the final heat.
+        rounds: rounds of the final heat; fewer, but at least five, where they would take more than seconds.
     """
-    weight = layer.weight()
-    dense_bytes = weight.numel() * weight.element_size()
-    fill = max(1, round(working_set / dense_bytes)) if rows <= _FEW_ROWS and dense_bytes else 1
+    modules = {DENSE: layer.module, **{name: layer.wrap(sparse) for name, sparse in _packed(layer, support, kernels)}}
+    rough = _rough(modules, layer, rows) if rows > _ROUGH_ROWS else {}
+    worth = [name for name in kernels if name not in rough or rough[name].ratio > _SENSELESS]
+    size = layer.weight().numel() * layer.weight().element_size()
+    fill = max(1, round(working_set / size)) if rows <= _FEW_ROWS and size else 1
     x = layer.example(rows)
-    runs = {DENSE: _turns(layer.module, x, fill, dense_bytes)}
-    for name, sparse in _packed(layer, support, kernels):
-        runs[name] = _turns(layer.wrap(sparse), x, fill, sparse.nbytes)
+    runs = {name: _turns(modules[name], x, fill) for name in (DENSE, *worth)}
     with torch.inference_mode():
         first = measure.compare(runs, rounds=_SCREEN_ROUNDS, warmup=2)
-        ranked = sorted(kernels, key=lambda k: first[k].us)
+        ranked = sorted(worth, key=lambda k: first[k].us)
         best = [k for k in ranked if first.ratio(DENSE, k).median > _HOPELESS][:FINALISTS]
-        final = measure.compare({k: runs[k] for k in (DENSE, *best)}, rounds=rounds) if best else first
+        heat = max(5, min(rounds, round(_FINAL_US / sum(first[k].us for k in (DENSE, *best)))))
+        final = measure.compare({k: runs[k] for k in (DENSE, *best)}, rounds=heat) if best else first
     entries = {k: _entry(final if k in best else first, k, k in best) for k in ranked}
-    return Race(final[DENSE].us, entries)
+    return Race(final[DENSE].us, rough | entries)
+
+
+def _rough(modules: Mapping[str, nn.Module], layer: Layer, rows: int) -> dict[str, Entry]:
+    """Entries from a glance at fewer rows: some kernels are made for one row and would take seconds for thousands."""
+    x = layer.example(_ROUGH_ROWS)
+    with torch.inference_mode():
+        glance = measure.compare({k: partial(m, x) for k, m in modules.items()}, rounds=3, block_us=0.0, warmup=1)
+    entries = {k: _entry(glance, k, False) for k in modules if k != DENSE}
+    return {k: replace(e, us=e.us * rows / _ROUGH_ROWS) for k, e in entries.items()}
 
 
 def _entry(comparison: measure.Comparison, name: str, final: bool) -> Entry:
@@ -119,7 +131,9 @@ def _packed(layer: Layer, support: Support, kernels: Sequence[str]) -> Iterator[
             yield name, SparseLinear([Rung(0, name, copy.deepcopy(forms[key]))], layer.bias(), density=support.density)
 
 
-def _turns(module: nn.Module, x: torch.Tensor, fill: int, nbytes: int) -> Callable[[], Any]:
+def _turns(module: nn.Module, x: torch.Tensor, fill: int) -> Callable[[], Any]:
+    """Calls that walk through copies of the module: `fill` of them, at most as many as no cache holds."""
+    nbytes = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     copies = max(1, min(fill, _MOST_COPIES, ceil(_BEYOND_CACHE / max(nbytes, 1))))
     turn = cycle([module, *(copy.deepcopy(module) for _ in range(copies - 1))])
     return lambda: next(turn)(x)
