@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparseworks.core.errors import MissingStatError
+from sparseworks.core.errors import BudgetError, MissingStatError
 from sparseworks.core.solver import Nothing, masked
 from sparseworks.core.stats import Gram, InputMoments, Stats
 from sparseworks.core.support import Support
@@ -93,3 +93,8 @@ def test_says_which_statistic_is_missing(repair, what):
     with pytest.raises(MissingStatError, match=what):
         new = repair(weight, Support.full((2, 4)), Stats())
         repair.bias(weight, new, Stats())
+
+
+def test_refuses_negative_damping():
+    with pytest.raises(BudgetError, match="damp >= 0"):
+        LeastSquares(damp=-0.1)

@@ -119,6 +119,9 @@ def test_refuses_what_it_cannot_sweep(layer):
         ObsSweep()(weight, stats, OBS(), Pattern.parse("row"), None)
     with pytest.raises(BudgetError, match="cannot keep"):
         ObsSweep()(weight, stats, OBS(), Pattern.parse("row"), 17)
+    for wrong in ({"block": 0}, {"damp": -1.0}):
+        with pytest.raises(BudgetError, match="obs_sweep needs"):
+            ObsSweep(**wrong)
     with pytest.raises(NonFiniteError):
         ObsSweep()(weight.clone().fill_(torch.nan), stats, OBS(), Pattern.parse("2:4"), None)
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparseworks.core.errors import BudgetError
 from sparseworks.core.solver import REPAIRS, Nothing, Repair
 from sparseworks.core.stats import Gram, InputMoments, Stat, Stats
 from sparseworks.core.support import Support
@@ -33,6 +34,10 @@ class LeastSquares(Repair):
     damp: float = 1e-3
     intercept: bool = False
     needs: ClassVar[frozenset[type[Stat]]] = frozenset({Gram})
+
+    def __post_init__(self):
+        if not self.damp >= 0:
+            raise BudgetError(f"least_squares needs damp >= 0, got {self.damp}.")
 
     def __call__(
         self, weight: Float[Tensor, "rows cols"], support: Support, stats: Stats

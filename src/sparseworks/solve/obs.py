@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sparseworks.core.errors import BudgetError
 from sparseworks.core.pattern import Keep, Pattern
 from sparseworks.core.score import Score
 from sparseworks.core.select import select
@@ -41,6 +42,10 @@ class ObsSweep(Solver):
     block: int = 128
     damp: float = 0.01
     needs: ClassVar[frozenset[type[Stat]]] = frozenset({Gram})
+
+    def __post_init__(self):
+        if self.block < 1 or not self.damp >= 0:
+            raise BudgetError(f"obs_sweep needs block >= 1 and damp >= 0, got block={self.block}, damp={self.damp}.")
 
     def __call__(
         self, weight: Float[Tensor, "rows cols"], stats: Stats, score: Score, pattern: Pattern, keep: Keep | None
