@@ -98,3 +98,16 @@ def test_says_which_statistic_is_missing(repair, what):
 def test_refuses_negative_damping():
     with pytest.raises(BudgetError, match="damp >= 0"):
         LeastSquares(damp=-0.1)
+
+
+def test_default_damping_holds_up_on_unseen_inputs_when_tokens_are_few(layer):
+    weight, _, x = layer(32, 64, tokens=2000)
+    seen, unseen = x[:48], x[48:]
+    stats = Stats.collecting({Gram}, (32, 64))
+    stats.feed("input", seen)
+    support = Support.from_mask(torch.rand(32, 64, generator=torch.Generator().manual_seed(0)) < 0.5)
+    plain, default, none = (
+        output_error(unseen, weight, repair(weight, support, stats))
+        for repair in (Nothing(), LeastSquares(), LeastSquares(damp=0.0))
+    )
+    assert default < plain < none

@@ -25,13 +25,14 @@ class LeastSquares(Repair):
     ||W - W'|| on the support, so whatever the damping costs is less than what the fit gains.
 
     Attributes:
-        damp: shrinks the change of weights; guards against few calibration tokens. 0 is plain least squares.
+        damp: shrinks the change of weights; 0 is plain least squares. The default costs nothing with many calibration
+            tokens and saves the fit where there are no more of them than inputs.
         intercept: solve for the layer's bias together with the weights (H becomes the covariance of the inputs).
 
     Source: the normal equations on a fixed support; as a pruning repair e.g. Frantar and Alistarh, 2022, arXiv 2208.11580.
     """
 
-    damp: float = 1e-3
+    damp: float = 1e-2
     intercept: bool = False
     needs: ClassVar[frozenset[type[Stat]]] = frozenset({Gram})
 
