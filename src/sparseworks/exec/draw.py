@@ -16,7 +16,7 @@ from sparseworks.exec.kernel import Call
 from sparseworks.exec.ladder import DENSE, dense_kernel
 from sparseworks.exec.layers import Layer, layer_of
 from sparseworks.exec.race import Race, RaceCache, candidates, race, race_key
-from sparseworks.exec.row import Row
+from sparseworks.exec.row import Row, rows_text
 from sparseworks.exec.units import Unit
 
 
@@ -153,21 +153,23 @@ def _row(r: _Raced, batch: int, site: str, own: Support, share: float, limits: C
 
 def _reason(race: Race, kernel: str, batch: int, r: _Raced) -> str:
     if kernel != DENSE:
-        return f"{kernel} is {_times(race, kernel):.2f}x faster than dense at {_n(batch)}" + _beaten(race, kernel)
+        return f"{kernel} is {_times(race, kernel):.2f}x faster than dense at {rows_text(batch)}" + _beaten(
+            race, kernel
+        )
     if not race.entries:
         said = "; ".join(f"{name}: {why}" for name, why in list(r.refusals[batch].items())[:3])
         return f"dense stays: no kernel takes it ({said or 'none stores the allowed value types'})"
     best = min(race.entries, key=lambda k: race.entries[k].us)
     entry, times = race.entries[best], _times(race, best)
     if wins(entry):
-        return f"dense stays: {best} is {times:.2f}x faster at {_n(batch)}, but a layer holds at most two forms"
+        return f"dense stays: {best} is {times:.2f}x faster at {rows_text(batch)}, but a layer holds at most two forms"
     if times > 1:
         return (
-            f"dense stays: the best sparse kernel ({best}) reaches {times:.2f}x at {_n(batch)}, within noise "
+            f"dense stays: the best sparse kernel ({best}) reaches {times:.2f}x at {rows_text(batch)}, within noise "
             f"(it must be {MARGIN - 1:.0%} ahead in three of four rounds)"
         )
     return (
-        f"dense stays: the best sparse kernel ({best}) reaches {times:.2f}x at {_n(batch)} "
+        f"dense stays: the best sparse kernel ({best}) reaches {times:.2f}x at {rows_text(batch)} "
         f"and density {r.support.density:.0%}"
     )
 
@@ -188,7 +190,3 @@ def _times(race: Race, kernel: str) -> float:
 
 def _fused(unit: Unit) -> str:
     return "" if unit.whole else f" (share of the fused matrix {unit.module})"
-
-
-def _n(rows: int) -> str:
-    return "1 row" if rows == 1 else f"{rows} rows"

@@ -19,7 +19,7 @@ from sparseworks.exec.draw import Drawing, draw
 from sparseworks.exec.ladder import DENSE
 from sparseworks.exec.layers import layer_of, pack_for, why_not
 from sparseworks.exec.race import RaceCache
-from sparseworks.exec.row import Row
+from sparseworks.exec.row import Row, rows_text
 from sparseworks.exec.units import Unit, units
 from sparseworks.stream import sites
 
@@ -116,7 +116,7 @@ class Plan:
     def _summary(self, batch: int) -> str:
         rows = [row for row in self.table if row.batch == batch]
         sparse = sum(row.kernel != DENSE for row in rows)
-        text = f"At {batch} rows {sparse} of {len(rows)} sites run sparse"
+        text = f"At {rows_text(batch)} {sparse} of {len(rows)} sites run sparse"
         timed = [row for row in rows if row.us is not None and row.dense_us is not None]
         if not timed:
             return f"{text}."

@@ -71,3 +71,8 @@ class Row:
 
 def _us(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
+
+
+def rows_text(rows: int) -> str:
+    """ "1 row", "64 rows"."""
+    return "1 row" if rows == 1 else f"{rows} rows"
