@@ -6,10 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparseworks.core.errors import BudgetError, MissingStatError
+from sparseworks.core.pattern import Pattern
+from sparseworks.core.select import select
 from sparseworks.core.solver import Nothing, masked
 from sparseworks.core.stats import Gram, InputMoments, Stats
 from sparseworks.core.support import Support
 from sparseworks.repair import BiasCorrection, LeastSquares
+from sparseworks.scores import InputNorm, Magnitude
 
 
 def output_error(x, weight, new, bias=None) -> float:
@@ -101,11 +104,11 @@ def test_refuses_negative_damping():
 
 
 def test_default_damping_holds_up_on_unseen_inputs_when_tokens_are_few(layer):
-    weight, _, x = layer(32, 64, tokens=2000)
-    seen, unseen = x[:48], x[48:]
-    stats = Stats.collecting({Gram}, (32, 64))
+    weight, _, x = layer(32, 256, tokens=2000)
+    seen, unseen = x[:128], x[128:]
+    stats = Stats.collecting({Gram, InputMoments}, (32, 256))
     stats.feed("input", seen)
-    support = Support.from_mask(torch.rand(32, 64, generator=torch.Generator().manual_seed(0)) < 0.5)
+    support = select((Magnitude() * InputNorm())(weight, stats), Pattern.parse("row"), 128)
     plain, default, none = (
         output_error(unseen, weight, repair(weight, support, stats))
         for repair in (Nothing(), LeastSquares(), LeastSquares(damp=0.0))

@@ -25,8 +25,8 @@ class LeastSquares(Repair):
     ||W - W'|| on the support, so whatever the damping costs is less than what the fit gains.
 
     Attributes:
-        damp: shrinks the change of weights; 0 is plain least squares. The default costs nothing with many calibration
-            tokens and saves the fit where there are no more of them than inputs.
+        damp: shrinks the change of weights; 0 is plain least squares. The default costs next to nothing with many
+            calibration tokens; without it a fit on fewer tokens than inputs means little on other data.
         intercept: solve for the layer's bias together with the weights (H becomes the covariance of the inputs).
 
     Source: the normal equations on a fixed support; as a pruning repair e.g. Frantar and Alistarh, 2022, arXiv 2208.11580.
