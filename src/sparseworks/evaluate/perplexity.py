@@ -84,7 +84,11 @@ class Perplexity(Task):
     def build(
         cls, model: nn.Module, tokenizer: Any = None, data: Path | str | None = None, limit: int | None = None
     ) -> Perplexity:
-        """From a text file (a `.txt` as one text); without one, from held-out documentation. `limit` = windows."""
+        """From a text file (a `.txt` as one text); without one, from held-out documentation. `limit` = windows.
+
+        `sparseworks/tiny-lm` saw most of this documentation in training: its figure there shows what compression costs, not
+        how well the model generalises.
+        """
         from sparseworks.evaluate.documentation import documentation_passages
         from sparseworks.evaluate.text import lm_stream, read_texts
 
