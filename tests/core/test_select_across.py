@@ -112,3 +112,16 @@ def test_refusals():
         select_across([torch.zeros(2), torch.tensor([float("nan")])], 1)
     with pytest.raises(DtypeError, match="order"):
         select_across([torch.zeros(2, dtype=torch.complex64)], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_many_entries_go_by_wider_digits(dtype):
+    g = torch.Generator().manual_seed(0)
+    tensors = [
+        (torch.randn(n, generator=g) * scale).to(dtype) for n, scale in ((40_000, 1.0), (30_000, 1e-3), (5, 1e9))
+    ]
+    order = torch.cat([t.double() for t in tensors]).argsort(descending=True, stable=True)
+    for total in (1, 35_000, 70_004):
+        expected = torch.zeros(70_005, dtype=torch.bool)
+        expected[order[:total]] = True
+        assert torch.equal(torch.cat(select_across(tensors, total)), expected)

@@ -70,8 +70,8 @@ def top(grouped: Shaped[Tensor, "*batch groups n"], keep: Keep) -> Bool[Tensor, 
 def select_across(scores: Sequence[Shaped[Tensor, "*_"]], total: int) -> list[Bool[Tensor, "*_"]]:
     """Keep the `total` best entries over all tensors together: masks like `scores`; ties to the earlier tensor, lower index.
 
-    Two or more histogram passes over 16 bits of an order-preserving integer key each (radix selection): no
-    concatenation and no sort, so memory stays at one tensor plus 65,536 counters.
+    Histogram passes over 16 bits (8 where entries are few) of an order-preserving integer key each (radix selection): no
+    concatenation and no sort, so memory stays at one tensor plus at most 65,536 counters.
 
     Args:
         scores: importance of each entry, tensor by tensor (fp64 where any tensor is fp64, otherwise compared as fp32).
@@ -274,25 +274,25 @@ def _ordered_key(scores: Tensor, width: int) -> Int[Tensor, "*_"]:
 
 def _radix_cut(scores: Sequence[Tensor], total: int, *, width: int) -> tuple[int, int]:
     """`(cut, above)`: the key of the `total`-th largest entry and how many entries lie strictly above it."""
+    bits = 16 if sum(s.numel() for s in scores) > 1 << 16 else 8  # no more counters than entries
     above, prefix = 0, 0
-    for level in range(width // 16 - 1, -1, -1):
-        counts = torch.zeros(1 << 16, dtype=torch.long)
+    for shift in range(width - bits, -1, -bits):
+        counts = torch.zeros(1 << bits, dtype=torch.long)
         for s in scores:
-            counts += _digit_counts(_ordered_key(s, width).reshape(-1), level, prefix, width)
+            counts += _digit_counts(_ordered_key(s, width).reshape(-1), shift, bits, prefix, width)
         from_top = counts.flip(0).cumsum(0)
-        digit = (1 << 16) - 1 - int(torch.searchsorted(from_top, total - above))
+        digit = (1 << bits) - 1 - int(torch.searchsorted(from_top, total - above))
         above += int(counts[digit + 1 :].sum())
-        prefix = (prefix << 16) | digit
+        prefix = (prefix << bits) | digit
     return prefix - (1 << (width - 1)), above
 
 
-def _digit_counts(key: Tensor, level: int, prefix: int, width: int) -> Int[Tensor, "65536"]:
-    """Histogram of 16-bit digit `level` among keys whose higher digits equal `prefix` (keys shifted to unsigned order)."""
-    top_level = width // 16 - 1
-    digit = (key >> (16 * level)).to(torch.int64) & 0xFFFF
-    if level == top_level:
-        digit = digit ^ 0x8000  # signed -> unsigned order
+def _digit_counts(key: Tensor, shift: int, bits: int, prefix: int, width: int) -> Int[Tensor, " counters"]:
+    """Histogram of the digit at `shift` among keys whose higher digits equal `prefix` (keys shifted to unsigned order)."""
+    digit = (key >> shift).to(torch.int64) & ((1 << bits) - 1)
+    if shift + bits == width:
+        digit = digit ^ (1 << (bits - 1))  # signed -> unsigned order
     else:
-        high = (key.to(torch.int64) >> (16 * (level + 1))) + (1 << (width - 1 - 16 * (level + 1)))
+        high = (key.to(torch.int64) >> (shift + bits)) + (1 << (width - 1 - shift - bits))
         digit = digit[high == prefix]
-    return torch.bincount(digit.cpu(), minlength=1 << 16)
+    return torch.bincount(digit.cpu(), minlength=1 << bits)

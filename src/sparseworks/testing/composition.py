@@ -7,7 +7,7 @@ The full product is walked, but no stage is computed twice: scores once, counts 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import product
 
@@ -42,6 +42,12 @@ class Tally:
     packed: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
 
+    def add(self, formats: Sequence[Format], taken: Sequence[bool]) -> None:
+        """Count one layer: which formats took it."""
+        for format, packs in zip(formats, taken, strict=True):
+            counted, name = self.packed if packs else self.refused, format.registered_name
+            counted[name] = counted.get(name, 0) + 1
+
 
 def check_composition(
     score: type[Score] | Score,
@@ -65,31 +71,37 @@ def check_composition(
     formats = list(FORMATS if formats is None else formats)
     tally = Tally()
     for pattern in map(Pattern.parse, patterns):
-        solved: dict[tuple[int, int, Solver], tuple[Tensor, Support]] = {}
+        packed: dict[tuple[int, int, Solver], list[bool]] = {}
         for allocator, solver in product(allocators, solvers):
             label = f"{type(toy.score).__name__} x {pattern} x {type(allocator).__name__} x {_label(solver)}"
             for i, target in enumerate(toy.targets(pattern, allocator, label)):
                 at = (i, target, solver)
-                if at not in solved:
-                    solved[at] = _solved(toy, i, pattern, target, solver, label)
-                _pack(formats, *solved[at], label, tally)
+                if at not in packed:
+                    packed[at] = _pack(formats, *_solved(toy, i, pattern, target, solver, label), label)
+                tally.add(formats, packed[at])
             tally.combinations += len(formats)
     return tally
 
 
-def _pack(formats: Sequence[Format], weight: Tensor, support: Support, label: str, tally: Tally) -> None:
-    values = weight.numpy().tobytes()
+def _pack(formats: Sequence[Format], weight: Tensor, support: Support, label: str) -> list[bool]:
+    values, taken = weight.numpy().tobytes(), []
     for format in formats:
-        packs, name = _packs(format, values, support), format.registered_name
-        require(not isinstance(packs, str), f"{label} x {name}: {packs}")
-        counted = tally.packed if packs else tally.refused
-        counted[name] = counted.get(name, 0) + 1
+        packs = _packs(format, values, support)
+        require(not isinstance(packs, str), f"{label} x {format.registered_name}: {packs}")
+        taken.append(bool(packs))
+    return taken
 
 
 def _all_solvers() -> list[Solver]:
     """Every registered solver, and `Select` with every registered repair."""
-    others = [example(s) for s in SOLVERS if s is not Select]
+    others = [_brisk(example(s)) for s in SOLVERS if s is not Select]
     return [*(Select(example(r)) for r in REPAIRS), *others]
+
+
+def _brisk(solver: Solver) -> Solver:
+    """The solver with few iterations: how many there are says nothing about what composes."""
+    known = {f.name for f in fields(solver)} & {"steps", "ramp", "iterations"}  # type: ignore[arg-type]
+    return replace(solver, **{name: min(getattr(solver, name), 2) for name in known})  # type: ignore[type-var]
 
 
 class _Toy:
