@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kPadded = 2;         // segments hold a multiple of this
 constexpr int64_t kTokens = 64;    // the largest tile
-constexpr int64_t kStripe = 1024;  // outputs whose sums are kept at once
+constexpr int64_t kStripe = 512;   // outputs whose sums are kept at once
 
 // Independent sums per lane group: eight chains hide the latency of a multiply-add.
 template <int V>
