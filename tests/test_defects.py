@@ -291,9 +291,7 @@ def _plain_strings(call: ast.Call) -> list[str]:
 
 
 def test_14_messages_carry_the_numbers():
-    with pytest.raises(
-        PatternError, match=r"6 columns cannot be cut into tiles of 4 \(shape \(4, 6\)\)"
-    ):
+    with pytest.raises(PatternError, match=r"6 columns cannot be cut into tiles of 4 \(shape \(4, 6\)\)"):
         sw.select(torch.zeros(4, 6), sw.Pattern.parse("2:4"))
 
 
