@@ -28,7 +28,7 @@ class Recover:
     """How to recover after pruning: loss terms, length, learning rate, and data other than the calibration batches."""
 
     terms: Sequence[Term] = field(default_factory=lambda: (Embedding(1.0), SquareHead(0.5)))
-    steps: int = 500
+    steps: int | None = 500
     minutes: float | None = None
     lr: float = 2e-4
     data: Iterable[Any] | None = None

@@ -144,7 +144,7 @@ def _recover_embeddings(model: nn.Module, pool: list[Any], wish: Wish) -> Recove
     return Recover(
         terms=(Embedding(1.0), Similarity(0.2), SquareHead(0.3)),
         data=train,
-        steps=1_000_000,
+        steps=None,
         minutes=wish.minutes,
         lr=3e-4,
         validate=lambda m: 1 - near(m).value,
@@ -173,7 +173,7 @@ def _recover_logits(model: nn.Module, pool: list[Any], wish: Wish) -> Recover:
     return Recover(
         terms=(Logits(1.0), SquareHead(0.5)),
         data=train,
-        steps=1_000_000,
+        steps=None,
         minutes=wish.minutes,
         lr=3e-4,
         validate=lambda m: 1 - near(m).value,

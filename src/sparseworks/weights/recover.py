@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from sparseworks.core.errors import CalibrationError, CheckpointError, ModelError
+from sparseworks.core.errors import BudgetError, CalibrationError, CheckpointError, ModelError
 from sparseworks.core.support import Support
 from sparseworks.io.training import load_training, save_training
 from sparseworks.stream import blocks, sites
@@ -23,7 +23,7 @@ from sparseworks.weights.enforce import dropped_masks, hold, impose
 from sparseworks.weights.show import Shown
 from sparseworks.weights.streaming import evaluating
 
-Tick = Callable[[int, int, float], None]
+Tick = Callable[[int, int | None, float], None]
 """`tick(step, steps, loss)`, called after every optimiser step."""
 
 
@@ -64,7 +64,7 @@ def recover(
     *,
     supports: Mapping[str, Support],
     terms: Sequence[Term],
-    steps: int = 500,
+    steps: int | None = 500,
     minutes: float | None = None,
     lr: float = 1e-4,
     warmup: float = 0.05,
@@ -89,7 +89,7 @@ def recover(
         data: batches (dicts of keyword arguments, tuples or tensors); read into a list.
         supports: site name -> support, kept after every step.
         terms: loss terms of `sparseworks.weights.distill`.
-        steps: number of optimiser steps; `minutes` may end it before.
+        steps: number of optimiser steps; `minutes` may end it before. None = as many as `minutes` allow.
         lr: peak learning rate; linear warm-up over the share `warmup`, linear decay to 2 % of it at the end.
         validate: `validate(model) -> metric`, lower is better, every `every` steps and at the end; the best weights are kept.
         patience: stop after this many validations without improvement.
@@ -99,8 +99,11 @@ def recover(
     Raises:
         CalibrationError: no data.
         ModelError: nothing is trainable, or the loss is not finite.
+        BudgetError: neither steps nor minutes.
         CheckpointError: `checkpoint` belongs to another run.
     """
+    if steps is None and minutes is None:
+        raise BudgetError("Recovery needs an end: give `steps`, `minutes` or both.")
     batches = list(data)
     if not batches:
         raise CalibrationError("Recovery needs data, and the data set is empty.")
@@ -139,14 +142,14 @@ def _tapping(model: nn.Module, tapped: bool) -> Iterator[Taps]:
 
 
 @contextmanager
-def _ticks(progress: bool | Tick, steps: int) -> Iterator[Tick]:
+def _ticks(progress: bool | Tick, steps: int | None) -> Iterator[Tick]:
     if callable(progress):
         yield progress
         return
     with Shown(progress).bar("recover", steps) as bar:
         shown = 0
 
-        def tick(step: int, _total: int, loss: float) -> None:
+        def tick(step: int, _total: int | None, loss: float) -> None:
             nonlocal shown
             bar(step - shown, f"loss {loss:.4f}")
             shown = step
@@ -158,7 +161,7 @@ def _ticks(progress: bool | Tick, steps: int) -> Iterator[Tick]:
 class _Training:
     """The loop of `recover`, with everything it holds fixed."""
 
-    steps: int
+    steps: int | None
     minutes: float | None
     lr: float
     warmup: float
@@ -207,7 +210,7 @@ class _Training:
         """Why there is nothing more to do, or nothing."""
         if self.patience is not None and state.bad >= self.patience:
             return "no improvement"
-        if state.step >= self.steps:
+        if self.steps is not None and state.step >= self.steps:
             return "steps"
         return "minutes" if self.minutes is not None and state.seconds > 60 * self.minutes else ""
 
@@ -235,12 +238,15 @@ class _Training:
         return float(loss.detach())
 
     def _rate(self, state: _Progress) -> float:
-        """Share of the peak learning rate; with a time limit, progress is whichever of steps and minutes is further on."""
-        done = state.step / self.steps
-        if self.minutes is not None:
-            done = max(done, state.seconds / (60 * self.minutes))
-        ramp = min((state.step + 1) / max(self.warmup * self.steps, 1), 1.0)
-        return ramp * max(1.0 - done, 0.02)
+        """Share of the peak learning rate: a ramp over the share `warmup` of the run, then straight down to 2 %."""
+        ramp = self._share(state.step + 1, state.seconds) / self.warmup if self.warmup else 1.0
+        return min(ramp, 1.0) * max(1.0 - self._share(state.step, state.seconds), 0.02)
+
+    def _share(self, step: int, seconds: float) -> float:
+        """How much of the run is done, by steps or by time, whichever is further on."""
+        by_steps = step / self.steps if self.steps is not None else 0.0
+        by_time = seconds / (60 * self.minutes) if self.minutes is not None else 0.0
+        return max(by_steps, by_time)
 
     def _batch(self, step: int) -> Any:
         epoch, at = divmod(step, len(self.batches))

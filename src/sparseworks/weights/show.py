@@ -30,8 +30,8 @@ class Shown:
             _console().print(line, highlight=False, markup=False)
 
     @contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Tick]:
-        """`tick(steps, note)` moves the bar on and shows `note` beside it."""
+    def bar(self, what: str, total: int | None) -> Iterator[Tick]:
+        """`tick(steps, note)` moves the bar on and shows `note` beside it; without a total the bar only counts."""
         if not self.progress:
             yield lambda steps, note: None
             return
