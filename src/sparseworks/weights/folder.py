@@ -14,6 +14,7 @@ from sparseworks.io.skeleton import build
 from sparseworks.stream import blocks, sites
 from sparseworks.stream.disk import OnDisk
 from sparseworks.stream.gradients import SOURCES
+from sparseworks.stream.memory import return_memory
 from sparseworks.weights.prune import prune
 from sparseworks.weights.streaming import Pruned
 
@@ -35,7 +36,8 @@ def prune_folder(
 
     Peak memory is about embeddings + one block + its statistics + the hidden states of the calibration set. `out` is a
     folder like the given one (dense tensors with zeros, in shards) that any Hugging Face loader reads; the supports are
-    in the result. After a kill the same call with the same `workdir` goes on.
+    in the result. After a kill the same call with the same `workdir` goes on. Freed memory is returned to the system at
+    once from then on, in the whole process (`sparseworks.stream.memory.return_memory`).
 
     Args:
         folder: local folder with `config.json` and safetensors weights.
@@ -46,6 +48,7 @@ def prune_folder(
         ModelError: the method needs the whole model at once (gradients, rounds), or the model cannot be streamed.
         CheckpointError: weights are missing or damaged; `out` exists or cannot be written.
     """
+    return_memory()
     recipe = Recipe.of(METHODS.get(method) if isinstance(method, str) else method)
     model = build(Path(folder)).eval()
     listed = sites(model)
