@@ -1,4 +1,8 @@
-"""Measuring honestly on a shared machine: interleaved contenders, disturbed samples discarded, ratios per round."""
+"""Measuring honestly on a shared machine: interleaved contenders, disturbed samples discarded, ratios per round.
+
+Figures are `torch.utils.benchmark` measurements (median, interquartile range). Its `Timer` is not used to take the samples: it
+runs one contender to the end before the next, and what a busy machine does in between would enter the ratio.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Measurement, TaskSpec
 
 from sparseworks.exec.ceilings import Ceilings as Ceilings
 from sparseworks.exec.ceilings import bound_us as bound_us
@@ -47,8 +52,8 @@ class Timing:
     @classmethod
     def of(cls, samples: list[float], kept: float = 1.0) -> Timing:
         """Summary of samples in microseconds."""
-        low, mid, high = _quartiles(samples)
-        return cls(mid, (high - low) / mid if mid else 0.0, tuple(samples), kept)
+        seen = Measurement(1, [us / 1e6 for us in samples], TaskSpec("one call", ""))
+        return cls(seen.median * 1e6, seen.iqr / seen.median if seen.median else 0.0, tuple(samples), kept)
 
 
 @dataclass(frozen=True)
