@@ -5,44 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import sparseworks as sw
-from sparseworks.core.errors import CalibrationError
+from sparseworks.core.errors import CalibrationError, ModelError
 from sparseworks.jobs import Goal, Recover, compress
+from sparseworks.jobs.setting import batches_of
 from sparseworks.weights import SquareHead
-
-
-class Block(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-
-    def forward(self, x):
-        return x + self.down(torch.relu(self.up(x)))
-
-
-class Net(nn.Module):
-    def __init__(self, width: int = 32, depth: int = 3):
-        super().__init__()
-        self.layers = nn.ModuleList(Block(width) for _ in range(depth))
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-@pytest.fixture
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net()
-
-
-@pytest.fixture
-def batches() -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(8, 16, 32, generator=generator) for _ in range(4)]
 
 
 def test_the_whole_job_on_any_module(net, batches, tmp_path: Path):
@@ -53,7 +21,9 @@ def test_the_whole_job_on_any_module(net, batches, tmp_path: Path):
     assert data["density"] == pytest.approx(0.5, abs=1e-3)
     assert {"metric", "dense", "sparse"} <= set(data["quality"])
     assert {"dense_ms", "sparse_ms", "ratio"} <= set(data["speed"])
-    assert data["bytes"]["dense"] == sum(p.numel() * 4 for p in net.parameters())
+    assert data["bytes"]["dense"] == data["bytes"]["disk_dense"] == sum(p.numel() * 4 for p in net.parameters())
+    result.save(tmp_path / "model")
+    assert 0 < data["bytes"]["disk_sparse"] < data["bytes"]["disk_dense"]
     assert len(data["sites"]) == 6
     assert all({"name", "density", "kernel", "reason"} <= set(s) and s["reason"] for s in data["sites"])
     json.dumps(data)
@@ -94,7 +64,7 @@ def test_an_interrupted_job_goes_on_with_the_same_supports(net, batches, tmp_pat
         assert torch.equal(a, b), name
 
 
-def test_a_goal_searches_levels_per_site(net, batches, tmp_path: Path):
+def test_a_goal_searches_levels_per_site_and_shows_the_frontier(net, batches, tmp_path: Path, paced):
     heard: list[str] = []
     goal = Goal(max_drop=0.5)
     result = compress(
@@ -105,9 +75,31 @@ def test_a_goal_searches_levels_per_site(net, batches, tmp_path: Path):
     assert (tmp_path / "search.json").exists()
 
 
+def test_trials_of_a_search_are_refined_where_recovery_is_part_of_the_job(net, batches, paced, monkeypatch):
+    module = __import__("sparseworks.jobs.compress", fromlist=["recover"])
+    real, lengths = module.recover, []
+    monkeypatch.setattr(module, "recover", lambda *a, **k: lengths.append(k["steps"]) or real(*a, **k))
+    recovery = Recover(terms=(SquareHead(1.0),), steps=40, every=20)
+    compress(net, sw.method("wanda"), goal=Goal(speedup=1.3), data=batches, recovery=recovery, progress=False)
+    assert lengths[-1] == 40
+    assert set(lengths[:-1]) == {2}
+
+
 def test_nothing_to_calibrate_with_is_refused(net):
     with pytest.raises(CalibrationError, match="needs `data` or `examples`"):
         compress(net, sw.method("magnitude"))
+
+
+def test_texts_without_a_tokenizer_are_refused(net):
+    with pytest.raises(ModelError, match="token_batches"):
+        compress(net, sw.method("magnitude"), data=["some text"])
+    with pytest.raises(CalibrationError, match="not both"):
+        compress(net, sw.method("magnitude"), data=["some text", torch.zeros(1)])
+
+
+def test_texts_become_batches_of_the_kind_of_model():
+    batches = batches_of(sw.load("sparseworks/tiny-lm"), ["Once upon a time there was a king. " * 40] * 4, length=32)
+    assert batches[0]["input_ids"].shape[1] == 32
 
 
 def test_a_goal_with_a_recipe_is_refused(net, batches):

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparseworks.core.errors import BudgetError
+import sparseworks as sw
+from sparseworks.core.errors import BudgetError, CheckpointError, ModelError
 from sparseworks.core.recipe import Recipe
-from sparseworks.jobs.search import Goal, Trial, _best, _walk, knapsack
+from sparseworks.evaluate import OutputSimilarity
+from sparseworks.jobs.goal import Goal, UnreachableError
+from sparseworks.jobs.search import Trial, _best, _walk, knapsack, search
 
 
 def brute(costs, losses, budget):
@@ -32,9 +35,9 @@ def test_knapsack_is_optimal(data):
     cheapest = sum(map(min, costs))
     budget = data.draw(st.integers(cheapest, cheapest + 60)) * 1.0
     picks = knapsack(costs, losses, budget)
-    assert sum(c[i] for c, i in zip(costs, picks, strict=True)) <= budget
-    # Costs are rounded up to 1/20,000 of the budget, so the optimum of a budget smaller by that much is reached.
-    tight = budget * (1 - items / 20_000)
+    assert sum(c[i] for c, i in zip(costs, picks, strict=True)) <= budget * (1 + items / 100_000)
+    # Costs are rounded to 1/100,000 of the budget, so the optimum of a budget smaller by that much is reached.
+    tight = budget * (1 - items / 100_000)
     if cheapest <= tight:
         assert sum(v[i] for v, i in zip(losses, picks, strict=True)) <= brute(costs, losses, tight)
 
@@ -92,3 +95,55 @@ def test_an_unreachable_speed_gives_the_fastest_there_is():
     done = _walk(Machine(fastest=1.5), Goal(speedup=3.0), 6)  # type: ignore[arg-type]
     assert len(done) == 1
     assert done[0].target == 1.5
+
+
+def look(net, batches, goal=Goal(speedup=1.6), **options):  # noqa: B008 - frozen
+    task = OutputSimilarity(batches, net)
+    return search(net, sw.method("wanda"), goal, data=batches, evaluate=task, examples={"x": batches[0]}, **options)
+
+
+def test_a_search_meets_its_goal_and_shows_more_and_less_speed(net, batches, paced):
+    found = look(net, batches)
+    assert found.met
+    assert found.best.ratio >= 1.6
+    speeds = [p["speed"] for p in found.frontier]
+    assert speeds == sorted(speeds)
+    assert speeds[0] < found.best.ratio < speeds[-1]
+
+
+def test_an_interrupted_search_measures_nothing_twice_and_chooses_the_same(net, batches, paced, tmp_path):
+    class StopError(Exception):
+        pass
+
+    def stop(line: str):
+        if "measured" in line:
+            raise StopError
+
+    with pytest.raises(StopError):
+        look(net, batches, workdir=tmp_path, say=stop)
+    before = len(paced)
+    again = look(net, batches, workdir=tmp_path)
+    assert len(paced) == before
+    assert again.best.recipe == look(net, batches).best.recipe
+
+
+def test_a_journal_of_other_settings_is_refused(net, batches, paced, tmp_path):
+    look(net, batches, workdir=tmp_path)
+    with pytest.raises(CheckpointError, match="other settings"):
+        look(net, batches, goal=Goal(speedup=1.5), workdir=tmp_path)
+
+
+def test_where_nothing_runs_faster_the_search_says_so(net, batches, paced, monkeypatch):
+    import importlib
+    from types import SimpleNamespace
+
+    slow = SimpleNamespace(us=100.0, dense_us=100.0)
+    levels = importlib.import_module("sparseworks.jobs.levels")
+    monkeypatch.setattr(levels, "plan", lambda m, supports, **o: SimpleNamespace(rows=[slow] * len(supports)))
+    with pytest.raises(UnreachableError, match="No site runs faster"):
+        look(net, batches)
+
+
+def test_a_search_over_nothing_is_refused(net, batches):
+    with pytest.raises(ModelError, match="Nothing to search over"):
+        look(net, batches, skip=("*",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,27 @@ Model = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.", show_default=False)]
+
+
+def _methods() -> list[str]:
+    from sparseworks.core.method import METHODS
+
+    return METHODS.names()
+
+
+def _tasks() -> list[str]:
+    from sparseworks.evaluate import TASKS
+
+    return TASKS.names()
+
+
+def _noun(kind: str) -> Callable[[], list[str]]:
+    def names() -> list[str]:
+        from sparseworks.core.config import NOUNS
+
+        return NOUNS[kind][1].names()
+
+    return names
 
 
 def _version(asked: bool) -> None:
@@ -50,12 +72,21 @@ def compress(
             help="Model to compress; default: the embedded demonstration on all-MiniLM-L6-v2.", show_default=False
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the model, report.html and result.json.")] = Path(
-        "out/compressed"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for model/, report.html and result.json.  [default: out/compressed; out/demo without MODEL]",
+            file_okay=False,
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="Method name, see `sparseworks methods`.  [default: sparsegpt]", show_default=False),
+        typer.Option(
+            help="Method name, see `sparseworks methods`.  [default: sparsegpt]",
+            show_default=False,
+            autocompletion=_methods,
+        ),
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -68,12 +99,22 @@ def compress(
     pattern: Annotated[
         str | None, typer.Option(help="row, tensor, global, 2:4, 16x2:4, block:4x1, fan-in ...", show_default=False)
     ] = None,
-    allocate: Annotated[str | None, typer.Option(help="uniform, erk, owl, dp, global ...", show_default=False)] = None,
-    repair: Annotated[str | None, typer.Option(help="none, bias, least_squares.", show_default=False)] = None,
+    allocate: Annotated[
+        str | None,
+        typer.Option(help="uniform, erk, owl, dp, global ...", show_default=False, autocompletion=_noun("allocate")),
+    ] = None,
+    repair: Annotated[
+        str | None,
+        typer.Option(help="none, bias, least_squares.", show_default=False, autocompletion=_noun("repair")),
+    ] = None,
     recover: Annotated[
-        float,
-        typer.Option(help="Minutes of fine-tuning with the support fixed (0 = none).", min=0.0, show_default=False),
-    ] = -1.0,
+        float | None,
+        typer.Option(
+            help="Minutes of fine-tuning with the support fixed, the dense model as teacher.  [default: 0, none]",
+            min=0.0,
+            show_default=False,
+        ),
+    ] = None,
     speedup: Annotated[
         float | None,
         typer.Option(help="Search for a model this many times faster than dense.", min=1.0, show_default=False),
@@ -84,19 +125,24 @@ def compress(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Calibration text: .txt, .jsonl or .gz of them; default: documentation on this machine.",
+            help="Calibration text: .txt, .jsonl (field `text`) or .gz of them; default: documentation on this machine.",
             exists=True,
+            dir_okay=False,
             show_default=False,
         ),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="perplexity, retrieval, similarity; default: by kind of model.", show_default=False),
+        typer.Option(
+            help="perplexity, retrieval, similarity or classification; default: by kind of model.",
+            show_default=False,
+            autocompletion=_tasks,
+        ),
     ] = None,
     task_data: Annotated[
         Path | None,
         typer.Option(
-            help="Evaluation text, or a folder with corpus, queries and qrels (BEIR or TREC layout).",
+            help="Evaluation text, labelled .jsonl, or a folder with corpus, queries and qrels (BEIR or TREC layout).",
             exists=True,
             show_default=False,
         ),
@@ -108,7 +154,13 @@ def compress(
         int | None, typer.Option(help="Evaluate on this many items only.", min=1, show_default=False)
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Allow kept values to be stored in bfloat16.")] = False,
-    layout: Annotated[str, typer.Option(help="How weights are saved: bitmask, packed or dense.")] = "bitmask",
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="How weights are saved: bitmask (kept values), packed (as the kernels read them) or dense.",
+            autocompletion=lambda: ["bitmask", "packed", "dense"],
+        ),
+    ] = "bitmask",
     skip: Annotated[
         list[str] | None, typer.Option(help="Sites that stay dense (shell pattern; repeatable).", show_default=False)
     ] = None,
@@ -120,11 +172,14 @@ def compress(
     """Prune, repair, recover, plan and measure a model; write the model and a one-file report.
 
     Without MODEL: a demonstration on all-MiniLM-L6-v2, offline, in a few minutes. With `--speedup` or `--max-drop` densities,
-    patterns and allocations are searched. An interrupted run goes on when the same command is given again.
+    patterns and allocations are searched site by site, and the frontier is printed; `--pattern` and `--density` narrow the
+    search. An interrupted run goes on when the same command is given again.
+
+    Exit code 0: done; 1: an error, in one sentence; 2: wrong usage; 3: the goal was not met; 130: interrupted.
 
     Examples:
 
-    `sparseworks compress --out out/demo`
+    `sparseworks compress`
 
     `sparseworks compress sparseworks/tiny-lm --method sparsegpt --density 0.5 --out out/lm`
 
@@ -193,7 +248,11 @@ def evaluate(
     model: Model,
     task: Annotated[
         str | None,
-        typer.Option(help="perplexity, retrieval or similarity; default: by kind of model.", show_default=False),
+        typer.Option(
+            help="perplexity, retrieval, similarity or classification; default: by kind of model.",
+            show_default=False,
+            autocompletion=_tasks,
+        ),
     ] = None,
     data: Annotated[
         Path | None,

@@ -12,11 +12,15 @@ from typing import Any
 
 import typer
 
-from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, SparseworksError
+from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, UnknownNameError
 from sparseworks.core.method import Method, method
 from sparseworks.core.recipe import Recipe
+from sparseworks.jobs.goal import Goal, UnreachableError
+from sparseworks.jobs.journal import read_json, write_json
+from sparseworks.jobs.result import Result, drop
 
 GOAL_MISSED = 3
+_MARK = "command.json"
 DEMO = {"method": "sparsegpt", "density": 0.3, "recover": 2.0}
 """The embedded demonstration: what a model without options gets, chosen to take under six minutes on two cores."""
 
@@ -25,19 +29,39 @@ def run_compress(**given: Any) -> int:
     """Run the job; returns the exit code (0, or 3 when a goal is not met)."""
     from sparseworks.cli.commands import set_threads
     from sparseworks.exec.memory import reuse_memory
-    from sparseworks.jobs import compress
-    from sparseworks.jobs.setting import setting_for
 
     demo = given["model"] is None
     say = _speaker()
     set_threads(given["threads"])
     reuse_memory()
-    out = Path(given["out"])
-    how = _method(given, demo)
-    goal = _goal(given)
+    out = Path(given["out"] or ("out/demo" if demo else "out/compressed"))
+    how, goal = _method(given, demo), _goal(given)
+    _layout(given["layout"])
     work = _workdir(out, how, given)
-    setting = setting_for(given["model"] or "minilm", _wish(given, demo))
-    result = compress(
+    try:
+        result = _compress(how, goal, given, work, say)
+    except UnreachableError as error:
+        say(str(error))
+        return GOAL_MISSED
+    result.save(out / "model", layout=given["layout"], overwrite=True)
+    result.report.save(out / "report.html")
+    write_json(out / "result.json", result.data)
+    (work / _MARK).unlink(missing_ok=True)  # first: what is left of a folder without it is no unfinished run
+    shutil.rmtree(work, ignore_errors=True)
+    typer.echo(json.dumps(result.data, indent=1, default=str) if given["as_json"] else _summary(result, out))
+    return 0 if goal is None else _verdict(goal, result.data, say)
+
+
+def _compress(
+    how: Method | Recipe, goal: Goal | None, given: dict[str, Any], work: Path, say: Callable[[str], None]
+) -> Result:
+    from sparseworks.jobs import compress
+    from sparseworks.jobs.setting import setting_for
+
+    name = given["model"] or "minilm"
+    say(f"load {name}, calibration text and task ...")
+    setting = setting_for(name, _wish(given, demo=given["model"] is None))
+    return compress(
         setting.model,
         how,
         data=setting.batches,
@@ -55,32 +79,46 @@ def run_compress(**given: Any) -> int:
         command=shlex.join(["sparseworks", *sys.argv[1:]]),
         assets=setting.assets,
     )
-    result.save(out / "model", layout=given["layout"], overwrite=True)
-    result.report.save(out / "report.html")
-    _write(out / "result.json", result.data)
-    shutil.rmtree(work, ignore_errors=True)
-    typer.echo(json.dumps(result.data, indent=1, default=str) if given["as_json"] else _summary(result, out))
-    return 0 if goal is None else _verdict(goal, result.data, say)
 
 
 def _method(given: dict[str, Any], demo: bool) -> Method | Recipe:
+    changes = {k: given[k] for k in ("density", "pattern", "allocate", "repair") if given[k] is not None}
     if given["recipe"] is not None:
-        if given["method"] or given["density"] or given["pattern"]:
-            raise RecipeError("A recipe states its own methods: leave out --method, --density and --pattern.")
-        return Recipe.from_yaml(Path(given["recipe"]).read_text(encoding="utf-8"))
+        if changes or given["method"] is not None:
+            raise RecipeError(
+                "A recipe states its own methods: leave out --method, --density, --pattern, --allocate and --repair."
+            )
+        try:
+            return Recipe.from_yaml(Path(given["recipe"]).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"Cannot read the recipe {given['recipe']}: {error}") from error
     import sparseworks.weights  # noqa: F401 - registers the methods
 
-    changes = {k: given[k] for k in ("density", "pattern", "allocate", "repair") if given[k] is not None}
     if demo and given["density"] is None and given["pattern"] is None and given["method"] is None:
         changes["density"] = DEMO["density"]
     return method(given["method"] or str(DEMO["method"]), **changes)
 
 
-def _goal(given: dict[str, Any]) -> Any:
-    from sparseworks.jobs import Goal
-
+def _goal(given: dict[str, Any]) -> Goal | None:
     drop = None if given["max_drop"] is None else read_share(given["max_drop"])
-    return None if given["speedup"] is None and drop is None else Goal(given["speedup"], drop)
+    if given["speedup"] is None and drop is None:
+        return None
+    if given["recipe"] is not None:
+        raise RecipeError("A search varies one method; give --method instead of --recipe, or leave the goal out.")
+    narrowed: dict[str, Any] = {}
+    if given["pattern"] is not None:
+        narrowed["patterns"] = (given["pattern"],)
+    if given["density"] is not None:
+        narrowed["densities"] = (given["density"],)
+    return Goal(given["speedup"], drop, **narrowed)
+
+
+def _layout(name: str) -> None:
+    """Refuse an unknown layout before the work instead of after it."""
+    from sparseworks.io import LAYOUTS
+
+    if name not in LAYOUTS:
+        raise UnknownNameError("layout", name, LAYOUTS)
 
 
 def read_share(text: str) -> float:
@@ -98,7 +136,7 @@ def read_share(text: str) -> float:
 def _wish(given: dict[str, Any], demo: bool) -> Any:
     from sparseworks.jobs.setting import Wish
 
-    minutes = given["recover"] if given["recover"] >= 0 else (float(DEMO["recover"]) if demo else 0.0)
+    minutes = given["recover"] if given["recover"] is not None else (float(DEMO["recover"]) if demo else 0.0)
     names = ("data", "task", "task_data", "batch", "length", "samples", "limit", "seed")
     return Wish(minutes=minutes, **{k: given[k] for k in names})
 
@@ -109,37 +147,20 @@ def _workdir(out: Path, how: Method | Recipe, given: dict[str, Any]) -> Path:
     Raises:
         CheckpointError: `out` holds a finished result or an unfinished run of another command, without --overwrite.
     """
-    work, mark = out / ".unfinished", out / ".unfinished" / "command.json"
-    if (out / "result.json").exists() and not work.exists() and not given["overwrite"]:
+    work, mark = out / ".unfinished", out / ".unfinished" / _MARK
+    if (out / "result.json").exists() and not mark.exists() and not given["overwrite"]:
         raise CheckpointError(f"{out} holds a finished result; choose another --out, or pass --overwrite.")
     ignored = ("overwrite", "as_json", "threads", "out")
     asked = {k: str(v) for k, v in given.items() if k not in ignored} | {"recipe": Recipe.of(how).to_yaml()}
-    if work.exists() and (not mark.exists() or _read(mark) != asked):
+    if work.exists() and read_json(mark) != asked:
         if mark.exists() and not given["overwrite"]:
             raise CheckpointError(
                 f"{out} holds an unfinished run of another command; give that command again to finish it, "
                 f"choose another --out, or pass --overwrite to discard it."
             )
         shutil.rmtree(work)
-    _write(mark, asked)
+    write_json(mark, asked)
     return work
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-
-
-def _write(path: Path, data: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(data, indent=1, default=str), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise SparseworksError(f"Cannot write {path}: {error}") from error
 
 
 def _dtypes(bf16: bool) -> tuple[Any, ...]:
@@ -157,18 +178,24 @@ def _speaker() -> Callable[[str], None]:
 
 
 def _summary(result: Any, out: Path) -> str:
-    frontier = result.data["frontier"]
     lines = [str(result)]
-    if len(frontier) > 2:
-        lines += ["", "frontier (measured):"]
-        lines += [
-            f"  {p['speed']:.2f}x  {result.data['quality']['metric']} {p['quality']:.4g}  {p['label']}"
-            for p in frontier
-        ]
+    if len(result.data["frontier"]) > 2:
+        lines += ["", *_frontier(result.data)]
     return "\n".join([*lines, "", f"report: {out / 'report.html'}", f"model:  {out / 'model'}"])
 
 
-def _verdict(goal: Any, data: dict[str, Any], say: Callable[[str], None]) -> int:
+def _frontier(data: dict[str, Any]) -> list[str]:
+    """Speed, quality and loss of every variant that none beats in both, slowest first."""
+    quality = data["quality"]
+    name, width = quality["metric"], max(8, len(quality["metric"]))
+    lines = [f"{'speed':>8}  {name:>{width}}  {'loss':>7}  variant"]
+    for p in sorted(data["frontier"], key=lambda p: p["speed"]):
+        loss = drop(quality["dense"], p["quality"], quality["higher_is_better"])
+        lines.append(f"{p['speed']:>7.2f}x  {p['quality']:>{width}.4g}  {loss:>7.2%}  {p['label']}")
+    return lines
+
+
+def _verdict(goal: Goal, data: dict[str, Any], say: Callable[[str], None]) -> int:
     ratio, loss = data["speed"]["ratio"], data["quality"]["drop"]
     if goal.met(ratio, loss):
         return 0
@@ -176,6 +203,11 @@ def _verdict(goal: Any, data: dict[str, Any], say: Callable[[str], None]) -> int
         f"{goal.speedup:.2f}x" if goal.speedup else "",
         f"a loss of at most {goal.max_drop:.2%}" if goal.max_drop is not None else "",
     ]
-    say(f"The goal ({' and '.join(filter(None, wanted))}) was not met: {ratio:.2f}x, loss {loss:.2%}. "
-        f"Recovery helps most: --recover MINUTES; or allow a larger drop.")  # fmt: skip
+    slow = goal.speedup is not None and ratio < goal.speedup
+    advice = (
+        "the plan in the report says what bounds each layer"
+        if slow
+        else "recovery helps most: --recover MINUTES; or allow a larger drop"
+    )
+    say(f"The goal ({' and '.join(filter(None, wanted))}) was not met: {ratio:.2f}x, loss {loss:.2%}; {advice}.")
     return GOAL_MISSED

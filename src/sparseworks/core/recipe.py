@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -35,13 +35,9 @@ class Recipe:
 
     @classmethod
     def of(cls, method: Method | Recipe, *, skip: Sequence[str] = ()) -> Recipe:
-        """One method for every site but those matching `skip`."""
-        if isinstance(method, Recipe):
-            return method
-        rules = [Rule(("*",), method)]
-        if skip:
-            rules.append(Rule(tuple(skip), None))
-        return cls(tuple(rules))
+        """One method for every site, or a given recipe, but sites matching `skip` stay dense."""
+        recipe = method if isinstance(method, Recipe) else cls((Rule(("*",), method),))
+        return replace(recipe, rules=(*recipe.rules, Rule(tuple(skip), None))) if skip else recipe
 
     def method_for(self, name: str) -> Method | None:
         """The method of the last matching rule, None = stays dense."""

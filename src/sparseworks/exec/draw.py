@@ -91,9 +91,10 @@ def draw(
 def _watched(units: Sequence[Unit], progress: bool):
     if not progress:
         return units
+    from rich.console import Console
     from rich.progress import track
 
-    return track(units, description="plan")
+    return track(units, description="plan", console=Console(stderr=True))
 
 
 def _race(drawing: Drawing, unit: Unit, support: Support, size: int) -> _Raced:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,10 +16,13 @@ from sparseworks.core.recipe import Recipe
 from sparseworks.core.support import Support
 from sparseworks.evaluate import OutputSimilarity, Task
 from sparseworks.exec import plan
+from sparseworks.jobs.goal import Goal
 from sparseworks.jobs.result import Result, Steps, density_of, figures, twin
-from sparseworks.jobs.search import Goal, search
+from sparseworks.jobs.search import search
 from sparseworks.jobs.timing import rows_of, time_case
 from sparseworks.weights import Embedding, Recovery, SquareHead, Term, prune, recover
+
+_REFINE = 20  # a variant of a search is refined for this fraction of the recovery
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def compress(
     Args:
         model: any torch module, in evaluation mode or not.
         method: a method (for every site) or a recipe.
-        data: calibration batches (dicts of keyword arguments, tuples or tensors); not needed by data-free methods.
+        data: calibration batches (dicts of keyword arguments, tuples or tensors), or texts for a model that `sparseworks.load`
+            found together with a tokenizer; not needed by data-free methods.
         evaluate: the quality task; without one, quality is the mean output similarity to the dense model on `data`.
         goal: search patterns and densities per site for this speed-up and loss, instead of those of `method`.
         examples: case name -> batch to time, the first being the headline; default: the first calibration batch.
@@ -73,8 +76,9 @@ def compress(
 
     Raises:
         CalibrationError: no batch to time or calibrate with, or a goal together with a recipe.
+        ModelError: texts for a model without a tokenizer.
     """
-    batches = list(data) if data is not None else []
+    batches = _batches(model, data)
     examples = dict(examples) if examples else ({"calibration batch": batches[0]} if batches else {})
     if not examples:
         raise CalibrationError(
@@ -84,15 +88,22 @@ def compress(
     steps = Steps(say)
     dense, student = twin(model), twin(model)
     task = evaluate or OutputSimilarity(batches or list(examples.values()), dense)
-    dense_quality = steps.run("evaluate dense", lambda: task(dense), _shown).value
+    dense_quality = steps.run("evaluate dense", lambda: task(dense, progress), _shown).value
     recipe, frontier = Recipe.of(method, skip=skip), []
+    if goal is not None and isinstance(method, Recipe):
+        raise CalibrationError(
+            "A goal searches over densities and patterns of one method; give a method, not a recipe."
+        )
     if goal is not None:
-        if isinstance(method, Recipe):
-            raise CalibrationError(
-                "A goal searches over densities and patterns of one method; give a method, not a recipe."
-            )
-        looked = lambda: _search(dense, method, goal, batches, task, examples, value_dtypes, skip, seed, work, say)  # noqa: E731
-        recipe, frontier = steps.run("search", looked, lambda f: f"{len(f[1])} variants on the frontier")
+        found = steps.run(
+            "search",
+            lambda: search(
+                dense, cast(Method, method), goal, data=batches, evaluate=task, examples=examples, value_dtypes=value_dtypes,
+                skip=skip, refine=_refiner(dense, recovery, batches, seed), seed=seed, workdir=work, say=say,
+            ),
+            lambda f: f"{len(f.frontier)} variants on the frontier, chosen {f.best.label}",
+        )  # fmt: skip
+        recipe, frontier = found.best.recipe, found.frontier
 
     pruned = steps.run(
         "prune",
@@ -101,7 +112,7 @@ def compress(
         ),
         lambda p: f"{len(p.supports)} sites, {density_of(p.supports):.1%} of their weights kept",
     )
-    one_shot = steps.run("evaluate after pruning", lambda: task(student), _shown).value
+    one_shot = steps.run("evaluate after pruning", lambda: task(student, progress), _shown).value
     recovered = None
     if recovery is not None:
         recovered = steps.run(
@@ -115,7 +126,7 @@ def compress(
         lambda p: f"{sum(r.kernel != 'dense' for r in p.rows)} of {len(p.rows)} layers run sparse",
     )
     fast = drawn.apply(student)
-    quality = steps.run("evaluate planned model", lambda: task(fast), _shown).value
+    quality = steps.run("evaluate planned model", lambda: task(fast, progress), _shown).value
     cases = steps.run(
         "time",
         lambda: [time_case(n, dense, fast, b) for n, b in examples.items()],
@@ -141,34 +152,33 @@ def compress(
     return Result(fast, student, pruned.supports, drawn, recipe, data_out, assets)
 
 
-def _search(
-    dense: nn.Module,
-    method: Method,
-    goal: Goal,
-    batches: list[Any],
-    task: Task,
-    examples: Mapping[str, Any],
-    value_dtypes: Sequence[torch.dtype],
-    skip: Sequence[str],
-    seed: int,
-    work: Path | None,
-    say: Callable[[str], None] | None,
-) -> tuple[Recipe, list[dict[str, Any]]]:
-    """The recipe found and the frontier; kept in `work`, since timings differ from run to run and a resumed run must not."""
-    kept = work / "search.json" if work else None
-    if kept is not None and kept.exists():
-        saved = json.loads(kept.read_text(encoding="utf-8"))
-        return Recipe.from_yaml(saved["recipe"]), saved["frontier"]
-    found = search(
-        dense, method, goal, data=batches, evaluate=task, examples=examples, value_dtypes=value_dtypes, skip=skip,
-        seed=seed, say=say,
-    )  # fmt: skip
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(".partial")
-        partial.write_text(json.dumps({"recipe": found.best.recipe.to_yaml(), "frontier": found.frontier}), "utf-8")
-        partial.replace(kept)
-    return found.best.recipe, found.frontier
+def _batches(model: nn.Module, data: Iterable[Any] | None) -> list[Any]:
+    """The calibration data as a list; texts become batches of tokens."""
+    batches = list(data) if data is not None else []
+    if not any(isinstance(item, str) for item in batches):
+        return batches
+    from sparseworks.jobs.setting import batches_of  # which itself needs `Recover`
+
+    return batches_of(model, batches)
+
+
+def _refiner(
+    dense: nn.Module, how: Recover | None, batches: list[Any], seed: int
+) -> Callable[[nn.Module, Mapping[str, Any]], None] | None:
+    """A twentieth of the recovery for every variant of a search, so that its quality tells what recovery can mend."""
+    if how is None:
+        return None
+    short = replace(
+        how,
+        steps=how.steps and max(1, how.steps // _REFINE),
+        minutes=how.minutes and how.minutes / _REFINE,
+        validate=None,
+    )
+
+    def refine(student: nn.Module, supports: Mapping[str, Support]) -> None:
+        _recover(student, dense, short, batches, supports, None, seed, False)
+
+    return refine
 
 
 def _recover(

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
-from sparseworks.core.errors import BudgetError, KernelError, PatternError
+from sparseworks.core.allocator import Uniform
+from sparseworks.core.errors import BudgetError, PatternError
 from sparseworks.core.method import Method
+from sparseworks.core.schedule import Once
 from sparseworks.core.site import Site
-from sparseworks.core.stats import Gram, Stats
+from sparseworks.core.stats import Gram, Stat, Stats
 from sparseworks.core.support import Support
 from sparseworks.exec import plan
-from sparseworks.stream import gather
-from sparseworks.weights.matrix import solve_matrix
+from sparseworks.stream import blocks
+from sparseworks.stream.memory import stat_bytes
+from sparseworks.weights.decide import Job, gather_evidence
+from sparseworks.weights.matrix import Solved, solve_matrix
+from sparseworks.weights.streaming import evaluating
+
+_STATISTICS = 1 << 30  # bytes of statistics gathered in one pass over the calibration data
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,15 @@ class Level:
         """Pattern and density, or "dense"."""
         return "dense" if self.method is None else f"{self.method.pattern} {_density(self.method):.0%}"
 
+    def to_data(self) -> list[Any]:
+        """Plain data for a journal."""
+        return [self.method.to_config() if self.method else None, self.us, self.error]
+
+    @classmethod
+    def from_data(cls, data: Sequence[Any]) -> Level:
+        """Inverse of `to_data`."""
+        return cls(Method.from_config(data[0]) if data[0] else None, float(data[1]), float(data[2]))
+
 
 def level_table(
     model: nn.Module,
@@ -49,63 +66,127 @@ def level_table(
     patterns: Sequence[str],
     densities: Sequence[float],
     dtypes: Sequence[torch.dtype] = (torch.float32,),
-    tick: Any = lambda: None,
+    tick: Callable[[int, str], None] = lambda steps, note: None,
 ) -> dict[str, list[Level]]:
-    """Site name -> its levels, the dense one first. One pass gathers statistics, then every site is pruned at every level.
+    """Site name -> its levels that nothing beats in both time and error, the dense one first.
+
+    Every site is pruned once at every level, on inputs of the dense model; sites of equal shape share one timing per level.
+    Sites that no kernel can run have the dense level only.
 
     Args:
         method: the method whose pattern and density are varied.
         rows: rows of the matrix products to time.
-        tick: called after every site (progress).
+        tick: called with a number of sites and a name when they are done (progress).
 
     Raises:
         CalibrationError: no batches.
     """
     variants = [v for p in patterns for v in _variants(method, p, densities)]
-    needs = frozenset({Gram}) | frozenset().union(*(v.needs for v in variants))
-    stats = gather(model, sites, needs, batches)
+    kinds = frozenset({Gram}).union(*(v.needs for v in variants))
+    clock = _Clock(model, rows, tuple(dtypes))
     tables: dict[str, list[Level]] = {}
-    dense_us: dict[str, float] = {}
-    for site in sites:
-        levels, trial = [], {}
-        for variant in variants:
-            found = _prune_one(site, site.read(model).float(), stats[site.name], variant)
-            if found is not None:
-                trial[variant] = found
-        for variant, (support, error) in trial.items():
-            us, dense = _time(model, site, support, rows, dtypes)
-            dense_us[site.name] = dense
-            levels.append(Level(variant, us, error))
-        tables[site.name] = [Level(None, dense_us.get(site.name, 0.0), 0.0), *_useful(levels)]
-        tick()
-    return tables
+    for chunk in _chunks(sites, kinds):
+        stats = _gather(model, [s for members in chunk for s in members], method, kinds, batches)
+        for members in chunk:
+            tables |= _module_levels(model, members, stats, variants, clock)
+            tick(len(members), members[0].module)
+    return {s.name: tables[s.name] for s in sites}
+
+
+def total_us(table: Mapping[str, Sequence[Level]]) -> float:
+    """Sum of the sites' dense times."""
+    return sum(levels[0].us for levels in table.values())
 
 
 def _variants(method: Method, pattern: str, densities: Sequence[float]) -> list[Method]:
-    changed = method.with_(pattern=pattern)
+    changed = method.with_(pattern=pattern, allocate=Uniform(), schedule=Once())  # the search allocates
     if changed.pattern.fixed_density is not None:
         return [changed]
     return [changed.with_(density=d) for d in densities]
 
 
-def _prune_one(site: Site, weight: torch.Tensor, stats: Stats, method: Method) -> tuple[Support, float] | None:
+def _chunks(sites: Sequence[Site], kinds: frozenset[type[Stat]]) -> Iterator[list[list[Site]]]:
+    """Sites by module (a fused module runs as a whole), as many modules at a time as their statistics leave room for."""
+    modules: dict[str, list[Site]] = {}
+    for site in sites:
+        modules.setdefault(site.module, []).append(site)
+    chunk, size = [], 0
+    for members in modules.values():
+        own = sum(stat_bytes(s, kinds) for s in members)
+        if chunk and size + own > _STATISTICS:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(members)
+        size += own
+    if chunk:
+        yield chunk
+
+
+def _gather(
+    model: nn.Module, sites: list[Site], method: Method, kinds: frozenset[type[Stat]], batches: Sequence[Any]
+) -> dict[str, Stats]:
+    job = Job(model, [(method, sites)], blocks(model, sites), batches)
+    with evaluating(model):
+        return gather_evidence(job, {s.name: kinds for s in sites})
+
+
+def _module_levels(
+    model: nn.Module, members: Sequence[Site], stats: Mapping[str, Stats], variants: Sequence[Method], clock: _Clock
+) -> dict[str, list[Level]]:
+    found: list[tuple[Method, dict[str, Solved], dict[str, tuple[float, float]]]] = []
+    for variant in variants:
+        solved = {s.name: _solve(s, s.read(model), stats[s.name], variant) for s in members}
+        fitting = {name: x for name, x in solved.items() if x is not None}
+        if len(fitting) < len(members):
+            continue
+        timed = clock.time(members, {name: x.support for name, x in fitting.items()}, variant)
+        if timed is None:
+            break  # it stays dense whatever its support
+        found.append((variant, fitting, timed))
+    return {s.name: _levels(s.name, found) for s in members}
+
+
+def _levels(
+    name: str, found: Sequence[tuple[Method, dict[str, Solved], dict[str, tuple[float, float]]]]
+) -> list[Level]:
+    """Times relative to the dense layer of their own race, on one common dense time."""
+    dense = median([timed[name][1] for _, _, timed in found]) if found else 0.0
+    levels = [Level(v, dense * timed[name][0] / timed[name][1], solved[name].error) for v, solved, timed in found]
+    return [Level(None, dense, 0.0), *(level for level in _useful(levels) if level.us < dense)]
+
+
+def _solve(site: Site, weight: torch.Tensor, stats: Stats, method: Method) -> Solved | None:
     try:
-        solved = solve_matrix(weight, stats, method, count=round(_density(method) * site.size))
+        return solve_matrix(weight.float(), stats, method, count=round(_density(method) * site.size))
     except (PatternError, BudgetError):
         return None  # this pattern does not fit this site
-    return solved.support, solved.error
 
 
-def _time(
-    model: nn.Module, site: Site, support: Support, rows: int, dtypes: Sequence[torch.dtype]
-) -> tuple[float, float]:
-    """(fastest, dense) microseconds of the site."""
-    try:
-        row = plan(model, {site.name: support}, batch=rows, dtypes=tuple(dtypes)).rows[0]
-    except KernelError:
-        return 0.0, 0.0
-    dense = row.dense_us or 0.0
-    return (row.us if row.us is not None else dense), dense
+@dataclass
+class _Clock:
+    """Microseconds of a module's sites at one level, measured once for all modules of the same kind and shape."""
+
+    model: nn.Module
+    rows: int
+    dtypes: tuple[torch.dtype, ...]
+    known: dict[Any, list[tuple[float, float]] | None] = field(default_factory=dict)
+
+    def time(
+        self, members: Sequence[Site], supports: Mapping[str, Support], level: Method
+    ) -> dict[str, tuple[float, float]] | None:
+        """Site -> (fastest, dense) microseconds, or None where the module cannot be replaced."""
+        module = self.model.get_submodule(members[0].module)
+        bias = getattr(module, "bias", None) is not None
+        key = (type(module), bias, tuple(s.shape for s in members), str(level.pattern), _density(level))
+        if key not in self.known:
+            self.known[key] = self._measure(supports)
+        timed = self.known[key]
+        return None if timed is None else dict(zip((s.name for s in members), timed, strict=True))
+
+    def _measure(self, supports: Mapping[str, Support]) -> list[tuple[float, float]] | None:
+        rows = plan(self.model, supports, batch=self.rows, dtypes=self.dtypes).rows
+        timed = [(row.us, row.dense_us) for row in rows if row.us and row.dense_us]
+        return timed if len(timed) == len(rows) else None
 
 
 def _useful(levels: Sequence[Level]) -> list[Level]:
@@ -120,8 +201,3 @@ def _useful(levels: Sequence[Level]) -> list[Level]:
 def _density(method: Method) -> float:
     fixed = method.pattern.fixed_density
     return fixed if fixed is not None else float(getattr(method.budget, "value", 0.5))
-
-
-def total_us(table: Mapping[str, Sequence[Level]], chosen: Mapping[str, int] | None = None) -> float:
-    """Sum of the sites' times at the chosen levels (default: dense)."""
-    return sum(levels[chosen[name] if chosen else 0].us for name, levels in table.items())

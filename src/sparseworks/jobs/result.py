@@ -18,6 +18,7 @@ from sparseworks.core.method import Method
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.support import Support
 from sparseworks.exec import measure
+from sparseworks.io.save import unique_tensors
 from sparseworks.report import Report
 
 
@@ -79,6 +80,8 @@ class Result:
     def save(self, folder: Path | str, *, layout: str = "bitmask", overwrite: bool = False) -> Path:
         """Write model, supports, plan and recipe to `folder`; `sw.load(folder)` brings them back.
 
+        The size on disk then stands in `data["bytes"]["disk_sparse"]`, beside that of the dense weights in "disk_dense".
+
         Raises:
             CheckpointError: the folder exists (and `overwrite` is off) or cannot be written.
         """
@@ -86,7 +89,7 @@ class Result:
 
         model = self.model if layout == "packed" else self.masked
         kept = {k: self.data[k] for k in ("quality", "speed", "bytes", "density", "versions", "machine", "created")}
-        return save(
+        saved = save(
             folder,
             model,
             self.supports,
@@ -97,6 +100,8 @@ class Result:
             assets=self.assets,
             overwrite=overwrite,
         )
+        self.data["bytes"]["disk_sparse"] = sum(f.stat().st_size for f in saved.glob("*.safetensors"))
+        return saved
 
     def __str__(self) -> str:
         q, s, b = self.data["quality"], self.data["speed"], self.data["bytes"]
@@ -214,7 +219,12 @@ def figures(
             "threads": torch.get_num_threads(),
             "cases": list(cases),
         },
-        "bytes": {"dense": model_bytes(dense), "sparse": model_bytes(fast)},
+        "bytes": {
+            "dense": model_bytes(dense),
+            "sparse": model_bytes(fast),
+            "disk_dense": sum(t.numel() * t.element_size() for t in unique_tensors(dense)[0].values()),
+            "disk_sparse": None,  # known once it is saved
+        },
         "sites": site_rows(pruned.rows, plan),
         "recovery": None if recovered is None else vars(recovered) | {"losses": list(recovered.losses)},
         "frontier": [*points, {"label": "this model", "speed": head["ratio"], "quality": sparse, "chosen": True}],

@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape
-from math import ceil
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from sparseworks.core.errors import BudgetError, CalibrationError
+from sparseworks.allocate.knapsack import cheapest
+from sparseworks.core.errors import BudgetError, CalibrationError, ModelError
 from sparseworks.core.method import Method
 from sparseworks.core.recipe import Recipe, Rule
 from sparseworks.evaluate import Task
 from sparseworks.exec import measure, plan
+from sparseworks.jobs.goal import Goal, UnreachableError
+from sparseworks.jobs.journal import Journal
 from sparseworks.jobs.levels import Level, level_table, total_us
 from sparseworks.jobs.result import drop, twin
 from sparseworks.jobs.timing import forward, rows_of, time_case
 from sparseworks.stream import sites as find_sites
 from sparseworks.weights import prune
 
-PATTERNS = ("row", "block:4x1", "block:16x1")
-DENSITIES = (0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1)
-_STEPS = 20_000  # resolution of the knapsack: rounding hundreds of sites up to it costs under 1 % of the budget
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What the sparse model must reach.
-
-    Attributes:
-        speedup: times faster than the dense model on the headline case, or None.
-        max_drop: largest relative loss of quality, or None.
-    """
-
-    speedup: float | None = None
-    max_drop: float | None = None
-
-    def __post_init__(self):
-        if self.speedup is None and self.max_drop is None:
-            raise BudgetError("A goal needs a speed-up, a largest drop, or both.")
-        if self.speedup is not None and self.speedup < 1:
-            raise BudgetError(f"A speed-up is at least 1, got {self.speedup}.")
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise BudgetError(f"A largest drop lies in [0, 1), got {self.max_drop}.")
-
-    def met(self, ratio: float, loss: float) -> bool:
-        """Whether a measured speed-up and loss of quality satisfy the goal."""
-        fast = self.speedup is None or ratio >= self.speedup
-        return fast and (self.max_drop is None or loss <= self.max_drop)
+_WORTHWHILE = 1.02  # a speed-up below this is noise
+_STEPS, _STATES = 100_000, 5_000  # resolution of the knapsack, and points of its front kept at a time
 
 
 @dataclass(frozen=True)
@@ -101,62 +79,104 @@ def search(
     data: Iterable[Any],
     evaluate: Task,
     examples: Mapping[str, Any],
-    patterns: Sequence[str] = PATTERNS,
-    densities: Sequence[float] = DENSITIES,
     value_dtypes: Sequence[torch.dtype] = (torch.float32,),
     skip: Sequence[str] = (),
     refine: Callable[[nn.Module, Mapping[str, Any]], None] | None = None,
     trials: int = 6,
     seed: int = 0,
+    workdir: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Found:
-    """Choose a pattern and a density for every site so that the whole model meets `goal`.
+    """Choose a level of sparsity for every site so that the model meets the goal with the least error, and measure it.
 
-    1. Every site is pruned at every level and timed with the kernel the planner chooses: a table of (time, error).
-    2. A knapsack takes the levels of least summed relative error whose times fit the budget.
-    3. The variant is built; its real speed corrects the next budget, its real quality decides.
+    Times of all sites at all levels are measured and their errors calibrated once. For a target speed-up a knapsack picks
+    one level per site with the least summed error; the variant is built, its measured speed corrects the next budget, its
+    real quality decides. A speed-up out of reach gives the fastest variant there is.
 
     Args:
         method: score, solver and repair of every level.
         examples: case name -> batch; the first is the headline case the goal speaks of.
         refine: `refine(student, supports)`, a short recovery of every trial, where recovery is part of the job.
         trials: variants to build at most.
+        workdir: folder for what was measured; the same call after an interruption goes on from there, and chooses the same.
 
     Raises:
         CalibrationError: no data.
-        BudgetError: even the sparsest level of every site misses the speed-up.
+        UnreachableError: no level of any site runs faster than dense.
+        ModelError: the model has no site to prune, or all are skipped.
+        CheckpointError: `workdir` holds a search with other settings.
     """
-    batches = list(data)
+    batches, say = list(data), say or (lambda _: None)
     if not batches:
         raise CalibrationError("A search needs calibration data, and there are no batches.")
-    say = say or (lambda _: None)
     sites = [s for s in find_sites(model) if Recipe.of(method, skip=skip).method_for(s.name)]
+    if not sites:
+        raise ModelError("Nothing to search over: the model has no sites, or all of them are skipped.")
     headline = next(iter(examples.values()))
-    say(f"timing {len(sites)} sites at {len(patterns)} patterns and {len(densities)} densities ...")
-    table = level_table(
-        model,
-        sites,
-        method,
-        batches,
-        rows=rows_of(headline),
-        patterns=patterns,
-        densities=densities,
-        dtypes=value_dtypes,
+    run = repr((method, goal, rows_of(headline), list(value_dtypes), [s.name for s in sites], seed, refine is not None))
+    journal = Journal(workdir / "search.json" if workdir else None, run)
+    say(
+        f"pruning {len(sites)} sites at {len(goal.patterns)} patterns x {len(goal.densities)} densities, timing each shape"
     )
-    dense_quality = evaluate(model).value
-    whole = measure.time_call(lambda: forward(model, headline)).us
-    builder = _Builder(model, table, whole, evaluate, dense_quality, headline, batches, value_dtypes, refine, seed, say)
+
+    def measure_levels() -> dict[str, list[Level]]:
+        return level_table(
+            model, sites, method, batches, rows=rows_of(headline), patterns=goal.patterns, densities=goal.densities,
+            dtypes=value_dtypes, tick=_spoken(say, len(sites)),
+        )  # fmt: skip
+
+    builder = _Builder(
+        model=model,
+        table=journal.keep("levels", measure_levels, _table_to_data, _table_from_data),
+        whole_us=journal.keep("whole", lambda: measure.time_call(lambda: forward(model, headline)).us),
+        evaluate=evaluate,
+        dense_quality=journal.keep("quality", lambda: evaluate(model).value),
+        headline=headline,
+        batches=batches,
+        dtypes=value_dtypes,
+        refine=refine,
+        seed=seed,
+        say=say,
+        journal=journal,
+    )
+    if builder.fastest < _WORTHWHILE:
+        raise UnreachableError(
+            f"No site runs faster sparse than dense here at {rows_of(headline)} rows, by up to {1 - min(goal.densities):.0%} sparsity "
+            f"in the patterns {', '.join(goal.patterns)}: `sparseworks plan` says why, site by site."
+        )
     done = _walk(builder, goal, trials)
     met = [t for t in done if goal.met(t.ratio, t.drop)]
     best = _best(met or done, goal)
-    return Found(best, tuple(done), bool(met))
+    return Found(best, (*done, *_around(builder, done, best, trials)), bool(met))
+
+
+def _spoken(say: Callable[[str], None], total: int, seconds: float = 10.0) -> Callable[[int, str], None]:
+    """Progress as a line of text every so often: the thread of a progress bar would disturb what is timed meanwhile."""
+    done, last = 0, time.monotonic()
+
+    def tick(steps: int, note: str) -> None:
+        nonlocal done, last
+        done += steps
+        if time.monotonic() - last > seconds:
+            last = time.monotonic()
+            say(f"  {done} of {total} sites ({note})")
+
+    return tick
+
+
+def _table_to_data(table: Mapping[str, Sequence[Level]]) -> dict[str, Any]:
+    return {name: [level.to_data() for level in levels] for name, levels in table.items()}
+
+
+def _table_from_data(data: Mapping[str, Any]) -> dict[str, list[Level]]:
+    return {name: [Level.from_data(level) for level in levels] for name, levels in data.items()}
 
 
 def _walk(builder: _Builder, goal: Goal, trials: int) -> list[Trial]:
     """With a speed-up: correct the aim until the measured speed holds it. Without: bisect on the speed-up by quality."""
     done: list[Trial] = []
     if goal.speedup is not None:
-        aim = goal.speedup
+        aim = max(goal.speedup, _WORTHWHILE)
         while len(done) < min(trials, 4):
             done.append(builder.build(min(aim, builder.fastest)))
             if done[-1].ratio >= goal.speedup or done[-1].target >= builder.fastest:
@@ -164,11 +184,21 @@ def _walk(builder: _Builder, goal: Goal, trials: int) -> list[Trial]:
             aim *= 1.02 * goal.speedup / done[-1].ratio
         return done
     low, high = 1.0, builder.fastest
-    while len(done) < trials and high / low > 1.05:
+    while len(done) < trials and (high / low > 1.05 or not done):
         aim = (low * high) ** 0.5
         done.append(builder.build(aim))
         low, high = (aim, high) if goal.met(done[-1].ratio, done[-1].drop) else (low, aim)
     return done
+
+
+def _around(builder: _Builder, done: Sequence[Trial], best: Trial, trials: int) -> list[Trial]:
+    """With trials left, a slower and a faster variant, so that the frontier shows what more or less speed would cost."""
+    known, found = [t.target for t in done], []
+    for aim in (best.target**0.5, min(1.3 * best.target, builder.fastest)):
+        if len(done) + len(found) < trials and all(abs(aim / t - 1) > 0.05 for t in known):
+            found.append(builder.build(aim))
+            known.append(aim)
+    return found
 
 
 def _best(trials: Sequence[Trial], goal: Goal) -> Trial:
@@ -195,6 +225,7 @@ class _Builder:
     refine: Callable[[nn.Module, Mapping[str, Any]], None] | None
     seed: int
     say: Callable[[str], None]
+    journal: Journal
 
     @property
     def rest_us(self) -> float:
@@ -204,58 +235,56 @@ class _Builder:
     @property
     def fastest(self) -> float:
         """Speed-up if every site took its fastest level."""
-        return self.whole_us / (self.rest_us + sum(min(v.us for v in levels) for levels in self.table.values()))
+        return self.whole_us / (self.rest_us + self._least_us)
+
+    @property
+    def _least_us(self) -> float:
+        return sum(min(v.us for v in levels) for levels in self.table.values())
 
     def build(self, target: float) -> Trial:
         """Choose levels for the target, prune, plan, and measure speed and quality."""
-        chosen = self._choose(self.whole_us / target - self.rest_us)
-        recipe = Recipe(tuple(Rule((escape(name),), level.method) for name, level in chosen.items()), self.seed)
+        picks = self._choose(self.whole_us / target - self.rest_us)
+        chosen = {name: self.table[name][i] for name, i in picks.items()}
+        recipe = Recipe(tuple(Rule((escape(name),), level.method) for name, level in chosen.items()))
+        ratio, quality = self.journal.keep(f"trial {target:.9g}", lambda: self._measure(recipe))
+        loss = drop(self.dense_quality, quality, self.evaluate.higher_is_better)
+        trial = Trial(target, ratio, quality, loss, recipe, chosen)
+        self.say(f"{trial.label}: measured {ratio:.2f}x, {self.evaluate.metric} {quality:.4g} (loss {loss:.2%})")
+        return trial
+
+    def _measure(self, recipe: Recipe) -> tuple[float, float]:
+        """(speed-up, quality); a recipe that leaves everything dense is the dense model."""
+        if not any(rule.method for rule in recipe.rules):
+            return 1.0, self.dense_quality
         student = twin(self.model)
         pruned = prune(student, recipe, self.batches, seed=self.seed, progress=False)
         if self.refine is not None:
             self.refine(student, pruned.supports)
         fast = plan(student, pruned.supports, batch=rows_of(self.headline), dtypes=tuple(self.dtypes)).apply(student)
-        ratio = time_case("", self.model, fast, self.headline)["ratio"]
-        quality = self.evaluate(fast).value
-        trial = Trial(
-            target, ratio, quality, drop(self.dense_quality, quality, self.evaluate.higher_is_better), recipe, chosen
-        )
-        self.say(f"{trial.label}: measured {ratio:.2f}x, {self.evaluate.metric} {quality:.4g} (loss {trial.drop:.2%})")
-        return trial
+        return time_case("", self.model, fast, self.headline)["ratio"], self.evaluate(fast).value
 
-    def _choose(self, budget_us: float) -> dict[str, Level]:
-        names = list(self.table)
+    def _choose(self, budget_us: float) -> dict[str, int]:
+        levels = list(self.table.values())
         picks = knapsack(
-            [[v.us for v in self.table[n]] for n in names], [[v.error for v in self.table[n]] for n in names], budget_us
+            [[v.us for v in each] for each in levels],
+            [[v.error for v in each] for each in levels],
+            max(budget_us, self._least_us),
         )
-        return {n: self.table[n][i] for n, i in zip(names, picks, strict=True)}
+        return dict(zip(self.table, picks, strict=True))
 
 
 def knapsack(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]], budget: float) -> list[int]:
     """One option per item, least summed loss with summed cost <= budget (multiple-choice knapsack by dynamic programming).
 
-    Costs are rounded up to a 20,000th of the budget, so the budget always holds.
+    Costs are rounded to a 100,000th of the budget, so the sum may miss the budget by as much per item.
 
     Raises:
         BudgetError: even the cheapest options exceed the budget.
     """
-    cheapest = sum(min(c) for c in costs)
-    if cheapest > budget:
-        raise BudgetError(f"The cheapest choice costs {cheapest:.4g}, above the budget of {budget:.4g}.")
-    steps = [[ceil(c * _STEPS / max(budget, 1e-12)) for c in item] for item in costs]
-    if sum(min(s) for s in steps) > _STEPS:  # the rounding alone breaks the budget: nothing but the cheapest fits
-        return [min(range(len(c)), key=c.__getitem__) for c in costs]
-    best = torch.zeros(_STEPS + 1, dtype=torch.float64)  # least loss at a cost of at most so many steps
-    back: list[torch.Tensor] = []
-    for item_steps, item_losses in zip(steps, losses, strict=True):
-        options = torch.full((len(item_steps), _STEPS + 1), torch.inf, dtype=torch.float64)
-        for option, (step, loss) in enumerate(zip(item_steps, item_losses, strict=True)):
-            if step <= _STEPS:
-                options[option, step:] = best[: _STEPS + 1 - step] + loss
-        best, choice = options.min(dim=0)
-        back.append(choice)
-    at, picks = _STEPS, []
-    for item_steps, choice in zip(reversed(steps), reversed(back), strict=True):
-        picks.append(int(choice[at]))
-        at -= item_steps[picks[-1]]
-    return picks[::-1]
+    cheapest_sum = sum(min(c) for c in costs)
+    if cheapest_sum > budget:
+        raise BudgetError(f"The cheapest choice costs {cheapest_sum:.4g}, above the budget of {budget:.4g}.")
+    step = max(budget, 1e-12) / _STEPS
+    whole = [np.array([round(c / step) for c in item]) for item in costs]
+    least = sum(int(c.min()) for c in whole)
+    return cheapest(whole, [np.array(item, dtype=float) for item in losses], max(_STEPS, least), states=_STATES)

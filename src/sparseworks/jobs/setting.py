@@ -24,9 +24,10 @@ from sparseworks.evaluate import (
 )
 from sparseworks.io import assets_of, load, load_tokenizer
 from sparseworks.jobs.compress import Recover
-from sparseworks.weights import Embedding, Logits, Similarity, SquareHead
+from sparseworks.weights import Embedding, Logits, Similarity, SquareHead, Term
 
 QUERY_TOKENS = 12  # a typical search query
+_TIMED = 512  # texts that timed batches are made of; all of a large file would take minutes to tokenise
 _HELD_OUT = 4  # batches that recovery does not train on, for validation
 
 
@@ -88,15 +89,12 @@ def setting_for(name: str, wish: Wish) -> Setting:
 
     Raises:
         ModelError: the model is unknown, or of a kind that has no built-in setting (use `sparseworks.compress`).
-        CalibrationError: unknown task, or not enough text.
+        CalibrationError: not enough text, or a task whose data are missing.
+        UnknownNameError: unknown task.
     """
     model, tokenizer = load(name).eval(), load_tokenizer(name)
-    kind = KINDS.get(task_for(model, tokenizer))
-    if kind is None:
-        raise ModelError(
-            f"{name!r} is a {type(model).__name__}; the command line prepares text encoders and causal language models. "
-            f"For others call `sparseworks.compress(model, method, data=batches, evaluate=task)` from Python."
-        )
+    kind = _kind_of(model, tokenizer)
+    task = quality_task(model, tokenizer, wish)
     texts = read_texts(wish.data) if wish.data else [p.whole for p in documentation_passages()]
     recovery = None
     if wish.minutes > 0:
@@ -107,10 +105,39 @@ def setting_for(name: str, wish: Wish) -> Setting:
         model=model,
         assets=assets_of(name),
         batches=kind.batches(texts, tokenizer, wish.length, wish.samples),
-        task=quality_task(model, tokenizer, wish),
+        task=task,
         examples=kind.examples(texts, tokenizer, wish),
         recovery=recovery,
     )
+
+
+def batches_of(model: nn.Module, texts: Sequence[str], *, length: int = 128) -> list[Any]:
+    """Calibration batches of texts for a model of transformers, with the tokenizer that lies beside it.
+
+    Raises:
+        ModelError: the model does not say where it comes from, or has no tokenizer there.
+        CalibrationError: not everything is a text, or there is too little of it.
+    """
+    if not all(isinstance(text, str) for text in texts):
+        raise CalibrationError("Calibration data are batches or texts, not both.")
+    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name:
+        raise ModelError(
+            f"This {type(model).__name__} does not say where its tokenizer is: turn the texts into batches with "
+            f"`sparseworks.evaluate.token_batches` or `lm_batches`."
+        )
+    tokenizer = load_tokenizer(name)
+    return _kind_of(model, tokenizer).batches(texts, tokenizer, length, None)
+
+
+def _kind_of(model: nn.Module, tokenizer: Any) -> _Kind:
+    kind = KINDS.get(task_for(model, tokenizer))
+    if kind is None:
+        raise ModelError(
+            f"A {type(model).__name__} has no built-in setting; text encoders, text classifiers and causal language models have. "
+            f"For others call `sparseworks.compress(model, method, data=batches, evaluate=task)` from Python."
+        )
+    return kind
 
 
 def quality_task(model: nn.Module, tokenizer: Any, wish: Wish) -> Task:
@@ -133,23 +160,11 @@ def _passages(texts: Sequence[str], tokenizer: Any, length: int, samples: int | 
 
 def _documents_and_query(texts: Sequence[str], tokenizer: Any, wish: Wish) -> dict[str, Any]:
     return {
-        f"{wish.batch} documents of {wish.length} tokens": timing_batch(texts, tokenizer, wish.batch, wish.length),
-        f"1 query of {QUERY_TOKENS} tokens": timing_batch(texts, tokenizer, 1, QUERY_TOKENS),
+        f"{wish.batch} documents of {wish.length} tokens": timing_batch(
+            texts[:_TIMED], tokenizer, wish.batch, wish.length
+        ),
+        f"1 query of {QUERY_TOKENS} tokens": timing_batch(texts[:_TIMED], tokenizer, 1, QUERY_TOKENS),
     }
-
-
-def _recover_embeddings(model: nn.Module, pool: list[Any], wish: Wish) -> Recover:
-    train, held = _split(pool)
-    near = OutputSimilarity(held, model)
-    return Recover(
-        terms=(Embedding(1.0), Similarity(0.2), SquareHead(0.3)),
-        data=train,
-        steps=None,
-        minutes=wish.minutes,
-        lr=3e-4,
-        validate=lambda m: 1 - near(m).value,
-        every=50,
-    )
 
 
 # -- causal language models ---------------------------------------------------------------------------------------
@@ -160,25 +175,33 @@ def _windows(texts: Sequence[str], tokenizer: Any, length: int, samples: int | N
 
 
 def _token_and_prompt(texts: Sequence[str], tokenizer: Any, wish: Wish) -> dict[str, Any]:
-    prompt = timing_batch(texts, tokenizer, 1, wish.length)["input_ids"]
+    prompt = timing_batch(texts[:_TIMED], tokenizer, 1, wish.length)["input_ids"]
     return {
         "1 token": {"input_ids": prompt[:, :1], "use_cache": False},
         f"a prompt of {wish.length} tokens": {"input_ids": prompt, "use_cache": False},
     }
 
 
-def _recover_logits(model: nn.Module, pool: list[Any], wish: Wish) -> Recover:
-    train, held = _split(pool)
-    near = OutputSimilarity(held, model)
-    return Recover(
-        terms=(Logits(1.0), SquareHead(0.5)),
-        data=train,
-        steps=None,
-        minutes=wish.minutes,
-        lr=3e-4,
-        validate=lambda m: 1 - near(m).value,
-        every=50,
-    )
+# -- recovery -------------------------------------------------------------------------------------------------------
+
+
+def _towards(*terms: Term) -> Callable[[nn.Module, list[Any], Wish], Recover]:
+    """Recovery by these terms; what is kept is the state whose outputs are most like the dense model's on held-out text."""
+
+    def recovery(model: nn.Module, pool: list[Any], wish: Wish) -> Recover:
+        train, held = _split(pool)
+        near = OutputSimilarity(held, model)
+        return Recover(
+            terms=terms,
+            data=train,
+            steps=None,
+            minutes=wish.minutes,
+            lr=3e-4,
+            validate=lambda m: 1 - near(m).value,
+            every=50,
+        )
+
+    return recovery
 
 
 def _split(pool: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -189,8 +212,11 @@ def _split(pool: list[Any]) -> tuple[list[Any], list[Any]]:
     return pool[_HELD_OUT:], pool[:_HELD_OUT]
 
 
+_LOGITS = _towards(Logits(1.0), SquareHead(0.5))
+
 KINDS: dict[str, _Kind] = {
-    "retrieval": _Kind(_passages, _documents_and_query, _recover_embeddings),
-    "perplexity": _Kind(_windows, _token_and_prompt, _recover_logits),
+    "retrieval": _Kind(_passages, _documents_and_query, _towards(Embedding(1.0), Similarity(0.2), SquareHead(0.3))),
+    "classification": _Kind(_passages, _documents_and_query, _LOGITS),
+    "perplexity": _Kind(_windows, _token_and_prompt, _LOGITS),
 }
 """Usual task of a kind of model -> how its calibration, timing and recovery are made."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sparseworks.exec import measure
+from sparseworks.stream.memory import tokens_in
 from sparseworks.stream.tree import call
 
 
@@ -18,10 +19,8 @@ def forward(model: nn.Module, batch: Any) -> Any:
 
 
 def rows_of(batch: Any) -> int:
-    """Tokens (rows of the matrix products) in a batch: every id of an id tensor, all but the last axis of a float tensor."""
-    items = list(batch.values()) if hasattr(batch, "keys") else batch if isinstance(batch, tuple | list) else [batch]
-    first = items[0]
-    return max(1, first.numel() if not first.is_floating_point() else first.numel() // first.shape[-1])
+    """Rows of the matrix products that a batch makes: its tokens, at least one."""
+    return max(1, tokens_in(batch))
 
 
 def time_case(name: str, dense: nn.Module, fast: nn.Module, batch: Any) -> dict[str, Any]:

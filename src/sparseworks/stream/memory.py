@@ -104,7 +104,7 @@ def _activation_bytes(model: nn.Module, blocks: Sequence[Block], batches: Sequen
         (min(p.shape) for p in first.parameters() if p.dim() == 2), default=1
     )
     size = next((p.element_size() for p in first.parameters()), 4)
-    return sum(_tokens(b) for b in batches) * int(width) * size + sum(_mask_bytes(b) for b in batches)
+    return sum(tokens_in(b) for b in batches) * int(width) * size + sum(_mask_bytes(b) for b in batches)
 
 
 def _mask_bytes(batch: Any) -> int:
@@ -113,7 +113,8 @@ def _mask_bytes(batch: Any) -> int:
     return sum(m.numel() * m.shape[1] for m in padded)
 
 
-def _tokens(batch: Any) -> int:
+def tokens_in(batch: Any) -> int:
+    """Tokens of a batch (rows of its matrix products): every id of its first tensor, or all axes but that of the features."""
     items = (
         [batch[k] for k in batch] if hasattr(batch, "keys") else batch if isinstance(batch, tuple | list) else [batch]
     )

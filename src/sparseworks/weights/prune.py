@@ -13,7 +13,7 @@ from torch import nn
 from sparseworks.core.budget import Cost
 from sparseworks.core.errors import BudgetError, CalibrationError, DtypeError, MissingStatError, ModelError
 from sparseworks.core.method import METHODS, Method
-from sparseworks.core.recipe import Recipe, Rule
+from sparseworks.core.recipe import Recipe
 from sparseworks.core.schedule import Rounds
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Stats
@@ -102,9 +102,7 @@ def reseeded(noun: Any, seed: int) -> Any:
 
 
 def _recipe(method: Method | Recipe | str, skip: Sequence[str]) -> Recipe:
-    method = METHODS.get(method) if isinstance(method, str) else method
-    recipe = Recipe.of(method)
-    return replace(recipe, rules=(*recipe.rules, Rule(tuple(skip), None))) if skip else recipe
+    return Recipe.of(METHODS.get(method) if isinstance(method, str) else method, skip=skip)
 
 
 def _check(job: Job) -> None:
