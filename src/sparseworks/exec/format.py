@@ -57,9 +57,7 @@ class Format(ABC):
         return None
 
     @abstractmethod
-    def pack(
-        self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32
-    ) -> Packed:
+    def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """The kept entries of `weight`, also those that happen to be zero.
 
         Raises:

@@ -125,7 +125,9 @@ def pack_for(layer: Layer, support: Support, rungs: Sequence[tuple[int, str]]) -
             if refusal:
                 raise KernelError(f"Format {kernel.format!r} refuses this support: {refusal}.")
             forms[key] = format.pack(weight, support, dtype=kernel.value_dtype)
-    ladder = [Rung(least, name, forms[KERNELS.get(name).format, KERNELS.get(name).value_dtype]) for least, name in rungs]
+    ladder = [
+        Rung(least, name, forms[KERNELS.get(name).format, KERNELS.get(name).value_dtype]) for least, name in rungs
+    ]
     sparse = SparseLinear(ladder, bias, density=support.density)
     return sparse.train(layer.module.training)
 
