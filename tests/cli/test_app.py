@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from sparseworks.cli import main
 from sparseworks.cli.app import app
 from sparseworks.cli.compress import read_share
-from sparseworks.core.errors import BudgetError
+from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, SparseworksError
 
 RUN = CliRunner()
 COMMANDS = ("compress", "inspect", "plan", "bench", "methods", "evaluate")
@@ -33,6 +33,17 @@ def test_help_teaches(command: str):
     result = RUN.invoke(app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert "--json" in result.stdout
+
+
+def test_the_shell_completes_names():
+    env = {
+        "_SPARSEWORKS_COMPLETE": "complete_bash",
+        "COMP_WORDS": "sparseworks compress --method wan",
+        "COMP_CWORD": "3",
+    }
+    done = RUN.invoke(app, [], env=env, prog_name="sparseworks")
+    assert "wanda_ls" in done.stdout.split()
+    assert "magnitude" not in done.stdout.split()
 
 
 def test_methods_lists_records():
@@ -56,7 +67,7 @@ def test_inspect_shows_sites_and_blocks():
 
 
 def test_errors_are_one_line_and_exit_code_1(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["sparseworks", "inspect", "no/such-folder"])
+    monkeypatch.setattr(sys, "argv", ["sparseworks", "inspect", "no-such-model"])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 1
@@ -75,47 +86,149 @@ def test_shares_are_read_in_both_forms():
         read_share("a lot")
 
 
-def small(out: Path, *more: str) -> list[str]:
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("text") / "text.jsonl"
+    lines = (
+        f"The king of number {n} rode over the long hill to town, and all the people asked him for bread."
+        for n in range(300)
+    )
+    file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return file
+
+
+def small(out: Path, text: Path, *more: str) -> list[str]:
     """A job of seconds: little text, short sequences."""
-    fixed = ("--density", "0.5", "--samples", "8", "--length", "32", "--threads", "1", "--limit", "4")
-    return ["compress", TINY, "--method", "wanda", "--out", str(out), *fixed, *more]
+    fixed = ("--density", "0.5", "--samples", "8", "--length", "32", "--threads", "1", "--limit", "2")
+    own = ("--data", str(text), "--task-data", str(text))
+    return ["compress", TINY, "--method", "wanda", "--out", str(out), *fixed, *own, *more]
 
 
-def test_compress_writes_model_report_and_figures_and_refuses_to_overwrite(tmp_path: Path):
-    out = tmp_path / "lm"
-    data = answer(*small(out))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, text: Path) -> tuple[Path, dict]:
+    """An undisturbed run."""
+    out = tmp_path_factory.mktemp("whole") / "lm"
+    data = answer(*small(out, text))
+    assert isinstance(data, dict)
+    return out, data
+
+
+def test_compress_writes_model_report_and_figures(whole):
+    out, data = whole
     assert data["quality"]["metric"] == "perplexity"
-    assert data["quality"]["sparse"] > data["quality"]["dense"]
+    assert data["quality"]["sparse"] != data["quality"]["dense"]
     assert (out / "report.html").exists()
-    assert json.loads((out / "result.json").read_text())["density"] == pytest.approx(0.5, abs=1e-3)
+    stored = json.loads((out / "result.json").read_text())
+    assert stored == data
+    assert stored["density"] == pytest.approx(0.5, abs=1e-3)
+    for part, keys in {
+        "quality": {"metric", "dense", "sparse"},
+        "speed": {"dense_ms", "sparse_ms", "ratio"},
+        "bytes": {"dense", "sparse", "disk_dense", "disk_sparse"},
+    }.items():
+        assert keys <= set(stored[part])
+    assert all({"name", "density", "kernel", "reason"} <= set(s) for s in stored["sites"])
+    assert stored["bytes"]["disk_sparse"] < stored["bytes"]["disk_dense"]
     assert (out / "model" / "sparsity.json").exists()
     assert not (out / ".unfinished").exists()
-    again = RUN.invoke(app, small(out))
-    assert "finished result" in str(again.exception)
-    assert RUN.invoke(app, small(out, "--overwrite"), catch_exceptions=False).exit_code == 0
     shown = answer("inspect", str(out / "model"))
     assert all(s["density"] == pytest.approx(0.5, abs=0.01) for s in shown["sites"])
 
 
-def test_a_goal_out_of_reach_ends_with_code_3(tmp_path: Path):
-    args = small(tmp_path / "lm", "--speedup", "50", "--max-drop", "0.1%")
+def test_a_finished_result_is_replaced_only_when_asked(whole, text: Path, tmp_path: Path):
+    out = tmp_path / "lm"
+    shutil.copytree(whole[0], out)
+    again = RUN.invoke(app, small(out, text))
+    assert isinstance(again.exception, CheckpointError)
+    assert "finished result" in str(again.exception)
+    assert RUN.invoke(app, small(out, text, "--overwrite"), catch_exceptions=False).exit_code == 0
+
+
+def test_a_goal_out_of_reach_ends_with_code_3(tmp_path: Path, text: Path):
+    args = small(tmp_path / "lm", text, "--speedup", "50", "--max-drop", "0.1%")
     assert RUN.invoke(app, args, catch_exceptions=False).exit_code == 3
 
 
-def test_killed_and_started_again_gives_the_same_supports(tmp_path: Path):
-    command = [sys.executable, "-m", "sparseworks.cli"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--method", "wnda", "Did you mean 'wanda'"),
+        ("--pattern", "2;4", "Known forms"),
+        ("--allocate", "owll", "Did you mean 'owl'"),
+        ("--repair", "bais", "Did you mean 'bias'"),
+        ("--layout", "bitmsk", "Did you mean 'bitmask'"),
+        ("--max-drop", "a lot", "write 1% or 0.01"),
+        ("--task", "perplexty", "Did you mean 'perplexity'"),
+    ],
+)
+def test_unknown_names_are_refused_with_near_ones(tmp_path: Path, text: Path, option: str, value: str, says: str):
+    result = RUN.invoke(app, small(tmp_path / "lm", text, option, value))
+    assert isinstance(result.exception, SparseworksError)
+    assert says in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_a_recipe_stands_alone(tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("schema: 1\nseed: 0\nrules:\n- sites: ['*']\n  method: wanda\n")
+    for extra in (("--density", "0"), ("--repair", "bias"), ("--speedup", "2")):
+        result = RUN.invoke(app, ["compress", TINY, "--recipe", str(recipe), "--out", str(tmp_path / "lm"), *extra])
+        assert isinstance(result.exception, RecipeError)
+
+
+def test_without_a_model_the_demonstration_goes_to_its_own_folder(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("out/demo").mkdir(parents=True)
+    Path("out/demo/result.json").write_text("{}")
+    result = RUN.invoke(app, ["compress"])
+    assert "out/demo holds a finished result" in str(result.exception)
+
+
+STOPPED = """
+import importlib, os, signal, sys
+module, owner, name, nth, sign = sys.argv[1:6]
+sys.argv[1:6] = []
+owner = getattr(importlib.import_module(module), owner)
+real, calls = getattr(owner, name), []
+def stop(*args, **options):
+    calls.append(1)
+    if len(calls) == int(nth):
+        os.kill(os.getpid(), int(sign))
+    return real(*args, **options)
+setattr(owner, name, stop)
+from sparseworks.cli import main
+main()
+"""
+UNIT, WRITE = ("sparseworks.weights.checkpoint", "Workdir", "save_unit"), ("sparseworks.io.folder", "Draft", "write")
+
+
+def stopped(command: list[str], at: tuple[str, str, str], nth: int, sign: int) -> subprocess.CompletedProcess:
+    """Run a command that a signal hits at the n-th call of a function: the same moment on a slow and on a fast machine."""
+    code = [sys.executable, "-W", "ignore", "-c", STOPPED, *at, str(nth), str(int(sign)), *command]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *small(whole)], check=True, env=env, capture_output=True)
-    first = subprocess.Popen([*command, *small(killed)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    folder = killed / ".unfinished" / "prune"
-    until = time.monotonic() + 60
-    while time.monotonic() < until and first.poll() is None and len(list(folder.glob("*"))) < 3:
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert not (killed / "result.json").exists(), "it finished before it could be killed"
-    subprocess.run([*command, *small(killed)], check=True, env=env, capture_output=True)
-    a, b = (load_file(x / "model" / "supports.safetensors") for x in (whole, killed))
+    return subprocess.run(code, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(("at", "nth"), [(UNIT, 4), (WRITE, 2)])
+def test_killed_and_started_again_gives_the_same_supports(whole, text: Path, tmp_path: Path, at, nth: int):
+    out = tmp_path / "killed"
+    assert stopped(small(out, text), at, nth, signal.SIGKILL).returncode == -signal.SIGKILL
+    assert (out / ".unfinished" / "command.json").exists()
+    assert len(list((out / ".unfinished" / "prune").glob("unit_*.safetensors"))) >= 3
+    assert not (out / "result.json").exists()
+    assert not (out / "model").exists()
+    other = RUN.invoke(app, small(out, text, "--seed", "1"))
+    assert "unfinished run of another command" in str(other.exception)
+    answer(*small(out, text))
+    a, b = (load_file(x / "model" / "supports.safetensors") for x in (whole[0], out))
     assert a.keys() == b.keys()
     assert all(bool((a[k] == b[k]).all()) for k in a)
+    assert not (out / ".unfinished").exists()
+
+
+def test_interrupted_by_the_user_ends_with_130_and_one_line(text: Path, tmp_path: Path):
+    done = stopped(small(tmp_path / "lm", text), UNIT, 2, signal.SIGINT)
+    assert done.returncode == 130
+    assert "Run the same command again" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""

@@ -15,9 +15,3 @@ def main() -> None:
     except SparseworksError as error:
         print(f"sparseworks: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print(
-            "sparseworks: interrupted. Run the same command again to go on from the last finished block.",
-            file=sys.stderr,
-        )
-        sys.exit(130)

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+INTERRUPTED = "sparseworks: interrupted. Run the same command again to go on from the last finished block."
+
+
+class _Group(TyperGroup):
+    """Ctrl-C ends with 130 and a line that says how to go on, whatever the version of typer makes of it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo(INTERRUPTED, err=True)
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
     name="sparseworks",
+    cls=_Group,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -26,25 +42,28 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.", show_default=False)]
 
 
-def _methods() -> list[str]:
+def _starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Shell completion from names that are only looked up when they are wanted."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
+def _method_names() -> list[str]:
     from sparseworks.core.method import METHODS
 
     return METHODS.names()
 
 
-def _tasks() -> list[str]:
+def _task_names() -> list[str]:
     from sparseworks.evaluate import TASKS
 
     return TASKS.names()
 
 
-def _noun(kind: str) -> Callable[[], list[str]]:
-    def names() -> list[str]:
-        from sparseworks.core.config import NOUNS
+def _noun_names(kind: str) -> list[str]:
+    import sparseworks.weights  # noqa: F401 - registers the library's own
+    from sparseworks.core.config import NOUNS
 
-        return NOUNS[kind][1].names()
-
-    return names
+    return NOUNS[kind][1].names()
 
 
 def _version(asked: bool) -> None:
@@ -85,7 +104,7 @@ def compress(
         typer.Option(
             help="Method name, see `sparseworks methods`.  [default: sparsegpt]",
             show_default=False,
-            autocompletion=_methods,
+            autocompletion=_starting(_method_names),
         ),
     ] = None,
     recipe: Annotated[
@@ -101,11 +120,19 @@ def compress(
     ] = None,
     allocate: Annotated[
         str | None,
-        typer.Option(help="uniform, erk, owl, dp, global ...", show_default=False, autocompletion=_noun("allocate")),
+        typer.Option(
+            help="uniform, erk, owl, dp, global ...",
+            show_default=False,
+            autocompletion=_starting(lambda: _noun_names("allocate")),
+        ),
     ] = None,
     repair: Annotated[
         str | None,
-        typer.Option(help="none, bias, least_squares.", show_default=False, autocompletion=_noun("repair")),
+        typer.Option(
+            help="none, bias, least_squares.",
+            show_default=False,
+            autocompletion=_starting(lambda: _noun_names("repair")),
+        ),
     ] = None,
     recover: Annotated[
         float | None,
@@ -136,7 +163,7 @@ def compress(
         typer.Option(
             help="perplexity, retrieval, similarity or classification; default: by kind of model.",
             show_default=False,
-            autocompletion=_tasks,
+            autocompletion=_starting(_task_names),
         ),
     ] = None,
     task_data: Annotated[
@@ -158,7 +185,7 @@ def compress(
         str,
         typer.Option(
             help="How weights are saved: bitmask (kept values), packed (as the kernels read them) or dense.",
-            autocompletion=lambda: ["bitmask", "packed", "dense"],
+            autocompletion=_starting(lambda: ["bitmask", "packed", "dense"]),
         ),
     ] = "bitmask",
     skip: Annotated[
@@ -251,7 +278,7 @@ def evaluate(
         typer.Option(
             help="perplexity, retrieval, similarity or classification; default: by kind of model.",
             show_default=False,
-            autocompletion=_tasks,
+            autocompletion=_starting(_task_names),
         ),
     ] = None,
     data: Annotated[

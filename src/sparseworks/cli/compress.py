@@ -174,7 +174,7 @@ def _speaker() -> Callable[[str], None]:
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
-    return lambda line: console.print(line, markup=False)
+    return lambda line: console.print(line, markup=False, soft_wrap=True)
 
 
 def _summary(result: Any, out: Path) -> str:

@@ -19,6 +19,7 @@ from sparseworks.core.method import Method
 from sparseworks.core.recipe import Recipe, Rule
 from sparseworks.evaluate import Task
 from sparseworks.exec import measure, plan
+from sparseworks.exec.row import rows_text
 from sparseworks.jobs.goal import Goal, UnreachableError
 from sparseworks.jobs.journal import Journal
 from sparseworks.jobs.levels import Level, level_table, total_us
@@ -141,7 +142,7 @@ def search(
     )
     if builder.fastest < _WORTHWHILE:
         raise UnreachableError(
-            f"No site runs faster sparse than dense here at {rows_of(headline)} rows, by up to {1 - min(goal.densities):.0%} sparsity "
+            f"No site runs faster sparse than dense here at {rows_text(rows_of(headline))}, by up to {1 - min(goal.densities):.0%} sparsity "
             f"in the patterns {', '.join(goal.patterns)}: `sparseworks plan` says why, site by site."
         )
     done = _walk(builder, goal, trials)
@@ -159,7 +160,7 @@ def _spoken(say: Callable[[str], None], total: int, seconds: float = 10.0) -> Ca
         done += steps
         if time.monotonic() - last > seconds:
             last = time.monotonic()
-            say(f"  {done} of {total} sites ({note})")
+            say(f"  {done} of {total} sites, last {note}")
 
     return tick
 
