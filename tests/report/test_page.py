@@ -42,6 +42,19 @@ def test_pictures_follow_the_page_colours(sample):
     assert "#000000" not in svg
 
 
+def test_points_of_the_frontier_are_letters_that_a_table_explains(sample):
+    html = Report(sample).html()
+    rows = re.findall(r"<td>([A-Z])</td><td>([^<]*)</td>", html)
+    assert rows == [("A", "dense"), ("B", "30 %")]
+    assert '<tr class="chosen"><td>B' in html
+
+
+def test_size_on_disk_is_shown_once_it_is_known(sample):
+    assert "on disk" not in Report(sample).html()
+    sample["bytes"] |= {"disk_dense": 90_000_000, "disk_sparse": 33_000_000}
+    assert "on disk 33.00 MB" in Report(sample).html()
+
+
 def test_a_result_without_recovery_or_kernels_renders(sample):
     data = sample
     data["recovery"], data["frontier"] = None, []

@@ -54,7 +54,7 @@ class Trial:
     def label(self) -> str:
         """What most sites got."""
         kinds = [level.label for level in self.chosen.values()]
-        return f"{self.target:.2f}x: mostly {max(set(kinds), key=kinds.count)}"
+        return f"mostly {max(dict.fromkeys(kinds), key=kinds.count)}, aimed at {self.target:.2f}x"
 
 
 @dataclass(frozen=True)

@@ -53,18 +53,24 @@ def render(data: dict[str, Any]) -> str:
         "mb": lambda n: f"{n / 1e6:.2f} MB",
         "pct": lambda x: f"{100 * x:.1f} %",
         "sig": _significant,
+        "count": _count,
     }
     template = environment.from_string(
         resources.files("sparseworks.report").joinpath("page.html").read_text(encoding="utf-8")
     )
     recovery = data.get("recovery") or {}
+    points = [(plots.letter(i), p) for i, p in enumerate(plots.by_speed(data.get("frontier") or []))]
     pictures = {
         "densities": plots.densities(data["sites"]) if data["sites"] else "",
         "times": plots.times(data["sites"]),
         "frontier": plots.frontier(data.get("frontier") or [], data["quality"]["metric"]),
         "recovery": plots.recovery(recovery.get("losses", []), recovery.get("validations", [])),
     }
-    return template.render(r=data, plots=pictures, raw=json.dumps(data, indent=1, default=str))
+    return template.render(r=data, plots=pictures, points=points, raw=json.dumps(data, indent=1, default=str))
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _significant(x: Any) -> str:

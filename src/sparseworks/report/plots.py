@@ -43,6 +43,7 @@ def densities(sites: Sequence[dict[str, Any]]) -> str:
 
     def draw(axes: Any) -> None:
         axes.bar(range(len(sites)), [s["density"] for s in sites], color=SPARSE, width=0.85)
+        axes.set_xlim(-0.7, max(len(sites), 6) - 0.3)
         axes.set_ylim(0, 1)
         axes.set_ylabel("kept share")
         axes.set_xlabel("site, in model order")
@@ -58,7 +59,7 @@ def times(sites: Sequence[dict[str, Any]]) -> str:
     def draw(axes: Any) -> None:
         at = range(len(timed))
         axes.bar(at, [s["dense_us"] for s in timed], color=DENSE, width=0.85, label="dense")
-        axes.bar(at, [s["us"] for s in timed], color=SPARSE, width=0.55, label="chosen")
+        axes.bar(at, [s["us"] for s in timed], color=SPARSE, width=0.5, label="as planned")
         bound = [s.get("ceiling_us") or float("nan") for s in timed]
         axes.scatter(at, bound, color=ACCENT, marker="_", s=40, label="physical bound", zorder=3)
         axes.set_ylabel("µs a call")
@@ -71,19 +72,44 @@ def times(sites: Sequence[dict[str, Any]]) -> str:
 
 
 def frontier(points: Sequence[dict[str, Any]], metric: str) -> str:
-    """Quality against speed; the chosen point is marked."""
+    """Quality against speed. Points carry letters in order of speed (the page lists them); the chosen one is marked."""
 
     def draw(axes: Any) -> None:
-        for p in points:
+        ordered = by_speed(points)
+        others = [p for p in ordered if not p.get("chosen")]
+        axes.plot([p["speed"] for p in others], [p["quality"] for p in others], color=DENSE, lw=0.8, alpha=0.6)
+        for at, p in enumerate(ordered):
             chosen = bool(p.get("chosen"))
             axes.scatter(p["speed"], p["quality"], s=60 if chosen else 28, color=ACCENT if chosen else SPARSE, zorder=3)
-            axes.annotate(p["label"], (p["speed"], p["quality"]), textcoords="offset points", xytext=(6, 4), fontsize=8)
+            above = at % 2 == 0  # neighbours may lie close together: one letter above, the next one below
+            axes.annotate(
+                letter(at),
+                (p["speed"], p["quality"]),
+                textcoords="offset points",
+                xytext=(0, 7 if above else -8),
+                ha="center",
+                va="bottom" if above else "top",
+                weight="bold" if chosen else "normal",
+            )
+        low, high = ordered[0]["speed"], ordered[-1]["speed"]
+        room = max(0.1 * (high - low), 0.1)
+        axes.set_xlim(low - room, high + room)
+        axes.margins(y=0.3)
         axes.set_xlabel("speed-up over dense (measured)")
         axes.set_ylabel(metric)
-        axes.margins(x=0.18, y=0.2)
         axes.grid(alpha=0.25)
 
     return _svg(draw, label=f"{metric} against speed-up") if points else ""
+
+
+def by_speed(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points of a frontier, slowest first."""
+    return sorted(points, key=lambda p: p["speed"])
+
+
+def letter(at: int) -> str:
+    """A, B, ... Z, then A1, B1 ..."""
+    return chr(ord("A") + at % 26) + (str(at // 26) if at >= 26 else "")
 
 
 def recovery(losses: Sequence[float], validations: Sequence[Sequence[float]]) -> str:
