@@ -73,11 +73,16 @@ def facts() -> dict[str, Any]:
     """Machine, versions, load and time: what a stored figure is worth nothing without."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "command": " ".join(_shown(argument) for argument in sys.argv),
         "sparseworks": sw.__version__,
         "machine": measure.machine(),
         "load": [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
     }
+
+
+def _shown(argument: str) -> str:
+    """The argument; of an absolute path only the name, since others do not have that folder."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def show(lines: Sequence[Line], title: str) -> None:

@@ -14,23 +14,24 @@ from sparseworks.io import load_tokenizer
 
 NAME = "sparseworks/tiny-lm"
 LENGTH = 128
-FEW = ("*.down_proj", "model.layers.[2-5].*")
-"""Left dense where values are repaired, so that the many small systems of the other matrices are solved in seconds."""
+LATER_HALF = ("model.layers.[3-5].*",)
+FEW = ("*.down_proj", "model.layers.[1-5].*")
+"""Left dense to spare time: half of the blocks, and all but the first where every row is a system to solve."""
 
 
 @pytest.fixture(scope="module")
 def perplexity() -> Callable[..., float]:
-    """`perplexity(method, pattern=, repair=, few=)` after pruning on 16 windows of text; without a method, of the dense model."""
+    """`perplexity(method, skip, pattern=, repair=)` after pruning on 16 windows of text; without a method, of the dense model."""
     tokenizer, dense = load_tokenizer(NAME), sw.load(NAME)
     data = lm_batches([p.whole for p in documentation_passages()], tokenizer, LENGTH, samples=16)
     held_out = [p.whole for p in documentation_passages(held_out=True)]
     task = Perplexity(lm_windows(held_out, tokenizer, LENGTH, samples=16).flatten(), LENGTH)
 
     @cache
-    def measure(name: str = "", few: bool = False, **changes: str) -> float:
+    def measure(name: str = "", skip: tuple[str, ...] = (), **changes: str) -> float:
         model = copy.deepcopy(dense)
         if name:
-            sw.prune(model, sw.method(name, **changes), data, skip=FEW if few else (), progress=False)
+            sw.prune(model, sw.method(name, **changes), data, skip=skip, progress=False)
         return task(model).value
 
     return measure
@@ -38,13 +39,15 @@ def perplexity() -> Callable[..., float]:
 
 @pytest.mark.parametrize(
     ("pattern", "wanda_over_magnitude", "sparsegpt_over_wanda"),
-    [({}, 0.99, 0.97), ({"pattern": "2:4"}, 0.94, 0.92)],
+    [({}, 0.99, 0.97), ({"pattern": "2:4"}, 0.97, 0.92)],
     ids=["50 %", "2:4"],
 )
 def test_sparsegpt_beats_wanda_and_wanda_beats_magnitude(
     perplexity, pattern, wanda_over_magnitude, sparsegpt_over_wanda
 ):
-    magnitude, wanda, sparsegpt = (perplexity(name, **pattern) for name in ("magnitude", "wanda", "sparsegpt"))
+    magnitude, wanda, sparsegpt = (
+        perplexity(name, LATER_HALF, **pattern) for name in ("magnitude", "wanda", "sparsegpt")
+    )
     assert wanda < wanda_over_magnitude * magnitude
     assert sparsegpt < sparsegpt_over_wanda * wanda
     assert 1.02 * perplexity() < sparsegpt
@@ -56,6 +59,6 @@ def test_sparsegpt_beats_wanda_and_wanda_beats_magnitude(
     ids=["magnitude", "Wanda", "Wanda 2:4"],
 )
 def test_least_squares_improves_a_mask(perplexity, mask, pattern):
-    masked, repaired = (perplexity(mask, few=True, repair=repair, **pattern) for repair in ("none", "least_squares"))
+    masked, repaired = (perplexity(mask, FEW, repair=repair, **pattern) for repair in ("none", "least_squares"))
     assert repaired < 0.99 * masked
     assert perplexity() < repaired
