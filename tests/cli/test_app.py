@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from sparseworks.cli import main
 from sparseworks.cli.app import app
+from sparseworks.cli.commands import forget_timings
 from sparseworks.cli.compress import read_share
 from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, SparseworksError
 
@@ -50,6 +51,24 @@ def test_methods_lists_records():
     rows = answer("methods")
     assert {"name", "family", "catalog", "source", "composition", "status"} <= set(rows[0])
     assert {"magnitude", "wanda", "sparsegpt"} <= {r["name"] for r in rows}
+
+
+def test_plan_is_a_table_that_is_not_wrapped():
+    shown = RUN.invoke(
+        app, ["plan", TINY, "--batch", "1", "--density", "1.0", "--threads", "1"], catch_exceptions=False
+    )
+    lines = shown.stdout.splitlines()
+    assert lines[0].split()[:3] == ["site", "rows", "density"]
+    assert len(lines) == 1 + 42 + 1
+    assert RUN.invoke(app, ["plan", TINY, "--batch", "one"]).exit_code == 1
+
+
+def test_remeasure_forgets_kept_timings(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("SPARSEWORKS_CACHE", str(tmp_path))
+    (tmp_path / "plans-x.json").write_text("{}")
+    (tmp_path / "ceilings-x.json").write_text("{}")
+    forget_timings()
+    assert [f.name for f in tmp_path.iterdir()] == ["ceilings-x.json"]
 
 
 def test_bench_shows_every_kernel_and_why_others_refuse():

@@ -39,6 +39,12 @@ Model = Annotated[
     typer.Argument(help="Local folder, hub id, `minilm` (extra demo) or `sparseworks/tiny-lm`.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Remeasure = Annotated[
+    bool,
+    typer.Option(
+        "--remeasure", help="Forget the timings of layers kept from earlier runs, if the machine was busy then."
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.", show_default=False)]
 
 
@@ -193,6 +199,7 @@ def compress(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     threads: Threads = None,
+    remeasure: Remeasure = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing result in --out.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -220,7 +227,14 @@ def compress(
 
 @app.command()
 def inspect(model: Model, as_json: Json = False) -> None:
-    """List what can become sparse: sites, repeated blocks, coupled units, and the supports of an already sparse model."""
+    """List what can become sparse: sites, repeated blocks, coupled units, and the supports of an already sparse model.
+
+    Examples:
+
+    `sparseworks inspect sparseworks/tiny-lm`
+
+    `sparseworks inspect out/demo/model --json`
+    """
     from sparseworks.cli.commands import run_inspect
 
     _show(run_inspect(model), as_json)
@@ -236,11 +250,21 @@ def plan(
     pattern: Annotated[str, typer.Option(help="Pattern of the trial mask.")] = "row",
     bf16: Annotated[bool, typer.Option("--bf16", help="Allow kept values in bfloat16.")] = False,
     threads: Threads = None,
+    remeasure: Remeasure = False,
     as_json: Json = False,
 ) -> None:
-    """Time every layer, dense and sparse, on this machine, and say which kernel wins and why."""
-    from sparseworks.cli.commands import run_plan
+    """Time every layer, dense and sparse, on this machine, and say which kernel wins and why.
 
+    Examples:
+
+    `sparseworks plan out/demo/model --batch 4096,12`
+
+    `sparseworks plan minilm --density 0.3 --pattern block:16x1 --batch 4096`
+    """
+    from sparseworks.cli.commands import forget_timings, run_plan
+
+    if remeasure:
+        forget_timings()
     _show(run_plan(model, batch, density, pattern, bf16, threads), as_json)
 
 
@@ -253,7 +277,14 @@ def bench(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Time one linear layer with every kernel that takes it, beside dense torch."""
+    """Time one linear layer with every kernel that takes it, beside dense torch.
+
+    Examples:
+
+    `sparseworks bench --shape 384x1536 --density 0.3 --batch 4096`
+
+    `sparseworks bench --shape 4096x4096 --pattern 2:4 --density 0.5 --batch 1`
+    """
     from sparseworks.cli.commands import run_bench
 
     _show(run_bench(shape, density, pattern, batch, threads), as_json)
@@ -264,7 +295,12 @@ def methods(
     family: Annotated[str | None, typer.Option(help="Only this family.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """List the registered methods: name, family, source, composition."""
+    """List the registered methods: name, family, source, composition.
+
+    Examples:
+
+    `sparseworks methods --json`
+    """
     from sparseworks.cli.commands import run_methods
 
     _show(run_methods(family), as_json)
@@ -289,7 +325,14 @@ def evaluate(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure quality: perplexity of a causal LM, nDCG@10 of a text encoder."""
+    """Measure quality: perplexity of a causal LM, nDCG@10 of a text encoder.
+
+    Examples:
+
+    `sparseworks evaluate sparseworks/tiny-lm --limit 50`
+
+    `sparseworks evaluate out/demo/model --task retrieval --data ./my-collection`
+    """
     from sparseworks.cli.commands import run_evaluate
 
     _show(run_evaluate(model, task, data, limit, threads), as_json)
@@ -300,6 +343,9 @@ def _show(answer: tuple[Any, Any], as_json: bool) -> None:
     data, text = answer
     if as_json:
         typer.echo(json.dumps(data, indent=1, default=str))
+        return
+    if isinstance(text, str):  # as it is: a table of text must not be wrapped
+        typer.echo(text)
         return
     from rich.console import Console
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,22 @@ def set_threads(threads: int | None) -> None:
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or usable)
+
+
+def threads_text() -> str:
+    """ "1 thread", "2 threads"."""
+    import torch
+
+    n = torch.get_num_threads()
+    return "1 thread" if n == 1 else f"{n} threads"
+
+
+def forget_timings() -> None:
+    """Delete the measurements of layers that plans keep for this machine."""
+    from sparseworks.exec.ceilings import cache_folder
+
+    for file in cache_folder().glob("plans-*.json"):
+        file.unlink(missing_ok=True)
 
 
 def run_inspect(name: str) -> Answer:
@@ -79,6 +96,7 @@ def run_bench(shape: str, density: float, pattern: str, batch: int, threads: int
     from sparseworks.exec import FORMATS, KERNELS, SparseLinear, measure
     from sparseworks.exec.kernel import Call
     from sparseworks.exec.measure import bound_us
+    from sparseworks.exec.row import rows_text
 
     set_threads(threads)
     found = re.fullmatch(r"(\d+)x(\d+)", shape)
@@ -133,7 +151,7 @@ def run_bench(shape: str, density: float, pattern: str, batch: int, threads: int
         ]
         for r in listed
     ]
-    title = f"{shape}, {pattern}, density {support.density:.1%}, {batch} rows, {torch.get_num_threads()} threads"
+    title = f"{shape}, {pattern}, density {support.density:.1%}, {rows_text(batch)}, {threads_text()}"
     table = _table(title, ["kernel", "µs", "over dense", "spread", "MB", "bound µs"], rows)
     table.caption = "\n".join(f"{name}: {why}" for name, why in refused.items())
     return data, table
@@ -161,7 +179,7 @@ def run_evaluate(name: str, task: str | None, data: Path | None, limit: int | No
     set_threads(threads)
     model = load(name).eval()
     chosen = quality_task(model, load_tokenizer(name), Wish(task=task, task_data=data, limit=limit))
-    result = chosen(model)
+    result = chosen(model, progress=sys.stderr.isatty())
     answer = {
         "model": name,
         "metric": result.metric,

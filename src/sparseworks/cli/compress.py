@@ -27,7 +27,7 @@ DEMO = {"method": "sparsegpt", "density": 0.3, "recover": 2.0}
 
 def run_compress(**given: Any) -> int:
     """Run the job; returns the exit code (0, or 3 when a goal is not met)."""
-    from sparseworks.cli.commands import set_threads
+    from sparseworks.cli.commands import forget_timings, set_threads
     from sparseworks.exec.memory import reuse_memory
 
     demo = given["model"] is None
@@ -38,6 +38,8 @@ def run_compress(**given: Any) -> int:
     how, goal = _method(given, demo), _goal(given)
     _layout(given["layout"])
     work = _workdir(out, how, given)
+    if given["remeasure"]:
+        forget_timings()
     try:
         result = _compress(how, goal, given, work, say)
     except UnreachableError as error:
@@ -150,7 +152,7 @@ def _workdir(out: Path, how: Method | Recipe, given: dict[str, Any]) -> Path:
     work, mark = out / ".unfinished", out / ".unfinished" / _MARK
     if (out / "result.json").exists() and not mark.exists() and not given["overwrite"]:
         raise CheckpointError(f"{out} holds a finished result; choose another --out, or pass --overwrite.")
-    ignored = ("overwrite", "as_json", "threads", "out")
+    ignored = ("overwrite", "as_json", "threads", "out", "remeasure")
     asked = {k: str(v) for k, v in given.items() if k not in ignored} | {"recipe": Recipe.of(how).to_yaml()}
     if work.exists() and read_json(mark) != asked:
         if mark.exists() and not given["overwrite"]:
