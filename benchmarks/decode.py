@@ -46,9 +46,15 @@ def nbytes(module: nn.Module) -> int:
 
 
 def rotating(module: nn.Module, x: Tensor) -> Callable[[], Any]:
-    """Calls that walk through copies of the module: none of its bytes is still in a cache when its turn comes again."""
+    """Calls that walk through copies of the module: none of its bytes is still in a cache when its turn comes again.
+
+    Each copy is called once beforehand: kernels check a packed form at its first call.
+    """
     copies = ceil(BEYOND_CACHE / nbytes(module))
-    turn = cycle([module, *(copy.deepcopy(module) for _ in range(copies - 1))])
+    modules = [module, *(copy.deepcopy(module) for _ in range(copies - 1))]
+    for each in modules:
+        each(x)
+    turn = cycle(modules)
     return lambda: next(turn)(x)
 
 

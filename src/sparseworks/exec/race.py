@@ -132,10 +132,17 @@ def _packed(layer: Layer, support: Support, kernels: Sequence[str]) -> Iterator[
 
 
 def _turns(module: nn.Module, x: torch.Tensor, fill: int) -> Callable[[], Any]:
-    """Calls that walk through copies of the module: `fill` of them, at most as many as no cache holds."""
+    """Calls that walk through copies of the module: `fill` of them, at most as many as no cache holds.
+
+    Each copy is called once beforehand: kernels check a packed form at its first call, which may take ten times as long.
+    """
     nbytes = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     copies = max(1, min(fill, _MOST_COPIES, ceil(_BEYOND_CACHE / max(nbytes, 1))))
-    turn = cycle([module, *(copy.deepcopy(module) for _ in range(copies - 1))])
+    modules = [module, *(copy.deepcopy(module) for _ in range(copies - 1))]
+    with torch.inference_mode():
+        for each in modules:
+            each(x)
+    turn = cycle(modules)
     return lambda: next(turn)(x)
 
 
