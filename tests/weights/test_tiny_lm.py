@@ -23,8 +23,8 @@ FEW = ("*.down_proj", "model.layers.[1-5].*")
 def perplexity() -> Callable[..., float]:
     """`perplexity(method, skip, pattern=, repair=)` after pruning on 16 windows of text; without a method, of the dense model."""
     tokenizer, dense = load_tokenizer(NAME), sw.load(NAME)
-    data = lm_batches([p.whole for p in documentation_passages()], tokenizer, LENGTH, samples=16)
-    held_out = [p.whole for p in documentation_passages(held_out=True)]
+    data = lm_batches([p.whole for p in documentation_passages()[:100]], tokenizer, LENGTH, samples=16)
+    held_out = [p.whole for p in documentation_passages(held_out=True)[:100]]
     task = Perplexity(lm_windows(held_out, tokenizer, LENGTH, samples=16).flatten(), LENGTH)
 
     @cache
