@@ -54,9 +54,11 @@ def test_evaluating_restores_modes_also_after_an_error():
 
 def test_progress_shows_on_request(capsys):
     assert list(bar([1, 2], "count", True)) == [1, 2]
-    assert "count" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "count" in shown.err
+    assert shown.out == ""  # standard output is for the answer
     assert list(bar([1, 2], "count", False)) == [1, 2]
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_device_of_modules_without_parameters():
