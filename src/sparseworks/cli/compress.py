@@ -21,7 +21,7 @@ from sparseworks.jobs.result import Result, drop
 
 GOAL_MISSED = 3
 _MARK = "command.json"
-DEMO = {"method": "sparsegpt", "density": 0.3, "recover": 2.0}
+DEMO = {"method": "sparsegpt", "pattern": "block:4x1", "density": 0.5, "recover": 2.0}
 """The embedded demonstration: what a model without options gets, chosen to take under six minutes on two cores."""
 
 
@@ -97,7 +97,7 @@ def _method(given: dict[str, Any], demo: bool) -> Method | Recipe:
     import sparseworks.weights  # noqa: F401 - registers the methods
 
     if demo and given["density"] is None and given["pattern"] is None and given["method"] is None:
-        changes["density"] = DEMO["density"]
+        changes |= {"pattern": DEMO["pattern"], "density": DEMO["density"]}
     return method(given["method"] or str(DEMO["method"]), **changes)
 
 
