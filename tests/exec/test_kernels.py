@@ -191,3 +191,25 @@ def test_every_kernel_names_its_format_and_type():
         assert kernel.name == name and kernel.format in FORMATS
         assert kernel.value_dtype in FORMATS.get(kernel.format).dtypes
     assert {k.format for k in KERNELS} == set(FORMATS.names())
+
+
+@needs_extension
+@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("rows", [1, 12, 65])
+def test_kernels_compute_by_themselves(name: str, rows: int, monkeypatch):
+    """A kernel that fell back to its reference, to an unpacked weight or to a dense product would equal it in every grid."""
+    kernel = KERNELS.get(name)
+    mask = torch.zeros(32, 64, dtype=torch.bool)
+    mask[:, ::4] = True
+    support, weight, x = Support.from_mask(mask), torch.randn(32, 64), torch.randn(rows, 64)
+    packed = FORMATS.get(kernel.format).pack(weight, support, dtype=kernel.value_dtype)
+    expected = kernel.reference(x, packed, None)
+
+    def forbidden(*_, **__):
+        raise AssertionError(f"{name} does not multiply with the packed form")
+
+    monkeypatch.setattr(type(kernel), "reference", forbidden)
+    monkeypatch.setattr(type(FORMATS.get(kernel.format)), "unpack", forbidden)
+    monkeypatch.setattr(F, "linear", forbidden)
+    assert kernel.refuses(Call(rows, (32, 64), support.density)) is None
+    torch.testing.assert_close(kernel(x, packed, None), expected, rtol=2e-5, atol=2e-5)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,13 @@ from sparseworks.exec.native import features, native, why_missing
 def test_features_name_the_instruction_set():
     assert features()["isa"] in ("avx2", "portable", "none")
     assert (native() is None) == (features()["isa"] == "none") == (why_missing() is not None)
+
+
+def test_where_there_is_a_compiler_the_extension_is_built():
+    """The package installs without it when the build fails, and the tests of its kernels are then left out: not unnoticed."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
+    switched_off = os.environ.get("SPARSEWORKS_NATIVE", "1") == "0"
+    assert compiler is None or switched_off or native() is not None, why_missing()
 
 
 @pytest.mark.skipif(native() is None, reason="the compiled extension is not built")
