@@ -251,3 +251,17 @@ def test_interrupted_by_the_user_ends_with_130_and_one_line(text: Path, tmp_path
     assert "Run the same command again" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_packed_model_cannot_be_planned_anew_and_the_error_says_what_to_do(monkeypatch):
+    import torch
+
+    import sparseworks.io
+    from sparseworks.cli.commands import run_plan
+    from sparseworks.core.errors import ModelError
+
+    model = torch.nn.Linear(2, 2)
+    model.sparsity = sparseworks.io.Sparsity({}, "packed", {}, None)  # type: ignore[assignment]
+    monkeypatch.setattr(sparseworks.io, "load", lambda name: model)
+    with pytest.raises(ModelError, match="layout bitmask"):
+        run_plan("saved", "1", 0.3, "row", False, 1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseworks.core.errors import ShapeError
+from sparseworks.core.errors import ModelError, ShapeError
 from sparseworks.core.pattern import Pattern
 
 Answer = tuple[Any, Any]
@@ -84,6 +84,11 @@ def run_plan(name: str, batch: str, density: float, pattern: str, bf16: bool, th
     set_threads(threads)
     rows = _integers(batch)
     model = load(name).eval()
+    if getattr(getattr(model, "sparsity", None), "layout", "") == "packed":
+        raise ModelError(
+            f"{name} was saved as packed: its kernels are fixed and its dense weights are gone. "
+            f"Save it with the layout bitmask to plan it anew; `sparseworks inspect` lists what it holds."
+        )
     supports = known_supports(model) or _trial(model, Pattern.parse(pattern), density)
     drawn = plan(model, supports, batch=rows, dtypes=_dtypes(bf16))
     return drawn.to_dict(), str(drawn)
