@@ -2,12 +2,23 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 
 from sparseworks.core.errors import CalibrationError
-from sparseworks.evaluate.text import lm_batches, lm_stream, lm_windows, read_texts, spaced, timing_batch, token_batches
+from sparseworks.evaluate.text import (
+    _pieces,
+    lm_batches,
+    lm_stream,
+    lm_windows,
+    piece_batches,
+    read_texts,
+    spaced,
+    timing_batch,
+    token_batches,
+)
 
 
 def file(path: Path, content: bytes) -> Path:
@@ -91,3 +102,21 @@ def test_windows_are_contiguous_and_packed(bare_tokenizer):
     assert [b["input_ids"].tolist() for b in batches] == [[[4, 5]], [[8, 9]]]
     with pytest.raises(CalibrationError, match="fewer than one window"):
         lm_windows(texts, bare_tokenizer, 40)
+
+
+def test_pieces_hold_every_word_once():
+    texts = [" ".join(f"w{i}" for i in range(n)) for n in (3, 40, 400)]
+    pieces = [p for text in texts for p in _pieces(text, 6, 100, Random(0))]
+    assert " ".join(pieces) == " ".join(texts)
+    assert all(6 <= len(p.split()) < 106 for p in pieces[1:])
+    assert len({len(p.split()) for p in pieces}) > 4
+
+
+def test_batches_of_pieces_keep_to_the_budget_with_little_padding(tokenizer):
+    texts = ["alpha beta gamma " * n for n in range(1, 60)]
+    batches = piece_batches(texts, tokenizer, tokens=256, length=32)
+    assert all(b["input_ids"].numel() <= 256 and b["input_ids"].shape[1] <= 32 for b in batches)
+    real = sum(int(b["attention_mask"].sum()) for b in batches)
+    assert real > 0.95 * sum(b["attention_mask"].numel() for b in batches)
+    again = piece_batches(texts, tokenizer, tokens=256, length=32)
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, again, strict=True))

@@ -11,10 +11,10 @@ from sparseworks.evaluate.ranking import average_precision, ndcg, recall
 from sparseworks.evaluate.retrieval import Retrieval
 from sparseworks.evaluate.similarity import OutputSimilarity
 from sparseworks.evaluate.task import TASKS, Result, Task, task_for
-from sparseworks.evaluate.text import lm_batches, lm_windows, read_texts, timing_batch, token_batches
+from sparseworks.evaluate.text import lm_batches, lm_windows, piece_batches, read_texts, timing_batch, token_batches
 
 __all__ = [
     "TASKS", "Classification", "Collection", "Encoder", "OutputSimilarity", "Passage", "Perplexity", "Result", "Retrieval",
     "Task", "average_precision", "documentation_passages", "documentation_retrieval", "lm_batches", "lm_windows", "ndcg",
-    "read_collection", "read_qrels", "read_texts", "recall", "task_for", "timing_batch", "token_batches",
+    "piece_batches", "read_collection", "read_qrels", "read_texts", "recall", "task_for", "timing_batch", "token_batches",
 ]  # fmt: skip

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import exp, log
 from pathlib import Path
+from random import Random
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -19,6 +21,8 @@ from sparseworks.evaluate.task import some
 from sparseworks.evaluate.tokens import encode, pad_id, padded, plain_tokenizer
 
 T = TypeVar("T")
+
+_POOL = 4096  # pieces that are sorted by length together: enough for little padding, few enough that batches differ
 
 
 def read_texts(path: Path | str, *, paragraphs: bool = True) -> list[str]:
@@ -74,6 +78,53 @@ def token_batches(
     ids = encode(spaced(some(texts, "The list of texts", "Give at least one."), samples), tokenizer, length)
     width, fill = (length if pad == "length" else None), pad_id(tokenizer)
     return [padded(ids[i : i + batch], fill, width, token_types=token_types) for i in range(0, len(ids), batch)]
+
+
+def piece_batches(
+    texts: Sequence[str], tokenizer: Any, *, tokens: int = 2048, length: int = 128, shortest: int = 6, seed: int = 0
+) -> list[dict[str, Int[Tensor, "batch tokens"]]]:
+    """Training batches for encoders: texts cut into pieces of random length, those of like length together.
+
+    Every batch holds about `tokens` tokens (many short pieces or few long ones), so that steps cost the same and little of it
+    is spent on padding; every word occurs once. Deterministic given `seed`.
+
+    Args:
+        texts: at least one.
+        tokenizer: a `tokenizers.Tokenizer` or a fast Hugging Face tokenizer.
+        tokens: most tokens in a batch, padding included.
+        length: most tokens in a piece, special tokens included.
+        shortest: fewest words in a piece, except where a text has fewer; lengths are drawn log-uniformly, as queries and documents are.
+
+    Raises:
+        CalibrationError: no texts.
+    """
+    draw = Random(seed)
+    pieces = [
+        p
+        for text in some(texts, "The list of texts", "Give at least one.")
+        for p in _pieces(text, shortest, length, draw)
+    ]
+    draw.shuffle(pieces)
+    ids, batches = encode(pieces, tokenizer, length), []
+    for start in range(0, len(ids), _POOL):
+        batch: list[list[int]] = []
+        for row in sorted(ids[start : start + _POOL], key=len):
+            if batch and len(row) * (len(batch) + 1) > tokens:
+                batches, batch = [*batches, batch], []
+            batch.append(row)
+        batches.append(batch)
+    draw.shuffle(batches)
+    return [padded(batch, pad_id(tokenizer)) for batch in batches]
+
+
+def _pieces(text: str, shortest: int, longest: int, draw: Random) -> list[str]:
+    """The words of a text in consecutive pieces of random length; a rest shorter than `shortest` belongs to the last piece."""
+    words, cuts = text.split(), [0]
+    while len(words) - cuts[-1] >= 2 * shortest:
+        size = round(exp(draw.uniform(log(shortest), log(max(longest, shortest)))))
+        cuts.append(cuts[-1] + size if len(words) - cuts[-1] - size >= shortest else len(words))
+    ends = [*cuts[1:], len(words)] if cuts[-1] < len(words) else cuts[1:]
+    return [" ".join(words[a:b]) for a, b in zip(cuts, ends, strict=False)]
 
 
 def timing_batch(

@@ -17,6 +17,7 @@ from sparseworks.evaluate import (
     Task,
     documentation_passages,
     lm_batches,
+    piece_batches,
     read_texts,
     task_for,
     timing_batch,
@@ -28,6 +29,7 @@ from sparseworks.weights import Embedding, Logits, Similarity, SquareHead, Term
 
 QUERY_TOKENS = 12  # a typical search query
 _TIMED = 512  # texts that timed batches are made of; all of a large file would take minutes to tokenise
+_STEP_TOKENS = 2048  # of a recovery step: many small steps, since time is what recovery lacks
 _HELD_OUT = 4  # batches that recovery does not train on, for validation
 
 
@@ -80,6 +82,7 @@ class _Kind:
     """How calibration, timing and recovery are made for one kind of model."""
 
     batches: Callable[[Sequence[str], Any, int, int | None], list[Any]]
+    training: Callable[[Sequence[str], Any, Wish], list[Any]]
     examples: Callable[[Sequence[str], Any, Wish], dict[str, Any]]
     recovery: Callable[[nn.Module, list[Any], Wish], Recover]
 
@@ -99,8 +102,7 @@ def setting_for(name: str, wish: Wish) -> Setting:
     recovery = None
     if wish.minutes > 0:
         Random(wish.seed).shuffle(pool := list(texts))
-        # Half the length: twice the steps in the same time, and time is what recovery lacks.
-        recovery = kind.recovery(model, kind.batches(pool, tokenizer, max(wish.length // 2, 16), None), wish)
+        recovery = kind.recovery(model, kind.training(pool, tokenizer, wish), wish)
     return Setting(
         name=name,
         model=model,
@@ -159,6 +161,10 @@ def _passages(texts: Sequence[str], tokenizer: Any, length: int, samples: int | 
     return token_batches(texts, tokenizer, batch=32, length=length, samples=samples)
 
 
+def _pieces(texts: Sequence[str], tokenizer: Any, wish: Wish) -> list[Any]:
+    return piece_batches(texts, tokenizer, tokens=_STEP_TOKENS, length=wish.length, seed=wish.seed)
+
+
 def _documents_and_query(texts: Sequence[str], tokenizer: Any, wish: Wish) -> dict[str, Any]:
     return {
         f"{wish.batch} documents of {wish.length} tokens": timing_batch(
@@ -173,6 +179,10 @@ def _documents_and_query(texts: Sequence[str], tokenizer: Any, wish: Wish) -> di
 
 def _windows(texts: Sequence[str], tokenizer: Any, length: int, samples: int | None) -> list[Any]:
     return lm_batches(texts, tokenizer, batch=8, length=length, samples=samples)
+
+
+def _short_windows(texts: Sequence[str], tokenizer: Any, wish: Wish) -> list[Any]:
+    return lm_batches(texts, tokenizer, batch=8, length=max(wish.length // 2, 16))
 
 
 def _token_and_prompt(texts: Sequence[str], tokenizer: Any, wish: Wish) -> dict[str, Any]:
@@ -216,8 +226,10 @@ def _split(pool: list[Any]) -> tuple[list[Any], list[Any]]:
 _LOGITS = _towards(Logits(1.0), SquareHead(0.5))
 
 KINDS: dict[str, _Kind] = {
-    "retrieval": _Kind(_passages, _documents_and_query, _towards(Embedding(1.0), Similarity(0.2), SquareHead(0.3))),
-    "classification": _Kind(_passages, _documents_and_query, _LOGITS),
-    "perplexity": _Kind(_windows, _token_and_prompt, _LOGITS),
+    "retrieval": _Kind(
+        _passages, _pieces, _documents_and_query, _towards(Embedding(1.0), Similarity(0.2), SquareHead(0.3))
+    ),
+    "classification": _Kind(_passages, _pieces, _documents_and_query, _LOGITS),
+    "perplexity": _Kind(_windows, _short_windows, _token_and_prompt, _LOGITS),
 }
 """Usual task of a kind of model -> how its calibration, timing and recovery are made."""
