@@ -67,7 +67,11 @@ class Format(ABC):
 
     @abstractmethod
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
-        """The dense weight (exact zeros outside the support) in the stored type, and the support exactly as packed."""
+        """The dense weight (exact zeros outside the support) in the stored type (float32 for whole numbers), and the support exactly."""
+
+    def rounded(self, weight: Float[Tensor, "out in"], dtype: torch.dtype) -> Float[Tensor, "out in"]:
+        """What `unpack` gives back for the kept entries of `weight` stored as `dtype`."""
+        return weight.to(dtype)
 
     @abstractmethod
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:

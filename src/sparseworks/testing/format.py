@@ -64,8 +64,8 @@ def _one(format: Format, what: str, support: Support, dtype: torch.dtype) -> boo
         return False
     packed = format.pack(weight, support, dtype=dtype)
     unpacked, again = format.unpack(packed)
-    expected = torch.where(support.mask(), weight, 0.0).to(dtype)
-    require(unpacked.dtype == dtype and torch.equal(unpacked, expected), f"{what} unpacks to other values.")
+    expected = format.rounded(torch.where(support.mask(), weight, 0.0), dtype)
+    require(unpacked.dtype == expected.dtype and torch.equal(unpacked, expected), f"{what} unpacks to other values.")
     require(again == support, f"{what} unpacks to another support: {again!r} instead of {support!r}.")
     bytes_known = format.nbytes(support, dtype)
     require(bytes_known == packed.nbytes, f"{what} takes {packed.nbytes} bytes and says {bytes_known} before packing.")

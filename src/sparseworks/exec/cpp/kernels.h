@@ -23,6 +23,17 @@ struct Tile : Product {
     int64_t k_block, row_block;
 };
 
+// Pairs of adjacent inputs as 16-bit fixed point, two in an entry, cut like `Tile` (format `pairs`): weight = value * scale[row].
+// Inputs are rounded per token to whole numbers of at most `limit`.
+struct Pairs : Product {
+    const int32_t* ptr;
+    const uint8_t* columns;
+    const int16_t* values;
+    const uint8_t* row_of;
+    const float* scale;
+    int64_t limit, k_block, row_block;  // k_block in pairs
+};
+
 // `height` adjacent outputs share columns (format `panel`).
 struct Panel : Product {
     const int32_t* ptr;
@@ -49,6 +60,7 @@ struct Bitmask : Product {
 
 #define SPARSEWORKS_KERNELS      \
     void tile(const Tile& a);    \
+    void pairs(const Pairs& a);  \
     void panel(const Panel& a);  \
     void csr(const Csr& a);      \
     void bitmask(const Bitmask& a);

@@ -18,6 +18,7 @@ const T* at(Address address) {
 struct Table {
     const char* isa = "portable";
     void (*tile)(const Tile&) = portable::tile;
+    void (*pairs)(const Pairs&) = portable::pairs;
     void (*panel)(const Panel&) = portable::panel;
     void (*csr)(const Csr&) = portable::csr;
     void (*bitmask)(const Bitmask&) = portable::bitmask;
@@ -28,7 +29,7 @@ Table choose() {
 #ifdef SPARSEWORKS_AVX2
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
-        table = {"avx2", avx2::tile, avx2::panel, avx2::csr, avx2::bitmask};
+        table = {"avx2", avx2::tile, avx2::pairs, avx2::panel, avx2::csr, avx2::bitmask};
     }
 #endif
     return table;
@@ -57,6 +58,14 @@ void tile(Address x, Address y, Address bias, int64_t rows, int threads, int64_t
                 at<int32_t>(ptr), at<uint8_t>(columns), at<void>(values), at<uint8_t>(row_of), k_block, row_block});
 }
 
+void pairs(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, Address ptr,
+           Address columns, Address values, Address row_of, Address scale, int64_t limit, int64_t k_block,
+           int64_t row_block) {
+    table.pairs({{at<float>(x), reinterpret_cast<float*>(y), at<float>(bias), rows, in, out, false, threads},
+                 at<int32_t>(ptr), at<uint8_t>(columns), at<int16_t>(values), at<uint8_t>(row_of), at<float>(scale),
+                 limit, k_block, row_block});
+}
+
 void panel(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
            Address columns, Address values, int64_t height, int64_t k_block) {
     table.panel({{at<float>(x), reinterpret_cast<float*>(y), at<float>(bias), rows, in, out, bf16, threads},
@@ -81,6 +90,7 @@ NB_MODULE(_native, m) {
     m.def("features", &features);
     m.def("use_portable", &use_portable);
     m.def("tile", &tile, nb::call_guard<nb::gil_scoped_release>());
+    m.def("pairs", &pairs, nb::call_guard<nb::gil_scoped_release>());
     m.def("panel", &panel, nb::call_guard<nb::gil_scoped_release>());
     m.def("csr", &csr, nb::call_guard<nb::gil_scoped_release>());
     m.def("bitmask", &bitmask, nb::call_guard<nb::gil_scoped_release>());

@@ -1,4 +1,8 @@
 // Plain C++: what runs on processors without AVX2. Correct and simple; the loops over x rows vectorise where the compiler can.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
 #include "kernels.h"
 #include "parallel.h"
 
@@ -29,6 +33,41 @@ void tile(const Tile& a) {
                     for (int64_t e = a.ptr[s]; e < a.ptr[s + 1]; ++e) {
                         add(a, first + a.row_of[s], kb * a.k_block + a.columns[e], widen(a.values, a.bf16, e));
                     }
+                }
+            }
+        }
+    });
+}
+
+void pairs(const Pairs& a) {
+    const int64_t k_blocks = (a.in / 2 + a.k_block - 1) / a.k_block;
+    split(a.rows, a.threads, a.rows * a.ptr[a.out * k_blocks], [&](int64_t begin, int64_t end) {
+        std::vector<int64_t> rounded(a.in);
+        for (int64_t m = begin; m < end; ++m) {
+            const float* x = a.x + m * a.in;
+            float most = 0.0f;
+            bool finite = true;
+            for (int64_t k = 0; k < a.in; ++k) most = std::max(most, std::fabs(x[k])), finite = finite && std::isfinite(x[k]);
+            const float limit = static_cast<float>(a.limit), inverse = finite && most > 0.0f ? limit / most : 0.0f;
+            for (int64_t k = 0; k < a.in; ++k) {
+                rounded[k] = finite ? static_cast<int64_t>(std::nearbyint(x[k] * inverse)) : 0;
+            }
+            for (int64_t first = 0; first < a.out; first += a.row_block) {
+                const int64_t height = std::min(a.out - first, a.row_block);
+                std::vector<int64_t> sum(height, 0);
+                for (int64_t kb = 0; kb < k_blocks; ++kb) {
+                    for (int64_t i = 0; i < height; ++i) {
+                        const int64_t s = first * k_blocks + kb * height + i;
+                        for (int64_t e = a.ptr[s]; e < a.ptr[s + 1]; ++e) {
+                            const int64_t k = 2 * (kb * a.k_block + a.columns[e]);
+                            sum[a.row_of[s]] += a.values[2 * e] * rounded[k] + a.values[2 * e + 1] * rounded[k + 1];
+                        }
+                    }
+                }
+                for (int64_t r = 0; r < height; ++r) {
+                    const float scale = finite ? most / limit : NAN;
+                    a.y[m * a.out + first + r] = static_cast<float>(sum[r]) * scale * a.scale[first + r] +
+                                                 (a.bias ? a.bias[first + r] : 0.0f);
                 }
             }
         }

@@ -30,7 +30,7 @@ def masked(
     refusal = format.refuses(support, dtype)
     if refusal:
         raise KernelError(f"Format {format.registered_name!r} refuses this support: {refusal}.")
-    return weight.detach().cpu().to(dtype)
+    return weight.detach().cpu().to(dtype if dtype.is_floating_point else torch.float32)
 
 
 def pointers(counts: Int[Tensor, " segments"]) -> Int[Tensor, " segments+1"]:

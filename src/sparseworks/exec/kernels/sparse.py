@@ -39,6 +39,41 @@ class TileKernel(NativeKernel):
         return width, out, *fits, k_block, row_block
 
 
+class PairsKernel(NativeKernel):
+    """Pairs of adjacent inputs, many rows: two 16-bit products and their sum are one instruction, twice float32's rate.
+
+    Each row of x is scaled to whole numbers of at most `limit`, so a row with an infinity or NaN gives NaN throughout.
+    """
+
+    format = "pairs"
+    entry = "pairs"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `NativeKernel.inspect`."""
+        out, width = packed.shape
+        if width % 2:
+            raise damaged(packed, f"{width} inputs are not pairs")
+        k_block, row_block = number(packed, "k_block", 1, 256), number(packed, "row_block", 1, 256)
+        limit = number(packed, "limit", 1, (1 << 15) - 1)
+        segments = out * -(-(width // 2) // k_block)
+        columns = part(packed, "columns", torch.uint8, None)
+        values = part(packed, "values", self.value_dtype, columns.numel(), 2)
+        ptr = pointers(packed, segments, columns.numel(), 2)
+        rows = part(packed, "rows", torch.uint8, segments)
+        scale = part(packed, "scale", torch.float32, out)
+        height, room = _tile_limits(out, width // 2, k_block, row_block)
+        below(packed, "rows", rows, height)
+        below(packed, "columns", columns, room[segment_of(ptr)])
+        return width, out, *_addresses(ptr, columns, values, rows, scale), limit, k_block, row_block
+
+    def reference(self, x: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
+        """See `Kernel.reference`; with the inputs rounded as the kernel rounds them."""
+        most = x.float().abs().amax(dim=-1, keepdim=True) if x.numel() else x.new_zeros(x.shape[0], 1)
+        limit = float(packed.meta["limit"])
+        rounded = (x.float() * torch.where(most > 0, torch.full_like(most, limit) / most, 0.0)).round() * (most / limit)
+        return super().reference(rounded.to(x.dtype), packed, bias)
+
+
 class PanelKernel(NativeKernel):
     """Adjacent outputs share columns, so one index and one input serve 16, 8 or 4 outputs (arXiv 2306.16601 uses 4)."""
 
@@ -154,6 +189,7 @@ def _tile_limits(out: int, width: int, k_block: int, row_block: int) -> tuple[to
     return torch.cat(heights or empty), torch.cat(rooms or empty)
 
 
+KERNELS.register("pairs-int16")(PairsKernel("pairs-int16", torch.int16))
 for _kind in (TileKernel, PanelKernel, CsrKernel, FanInKernel, BitmaskKernel, NMKernel):
     for _suffix, _dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         KERNELS.register(f"{_kind.format}-{_suffix}")(_kind(f"{_kind.format}-{_suffix}", _dtype))

@@ -1,0 +1,147 @@
+// Many rows of x: lanes are tokens. Per kept entry one broadcast and contiguous multiply-adds over a feature-major tile
+// [K][T] of x, of which a K-block stays in L1; the sums of a stripe of outputs stay in L2. `Arithmetic` says what an entry
+// is: its stored type, the lanes, the multiply-add, how a tile is packed and sums become outputs.
+#pragma once
+#include "avx2.h"
+
+namespace {
+
+using sparseworks::Product;
+
+constexpr int kPadded = 2;         // segments hold a multiple of this
+constexpr int64_t kTokens = 64;    // the largest tile
+constexpr int64_t kStripe = 512;   // outputs whose sums are kept at once
+
+// Independent sums per lane group: eight chains hide the latency of a multiply-add.
+template <int V>
+constexpr int kChains = V >= 8 ? 1 : V == 4 ? 2 : 4;
+
+// A weight cut into K-blocks and row blocks: segment s = one row's part of one K-block.
+struct Segments : Product {
+    const int32_t* ptr;
+    const uint8_t* columns;
+    const void* values;
+    const uint8_t* row_of;
+    int64_t width, k_block, row_block;  // width: cells of a token in the tile
+};
+
+// N entries, each added to its own chain as far as there are enough.
+template <int V, int N, class A, int C>
+SW_INLINE void entries(const typename A::Cell* x, const uint8_t* columns, const typename A::Stored* values,
+                       typename A::Lanes (&sum)[C][V]) {
+    each<N>([&](auto u) {
+        const typename A::Cell* lane = x + static_cast<int64_t>(columns[u]) * (8 * V);
+        const auto w = A::broadcast(values + u);
+        each<V>([&](auto v) { sum[u % C][v] = A::multiply_add(w, A::load(lane + 8 * v), sum[u % C][v]); });
+    });
+}
+
+template <int V, class A>
+SW_INLINE void segment(const typename A::Cell* x, const uint8_t* columns, const typename A::Stored* values, int64_t n,
+                       const typename A::Cell* from, typename A::Lanes start, typename A::Cell* to) {
+    constexpr int C = kChains<V>, N = C > kPadded ? C : kPadded;
+    typename A::Lanes sum[C][V];
+    each<V>([&](auto v) { sum[0][v] = from ? A::load(from + 8 * v) : start; });
+    each<C - 1>([&](auto c) { each<V>([&](auto v) { sum[c + 1][v] = A::zero(); }); });
+    int64_t i = 0;
+    for (; i + N <= n; i += N) entries<V, N, A>(x, columns + i, values + i, sum);
+    if (N > kPadded && i < n) entries<V, kPadded, A>(x, columns + i, values + i, sum);
+    each<V>([&](auto v) {
+        each<C - 1>([&](auto c) { sum[0][v] = A::add(sum[0][v], sum[c + 1][v]); });
+        A::store(to + 8 * v, sum[0][v]);
+    });
+}
+
+// Lines that will be touched soon, fetched a few at a time while the arithmetic runs: a rectangle, column of lines by column.
+struct Fetch {
+    const float* line = nullptr;
+    int64_t stride = 0, rows = 0, lines = 0, row = 0;
+
+    template <bool Write>
+    SW_INLINE void four() {
+        if (lines <= 0) return;
+        each<4>([&](auto i) {
+            const char* at = reinterpret_cast<const char*>(line + (row + i < rows ? i * stride : 0));
+            if constexpr (Write) __builtin_prefetch(at, 1, 3);
+            else __builtin_prefetch(at, 0, 2);
+        });
+        line += 4 * stride, row += 4;
+        if (row >= rows) line += 16 - row * stride, row = 0, --lines;
+    }
+};
+
+struct Rows {
+    int64_t first, height;
+};
+
+// One row block times one K-block `x`.
+template <int V, bool Write, class A>
+void block(const Segments& a, int64_t k_blocks, int64_t kb, Rows b, const typename A::Cell* x, typename A::Cell* sums,
+           Fetch& fetch) {
+    constexpr int T = 8 * V;
+    const auto* values = static_cast<const typename A::Stored*>(a.values);
+    const int64_t s = b.first * k_blocks + kb * b.height;
+    for (int64_t i = 0; i < b.height; ++i) {
+        const int64_t e = a.ptr[s + i], n = a.ptr[s + i + 1] - e, row = a.row_of[s + i];
+        typename A::Cell* to = sums + row * T;
+        if constexpr (V >= 8) fetch.template four<Write>();
+        if (kb == 0) segment<V, A>(x, a.columns + e, values + e, n, nullptr, A::start(a.bias, b.first + row), to);
+        else segment<V, A>(x, a.columns + e, values + e, n, to, A::zero(), to);
+    }
+}
+
+// Tokens [token, token + 8V) of row blocks [from, to).
+template <int V, class A>
+void tokens_by_rows(const A& arithmetic, const Segments& a, int64_t token, int64_t from, int64_t to, typename A::Cell* x,
+                    typename A::Cell* sums) {
+    constexpr int T = 8 * V;
+    const int64_t k_blocks = (a.width + a.k_block - 1) / a.k_block, tokens = a.rows - token < T ? a.rows - token : T;
+    const int64_t step = kStripe / a.row_block > 0 ? kStripe / a.row_block : 1;
+    float scales[T];
+    const auto at = [&](int64_t b) {
+        const int64_t first = b * a.row_block;
+        return Rows{first, a.out - first < a.row_block ? a.out - first : a.row_block};
+    };
+    for (int64_t stripe = from; stripe < to; stripe += step) {
+        const int64_t end = stripe + step < to ? stripe + step : to;
+        for (int64_t kb = 0; kb < k_blocks; ++kb) {
+            Fetch ahead;
+            if (stripe == from) ahead = arithmetic.template pack<T>(a, kb, k_blocks, token, tokens, x, scales);
+            for (int64_t b = stripe; b < end; ++b) {
+                typename A::Cell* part = sums + (b - stripe) * a.row_block * T;
+                const typename A::Cell* from_x = x + kb * a.k_block * T;
+                if (kb + 1 == k_blocks) {
+                    Fetch y{a.y + token * a.out + at(b).first, a.out, tokens, (at(b).height + 15) / 16};
+                    block<V, true, A>(a, k_blocks, kb, at(b), from_x, part, y);
+                    arithmetic.template unpack<T>(a, part, at(b).first, at(b).height, token, tokens, scales);
+                } else {
+                    block<V, false, A>(a, k_blocks, kb, at(b), from_x, part, ahead);
+                }
+            }
+        }
+    }
+}
+
+template <class A>
+void tiles(const A& arithmetic, const Segments& a) {
+    const int64_t blocks = (a.out + a.row_block - 1) / a.row_block, count = (a.rows + kTokens - 1) / kTokens;
+    const int64_t work = a.rows * a.ptr[a.out * ((a.width + a.k_block - 1) / a.k_block)];
+    sparseworks::split(count * blocks, a.threads, work, [&](int64_t begin, int64_t end) {
+        using Cell = typename A::Cell;
+        static thread_local Scratch scratch;
+        Cell* x = reinterpret_cast<Cell*>(scratch.floats((a.width + 8 + kStripe + a.row_block) * kTokens));
+        Cell* sums = x + (a.width + 8) * kTokens;
+        while (begin < end) {
+            const int64_t tile = begin / blocks, from = begin % blocks, left = a.rows - tile * kTokens;
+            const int64_t to = from + end - begin < blocks ? from + end - begin : blocks;
+            const auto size = left > 32   ? tokens_by_rows<8, A>
+                              : left > 16 ? tokens_by_rows<4, A>
+                              : left > 8  ? tokens_by_rows<2, A>
+                                          : tokens_by_rows<1, A>;
+            size(arithmetic, a, tile * kTokens, from, to, x, sums);
+            begin += to - from;
+        }
+    });
+}
+
+}  // namespace
