@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from sparseworks.cli import main
 from sparseworks.cli.app import app
-from sparseworks.cli.commands import forget_timings
+from sparseworks.cli.machine import forget_timings
 from sparseworks.cli.compress import read_share
 from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, SparseworksError
 

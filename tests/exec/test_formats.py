@@ -9,6 +9,7 @@ from sparseworks.core.errors import KernelError, ShapeError
 from sparseworks.core.patterns import parse
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS
+from sparseworks.exec.formats.pairs import fixed_point
 from sparseworks.exec.kernels import DenseKernel  # noqa: F401  registers formats and kernels
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -28,8 +29,8 @@ def check_round_trip(name: str, support: Support, dtype: torch.dtype) -> None:
     assert packed.nbytes == format.nbytes(support, dtype)
     back, kept = format.unpack(packed)
     assert kept == support
-    assert back.dtype is dtype
-    assert torch.equal(back, weight.nan_to_num(0.0).to(dtype))
+    assert back.dtype is (dtype if dtype.is_floating_point else torch.float32)
+    assert torch.equal(back, format.rounded(weight.nan_to_num(0.0), dtype))
 
 
 def random_support(out: int, width: int, density: float, seed: int = 0) -> Support:
@@ -48,9 +49,11 @@ def test_round_trip_any_support(name, shape, density, dtype):
 @given(st.integers(1, 70), st.integers(1, 300), st.floats(0, 1), st.integers(0, 1000))
 def test_round_trip_random(out, width, density, seed):
     support = random_support(out, width, density, seed)
-    for name in FORMATS.names():
-        if FORMATS.get(name).refuses(support) is None:
-            check_round_trip(name, support, torch.float32)
+    pairs = Support.from_mask(support.mask().repeat_interleave(2, dim=1))
+    for name, format in FORMATS.items():
+        for each in (support, pairs):
+            if format.refuses(each, format.dtypes[0]) is None:
+                check_round_trip(name, each, format.dtypes[0])
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -133,3 +136,27 @@ def test_tile_segments_fall_in_length_within_a_block():
     packed = FORMATS.get("tile").pack(torch.randn(100, 256), random_support(100, 256, 0.3))
     counts = packed.parts["ptr"].diff()[: packed.meta["row_block"]]
     assert bool((counts.diff() <= 0).all()) and int(counts[0]) > int(counts[-1])
+
+
+def test_pairs_refuse_what_is_not_paired():
+    pairs = FORMATS.get("pairs")
+    assert "block:1x2" in (pairs.refuses(random_support(16, 64, 0.5), torch.int16) or "")
+    assert "block:1x2" in (pairs.refuses(Support.full((4, 5)), torch.int16) or "")
+    assert "float32" in (pairs.refuses(Support.full((4, 6)), torch.float32) or "")
+
+
+@pytest.mark.parametrize(("width", "kept"), [(64, 1.0), (384, 0.5), (1536, 0.45), (11008, 1.0)])
+def test_fixed_point_rounds_by_half_a_level_and_no_sum_leaves_32_bits(width, kept):
+    generator = torch.Generator().manual_seed(width)
+    weight = torch.randn(8, width, generator=generator) * (torch.rand(8, width, generator=generator) < kept)
+    values, scale, limit = fixed_point(weight)
+    assert bool(((values * scale[:, None] - weight).abs() <= 0.5001 * scale[:, None]).all())
+    assert 0.9 * 2**31 < int(values.abs().sum(dim=1).max()) * limit < 2**31 or limit == 2**15 - 1
+    assert limit > 700  # about as fine as the levels of the weights
+    assert float((values * scale[:, None] - weight).norm() / weight.norm()) < 1.5e-3
+
+
+def test_fixed_point_of_zeros_and_of_nothing():
+    for shape in ((3, 4), (0, 4), (3, 0)):
+        values, scale, limit = fixed_point(torch.zeros(shape))
+        assert not values.any() and not scale.any() and limit == 2**15 - 1

@@ -42,6 +42,9 @@ def support_for(name: str, out: int, width: int, density: float = 0.3, seed: int
         return Support.from_mask(rows.repeat_interleave(height, dim=0)[:out])
     if kind == "fanin":
         return Support.from_mask(torch.rand(out, width, generator=generator).argsort(dim=1) < round(density * width))
+    if kind == "pairs":
+        pairs = torch.rand(out, -(-width // 2), generator=generator) < density
+        return Support.from_mask(pairs.repeat_interleave(2, dim=1))
     if kind == "nm":
         groups = torch.rand(out, -(-width // 4), 4, generator=generator).argsort(dim=-1) < 2
         return Support.from_mask(groups.reshape(out, -1))
@@ -86,8 +89,7 @@ def test_two_threads_equal_reference(name):
 @pytest.mark.parametrize("name", [n for n in NATIVE if not n.startswith("nm")])
 def test_empty_and_full(name, density):
     for shape in [(40, 300), (17, 9)]:
-        support = Support.full(shape) if density == 1.0 else support_for(name, *shape, density=density)
-        packed = packed_for(name, support)
+        packed = packed_for(name, support_for(name, *shape, density=density))
         for rows in (1, 4, 70):
             check(name, packed, rows)
 
@@ -200,7 +202,7 @@ def test_kernels_compute_by_themselves(name: str, rows: int, monkeypatch):
     """A kernel that fell back to its reference, to an unpacked weight or to a dense product would equal it in every grid."""
     kernel = KERNELS.get(name)
     mask = torch.zeros(32, 64, dtype=torch.bool)
-    mask[:, ::4] = True
+    mask[:, ::4] = mask[:, 1::4] = True
     support, weight, x = Support.from_mask(mask), torch.randn(32, 64), torch.randn(rows, 64)
     packed = FORMATS.get(kernel.format).pack(weight, support, dtype=kernel.value_dtype)
     expected = kernel.reference(x, packed, None)

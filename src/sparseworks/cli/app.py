@@ -53,6 +53,16 @@ def _starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
+Values = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Types in which kept values may also be stored, rounded: bf16, and int16 (for pattern block:1x2, many rows). Repeatable.",
+        autocompletion=_starting(lambda: ["bf16", "int16"]),
+        show_default=False,
+    ),
+]
+
+
 def _method_names() -> list[str]:
     from sparseworks.core.method import METHODS
 
@@ -186,7 +196,7 @@ def compress(
     limit: Annotated[
         int | None, typer.Option(help="Evaluate on this many items only.", min=1, show_default=False)
     ] = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Allow kept values to be stored in bfloat16.")] = False,
+    values: Values = None,
     layout: Annotated[
         str,
         typer.Option(
@@ -248,7 +258,7 @@ def plan(
         float, typer.Option(help="Share kept by a trial mask, for a model that is not sparse yet.", min=0.0, max=1.0)
     ] = 0.3,
     pattern: Annotated[str, typer.Option(help="Pattern of the trial mask.")] = "row",
-    bf16: Annotated[bool, typer.Option("--bf16", help="Allow kept values in bfloat16.")] = False,
+    values: Values = None,
     threads: Threads = None,
     remeasure: Remeasure = False,
     as_json: Json = False,
@@ -259,13 +269,14 @@ def plan(
 
     `sparseworks plan out/demo/model --batch 4096,12`
 
-    `sparseworks plan minilm --density 0.3 --pattern block:16x1 --batch 4096`
+    `sparseworks plan minilm --density 0.45 --pattern block:1x2 --values int16 --batch 4096,12`
     """
-    from sparseworks.cli.commands import forget_timings, run_plan
+    from sparseworks.cli.commands import run_plan
+    from sparseworks.cli.machine import forget_timings
 
     if remeasure:
         forget_timings()
-    _show(run_plan(model, batch, density, pattern, bf16, threads), as_json)
+    _show(run_plan(model, batch, density, pattern, values or (), threads), as_json)
 
 
 @app.command()

@@ -8,36 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparseworks.cli.machine import set_threads, threads_text, value_types
 from sparseworks.core.errors import ModelError, ShapeError
 from sparseworks.core.pattern import Pattern
 
 Answer = tuple[Any, Any]
-
-
-def set_threads(threads: int | None) -> None:
-    """Use this many CPU threads, or all cores that the process may use."""
-    import os
-
-    import torch
-
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or usable)
-
-
-def threads_text() -> str:
-    """ "1 thread", "2 threads"."""
-    import torch
-
-    n = torch.get_num_threads()
-    return "1 thread" if n == 1 else f"{n} threads"
-
-
-def forget_timings() -> None:
-    """Delete the measurements of layers that plans keep for this machine."""
-    from sparseworks.exec.ceilings import cache_folder
-
-    for file in cache_folder().glob("plans-*.json"):
-        file.unlink(missing_ok=True)
 
 
 def run_inspect(name: str) -> Answer:
@@ -75,9 +50,8 @@ def run_inspect(name: str) -> Answer:
     return data, _table(title, ["site", "kind", "shape", "density"], rows)
 
 
-def run_plan(name: str, batch: str, density: float, pattern: str, bf16: bool, threads: int | None) -> Answer:
+def run_plan(name: str, batch: str, density: float, pattern: str, values: Sequence[str], threads: int | None) -> Answer:
     """A measured plan, on the model's own supports or on trial masks by magnitude."""
-    from sparseworks.cli.compress import _dtypes
     from sparseworks.exec import plan
     from sparseworks.io import load
 
@@ -90,7 +64,7 @@ def run_plan(name: str, batch: str, density: float, pattern: str, bf16: bool, th
             f"Save it with the layout bitmask to plan it anew; `sparseworks inspect` lists what it holds."
         )
     supports = known_supports(model) or _trial(model, Pattern.parse(pattern), density)
-    drawn = plan(model, supports, batch=rows, dtypes=_dtypes(bf16))
+    drawn = plan(model, supports, batch=rows, dtypes=value_types(values))
     return drawn.to_dict(), str(drawn)
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import typer
 
+from sparseworks.cli.machine import forget_timings, set_threads, value_types
 from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, UnknownNameError
 from sparseworks.core.method import Method, method
 from sparseworks.core.recipe import Recipe
-from sparseworks.jobs.goal import Goal, UnreachableError
+from sparseworks.jobs.goal import PATTERNS, Goal, UnreachableError
 from sparseworks.jobs.journal import read_json, write_json
 from sparseworks.jobs.result import Result, drop
 
@@ -27,7 +28,6 @@ DEMO = {"method": "sparsegpt", "pattern": "block:4x1", "density": 0.5, "recover"
 
 def run_compress(**given: Any) -> int:
     """Run the job; returns the exit code (0, or 3 when a goal is not met)."""
-    from sparseworks.cli.commands import forget_timings, set_threads
     from sparseworks.exec.memory import reuse_memory
 
     demo = given["model"] is None
@@ -35,6 +35,7 @@ def run_compress(**given: Any) -> int:
     set_threads(given["threads"])
     reuse_memory()
     out = Path(given["out"] or ("out/demo" if demo else "out/compressed"))
+    value_types(given["values"] or ())
     how, goal = _method(given, demo), _goal(given)
     _layout(given["layout"])
     work = _workdir(out, how, given)
@@ -72,7 +73,7 @@ def _compress(
         examples=setting.examples,
         recovery=setting.recovery,
         skip=given["skip"] or (),
-        value_dtypes=_dtypes(given["bf16"]),
+        value_dtypes=value_types(given["values"] or ()),
         workdir=work,
         seed=given["seed"],
         progress=sys.stderr.isatty(),
@@ -110,6 +111,8 @@ def _goal(given: dict[str, Any]) -> Goal | None:
     narrowed: dict[str, Any] = {}
     if given["pattern"] is not None:
         narrowed["patterns"] = (given["pattern"],)
+    elif "int16" in ",".join(given["values"] or ()):
+        narrowed["patterns"] = (*PATTERNS, "block:1x2")  # what the kernels for 16-bit values read
     if given["density"] is not None:
         narrowed["densities"] = (given["density"],)
     return Goal(given["speedup"], drop, **narrowed)
@@ -163,12 +166,6 @@ def _workdir(out: Path, how: Method | Recipe, given: dict[str, Any]) -> Path:
         shutil.rmtree(work)
     write_json(mark, asked)
     return work
-
-
-def _dtypes(bf16: bool) -> tuple[Any, ...]:
-    import torch
-
-    return (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)
 
 
 def _speaker() -> Callable[[str], None]:

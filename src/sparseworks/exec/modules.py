@@ -23,6 +23,7 @@ _SHORT = {
     torch.float16: "fp16",
     torch.float64: "fp64",
     torch.int8: "int8",
+    torch.int16: "int16",
 }
 
 

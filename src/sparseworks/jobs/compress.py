@@ -71,7 +71,7 @@ def compress(
         examples: case name -> batch to time, the first being the headline; default: the first calibration batch.
         recovery: fine-tune with the support fixed, the dense model as teacher.
         skip: shell-style patterns of site names that stay dense.
-        value_dtypes: types in which kept values may be stored; bfloat16 beside float32 allows faster, rounded kernels.
+        value_dtypes: types in which kept values may be stored; bfloat16 and int16 beside float32 allow faster, rounded kernels.
         workdir: folder for intermediate state; the same call after an interruption goes on from there.
 
     Raises:
