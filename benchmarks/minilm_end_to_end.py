@@ -22,6 +22,7 @@ from encoder_peers import OnnxRuntime, int8_linear, without
 from torch import Tensor, nn
 
 import sparseworks as sw
+from sparseworks.cli.machine import value_types
 from sparseworks.evaluate import (
     Collection,
     Retrieval,
@@ -30,7 +31,7 @@ from sparseworks.evaluate import (
     read_collection,
     timing_batch,
 )
-from sparseworks.exec import Call, measure
+from sparseworks.exec import KERNELS, Call, Kernel, measure
 from sparseworks.exec.memory import reuse_memory
 from sparseworks.io import load_tokenizer
 
@@ -56,7 +57,7 @@ def fast_model(masked: Any, args: Namespace, batches: Mapping[str, Batch]) -> nn
     if known.plan is not None and not args.replan:
         return sw.load(args.model, planned=True)
     rows = [b["input_ids"].numel() for b in batches.values()]
-    return sw.plan(masked, known.supports, batch=rows).apply(copy.deepcopy(masked))
+    return sw.plan(masked, known.supports, batch=rows, dtypes=value_types(args.values)).apply(copy.deepcopy(masked))
 
 
 def peers(dense: nn.Module, args: Namespace) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -93,10 +94,11 @@ def quality(models: Mapping[str, nn.Module], tokenizer: Any, collections: list[C
 
 def timed(case: str, batch: Batch, models: Mapping[str, nn.Module], masked: Any, args: Namespace) -> list[Line]:
     """The sparse model beside every peer, all interleaved."""
-    everyone = {**models, REST: without(models[DENSE], sparse_modules(masked))}
+    names = sparse_modules(masked)
+    everyone = {**models, REST: without(models[DENSE], names)}
     with torch.inference_mode():
         timings = measure.compare({n: (lambda m=m: m(**batch)) for n, m in everyone.items()}, rounds=args.rounds)
-    ceiling = timings[REST].us + bound_us(masked, batch["input_ids"].numel(), args.threads)
+    ceiling = timings[REST].us + bound_us(models[SPARSE], names, batch["input_ids"].numel(), args.threads)
     texts, dense = len(batch["input_ids"]), timings[DENSE]
     head = ("contender", "ms", "spread", "texts/s", "over dense")
     rows = [
@@ -112,14 +114,29 @@ def sparse_modules(masked: Any) -> set[str]:
     return {s.module for s in sw.sites(sw.load("minilm")) if s.name in masked.sparsity.supports}
 
 
-def bound_us(masked: Any, rows: int, threads: int) -> float:
-    """Sum over sites of max(bytes / bandwidth, operations / peak); kept values as float32, positions one bit each."""
-    supports = masked.sparsity.supports
-    sizes = {name: 4 * s.count + s.size // 8 for name, s in supports.items()}
-    limits = measure.ceilings(working_set=sum(sizes.values()), threads=threads)
-    return sum(
-        measure.bound_us(Call(rows, (s.shape[0], s.size // s.shape[0])), sizes[name], s.count, limits)
-        for name, s in supports.items()
+def bound_us(fast: nn.Module, names: set[str], rows: int, threads: int) -> float:
+    """Sum over the layers that became sparse of max(bytes / bandwidth, operations / peak), each as its kernel packs it."""
+    layers = [fast.get_submodule(name) for name in names]
+    limits = measure.ceilings(working_set=sum(_nbytes(layer, rows) for layer in layers), threads=threads)
+    total = 0.0
+    for layer in layers:
+        call = Call(rows, (layer.out_features, layer.in_features))
+        kept = call.shape[0] * call.shape[1] * getattr(layer, "density", 1.0)
+        total += measure.bound_us(call, _nbytes(layer, rows), round(kept), limits, rate=_kernel(layer, rows).rate)
+    return total
+
+
+def _kernel(layer: Any, rows: int) -> Kernel:
+    """What runs a layer of the planned model at `rows` rows."""
+    rungs = getattr(layer, "rungs", [(0, "dense")])
+    return KERNELS.get([name for least, name in rungs if rows >= least][-1])
+
+
+def _nbytes(layer: Any, rows: int) -> int:
+    kernel = _kernel(layer, rows)
+    forms = getattr(layer, "forms", ())
+    return next(
+        (f.nbytes for f in forms if (f.format, f.dtype) == (kernel.format, kernel.value_dtype)), layer.weight.nbytes
     )
 
 
@@ -131,6 +148,7 @@ def main() -> None:
         peers={"nargs": "*", "default": ["int8", "onnx", "onnx-int8"], "help": "int8, onnx, onnx-int8"},
         peer_quality={"action": "store_true", "help": "measure the quality of the peers as well"},
         replan={"action": "store_true", "help": "choose kernels anew for these batches"},
+        values={"nargs": "*", "default": [], "help": "with --replan: types of values beside fp32 (bf16, int16)"},
         work={"type": Path, "default": Path(tempfile.gettempdir()), "help": "where exported graphs are kept"},
     )
     reuse_memory()  # for all contenders alike, as the command line does: page faults would be a tenth of the time

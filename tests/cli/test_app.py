@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from sparseworks.cli import main
 from sparseworks.cli.app import app
-from sparseworks.cli.machine import forget_timings
 from sparseworks.cli.compress import read_share
+from sparseworks.cli.machine import forget_timings, value_types
 from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, SparseworksError
 
 RUN = CliRunner()
@@ -78,6 +79,11 @@ def test_bench_shows_every_kernel_and_why_others_refuse():
     assert all(why for why in data["refused"].values())
 
 
+def test_value_types_are_named_together_or_one_by_one():
+    assert value_types([]) == (torch.float32,)
+    assert value_types(["bf16", "int16, bf16"]) == (torch.float32, torch.bfloat16, torch.int16)
+
+
 def test_inspect_shows_sites_and_blocks():
     data = answer("inspect", TINY)
     assert len(data["blocks"]) == 6
@@ -97,6 +103,7 @@ def test_errors_are_one_line_and_exit_code_1(monkeypatch, capsys):
 
 def test_usage_errors_exit_with_2():
     assert RUN.invoke(app, ["bench", "--density", "7"]).exit_code == 2
+    assert RUN.invoke(app, ["bench", "--pattern", "2:4", "--density", "0.1"]).exit_code == 1  # 2:4 is half
 
 
 def test_shares_are_read_in_both_forms():
@@ -178,6 +185,7 @@ def test_a_goal_out_of_reach_ends_with_code_3(tmp_path: Path, text: Path):
         ("--layout", "bitmsk", "Did you mean 'bitmask'"),
         ("--max-drop", "a lot", "write 1% or 0.01"),
         ("--task", "perplexty", "Did you mean 'perplexity'"),
+        ("--values", "bf16,int8", "int16"),
     ],
 )
 def test_unknown_names_are_refused_with_near_ones(tmp_path: Path, text: Path, option: str, value: str, says: str):

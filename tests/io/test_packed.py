@@ -10,10 +10,10 @@ from sparseworks.exec import SparseConv1x1, SparseLinear
 from sparseworks.io.packed import build_empty, describe, packed_layers, swap
 
 
-@pytest.fixture
-def linear():
-    layer, mask = nn.Linear(8, 4), torch.rand(4, 8) < 0.5
-    return SparseLinear.from_linear(layer, Support.from_mask(mask), kernel="csr16-fp32")
+@pytest.fixture(params=["csr16-fp32", "pairs-int16"])
+def linear(request):
+    layer, mask = nn.Linear(8, 4), (torch.rand(4, 4) < 0.5).repeat_interleave(2, dim=1)
+    return SparseLinear.from_linear(layer, Support.from_mask(mask), kernel=request.param)
 
 
 @pytest.fixture

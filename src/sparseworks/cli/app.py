@@ -255,8 +255,14 @@ def plan(
     model: Model,
     batch: Annotated[str, typer.Option(help="Rows of the matrix products, comma-separated.")] = "1,16,256",
     density: Annotated[
-        float, typer.Option(help="Share kept by a trial mask, for a model that is not sparse yet.", min=0.0, max=1.0)
-    ] = 0.3,
+        float | None,
+        typer.Option(
+            help="Share kept by a trial mask, for a model that is not sparse yet; default: 0.3, or what the pattern fixes.",
+            min=0.0,
+            max=1.0,
+            show_default=False,
+        ),
+    ] = None,
     pattern: Annotated[str, typer.Option(help="Pattern of the trial mask.")] = "row",
     values: Values = None,
     threads: Threads = None,
@@ -282,7 +288,15 @@ def plan(
 @app.command()
 def bench(
     shape: Annotated[str, typer.Option(help="OUTxIN of one linear layer.")] = "1024x1024",
-    density: Annotated[float, typer.Option(help="Share of the weights kept.", min=0.0, max=1.0)] = 0.1,
+    density: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the weights kept; default: 0.1, or what the pattern fixes.",
+            min=0.0,
+            max=1.0,
+            show_default=False,
+        ),
+    ] = None,
     pattern: Annotated[str, typer.Option(help="Pattern of the support.")] = "row",
     batch: Annotated[int, typer.Option(help="Rows (tokens).", min=1)] = 64,
     threads: Threads = None,
@@ -294,7 +308,7 @@ def bench(
 
     `sparseworks bench --shape 384x1536 --density 0.3 --batch 4096`
 
-    `sparseworks bench --shape 4096x4096 --pattern 2:4 --density 0.5 --batch 1`
+    `sparseworks bench --shape 4096x4096 --pattern 2:4 --batch 1`
     """
     from sparseworks.cli.commands import run_bench
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseworks.cli.machine import set_threads, threads_text, value_types
-from sparseworks.core.errors import ModelError, ShapeError
+from sparseworks.core.errors import BudgetError, ModelError, ShapeError
 from sparseworks.core.pattern import Pattern
 
 Answer = tuple[Any, Any]
@@ -50,7 +50,9 @@ def run_inspect(name: str) -> Answer:
     return data, _table(title, ["site", "kind", "shape", "density"], rows)
 
 
-def run_plan(name: str, batch: str, density: float, pattern: str, values: Sequence[str], threads: int | None) -> Answer:
+def run_plan(
+    name: str, batch: str, density: float | None, pattern: str, values: Sequence[str], threads: int | None
+) -> Answer:
     """A measured plan, on the model's own supports or on trial masks by magnitude."""
     from sparseworks.exec import plan
     from sparseworks.io import load
@@ -63,12 +65,12 @@ def run_plan(name: str, batch: str, density: float, pattern: str, values: Sequen
             f"{name} was saved as packed: its kernels are fixed and its dense weights are gone. "
             f"Save it with the layout bitmask to plan it anew; `sparseworks inspect` lists what it holds."
         )
-    supports = known_supports(model) or _trial(model, Pattern.parse(pattern), density)
+    supports = known_supports(model) or _trial(model, *_chosen(pattern, density, 0.3))
     drawn = plan(model, supports, batch=rows, dtypes=value_types(values))
     return drawn.to_dict(), str(drawn)
 
 
-def run_bench(shape: str, density: float, pattern: str, batch: int, threads: int | None) -> Answer:
+def run_bench(shape: str, density: float | None, pattern: str, batch: int, threads: int | None) -> Answer:
     """One layer, every kernel that takes it, beside dense torch."""
     import torch
 
@@ -82,7 +84,7 @@ def run_bench(shape: str, density: float, pattern: str, batch: int, threads: int
     if not found:
         raise ShapeError(f"A shape is OUTxIN, such as 1024x4096; got {shape!r}.")
     layer = torch.nn.Linear(int(found[2]), int(found[1]))
-    support = _random_support(layer.weight, Pattern.parse(pattern), density)
+    support = _random_support(layer.weight, *_chosen(pattern, density, 0.1))
     x = torch.randn(batch, int(found[2]))
     call = Call(batch, tuple(support.shape), support.density, x.dtype, torch.get_num_threads())  # type: ignore[arg-type]
     refused, packed = {}, {}
@@ -107,7 +109,12 @@ def run_bench(shape: str, density: float, pattern: str, batch: int, threads: int
                 "ratio": ratio.median,
                 "spread": (ratio.high - ratio.low) / ratio.median,
                 "bytes": nbytes,
-                "bound_us": bound_us(call, nbytes, support.count if name in packed else support.size),
+                "bound_us": bound_us(
+                    call,
+                    nbytes,
+                    support.count if name in packed else support.size,
+                    rate=KERNELS.get(name).rate if name in packed else 1.0,
+                ),
             }
         )
     listed.sort(key=lambda r: r["us"])
@@ -193,6 +200,15 @@ def _trial(model: Any, pattern: Pattern, density: float) -> dict[str, Any]:
         except PatternError:
             continue
     return chosen
+
+
+def _chosen(text: str, density: float | None, usual: float) -> tuple[Pattern, float]:
+    """The pattern, and the density that the user, else the pattern, else custom states."""
+    pattern = Pattern.parse(text)
+    fixed = pattern.fixed_density
+    if fixed is not None and density is not None and density != fixed:
+        raise BudgetError(f"Pattern {text} fixes the density at {fixed:g}; leave --density {density:g} out.")
+    return pattern, usual if density is None else density
 
 
 def _random_support(weight: Any, pattern: Pattern, density: float) -> Any:

@@ -66,7 +66,7 @@ def ceilings(*, working_set: int = _LARGEST, threads: int | None = None, cache: 
     return found
 
 
-def bound_us(call: Call, nbytes: int, nnz: int, limits: Ceilings | None = None) -> float:
+def bound_us(call: Call, nbytes: int, nnz: int, limits: Ceilings | None = None, *, rate: float = 1.0) -> float:
     """max(bytes / bandwidth, operations / peak) in microseconds: no kernel can be faster than this.
 
     Bytes are those of the packed weight, of the input and of the output; operations are two per kept weight and row.
@@ -76,11 +76,12 @@ def bound_us(call: Call, nbytes: int, nnz: int, limits: Ceilings | None = None) 
         nbytes: bytes of the packed weight.
         nnz: kept weights.
         limits: default: `ceilings()`.
+        rate: operations that the kernel can do in the time of one in float32 (`Kernel.rate`).
     """
     limits = limits or ceilings()
     out_features, in_features = call.shape
     moved = nbytes + call.rows * (in_features + out_features) * call.dtype.itemsize
-    return 1e6 * max(moved / limits.bandwidth, 2 * nnz * call.rows / limits.flops)
+    return 1e6 * max(moved / limits.bandwidth, 2 * nnz * call.rows / (rate * limits.flops))
 
 
 def cache_folder() -> Path:

@@ -12,7 +12,7 @@ from sparseworks.core.support import Support
 from sparseworks.exec.ceilings import Ceilings, bound_us, ceilings
 from sparseworks.exec.choose import MARGIN, Choice, Form, choose, form_of, wins
 from sparseworks.exec.format import FORMATS
-from sparseworks.exec.kernel import Call
+from sparseworks.exec.kernel import KERNELS, Call
 from sparseworks.exec.ladder import DENSE, dense_kernel
 from sparseworks.exec.layers import Layer, layer_of
 from sparseworks.exec.race import Race, RaceCache, candidates, race, race_key
@@ -145,7 +145,7 @@ def _row(r: _Raced, batch: int, site: str, own: Support, share: float, limits: C
         kernel=kernel,
         us=kept * (race.dense_us if dense else race.entries[kernel].us),
         dense_us=share * race.dense_us,
-        ceiling_us=kept * bound_us(call, nbytes, nnz, limits),
+        ceiling_us=kept * bound_us(call, nbytes, nnz, limits, rate=1.0 if dense else KERNELS.get(kernel).rate),
         reason=_reason(race, kernel, batch, r) + _fused(r.unit),
         alternatives=tuple((name, kept * us) for us, name in others),
         refusals=tuple(r.refusals[batch].items()),

@@ -42,11 +42,13 @@ class Kernel:
         name: registered name.
         format: registered name of the format it reads.
         value_dtype: type of the stored values it reads.
+        rate: operations it can do at best in the time of one in float32.
     """
 
     name: str
     format: str
     value_dtype: torch.dtype = torch.float32
+    rate: float = 1.0
 
     def refuses(self, call: Call) -> str | None:
         """The sentence shown to the user when this kernel cannot take `call`, or None."""

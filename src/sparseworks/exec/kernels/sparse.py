@@ -47,6 +47,7 @@ class PairsKernel(NativeKernel):
 
     format = "pairs"
     entry = "pairs"
+    rate = 2.0
 
     def inspect(self, packed: Packed) -> Arguments:
         """See `NativeKernel.inspect`."""
