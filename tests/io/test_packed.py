@@ -10,10 +10,19 @@ from sparseworks.exec import SparseConv1x1, SparseLinear
 from sparseworks.io.packed import build_empty, describe, packed_layers, swap
 
 
-@pytest.fixture(params=["csr16-fp32", "pairs-int16"])
-def linear(request):
+def packed_linear(kernel: str) -> SparseLinear:
     layer, mask = nn.Linear(8, 4), (torch.rand(4, 4) < 0.5).repeat_interleave(2, dim=1)
-    return SparseLinear.from_linear(layer, Support.from_mask(mask), kernel=request.param)
+    return SparseLinear.from_linear(layer, Support.from_mask(mask), kernel=kernel)
+
+
+@pytest.fixture
+def linear():
+    return packed_linear("csr16-fp32")
+
+
+@pytest.fixture
+def pairs():
+    return packed_linear("pairs-int16")
 
 
 @pytest.fixture
@@ -22,12 +31,12 @@ def conv():
     return SparseConv1x1.from_conv(layer, Support.from_mask(mask), kernel="csr16-fp32")
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("kind", ["linear", "pairs", "conv"])
 def test_an_empty_layer_filled_with_the_state_is_the_layer(kind, request):
     layer = request.getfixturevalue(kind)
     empty = build_empty("x", describe(layer))
     empty.load_state_dict(layer.state_dict())
-    x = torch.randn(3, 8) if kind == "linear" else torch.randn(2, 8, 5, 5)
+    x = torch.randn(2, 8, 5, 5) if kind == "conv" else torch.randn(3, 8)
     assert torch.equal(empty(x), layer(x))
     assert describe(empty) == describe(layer)
 
