@@ -22,7 +22,7 @@ from sparseworks.jobs.result import Result, drop
 
 GOAL_MISSED = 3
 _MARK = "command.json"
-DEMO = {"method": "sparsegpt", "pattern": "block:4x1", "density": 0.5, "recover": 2.0}
+DEMO = {"method": "sparsegpt", "pattern": "block:1x2", "density": 0.5, "values": ("int16",), "recover": 2.0}
 """The embedded demonstration: what a model without options gets, chosen to take under six minutes on two cores."""
 
 
@@ -35,7 +35,8 @@ def run_compress(**given: Any) -> int:
     set_threads(given["threads"])
     reuse_memory()
     out = Path(given["out"] or ("out/demo" if demo else "out/compressed"))
-    value_types(given["values"] or ())
+    given["values"] = given["values"] or (DEMO["values"] if demo and _as_it_comes(given) else ())
+    value_types(given["values"])
     how, goal = _method(given, demo), _goal(given)
     _layout(given["layout"])
     work = _workdir(out, how, given)
@@ -73,7 +74,7 @@ def _compress(
         examples=setting.examples,
         recovery=setting.recovery,
         skip=given["skip"] or (),
-        value_dtypes=value_types(given["values"] or ()),
+        value_dtypes=value_types(given["values"]),
         workdir=work,
         seed=given["seed"],
         progress=sys.stderr.isatty(),
@@ -97,9 +98,14 @@ def _method(given: dict[str, Any], demo: bool) -> Method | Recipe:
             raise RecipeError(f"Cannot read the recipe {given['recipe']}: {error}") from error
     import sparseworks.weights  # noqa: F401 - registers the methods
 
-    if demo and given["density"] is None and given["pattern"] is None and given["method"] is None:
+    if demo and _as_it_comes(given):
         changes |= {"pattern": DEMO["pattern"], "density": DEMO["density"]}
     return method(given["method"] or str(DEMO["method"]), **changes)
+
+
+def _as_it_comes(given: dict[str, Any]) -> bool:
+    """Whether the user left it to us what is pruned and how."""
+    return all(given[k] is None for k in ("method", "density", "pattern", "recipe"))
 
 
 def _goal(given: dict[str, Any]) -> Goal | None:
@@ -111,7 +117,7 @@ def _goal(given: dict[str, Any]) -> Goal | None:
     narrowed: dict[str, Any] = {}
     if given["pattern"] is not None:
         narrowed["patterns"] = (given["pattern"],)
-    elif "int16" in ",".join(given["values"] or ()):
+    elif "int16" in ",".join(given["values"]):
         narrowed["patterns"] = (*PATTERNS, "block:1x2")  # what the kernels for 16-bit values read
     if given["density"] is not None:
         narrowed["densities"] = (given["density"],)
