@@ -15,7 +15,7 @@ from torch import Tensor
 from sparseworks.core.support import Support
 from sparseworks.exec.formats.segments import padding, real_entries, rounded, segment_of, too_many
 
-K_BLOCK = 128
+K_BLOCK = 96
 UNROLL = 2
 _ROW_BLOCK = 256
 
