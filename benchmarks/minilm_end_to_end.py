@@ -149,6 +149,7 @@ def main() -> None:
         peer_quality={"action": "store_true", "help": "measure the quality of the peers as well"},
         replan={"action": "store_true", "help": "choose kernels anew for these batches"},
         values={"nargs": "*", "default": [], "help": "with --replan: types of values beside fp32 (bf16, int16)"},
+        made={"default": "", "help": "how the model was made, kept with the figures"},
         work={"type": Path, "default": Path(tempfile.gettempdir()), "help": "where exported graphs are kept"},
     )
     reuse_memory()  # for all contenders alike, as the command line does: page faults would be a tenth of the time
@@ -168,7 +169,7 @@ def main() -> None:
     table("quality", head, rows)
     supports = masked.sparsity.supports
     density = sum(s.count for s in supports.values()) / sum(s.size for s in supports.values())
-    store("minilm_end_to_end", lines, args.json, quality=scores, unavailable=missing, density=density)
+    store("minilm_end_to_end", lines, args.json, quality=scores, unavailable=missing, density=density, made=args.made)
 
 
 if __name__ == "__main__":
