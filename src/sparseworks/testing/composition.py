@@ -60,7 +60,7 @@ def check_composition(
     """One score through the product of everything else (default: all that is registered), from weights to outputs.
 
     For every combination: the allocator's integers are met, the support is admitted by the pattern, values are exact zeros
-    outside, and the packed form gives back support and values to the bit, or the format says why it refuses.
+    outside, and the packed form gives back the support, and to the bit the values that its first type can hold, or the format says why it refuses.
 
     Raises:
         AssertionError: with a sentence that names the combination and what broke.
@@ -149,13 +149,14 @@ def _solved(toy: _Toy, i: int, pattern: Pattern, target: int, solver: Solver, la
 @lru_cache(maxsize=1 << 14)
 def _packs(format: Format, values: bytes, support: Support) -> bool | str:
     """Whether the format takes the support; a sentence where what comes back is not what was packed."""
-    if format.refuses(support) is not None:
+    dtype = format.dtypes[0]
+    if format.refuses(support, dtype) is not None:
         return False
     weight = torch.frombuffer(bytearray(values), dtype=torch.float32).reshape(support.shape)
-    unpacked, again = format.unpack(format.pack(weight, support))
+    unpacked, again = format.unpack(format.pack(weight, support, dtype=dtype))
     if again != support:
         return "another support comes back."
-    return torch.equal(unpacked, weight) or "other values come back."
+    return torch.equal(unpacked, format.rounded(weight, dtype)) or "other values come back."
 
 
 @lru_cache
