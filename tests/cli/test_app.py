@@ -213,6 +213,7 @@ def test_without_a_model_the_demonstration_goes_to_its_own_folder(tmp_path: Path
 
 STOPPED = """
 import importlib, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
 module, owner, name, nth, sign = sys.argv[1:6]
 sys.argv[1:6] = []
 owner = getattr(importlib.import_module(module), owner)
