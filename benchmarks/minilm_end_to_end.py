@@ -121,8 +121,9 @@ def bound_us(fast: nn.Module, names: set[str], rows: int, threads: int) -> float
     total = 0.0
     for layer in layers:
         call = Call(rows, (layer.out_features, layer.in_features))
-        kept = call.shape[0] * call.shape[1] * getattr(layer, "density", 1.0)
-        total += measure.bound_us(call, _nbytes(layer, rows), round(kept), limits, rate=_kernel(layer, rows).rate)
+        kernel = _kernel(layer, rows)
+        kept = call.shape[0] * call.shape[1] * (1.0 if kernel.format == "dense" else layer.density)
+        total += measure.bound_us(call, _nbytes(layer, rows), round(kept), limits, rate=kernel.rate)
     return total
 
 
@@ -134,10 +135,9 @@ def _kernel(layer: Any, rows: int) -> Kernel:
 
 def _nbytes(layer: Any, rows: int) -> int:
     kernel = _kernel(layer, rows)
-    forms = getattr(layer, "forms", ())
-    return next(
-        (f.nbytes for f in forms if (f.format, f.dtype) == (kernel.format, kernel.value_dtype)), layer.weight.nbytes
-    )
+    if not hasattr(layer, "forms"):
+        return layer.weight.nbytes
+    return next(f.nbytes for f in layer.forms if (f.format, f.dtype) == (kernel.format, kernel.value_dtype))
 
 
 def main() -> None:

@@ -274,3 +274,19 @@ def test_a_packed_model_cannot_be_planned_anew_and_the_error_says_what_to_do(mon
     monkeypatch.setattr(sparseworks.io, "load", lambda name: model)
     with pytest.raises(ModelError, match="layout bitmask"):
         run_plan("saved", "1", 0.3, "row", False, 1)
+
+
+def test_the_demonstration_stores_pairs_in_16_bits_unless_the_user_says_otherwise(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def stop(how, goal, given, work, say):
+        seen.append((str(how.pattern), given["values"], goal.patterns if goal else None))
+        raise BudgetError("seen enough")
+
+    monkeypatch.setattr("sparseworks.cli.compress._compress", stop)
+    for extra in ([], ["--pattern", "row", "--density", "0.3"], [TINY, "--values", "int16", "--speedup", "1.2"]):
+        RUN.invoke(app, ["compress", *extra, "--out", str(tmp_path / str(len(seen)))])
+    assert [pattern for pattern, _, _ in seen[:2]] == ["block:1x2", "row"]
+    assert [tuple(values) for _, values, _ in seen] == [("int16",), (), ("int16",)]
+    assert "block:1x2" in seen[2][2]

@@ -120,3 +120,9 @@ def test_batches_of_pieces_keep_to_the_budget_with_little_padding(tokenizer):
     assert real > 0.95 * sum(b["attention_mask"].numel() for b in batches)
     again = piece_batches(texts, tokenizer, tokens=256, length=32)
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, again, strict=True))
+
+
+@pytest.mark.parametrize("option", ["tokens", "length", "shortest"])
+def test_pieces_of_no_length_are_refused(tokenizer, option: str):
+    with pytest.raises(CalibrationError, match="at least 1"):
+        piece_batches(["alpha beta"], tokenizer, **{option: 0})

@@ -34,6 +34,7 @@ def test_the_bound_is_the_larger_of_traffic_and_arithmetic():
     assert bound_us(few, nbytes=100_000, nnz=10, limits=SMALL) == pytest.approx((100_000 + 4 * 300) / 1e9 * 1e6)
     many = Call(rows=1000, shape=(100, 200))
     assert bound_us(many, nbytes=100, nnz=20_000, limits=SMALL) == pytest.approx(2 * 20_000 * 1000 / 1e10 * 1e6)
+    assert bound_us(many, 100, 20_000, SMALL, rate=2.0) == pytest.approx(20_000 * 1000 / 1e10 * 1e6)
     half = Call(rows=1, shape=(100, 200), dtype=torch.bfloat16)
     assert bound_us(half, 0, 0, SMALL) == pytest.approx(2 * 300 / 1e9 * 1e6)
 

@@ -160,3 +160,14 @@ def test_fixed_point_of_zeros_and_of_nothing():
     for shape in ((3, 4), (0, 4), (3, 0)):
         values, scale, limit = fixed_point(torch.zeros(shape))
         assert not values.any() and not scale.any() and limit == 2**15 - 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_fixed_point_refuses_kept_weights_that_are_not_finite(bad: float):
+    support = Support.from_mask((torch.arange(8) < 4).expand(4, 8))
+    weight = torch.randn(4, 8)
+    weight[1, 7] = bad  # dropped
+    FORMATS.get("pairs").pack(weight, support, dtype=torch.int16)
+    weight[1, 2] = bad
+    with pytest.raises(KernelError, match="NaN or infinities"):
+        FORMATS.get("pairs").pack(weight, support, dtype=torch.int16)

@@ -215,3 +215,42 @@ def test_kernels_compute_by_themselves(name: str, rows: int, monkeypatch):
     monkeypatch.setattr(F, "linear", forbidden)
     assert kernel.refuses(Call(rows, (32, 64), support.density)) is None
     torch.testing.assert_close(kernel(x, packed, None), expected, rtol=2e-5, atol=2e-5)
+
+
+@needs_extension
+@pytest.mark.parametrize("rows", [3, 65])
+def test_pairs_give_nan_for_rows_that_are_not_finite_and_nothing_else(rows: int, isa):
+    kernel, packed = KERNELS.get("pairs-int16"), packed_for("pairs-int16", support_for("pairs-int16", 40, 70))
+    x, bias = torch.randn(rows, 70), torch.randn(40)
+    clean = kernel(x, packed, bias)
+    x[0, 3], x[2, 69] = float("inf"), float("nan")
+    y = kernel(x, packed, bias)
+    assert bool(y[[0, 2]].isnan().all())
+    kept = [i for i in range(rows) if i not in (0, 2)]
+    assert torch.equal(y[kept], clean[kept])
+
+
+@needs_extension
+def test_pairs_take_rows_of_any_size(isa):
+    """Rows are scaled one by one: each is as precise as any other, zeros and what is next to nothing give the bias."""
+    kernel, packed = KERNELS.get("pairs-int16"), packed_for("pairs-int16", support_for("pairs-int16", 24, 64))
+    x, bias = torch.randn(1, 64), torch.randn(24)
+    sizes = torch.tensor([1.0, 1e-20, 1e20, 0.0, 1e-33, 1e-40])[:, None]
+    y = kernel(x * sizes, packed, None)
+    torch.testing.assert_close(y[1:3] / sizes[1:3], y[:1].expand(2, 24), rtol=1e-5, atol=1e-5)
+    assert torch.equal(kernel(x * sizes, packed, bias)[3:], bias.expand(3, 24))
+
+
+@needs_extension
+@pytest.mark.parametrize("shape", [(64, 384), (32, 1536)])
+def test_pairs_are_closer_to_float32_than_bfloat16_values(shape):
+    support = support_for("pairs-int16", *shape, density=0.45)
+    weight, x = torch.randn(shape), torch.randn(64, shape[1])
+    exact = F.linear(x.double(), (weight * support.mask()).double())
+
+    def error(name: str) -> float:
+        kernel = KERNELS.get(name)
+        packed = FORMATS.get(kernel.format).pack(weight, support, dtype=kernel.value_dtype)
+        return float((kernel(x, packed, None).double() - exact).norm() / exact.norm())
+
+    assert 1e-5 < error("pairs-int16") < 6e-4 < error("tile-bf16")

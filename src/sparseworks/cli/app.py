@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from sparseworks.cli.machine import VALUES
+
 INTERRUPTED = "sparseworks: interrupted. Run the same command again to go on from the last finished block."
 
 
@@ -53,11 +55,16 @@ def _starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
+def _share(help: str) -> Any:
+    """An option that takes a share of the weights."""
+    return typer.Option(help=help, min=0.0, max=1.0, show_default=False)
+
+
 Values = Annotated[
     list[str] | None,
     typer.Option(
         help="Types in which kept values may also be stored, rounded: bf16, and int16 (for pattern block:1x2, many rows). Repeatable.",
-        autocompletion=_starting(lambda: ["bf16", "int16"]),
+        autocompletion=_starting(lambda: VALUES),
         show_default=False,
     ),
 ]
@@ -256,11 +263,8 @@ def plan(
     batch: Annotated[str, typer.Option(help="Rows of the matrix products, comma-separated.")] = "1,16,256",
     density: Annotated[
         float | None,
-        typer.Option(
-            help="Share kept by a trial mask, for a model that is not sparse yet; default: 0.3, or what the pattern fixes.",
-            min=0.0,
-            max=1.0,
-            show_default=False,
+        _share(
+            "Share kept by a trial mask, for a model that is not sparse yet; default: 0.3, or what the pattern fixes."
         ),
     ] = None,
     pattern: Annotated[str, typer.Option(help="Pattern of the trial mask.")] = "row",
@@ -289,13 +293,7 @@ def plan(
 def bench(
     shape: Annotated[str, typer.Option(help="OUTxIN of one linear layer.")] = "1024x1024",
     density: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the weights kept; default: 0.1, or what the pattern fixes.",
-            min=0.0,
-            max=1.0,
-            show_default=False,
-        ),
+        float | None, _share("Share of the weights kept; default: 0.1, or what the pattern fixes.")
     ] = None,
     pattern: Annotated[str, typer.Option(help="Pattern of the support.")] = "row",
     batch: Annotated[int, typer.Option(help="Rows (tokens).", min=1)] = 64,

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from sparseworks.cli.machine import forget_timings, set_threads, value_types
+from sparseworks.cli.machine import forget_timings, set_threads, value_names, value_types
 from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, UnknownNameError
 from sparseworks.core.method import Method, method
 from sparseworks.core.recipe import Recipe
@@ -117,7 +117,7 @@ def _goal(given: dict[str, Any]) -> Goal | None:
     narrowed: dict[str, Any] = {}
     if given["pattern"] is not None:
         narrowed["patterns"] = (given["pattern"],)
-    elif "int16" in ",".join(given["values"]):
+    elif "int16" in value_names(given["values"]):
         narrowed["patterns"] = (*PATTERNS, "block:1x2")  # what the kernels for 16-bit values read
     if given["density"] is not None:
         narrowed["densities"] = (given["density"],)

@@ -11,19 +11,28 @@ VALUES = {"bf16": "bfloat16", "int16": "int16"}
 """Names of the rounded types in which kept values may be stored beside float32."""
 
 
-def value_types(names: Sequence[str]) -> tuple[Any, ...]:
-    """float32 and the named types, each name alone or several with commas between.
+def value_names(given: Sequence[str]) -> list[str]:
+    """The named types, each name alone or several with commas between.
+
+    Raises:
+        UnknownNameError: no such type.
+    """
+    wanted = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    for name in wanted:
+        if name not in VALUES:
+            raise UnknownNameError("value type", name, VALUES)
+    return list(dict.fromkeys(wanted))
+
+
+def value_types(given: Sequence[str]) -> tuple[Any, ...]:
+    """float32 and the types of `value_names`.
 
     Raises:
         UnknownNameError: no such type.
     """
     import torch
 
-    wanted = [name.strip() for text in names for name in text.split(",") if name.strip()]
-    for name in wanted:
-        if name not in VALUES:
-            raise UnknownNameError("value type", name, VALUES)
-    return (torch.float32, *(getattr(torch, VALUES[name]) for name in dict.fromkeys(wanted)))
+    return (torch.float32, *(getattr(torch, VALUES[name]) for name in value_names(given)))
 
 
 def set_threads(threads: int | None) -> None:

@@ -86,18 +86,22 @@ def piece_batches(
     """Training batches for encoders: texts cut into pieces of random length, those of like length together.
 
     Every batch holds about `tokens` tokens (many short pieces or few long ones), so that steps cost the same and little of it
-    is spent on padding; every word occurs once. Deterministic given `seed`.
+    is spent on padding. No word occurs twice; the end of a piece of more than `length` tokens is cut. Deterministic given `seed`.
 
     Args:
         texts: at least one.
         tokenizer: a `tokenizers.Tokenizer` or a fast Hugging Face tokenizer.
-        tokens: most tokens in a batch, padding included.
+        tokens: most tokens in a batch, padding included, unless a single piece has more.
         length: most tokens in a piece, special tokens included.
         shortest: fewest words in a piece, except where a text has fewer; lengths are drawn log-uniformly, as queries and documents are.
 
     Raises:
-        CalibrationError: no texts.
+        CalibrationError: no texts, or a length below 1.
     """
+    if min(tokens, length, shortest) < 1:
+        raise CalibrationError(
+            f"Batches of {tokens} tokens in pieces of {shortest} to {length} cannot be made: each must be at least 1."
+        )
     draw = Random(seed)
     pieces = [
         p
@@ -110,7 +114,8 @@ def piece_batches(
         batch: list[list[int]] = []
         for row in sorted(ids[start : start + _POOL], key=len):
             if batch and len(row) * (len(batch) + 1) > tokens:
-                batches, batch = [*batches, batch], []
+                batches.append(batch)
+                batch = []
             batch.append(row)
         batches.append(batch)
     draw.shuffle(batches)

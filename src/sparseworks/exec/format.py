@@ -42,7 +42,7 @@ class Packed:
 
 
 class Format(ABC):
-    """`pack(weight, support) -> Packed`, `unpack(packed) -> (weight, support)`: exact inverses on the support."""
+    """`pack(weight, support) -> Packed`, `unpack(packed) -> (weight, support)`: inverses up to `rounded`, exact on the support."""
 
     registered_name: ClassVar[str]
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16)

@@ -30,6 +30,7 @@ from sparseworks.weights import Embedding, Logits, Similarity, SquareHead, Term
 QUERY_TOKENS = 12  # a typical search query
 _TIMED = 512  # texts that timed batches are made of; all of a large file would take minutes to tokenise
 _STEP_TOKENS = 2048  # of a recovery step: many small steps, since time is what recovery lacks
+_LEAST_BATCHES = 16  # of a little text: smaller steps rather than none
 _HELD_OUT = 4  # batches that recovery does not train on, for validation
 
 
@@ -162,7 +163,9 @@ def _passages(texts: Sequence[str], tokenizer: Any, length: int, samples: int | 
 
 
 def _pieces(texts: Sequence[str], tokenizer: Any, wish: Wish) -> list[Any]:
-    return piece_batches(texts, tokenizer, tokens=_STEP_TOKENS, length=wish.length, seed=wish.seed)
+    words = sum(len(text.split()) for text in texts)
+    tokens = min(_STEP_TOKENS, max(wish.length, words // _LEAST_BATCHES))
+    return piece_batches(texts, tokenizer, tokens=tokens, length=wish.length, seed=wish.seed)
 
 
 def _documents_and_query(texts: Sequence[str], tokenizer: Any, wish: Wish) -> dict[str, Any]:

@@ -58,7 +58,7 @@ struct Fixed {
             }
             const float most = largest(x + t * in, in);
             scales[t] = most / limit;
-            inverse[t] = most > 0.0f ? limit / most : 0.0f;  // of infinity or NaN: zeros, and a scale that makes NaN
+            inverse[t] = most > kTiny ? limit / most : 0.0f;  // of infinity or NaN: zeros, and a scale that makes NaN
             if (!(most < INFINITY)) scales[t] = NAN, inverse[t] = 0.0f;
         }
         for (int64_t k = 0; k < in; k += 16) {

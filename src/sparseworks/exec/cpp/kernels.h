@@ -24,7 +24,9 @@ struct Tile : Product {
 };
 
 // Pairs of adjacent inputs as 16-bit fixed point, two in an entry, cut like `Tile` (format `pairs`): weight = value * scale[row].
-// Inputs are rounded per token to whole numbers of at most `limit`.
+// Inputs are rounded per token to whole numbers of at most `limit`; a token that is nowhere larger than kTiny counts as zero.
+constexpr float kTiny = 1e-30f;
+
 struct Pairs : Product {
     const int32_t* ptr;
     const uint8_t* columns;

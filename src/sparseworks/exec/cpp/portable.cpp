@@ -48,7 +48,7 @@ void pairs(const Pairs& a) {
             float most = 0.0f;
             bool finite = true;
             for (int64_t k = 0; k < a.in; ++k) most = std::max(most, std::fabs(x[k])), finite = finite && std::isfinite(x[k]);
-            const float limit = static_cast<float>(a.limit), inverse = finite && most > 0.0f ? limit / most : 0.0f;
+            const float limit = static_cast<float>(a.limit), inverse = finite && most > kTiny ? limit / most : 0.0f;
             for (int64_t k = 0; k < a.in; ++k) {
                 rounded[k] = finite ? static_cast<int64_t>(std::nearbyint(x[k] * inverse)) : 0;
             }

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparseworks.core.errors import KernelError
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
 from sparseworks.exec.formats.grid import K_BLOCK, Grid, cells_of, cut, refused, slots
@@ -37,9 +38,17 @@ class Pairs(Format):
         return refusal or refused(support, support.shape[1] // 2)
 
     def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.int16) -> Packed:
-        """See `Format.pack`; values are rounded to the nearest of the levels, which `rounded` does alone."""
+        """See `Format.pack`; values are rounded to the nearest level.
+
+        Raises:
+            KernelError: also where a kept weight is not finite.
+        """
         out, width = support.shape
         kept = torch.where(support.mask(), masked(self, weight, support, dtype), 0.0)
+        if not bool(torch.isfinite(kept).all()):
+            raise KernelError(
+                "The kept weights hold NaN or infinities, which 16-bit fixed point cannot store; mend them first."
+            )
         values, scale, limit = fixed_point(kept)
         pairs = support.mask()[:, ::2]
         cells = cut(pairs)

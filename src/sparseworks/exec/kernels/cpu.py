@@ -21,7 +21,7 @@ _Known = tuple[weakref.ref[Tensor], list[int], tuple[int, int], Arguments]
 
 
 class NativeKernel(Kernel):
-    """A kernel of the extension: float32 input and output on the CPU, values in float32 or bfloat16.
+    """A kernel of the extension: float32 input and output on the CPU, values in the type that the subclass names.
 
     Subclasses name the format and the entry point and say, in `inspect`, which buffers it may follow.
     """

@@ -11,6 +11,7 @@ from sparseworks.exec.kernels.cpu import Arguments, NativeKernel, below, damaged
 
 _BLOCK_MOST = 1 << 20
 _OVERREAD = 16
+_TINY = 1e-30  # of a row that is nowhere larger, the levels could not be told apart in float32
 
 
 class TileKernel(NativeKernel):
@@ -71,7 +72,9 @@ class PairsKernel(NativeKernel):
         """See `Kernel.reference`; with the inputs rounded as the kernel rounds them."""
         most = x.float().abs().amax(dim=-1, keepdim=True) if x.numel() else x.new_zeros(x.shape[0], 1)
         limit = float(packed.meta["limit"])
-        rounded = (x.float() * torch.where(most > 0, torch.full_like(most, limit) / most, 0.0)).round() * (most / limit)
+        rounded = (x.float() * torch.where(most > _TINY, torch.full_like(most, limit) / most, 0.0)).round() * (
+            most / limit
+        )
         return super().reference(rounded.to(x.dtype), packed, bias)
 
 
