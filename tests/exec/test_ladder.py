@@ -47,7 +47,7 @@ def test_spec_carries_everything(forms, weight, support):
     expected = weight * support.mask()
     for rows in (1, 64, 65, 1000):
         assert torch.equal(parsed.dense(rows, parts_of(packed)), expected)
-        assert parsed.form(rows).format == ("toy" if rows < 65 else "dense")
+        assert parsed.rung(rows)[1].format == ("toy" if rows < 65 else "dense")
 
 
 def test_one_form_read_by_two_kernels_is_stored_once(forms):

@@ -10,6 +10,7 @@ import sparseworks.exec.formats
 import sparseworks.exec.kernels  # noqa: F401 - both register what they hold
 from sparseworks.exec import measure
 from sparseworks.exec.format import FORMATS, Format, Packed
+from sparseworks.exec.fusion import fuse, unfuse
 from sparseworks.exec.kernel import KERNELS, Call, Kernel
 from sparseworks.exec.ladder import Ladder, Rung
 from sparseworks.exec.memory import reuse_memory
@@ -21,5 +22,5 @@ from sparseworks.exec.plan import Plan, plan  # isort: skip - last: the function
 
 __all__ = [
     "FORMATS", "KERNELS", "Call", "Check", "Format", "Kernel", "Ladder", "Packed", "Plan", "Row", "Rung", "SparseConv1x1",
-    "SparseLinear", "measure", "plan", "reuse_memory", "verify",
+    "SparseLinear", "fuse", "measure", "plan", "reuse_memory", "unfuse", "verify",
 ]  # fmt: skip

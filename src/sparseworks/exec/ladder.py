@@ -120,13 +120,13 @@ class Ladder:
         y = route(tokens.contiguous(), bias, parts)
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.shape[0])
 
-    def form(self, rows: int) -> _Form:
-        """The packed form read for `rows` rows."""
-        return self._rung(rows)[1]
+    def rung(self, rows: int) -> tuple[Kernel, _Form]:
+        """The kernel chosen for `rows` rows, and the packed form it reads."""
+        return next(((k, f) for least, k, f in reversed(self.rungs) if rows >= least), self.rungs[0][1:])
 
     def dense(self, rows: int, parts: Sequence[Tensor]) -> Float[Tensor, "out in"]:
         """The weight as a dense matrix, from the form that serves `rows` rows."""
-        form = self.form(rows)
+        form = self.rung(rows)[1]
         return FORMATS.get(form.format).unpack(form.packed(parts))[0]
 
     def dense_rows(self) -> list[tuple[int, float, int]]:
@@ -138,9 +138,6 @@ class Ladder:
             if kernel.name == dense_kernel(form.dtype)
         ]
 
-    def _rung(self, rows: int) -> tuple[Kernel, _Form]:
-        return next(((k, f) for least, k, f in reversed(self.rungs) if rows >= least), self.rungs[0][1:])
-
     def _find(self, key: tuple[int, torch.dtype, bool], x: Tensor) -> Route:
         if len(self._routes) >= _MAX_ROUTES:  # a server may see every length once
             self._routes.clear()
@@ -150,7 +147,7 @@ class Ladder:
         return route
 
     def _take(self, call: Call) -> Route:
-        chosen = self._rung(call.rows)
+        chosen = self.rung(call.rows)
         others = [(k, f) for _, k, f in self.rungs if k is not chosen[0]]
         for kernel, form in [chosen, *others]:
             if kernel.refuses(call) is None:

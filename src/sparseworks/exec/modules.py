@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sparseworks.core.errors import KernelError, ShapeError
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Packed
-from sparseworks.exec.kernel import KERNELS
+from sparseworks.exec.kernel import KERNELS, Kernel
 from sparseworks.exec.ladder import Rung, ladder, write_spec
 from sparseworks.exec.ops import linear as linear_op
 
@@ -193,6 +193,11 @@ class SparseLinear(nn.Module):
     def forms(self) -> tuple[Packed, ...]:
         """The packed forms, in the order in which the rungs first name them; their parts are the layer's buffers."""
         return tuple(self._form(i) for i in range(len(self._forms)))
+
+    def reading(self, rows: int) -> tuple[Kernel, Packed]:
+        """The kernel chosen for `rows` rows, and the form it reads."""
+        kernel, form = ladder(self._spec).rung(rows)
+        return kernel, form.packed([self._buffers[name] for name in self._names])  # type: ignore[misc]
 
     @property
     def rungs(self) -> list[tuple[int, str]]:

@@ -83,14 +83,15 @@ def linear(
         ShapeError: `x` has another number of features.
         KernelError: the spec is not a ladder, or torch.func's grad or jvp is at work.
     """
-    if _plain(x, bias):
+    if plain(x, bias):
         return _linear(x, bias, parts, kernel, out_features, in_features)
     if not torch.compiler.is_compiling():
         _refuse_transforms()
     return _linear_op(x, bias, parts, kernel, out_features, in_features)
 
 
-def _plain(x: Tensor, bias: Tensor | None) -> bool:
+def plain(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether a call needs none of torch's transforms: no gradient, compile, trace, autocast, vmap or tensor subclass."""
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):

@@ -16,6 +16,7 @@ from sparseworks.core.support import Support
 from sparseworks.exec import measure
 from sparseworks.exec.choose import OBJECTIVES
 from sparseworks.exec.draw import Drawing, draw
+from sparseworks.exec.fusion import fuse
 from sparseworks.exec.ladder import DENSE
 from sparseworks.exec.layers import layer_of, pack_for, why_not
 from sparseworks.exec.race import RaceCache
@@ -68,7 +69,7 @@ class Plan:
     def apply(self, model: nn.Module, supports: Mapping[str, Support] | None = None) -> nn.Module:
         """A copy of `model` with sparse layers where the plan says so; the given model is not touched.
 
-        The copy computes with the masked weights whichever way a site runs: outside the supports packed layers hold
+        Layers that can run in one call do so (see `fuse`). The copy computes with the masked weights whichever way a site runs: outside the supports packed layers hold
         nothing, and weights that stay dense are set to zero.
 
         Args:
@@ -92,7 +93,7 @@ class Plan:
             parent, _, leaf = name.rpartition(".")
             setattr(twin.get_submodule(parent), leaf, module)
         self._mask_dense(model, twin, known)
-        return twin
+        return fuse(twin)
 
     def _mask_dense(self, model: nn.Module, twin: nn.Module, known: Mapping[str, Support]) -> None:
         replaced = {site for unit in self.layers if unit.module in self.ladders for site in unit.sites}

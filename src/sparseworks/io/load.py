@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparseworks.core.errors import ModelError
 from sparseworks.core.site import Site
+from sparseworks.exec.fusion import fuse
 from sparseworks.io import sparsity
 from sparseworks.io.bitmask import decode, stored_mask
 from sparseworks.io.llmcompressor import is_llmcompressor, load_llmcompressor
@@ -68,7 +69,9 @@ def _load_saved(
     tensors = read_tensors(folder / sparsity.MODEL)
     fill(loaded, tensors, _values(folder, known, loaded, tensors), known.facts["tied"])
     loaded = loaded.eval() if dtype is None else loaded.eval().to(dtype)
-    if planned and not known.facts["packed"]:
+    if known.facts["packed"]:
+        fuse(loaded)
+    elif planned:
         loaded = _apply_plan(folder, known, loaded)
     loaded.sparsity = known  # type: ignore[assignment]
     return loaded

@@ -60,6 +60,36 @@ struct Bitmask : Product {
     int64_t row_bytes, per_row;
 };
 
+// One matrix of a fused layer: `Pairs` without its input and output.
+struct Matrix {
+    int64_t in, out;
+    const int32_t* ptr;
+    const uint8_t* columns;
+    const int16_t* values;
+    const uint8_t* row_of;
+    const float* scale;
+    int64_t limit, k_block, row_block;
+    const float* bias;
+};
+
+struct Norm {
+    const float *weight, *bias;
+    float eps;
+};
+
+// y = norm2(h + down act(up h)) with h = norm1(x + o attention(q x, k x, v x)); x and y (batch, tokens, up.in).
+struct EncoderLayer {
+    const float* x;
+    float* y;
+    const float* mask;  // null, or (batch, tokens): added to the scores of each key
+    int64_t batch, tokens, heads;
+    float scale;  // of the scores
+    Matrix q, k, v, o, up, down;
+    Norm norm1, norm2;
+    int64_t activation;  // 0: GELU, 1: GELU by tanh, 2: ReLU
+    int threads;
+};
+
 #define SPARSEWORKS_KERNELS      \
     void tile(const Tile& a);    \
     void pairs(const Pairs& a);  \
@@ -72,6 +102,7 @@ SPARSEWORKS_KERNELS
 }
 namespace avx2 {
 SPARSEWORKS_KERNELS
+void encoder(const EncoderLayer& a);
 }
 
 inline float widen(const void* values, bool bf16, int64_t i) {

@@ -1,5 +1,8 @@
 // Bindings: pointers come as integers (a DLPack exchange costs ten times the call), the processor decides what runs.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
+
+#include <vector>
 
 #include "kernels.h"
 
@@ -22,6 +25,7 @@ struct Table {
     void (*panel)(const Panel&) = portable::panel;
     void (*csr)(const Csr&) = portable::csr;
     void (*bitmask)(const Bitmask&) = portable::bitmask;
+    void (*encoder)(const EncoderLayer&) = nullptr;  // without it the layer's modules run one by one
 };
 
 Table choose() {
@@ -29,7 +33,7 @@ Table choose() {
 #ifdef SPARSEWORKS_AVX2
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
-        table = {"avx2", avx2::tile, avx2::pairs, avx2::panel, avx2::csr, avx2::bitmask};
+        table = {"avx2", avx2::tile, avx2::pairs, avx2::panel, avx2::csr, avx2::bitmask, avx2::encoder};
     }
 #endif
     return table;
@@ -45,6 +49,7 @@ nb::dict features() {
 #else
     facts["openmp"] = false;
 #endif
+    facts["encoder"] = table.encoder != nullptr;
     facts["version"] = 1;
     return facts;
 }
@@ -84,6 +89,30 @@ void bitmask(Address x, Address y, Address bias, int64_t rows, int threads, int6
                    at<int32_t>(ptr), at<uint8_t>(bits), at<void>(values), row_bytes, per_row});
 }
 
+constexpr size_t kMatrix = 11;  // numbers that describe a matrix
+
+Matrix matrix(const std::vector<int64_t>& n, size_t i) {
+    const auto address = [&](size_t k) { return static_cast<Address>(n[i * kMatrix + k]); };
+    const auto value = [&](size_t k) { return n[i * kMatrix + k]; };
+    return {value(0), value(1), at<int32_t>(address(2)), at<uint8_t>(address(3)), at<int16_t>(address(4)),
+            at<uint8_t>(address(5)), at<float>(address(6)), value(7), value(8), value(9), at<float>(address(10))};
+}
+
+// `matrices`: q, k, v, o, up, down, eleven numbers each in the order of Matrix; `norms`: weight, bias of both.
+void encoder(Address x, Address y, Address mask, int64_t batch, int64_t tokens, int threads, int64_t heads, float scale,
+             const std::vector<int64_t>& matrices, const std::vector<Address>& norms, float eps1, float eps2,
+             int64_t activation) {
+    if (!table.encoder || matrices.size() != 6 * kMatrix || norms.size() != 4) {
+        throw nb::value_error("not a layer that this processor's kernels run");
+    }
+    const EncoderLayer a{at<float>(x), reinterpret_cast<float*>(y), at<float>(mask), batch, tokens, heads, scale,
+                         matrix(matrices, 0), matrix(matrices, 1), matrix(matrices, 2), matrix(matrices, 3),
+                         matrix(matrices, 4), matrix(matrices, 5), {at<float>(norms[0]), at<float>(norms[1]), eps1},
+                         {at<float>(norms[2]), at<float>(norms[3]), eps2}, activation, threads};
+    nb::gil_scoped_release release;
+    table.encoder(a);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -94,4 +123,5 @@ NB_MODULE(_native, m) {
     m.def("panel", &panel, nb::call_guard<nb::gil_scoped_release>());
     m.def("csr", &csr, nb::call_guard<nb::gil_scoped_release>());
     m.def("bitmask", &bitmask, nb::call_guard<nb::gil_scoped_release>());
+    m.def("encoder", &encoder);
 }

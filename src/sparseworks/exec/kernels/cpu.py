@@ -59,7 +59,7 @@ class NativeKernel(Kernel):
             raise KernelError(f"Kernel {self.name!r} takes a contiguous float32 (rows, {width}), got {_facts(x)}.")
         if bias is not None and not (bias.dtype is torch.float32 and bias.shape == (out,) and bias.is_contiguous()):
             raise KernelError(f"Kernel {self.name!r} takes a contiguous float32 bias ({out},), got {_facts(bias)}.")
-        arguments = self._arguments(packed)
+        arguments = self.arguments(packed)
         y = torch.empty((rows, out))
         if rows == 0 or out == 0 or width == 0:
             return y.copy_(torch.zeros(()) if bias is None else bias)
@@ -82,7 +82,12 @@ class NativeKernel(Kernel):
         self._run = run
         return run
 
-    def _arguments(self, packed: Packed) -> Arguments:
+    def arguments(self, packed: Packed) -> Arguments:
+        """What `inspect` gives, once per packed form: kept until a buffer is replaced or written to.
+
+        Raises:
+            KernelError: another format or type, or damaged buffers.
+        """
         parts = list(packed.parts.values())
         key = id(parts[0])
         stamp = _stamp(parts)
