@@ -9,6 +9,7 @@ namespace {
 using sparseworks::Product;
 
 constexpr int kPadded = 2;         // segments hold a multiple of this
+constexpr int kUnrolled = 4;
 constexpr int64_t kTokens = 64;    // the largest tile
 constexpr int64_t kStripe = 512;   // outputs whose sums are kept at once
 
@@ -39,16 +40,16 @@ SW_INLINE void entries(const typename A::Cell* x, const uint8_t* columns, const 
 template <int V, class A>
 SW_INLINE void segment(const typename A::Cell* x, const uint8_t* columns, const typename A::Stored* values, int64_t n,
                        const typename A::Cell* from, typename A::Lanes start, typename A::Cell* to) {
-    constexpr int C = kChains<V>, N = C > kPadded ? C : kPadded;
+    constexpr int C = kChains<V>, N = kUnrolled;
     typename A::Lanes sum[C][V];
-    each<V>([&](auto v) { sum[0][v] = from ? A::load(from + 8 * v) : start; });
+    each<V>([&](auto v) { sum[0][v] = start; });
     each<C - 1>([&](auto c) { each<V>([&](auto v) { sum[c + 1][v] = A::zero(); }); });
     int64_t i = 0;
     for (; i + N <= n; i += N) entries<V, N, A>(x, columns + i, values + i, sum);
-    if (N > kPadded && i < n) entries<V, kPadded, A>(x, columns + i, values + i, sum);
+    if (i < n) entries<V, kPadded, A>(x, columns + i, values + i, sum);
     each<V>([&](auto v) {
         each<C - 1>([&](auto c) { sum[0][v] = A::add(sum[0][v], sum[c + 1][v]); });
-        A::store(to + 8 * v, sum[0][v]);
+        A::store(to + 8 * v, from ? A::add(sum[0][v], A::load(from + 8 * v)) : sum[0][v]);  // last: nothing waits for L2
     });
 }
 
