@@ -15,6 +15,7 @@ from sparseworks.exec import fuse, unfuse
 from sparseworks.exec.fusion import FusedForward
 from sparseworks.exec.layers import layer_of, pack_for
 from sparseworks.exec.native import features, native
+from sparseworks.exec.race import Entry, Race
 from sparseworks.io import save
 from sparseworks.weights import prune
 
@@ -240,3 +241,27 @@ def test_compile_traces_the_modules(calls):
 
 def fused_layers(model):
     return [f for m in model.modules() if isinstance(f := m.__dict__.get("forward"), FusedForward)]
+
+
+@needs_kernel
+@pytest.mark.parametrize("slow", [None, "encoder.layer.0.output.dense"])
+def test_the_planner_prefers_the_whole_layer(monkeypatch, slow):
+    """`tile` wins each product, but `pairs` wins against dense for all six of a layer: they run in one call."""
+    config = BertConfig(vocab_size=50, hidden_size=48, num_attention_heads=4, intermediate_size=96, num_hidden_layers=1)
+    dense = BertModel(config, add_pooling_layer=False).eval()
+    names = [n for n, m in dense.encoder.named_modules(prefix="encoder") if isinstance(m, nn.Linear)]
+    keep = {n: dense.get_submodule(n).weight.reshape(-1, dense.get_submodule(n).in_features // 2, 2) for n in names}
+    supports = {n: Support.from_mask((w.abs().sum(-1) > 0.02).repeat_interleave(2, dim=1)) for n, w in keep.items()}
+
+    def timed(layer, support, kernels, rows, **_):
+        own = {"tile-fp32": 4.0, "pairs-int16": 2.0}
+        if slow and layer.module is dense.get_submodule(slow):
+            own["pairs-int16"] = 0.9
+        return Race(100.0, {k: Entry(100 / r, r, r, r, True) for k, r in own.items()})
+
+    monkeypatch.setattr("sparseworks.exec.draw.race", timed)
+    drawn = sw.plan(dense, supports, batch=[32, 4], dtypes=(torch.int16,), cache=False)
+    chosen = {row.kernel for row in drawn.table}
+    assert chosen == ({"tile-fp32"} if slow else {"pairs-int16"})
+    assert all(("one call" in row.reason) == (not slow) for row in drawn.table)
+    assert len(fused_layers(drawn.apply(dense))) == (not slow)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -12,6 +12,8 @@ from sparseworks.core.support import Support
 from sparseworks.exec.ceilings import Ceilings, bound_us, ceilings
 from sparseworks.exec.choose import MARGIN, Choice, Form, choose, form_of, wins
 from sparseworks.exec.format import FORMATS
+from sparseworks.exec.fusion import KERNEL as WHOLE
+from sparseworks.exec.fusion import whole_layers
 from sparseworks.exec.kernel import KERNELS, Call
 from sparseworks.exec.ladder import DENSE, dense_kernel
 from sparseworks.exec.layers import Layer, layer_of
@@ -59,6 +61,7 @@ class _Raced:
     races: Mapping[int, Race]
     refusals: Mapping[int, Mapping[str, str]]
     choice: Choice
+    whole: frozenset[int] = frozenset()  # numbers of rows at which the layer around it runs in one call
 
     @property
     def dense_bytes(self) -> int:
@@ -83,6 +86,7 @@ def draw(
     """Module -> decision. Ceilings are those of the model as planned: a smaller model may be read faster."""
     size = drawing.working_set
     raced = [_race(drawing, unit, unit.support(supports), size) for unit in _watched(units, progress)]
+    raced = _in_one_call(drawing, raced)
     planned = max(1, size + sum(r.nbytes - r.dense_bytes for r in raced))
     limits = ceilings(working_set=planned, cache=drawing.cache.on_disk) if raced else None
     return {r.unit.module: Drawn(r.choice.rungs, tuple(_rows(r, drawing.batches, supports, limits))) for r in raced}
@@ -106,13 +110,39 @@ def _race(drawing: Drawing, unit: Unit, support: Support, size: int) -> _Raced:
         call = Call(rows, unit.shape, support.density, dtype, torch.get_num_threads(), device)
         kernels, refusals[rows] = candidates(support, call, (*drawing.dtypes, dtype))
         races[rows] = _cached(drawing, layer, support, kernels, call, size)
-    choice = choose(
+    choice = _choose(drawing, support, dtype, races)
+    return _Raced(unit, support, dtype, device, races, refusals, choice)
+
+
+def _choose(drawing: Drawing, support: Support, dtype: torch.dtype, races: Mapping[int, Race]) -> Choice:
+    return choose(
         races,
         size=lambda form: form_bytes(support, form) / max(support.size * dtype.itemsize, 1),
         dense=dense_kernel(dtype),
         objective=drawing.objective,
     )
-    return _Raced(unit, support, dtype, device, races, refusals, choice)
+
+
+def _in_one_call(drawing: Drawing, raced: Sequence[_Raced]) -> list[_Raced]:
+    """Where the kernel of whole layers beats dense for all matrices of one, it is chosen for all of them: one call saves more
+    around the products than another kernel does within one."""
+    found = {r.unit.module: r for r in raced}
+    for layer, matrices in whole_layers(drawing.model).items():
+        names = [f"{layer}.{m}" if layer else m for m in matrices]
+        if any(name not in found for name in names):
+            continue
+        rows = frozenset(b for b in drawing.batches if all(_wins(found[name].races[b], WHOLE) for name in names))
+        for name in names if rows else ():
+            r = found[name]
+            only = {b: Race(c.dense_us, {WHOLE: c.entries[WHOLE]}) if b in rows else c for b, c in r.races.items()}
+            choice = _choose(drawing, r.support, r.dtype, only)
+            kept = frozenset(b for b in rows if choice.kernels[b] == WHOLE)
+            found[name] = replace(r, choice=choice, whole=kept)
+    return list(found.values())
+
+
+def _wins(race: Race, kernel: str) -> bool:
+    return kernel in race.entries and wins(race.entries[kernel])
 
 
 def _cached(drawing: Drawing, layer: Layer, support: Support, kernels: Sequence[str], call: Call, size: int) -> Race:
@@ -146,7 +176,7 @@ def _row(r: _Raced, batch: int, site: str, own: Support, share: float, limits: C
         us=kept * (race.dense_us if dense else race.entries[kernel].us),
         dense_us=share * race.dense_us,
         ceiling_us=kept * bound_us(call, nbytes, nnz, limits, rate=1.0 if dense else KERNELS.get(kernel).rate),
-        reason=_reason(race, kernel, batch, r) + _fused(r.unit),
+        reason=_reason(race, kernel, batch, r) + _fused(r.unit) + _whole(r, batch),
         alternatives=tuple((name, kept * us) for us, name in others),
         refusals=tuple(r.refusals[batch].items()),
     )
@@ -154,9 +184,8 @@ def _row(r: _Raced, batch: int, site: str, own: Support, share: float, limits: C
 
 def _reason(race: Race, kernel: str, batch: int, r: _Raced) -> str:
     if kernel != DENSE:
-        return f"{kernel} is {_times(race, kernel):.2f}x faster than dense at {rows_text(batch)}" + _beaten(
-            race, kernel
-        )
+        beaten = "" if batch in r.whole else _beaten(race, kernel)
+        return f"{kernel} is {_times(race, kernel):.2f}x faster than dense at {rows_text(batch)}{beaten}"
     if not race.entries:
         said = "; ".join(f"{name}: {why}" for name, why in list(r.refusals[batch].items())[:3])
         return f"dense stays: no kernel takes it ({said or 'none stores the allowed value types'})"
@@ -191,3 +220,7 @@ def _times(race: Race, kernel: str) -> float:
 
 def _fused(unit: Unit) -> str:
     return "" if unit.whole else f" (share of the fused matrix {unit.module})"
+
+
+def _whole(r: _Raced, batch: int) -> str:
+    return "; the whole layer runs in one call" if batch in r.whole else ""

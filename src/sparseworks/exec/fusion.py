@@ -21,6 +21,9 @@ from sparseworks.exec.modules import SparseLinear
 from sparseworks.exec.native import features, native
 from sparseworks.exec.ops import plain
 
+KERNEL = "pairs-int16"
+"""What all six matrices of a layer must run with."""
+
 _FORMAT = "pairs"
 _ACTIVATIONS = {
     "GELUActivation": 0, "GELU": 0, "NewGELUActivation": 1, "GELUTanh": 1, "PytorchGELUTanh": 1, "ReLU": 2,
@@ -71,14 +74,21 @@ def fuse(model: nn.Module) -> nn.Module:
 
     `Plan.apply` and `sw.load` do this. A layer qualifies if its class is in `ANATOMIES` (transformers 5 or later), its six matrices
     are `SparseLinear` with a `pairs` form, and its norms and activation are of a known kind. Results equal the modules' within the
-    rounding of float32: inputs are rounded to the same levels.
+    rounding of the inputs to the levels of 16-bit fixed point.
     """
-    if features().get("encoder"):
-        for layer in model.modules():
-            anatomy = ANATOMIES.get(type(layer).__name__)
-            if anatomy is not None and _qualifies(layer, anatomy):
-                layer.forward = FusedForward(layer, anatomy)
+    for name, matrices in whole_layers(model).items():
+        layer = model.get_submodule(name)
+        if all(_runs_pairs(layer.get_submodule(m)) for m in matrices):
+            layer.forward = FusedForward(layer, ANATOMIES[type(layer).__name__])
     return model
+
+
+def whole_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Layer -> the names of its six matrices within it, for every layer that runs in one call once these are packed as `pairs`."""
+    if not features().get("encoder"):
+        return {}
+    known = ((name, m, ANATOMIES.get(type(m).__name__)) for name, m in model.named_modules())
+    return {name: anatomy.matrices for name, m, anatomy in known if anatomy is not None and _fits(m, anatomy)}
 
 
 def unfuse(model: nn.Module) -> nn.Module:
@@ -178,14 +188,18 @@ def _key_mask(
     return keys.expand(batch, tokens).contiguous()
 
 
-def _qualifies(layer: nn.Module, anatomy: Anatomy) -> bool:
+def _runs_pairs(matrix: nn.Module) -> bool:
+    return isinstance(matrix, SparseLinear) and any(form.format == _FORMAT for form in matrix.forms)
+
+
+def _fits(layer: nn.Module, anatomy: Anatomy) -> bool:
     try:
         matrices = [_at(layer, name) for name in anatomy.matrices]
         norms = [_at(layer, anatomy.norm1), _at(layer, anatomy.norm2)]
         activation, heads = _at(layer, anatomy.activation), int(_at(layer, anatomy.heads))
     except AttributeError:
         return False
-    if not all(isinstance(m, SparseLinear) and any(f.format == _FORMAT for f in m.forms) for m in matrices):
+    if not all(isinstance(m, SparseLinear | nn.Linear) for m in matrices):
         return False
     query, key, value, out, up, down = matrices
     width = query.in_features
