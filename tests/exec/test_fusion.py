@@ -10,6 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 import sparseworks as sw
+from sparseworks.core import errors as sw_errors
 from sparseworks.core.support import Support
 from sparseworks.exec import fuse, unfuse
 from sparseworks.exec.fusion import FusedForward
@@ -153,33 +154,131 @@ def test_a_sequence_without_visible_keys_gets_no_context(calls):
     assert len(calls) == 2
 
 
+def dropout_alone(model):
+    next(m for m in model.encoder.layer[0].modules() if isinstance(m, nn.Dropout)).train()
+
+
+def hook(model):
+    model.encoder.layer[0].attention.self.register_forward_hook(lambda *_: None)
+
+
+def patch(model):
+    dense = model.encoder.layer[0].output.dense
+    dense.forward = lambda x: type(dense).forward(dense, x)
+
+
+def other_module(model):
+    dense = model.encoder.layer[0].intermediate.dense
+    model.encoder.layer[0].intermediate.dense = copy.deepcopy(dense)
+
+
+def causal(model):
+    model.encoder.layer[0].attention.self.is_causal = True
+
+
+def other_attention(model):
+    model.encoder.layer[0].attention.self.config._attn_implementation = "mine"
+
+
+def wrong_bias(model):
+    model.encoder.layer[0].output.dense.bias = nn.Parameter(torch.zeros(3))
+
+
 @needs_kernel
-def test_goes_back_to_the_modules(calls, monkeypatch):
-    """Where a call wants more than numbers, or the modules are no longer those that were fused."""
-    model, batch = fuse(bert()), inputs(2, 9)
-    layer, x = model.encoder.layer[0], torch.randn(2, 9, 48)
+@pytest.mark.parametrize(
+    "change", [dropout_alone, hook, patch, other_module, causal, other_attention, wrong_bias, nn.Module.train]
+)
+def test_a_changed_layer_goes_back_to_its_modules(calls, change):
+    model, x = fuse(bert()), torch.randn(2, 9, 48)
+    with torch.inference_mode():
+        model.encoder.layer[0](x)
+        assert len(calls) == 1
+        change(model)
+        try:
+            model.encoder.layer[0](x)
+        except (KeyError, sw_errors.SparseworksError):
+            assert change in (other_attention, wrong_bias)  # what the modules themselves say
+    assert len(calls) == 1
+
+
+@needs_kernel
+def test_calls_that_want_more_than_numbers_go_to_the_modules(calls):
+    model, modules, x = fuse(bert()), bert(), torch.randn(2, 9, 48)
+    layer, plain = model.encoder.layer[0], modules.encoder.layer[0]
     triangle = torch.ones(9, 9, dtype=torch.bool).tril()[None, None]
-    layer(x, triangle)
-    layer(x.requires_grad_())[0].sum().backward()
-    assert x.grad is not None
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        layer(x)
-    hook = layer.attention.self.register_forward_hook(lambda *_: None)
-    run(unused := copy.deepcopy(model), batch)
-    assert len(calls) == 1 and unused.encoder.layer[0].attention.self._forward_hooks  # the other layer
-    hook.remove()
-    calls.clear()
-    layer.intermediate.dense = nn.Linear(48, 112)
-    run(model, batch)
-    assert len(calls) == 1  # the other layer
-    attentions = model(**batch, output_attentions=True)
-    assert len(attentions.last_hidden_state) == 2
-    model.train()
-    calls.clear()
-    run(model, batch)
-    monkeypatch.setattr("sparseworks.exec.fusion.native", lambda: None)
-    run(model.eval(), batch)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x, triangle), plain(x, triangle), rtol=0, atol=0)
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x)
+        assert run(model, inputs(2, 9)).shape == (2, 9, 48) and len(calls) == 2
+        calls.clear()
+        model.set_attn_implementation("eager")  # the one that returns them
+        attentions = model(**inputs(2, 9), output_attentions=True).attentions
+    assert not calls and len(attentions) == 2
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "learns", ["attention.output.LayerNorm.weight", "output.dense.bias", "attention.self.query.bias"]
+)
+def test_gradients_flow_through_the_modules(calls, learns):
+    layer = fuse(bert()).encoder.layer[0].requires_grad_(False)
+    layer.get_parameter(learns).requires_grad_(True)
+    layer(torch.randn(2, 9, 48)).square().sum().backward()
+    assert float(layer.get_parameter(learns).grad.abs().sum()) > 0
+    layer.requires_grad_(False)(x := torch.randn(2, 9, 48)).square()
+    assert len(calls) == 1  # with nothing to learn, gradients may be on
+    layer(x.requires_grad_()).square().sum().backward()
+    assert x.grad is not None and len(calls) == 1
+
+
+@needs_kernel
+def test_masks_of_numbers_and_of_truth(calls):
+    """Float masks as eager attention hands them over, and whatever default types and devices are set."""
+    layer, plain = fuse(bert()).encoder.layer[0], bert().encoder.layer[0]
+    seen = torch.arange(9) < torch.tensor([4, 9])[:, None]
+    numbers = torch.zeros(2, 1, 1, 9).masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min)
+    x = torch.randn(2, 9, 48)
+    with torch.inference_mode():
+        for mask in (seen[:, None, None], seen[:, None, None].expand(2, 1, 9, 9).contiguous(), numbers):
+            assert_near(layer(x, mask), plain(x, mask))
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert_near(layer(x, seen[:, None, None]), plain(x, numbers))
+        finally:
+            torch.set_default_dtype(before)
+        with torch.device("meta"):
+            kept = layer(x, seen[:, None, None])
+        assert_near(kept, plain(x, numbers))
+    assert len(calls) == 5
+
+
+@needs_kernel
+def test_another_processor_runs_the_modules(calls):
+    """A model copied to a machine without the kernel still holds the fused forward."""
+    layer, x = fuse(bert()).encoder.layer[0], torch.randn(2, 9, 48)
+    native().use_portable(True)
+    try:
+        with torch.inference_mode():
+            layer(x)
+    finally:
+        native().use_portable(False)
     assert not calls
+
+
+@needs_kernel
+def test_others_replacements_and_namesakes_are_left_alone():
+    model = bert()
+    own = model.encoder.layer[0].forward = lambda *a, **k: a[0]
+    assert len(fused_layers(fuse(model))) == 1 and model.encoder.layer[0].forward is own
+
+    class BertLayer(type(model.encoder.layer[1])):
+        pass
+
+    namesake = bert()
+    namesake.encoder.layer[0].__class__ = BertLayer
+    assert len(fused_layers(fuse(namesake))) == 1
 
 
 def test_only_layers_that_run_as_pairs_are_fused():
@@ -243,25 +342,72 @@ def fused_layers(model):
     return [f for m in model.modules() if isinstance(f := m.__dict__.get("forward"), FusedForward)]
 
 
-@needs_kernel
-@pytest.mark.parametrize("slow", [None, "encoder.layer.0.output.dense"])
-def test_the_planner_prefers_the_whole_layer(monkeypatch, slow):
-    """`tile` wins each product, but `pairs` wins against dense for all six of a layer: they run in one call."""
+@pytest.fixture
+def planned(monkeypatch):
+    """Plans a model of one layer with injected speeds: rows -> kernel -> times faster than dense; `slow` names a matrix where
+    `pairs` loses."""
     config = BertConfig(vocab_size=50, hidden_size=48, num_attention_heads=4, intermediate_size=96, num_hidden_layers=1)
     dense = BertModel(config, add_pooling_layer=False).eval()
-    names = [n for n, m in dense.encoder.named_modules(prefix="encoder") if isinstance(m, nn.Linear)]
-    keep = {n: dense.get_submodule(n).weight.reshape(-1, dense.get_submodule(n).in_features // 2, 2) for n in names}
-    supports = {n: Support.from_mask((w.abs().sum(-1) > 0.02).repeat_interleave(2, dim=1)) for n, w in keep.items()}
+    supports = {}
+    for name, module in dense.encoder.named_modules(prefix="encoder"):
+        if isinstance(module, nn.Linear):
+            size = module.weight.reshape(module.out_features, -1, 2).abs().sum(-1)
+            supports[name] = Support.from_mask((size > 0.02).repeat_interleave(2, dim=1))
 
-    def timed(layer, support, kernels, rows, **_):
-        own = {"tile-fp32": 4.0, "pairs-int16": 2.0}
-        if slow and layer.module is dense.get_submodule(slow):
-            own["pairs-int16"] = 0.9
-        return Race(100.0, {k: Entry(100 / r, r, r, r, True) for k, r in own.items()})
+    def draw(speeds, slow=None, objective="latency"):
+        def timed(layer, support, kernels, rows, **_):
+            own = dict(speeds[rows])
+            if slow and layer.module is dense.get_submodule(slow):
+                own["pairs-int16"] = 0.9
+            return Race(100.0, {k: Entry(100 / r, r, r, r, True) for k, r in own.items()})
 
-    monkeypatch.setattr("sparseworks.exec.draw.race", timed)
-    drawn = sw.plan(dense, supports, batch=[32, 4], dtypes=(torch.int16,), cache=False)
-    chosen = {row.kernel for row in drawn.table}
-    assert chosen == ({"tile-fp32"} if slow else {"pairs-int16"})
-    assert all(("one call" in row.reason) == (not slow) for row in drawn.table)
-    assert len(fused_layers(drawn.apply(dense))) == (not slow)
+        monkeypatch.setattr("sparseworks.exec.draw.race", timed)
+        drawn = sw.plan(dense, supports, batch=list(speeds), dtypes=TYPES, cache=False, objective=objective)
+        kernels = {rows: {row.kernel for row in drawn.table if row.batch == rows} for rows in speeds}
+        whole = {row.batch for row in drawn.table if "one call" in row.reason}
+        assert len(fused_layers(drawn.apply(dense))) == bool(whole)
+        return kernels, whole
+
+    return draw
+
+
+TYPES = (torch.int16, torch.bfloat16)
+BOTH = {"tile-fp32": 2.2, "pairs-int16": 2.0}
+
+
+@needs_kernel
+def test_the_planner_prefers_whole_layers(planned):
+    """`tile` is ahead in each product, but `pairs` beats dense in all six of them: they run in one call."""
+    assert planned({32: BOTH, 4: BOTH}) == ({32: {"pairs-int16"}, 4: {"pairs-int16"}}, {32, 4})
+
+
+@needs_kernel
+def test_one_slow_matrix_leaves_every_choice_as_it_was(planned):
+    assert planned({32: BOTH}, slow="encoder.layer.0.output.dense") == ({32: {"tile-fp32"}}, set())
+
+
+@needs_kernel
+def test_whole_layers_must_not_cost_too_much_in_the_products(planned):
+    assert planned({32: {"tile-fp32": 4.0, "pairs-int16": 2.0}}) == ({32: {"tile-fp32"}}, set())
+
+
+@needs_kernel
+@pytest.mark.parametrize("few", [1.2, 3.0])
+def test_whole_layers_change_nothing_at_other_numbers_of_rows(planned, few):
+    """Two forms in a layer: a third for `pairs` would push out the one that serves a single row."""
+    speeds = {4096: BOTH, 32: {"tile-fp32": 2.0}, 1: {"bitmask-fp32": few}}
+    kernels, whole = planned(speeds)
+    assert kernels == {4096: {"tile-fp32"}, 32: {"tile-fp32"}, 1: {"bitmask-fp32"}} and not whole
+
+
+@needs_kernel
+def test_whole_layers_beside_another_kernel(planned):
+    kernels, whole = planned({4096: BOTH, 1: {"bitmask-fp32": 3.0}})
+    assert kernels == {4096: {"pairs-int16"}, 1: {"bitmask-fp32"}} and whole == {4096}
+
+
+@needs_kernel
+def test_a_plan_for_size_is_left_alone(planned):
+    small = {"bitmask-bf16": 2.0, "pairs-int16": 2.0}
+    assert planned({32: small}, objective="bytes") == ({32: {"bitmask-bf16"}}, set())
+    assert planned({32: BOTH}, objective="bytes") == ({32: {"pairs-int16"}}, {32})

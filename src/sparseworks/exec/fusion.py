@@ -34,6 +34,7 @@ _ACTIVATIONS = {
 class Anatomy:
     """Where a layer class keeps the parts of norm2(h + down act(up h)), h = norm1(x + out attention(query, key, value))."""
 
+    attention: str
     query: str
     key: str
     value: str
@@ -52,6 +53,7 @@ class Anatomy:
 
 
 BERT = Anatomy(
+    attention="attention.self",
     query="attention.self.query",
     key="attention.self.key",
     value="attention.self.value",
@@ -72,13 +74,17 @@ ANATOMIES: dict[str, Anatomy] = dict.fromkeys(
 def fuse(model: nn.Module) -> nn.Module:
     """Let every layer that can run in one call do so; returns the model, whose modules and names stay as they are.
 
-    `Plan.apply` and `sw.load` do this. A layer qualifies if its class is in `ANATOMIES` (transformers 5 or later), its six matrices
-    are `SparseLinear` with a `pairs` form, and its norms and activation are of a known kind. Results equal the modules' within the
-    rounding of the inputs to the levels of 16-bit fixed point.
+    `Plan.apply` and `sw.load` do this. A layer qualifies if its class is one of transformers (5 or later) in `ANATOMIES`, its six
+    matrices are `SparseLinear` with a `pairs` form, its norms and activation are of a known kind, and nobody else has replaced its
+    `forward`. Results equal the modules' within the rounding of the inputs to the levels of 16-bit fixed point.
+
+    Hooks on modules inside a layer send it back to the modules for as long as they are there; transformers leaves such hooks in place
+    once attentions were asked for (`output_attentions=True`).
     """
     for name, matrices in whole_layers(model).items():
         layer = model.get_submodule(name)
-        if all(_runs_pairs(layer.get_submodule(m)) for m in matrices):
+        free = isinstance(layer.__dict__.get("forward"), FusedForward | None)
+        if free and all(_runs_pairs(layer.get_submodule(m)) for m in matrices):
             layer.forward = FusedForward(layer, ANATOMIES[type(layer).__name__])
     return model
 
@@ -87,8 +93,16 @@ def whole_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Layer -> the names of its six matrices within it, for every layer that runs in one call once these are packed as `pairs`."""
     if not features().get("encoder"):
         return {}
-    known = ((name, m, ANATOMIES.get(type(m).__name__)) for name, m in model.named_modules())
+    known = ((name, m, _anatomy(m)) for name, m in model.named_modules())
     return {name: anatomy.matrices for name, m, anatomy in known if anatomy is not None and _fits(m, anatomy)}
+
+
+def _anatomy(module: nn.Module) -> Anatomy | None:
+    return ANATOMIES.get(type(module).__name__) if _of_transformers(module) else None
+
+
+def _of_transformers(module: Any) -> bool:
+    return type(module).__module__.startswith("transformers.")
 
 
 def unfuse(model: nn.Module) -> nn.Module:
@@ -104,6 +118,7 @@ class FusedForward:
 
     def __init__(self, layer: nn.Module, anatomy: Anatomy):
         self.layer = layer
+        self.attention = _at(layer, anatomy.attention)
         self.heads = int(_at(layer, anatomy.heads))
         self.activation = _ACTIVATIONS[type(_at(layer, anatomy.activation)).__name__]
         self.matrices: list[SparseLinear] = [_at(layer, name) for name in anatomy.matrices]
@@ -113,24 +128,31 @@ class FusedForward:
     def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the layer's own `forward`; whatever else is passed and set goes to the modules."""
         asked = [value for value in (*args, *kwargs.values()) if value is not None and value is not False]
-        if not asked and self._takes(hidden_states):
+        if not asked and self._takes(hidden_states, attention_mask):
             y = self._run(hidden_states, attention_mask)
             if y is not None:
                 return y
         return type(self.layer).forward(self.layer, hidden_states, attention_mask, *args, **kwargs)
 
-    def _takes(self, x: Tensor) -> bool:
-        """Plain float32 inference on the CPU, with the modules inside that were fused, neither hooked nor patched."""
+    def _takes(self, x: Tensor, mask: Tensor | None) -> bool:
+        """Plain float32 inference on the CPU, with the modules inside that were fused, as they were, neither hooked nor patched."""
         return (
-            plain(x, self.matrices[0].bias)
+            plain(x, None)
             and x.dtype is torch.float32
             and x.is_cpu
             and x.dim() == 3
             and x.numel() > 0
+            and (mask is None or (type(mask) is Tensor and mask.is_cpu))
+            and not (torch.is_grad_enabled() and self._learns(mask))
             and not self.layer.training
+            and not getattr(self.attention, "is_causal", False)
+            and getattr(self.attention.config, "_attn_implementation", None) in ("sdpa", "eager")
             and all(_untouched(children, name, child) for children, name, child in self.links)
             and all(_plain_norm(norm, x.shape[2]) for norm in self.norms)
         )
+
+    def _learns(self, mask: Tensor | None) -> bool:
+        return (mask is not None and mask.requires_grad) or any(p.requires_grad for p in self.layer.parameters())
 
     def _run(
         self, x: Float[Tensor, "batch tokens features"], mask: Tensor | None
@@ -139,7 +161,9 @@ class FusedForward:
         numbers = [self._numbers(matrix, batch * tokens) for matrix in self.matrices]
         keys = None if mask is None else _key_mask(mask, batch, tokens)
         module = native()
-        if module is None or any(n is None for n in numbers) or (keys is None) != (mask is None):
+        if module is None or not module.features()["encoder"]:  # copied here from another processor
+            return None
+        if any(n is None for n in numbers) or (keys is None) != (mask is None):
             return None
         x = x.contiguous()
         y = torch.empty_like(x)
@@ -147,7 +171,7 @@ class FusedForward:
         module.encoder(
             x.data_ptr(), y.data_ptr(), 0 if keys is None else keys.data_ptr(),
             batch, tokens, torch.get_num_threads(),
-            self.heads, (self.matrices[0].out_features // self.heads) ** -0.5,
+            self.heads, self.attention.scaling,
             [n for row in numbers for n in row or ()],
             [t.data_ptr() for norm in self.norms for t in (norm.weight, norm.bias)],
             first.eps, second.eps, self.activation,
@@ -161,7 +185,7 @@ class FusedForward:
         bias = matrix.bias
         if packed.format != _FORMAT or not isinstance(kernel, NativeKernel):
             return None
-        if bias is not None and not (bias.dtype is torch.float32 and bias.is_cpu and bias.is_contiguous()):
+        if bias is not None and not _plain_vector(bias, matrix.out_features):
             return None
         return *kernel.arguments(packed), 0 if bias is None else bias.data_ptr()
 
@@ -184,7 +208,7 @@ def _key_mask(
         return None
     keys = row[:, 0]
     if keys.dtype is torch.bool:
-        keys = torch.zeros(keys.shape).masked_fill_(~keys, float("-inf"))
+        keys = torch.zeros(keys.shape, dtype=torch.float32, device="cpu").masked_fill_(~keys, float("-inf"))
     return keys.expand(batch, tokens).contiguous()
 
 
@@ -216,7 +240,8 @@ def _fits(layer: nn.Module, anatomy: Anatomy) -> bool:
 def _untouched(children: dict[str, Any], name: str, child: nn.Module | None) -> bool:
     if children.get(name) is not child:
         return False
-    return child is None or not (child._forward_hooks or child._forward_pre_hooks or "forward" in child.__dict__)
+    changed = child is not None and (child.training or child._forward_hooks or child._forward_pre_hooks)
+    return child is None or not (changed or "forward" in child.__dict__)
 
 
 def _plain_norm(norm: Any, width: int) -> bool:
@@ -224,13 +249,18 @@ def _plain_norm(norm: Any, width: int) -> bool:
         type(norm) is nn.LayerNorm
         and norm.normalized_shape == (width,)
         and norm.bias is not None
-        and all(t.dtype is torch.float32 and t.is_cpu and t.is_contiguous() for t in (norm.weight, norm.bias))
+        and all(_plain_vector(t, width) for t in (norm.weight, norm.bias))
     )
 
 
+def _plain_vector(t: Tensor, size: int) -> bool:
+    return t.dtype is torch.float32 and t.is_cpu and t.shape == (size,) and t.is_contiguous()
+
+
 def _known(activation: Any) -> bool:
-    approximate = getattr(activation, "approximate", "none")
-    return type(activation).__name__ in _ACTIVATIONS and (approximate == "none" or type(activation).__name__ != "GELU")
+    from_torch = type(activation).__module__.startswith("torch.nn.")
+    exact = type(activation) is not nn.GELU or activation.approximate == "none"
+    return type(activation).__name__ in _ACTIVATIONS and (from_torch or _of_transformers(activation)) and exact
 
 
 def _returns_tensor(layer: nn.Module) -> bool:

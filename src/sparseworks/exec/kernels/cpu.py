@@ -60,7 +60,7 @@ class NativeKernel(Kernel):
         if bias is not None and not (bias.dtype is torch.float32 and bias.shape == (out,) and bias.is_contiguous()):
             raise KernelError(f"Kernel {self.name!r} takes a contiguous float32 bias ({out},), got {_facts(bias)}.")
         arguments = self.arguments(packed)
-        y = torch.empty((rows, out))
+        y = torch.empty((rows, out), dtype=torch.float32, device="cpu")
         if rows == 0 or out == 0 or width == 0:
             return y.copy_(torch.zeros(()) if bias is None else bias)
         run = self._run or self._find()
