@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint docs clean
 
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/sparseworks/exec/cpp/*)
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/sparseworks/exec/cpp/* src/sparseworks/exec/cpp/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"

@@ -1,15 +1,11 @@
-// Shared by the AVX2 kernels: values of either type, 8x8 transposes, compile-time loops, per-thread scratch memory.
+// Shared by the kernels written in AVX2 intrinsics: values of either type, 8x8 transposes.
 #pragma once
 #include <immintrin.h>
 
 #include <cstdint>
-#include <cstdlib>
-#include <utility>
 
-#include "kernels.h"
+#include "common.h"
 #include "parallel.h"
-
-#define SW_INLINE inline __attribute__((always_inline))
 
 // An unnamed namespace: nothing compiled with AVX2 may be merged with a baseline copy by the linker.
 namespace {
@@ -30,16 +26,6 @@ struct BF16 {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_set1_epi16(static_cast<short>(*p)), 16));
     }
 };
-
-// each<N>([&](auto i) {...}) unrolled at compile time, so that register tiles stay in registers.
-template <class F, int... I>
-SW_INLINE void each_of(std::integer_sequence<int, I...>, const F& f) {
-    (f(std::integral_constant<int, I>{}), ...);
-}
-template <int N, class F>
-SW_INLINE void each(const F& f) {
-    each_of(std::make_integer_sequence<int, N>{}, f);
-}
 
 SW_INLINE float sum8(__m256 v) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -112,24 +98,5 @@ void unpack_tokens(const float* tile, int64_t height, int64_t tokens, float* y, 
         }
     }
 }
-
-// Grown, never shrunk, freed with the thread.
-class Scratch {
-  public:
-    ~Scratch() { std::free(data_); }
-    float* floats(int64_t n) {
-        if (n > size_) {
-            std::free(data_);
-            size_ = (n + 1023) / 1024 * 1024;
-            data_ = static_cast<float*>(std::aligned_alloc(64, size_ * sizeof(float)));
-            if (!data_) std::abort();
-        }
-        return data_;
-    }
-
-  private:
-    float* data_ = nullptr;
-    int64_t size_ = 0;
-};
 
 }  // namespace

@@ -1,127 +1,57 @@
-// Bindings: pointers come as integers (a DLPack exchange costs ten times the call), the processor decides what runs.
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/vector.h>
+// The extension module: what it can do on this processor, and the kernels of each folder.
+#include <cstdlib>
+#include <string>
 
-#include <vector>
+#include "bind.h"
 
-#include "kernels.h"
-
-namespace nb = nanobind;
-using namespace sparseworks;
-
+namespace sparseworks {
 namespace {
 
-using Address = uint64_t;
-
-template <class T>
-const T* at(Address address) {
-    return reinterpret_cast<const T*>(address);
-}
-
-struct Table {
-    const char* isa = "portable";
-    void (*tile)(const Tile&) = portable::tile;
-    void (*pairs)(const Pairs&) = portable::pairs;
-    void (*panel)(const Panel&) = portable::panel;
-    void (*csr)(const Csr&) = portable::csr;
-    void (*bitmask)(const Bitmask&) = portable::bitmask;
-    void (*encoder)(const EncoderLayer&) = nullptr;  // without it the layer's modules run one by one
-};
-
-Table choose() {
-    Table table;
+// AVX-512 has not been run by the developers: it is used only where SPARSEWORKS_ISA asks for it.
+Isa choose() {
+    const char* asked = std::getenv("SPARSEWORKS_ISA");
+    const std::string wanted = asked ? asked : "";
 #ifdef SPARSEWORKS_AVX2
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
-        table = {"avx2", avx2::tile, avx2::pairs, avx2::panel, avx2::csr, avx2::bitmask, avx2::encoder};
+    if (wanted == "portable" || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+        !__builtin_cpu_supports("bmi2")) {
+        return Isa::base;
+    }
+#ifdef SPARSEWORKS_AVX512
+    if (wanted == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        return Isa::avx512;
     }
 #endif
-    return table;
+    return Isa::avx2;
+#endif
+    return Isa::base;
 }
-
-Table table = choose();
 
 nb::dict features() {
     nb::dict facts;
-    facts["isa"] = table.isa;
+    facts["isa"] = isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
 #ifdef _OPENMP
     facts["openmp"] = true;
 #else
     facts["openmp"] = false;
 #endif
-    facts["encoder"] = table.encoder != nullptr;
-    facts["version"] = 1;
+    facts["encoder"] = has_encoder();
+    facts["version"] = 2;
     return facts;
 }
 
 // For tests: the portable kernels on a processor that has better ones.
-void use_portable(bool yes) { table = yes ? Table{} : choose(); }
-
-void tile(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
-          Address columns, Address values, Address row_of, int64_t k_block, int64_t row_block) {
-    table.tile({{at<float>(x), reinterpret_cast<float*>(y), at<float>(bias), rows, in, out, bf16, threads},
-                at<int32_t>(ptr), at<uint8_t>(columns), at<void>(values), at<uint8_t>(row_of), k_block, row_block});
-}
-
-void pairs(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, Address ptr,
-           Address columns, Address values, Address row_of, Address scale, int64_t limit, int64_t k_block,
-           int64_t row_block) {
-    table.pairs({{at<float>(x), reinterpret_cast<float*>(y), at<float>(bias), rows, in, out, false, threads},
-                 at<int32_t>(ptr), at<uint8_t>(columns), at<int16_t>(values), at<uint8_t>(row_of), at<float>(scale),
-                 limit, k_block, row_block});
-}
-
-void panel(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
-           Address columns, Address values, int64_t height, int64_t k_block) {
-    table.panel({{at<float>(x), reinterpret_cast<float*>(y), at<float>(bias), rows, in, out, bf16, threads},
-                 at<int32_t>(ptr), at<uint16_t>(columns), at<void>(values), height, k_block});
-}
-
-void csr(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
-         Address columns, Address values, int64_t slots) {
-    table.csr({{at<float>(x), reinterpret_cast<float*>(y), at<float>(bias), rows, in, out, bf16, threads},
-               at<int32_t>(ptr), at<uint16_t>(columns), at<void>(values), slots});
-}
-
-void bitmask(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16,
-             Address ptr, Address bits, Address values, int64_t row_bytes, int64_t per_row) {
-    table.bitmask({{at<float>(x), reinterpret_cast<float*>(y), at<float>(bias), rows, in, out, bf16, threads},
-                   at<int32_t>(ptr), at<uint8_t>(bits), at<void>(values), row_bytes, per_row});
-}
-
-constexpr size_t kMatrix = 11;  // numbers that describe a matrix
-
-Matrix matrix(const std::vector<int64_t>& n, size_t i) {
-    const auto address = [&](size_t k) { return static_cast<Address>(n[i * kMatrix + k]); };
-    const auto value = [&](size_t k) { return n[i * kMatrix + k]; };
-    return {value(0), value(1), at<int32_t>(address(2)), at<uint8_t>(address(3)), at<int16_t>(address(4)),
-            at<uint8_t>(address(5)), at<float>(address(6)), value(7), value(8), value(9), at<float>(address(10))};
-}
-
-// `matrices`: q, k, v, o, up, down, eleven numbers each in the order of Matrix; `norms`: weight, bias of both.
-void encoder(Address x, Address y, Address mask, int64_t batch, int64_t tokens, int threads, int64_t heads, float scale,
-             const std::vector<int64_t>& matrices, const std::vector<Address>& norms, float eps1, float eps2,
-             int64_t activation) {
-    if (!table.encoder || matrices.size() != 6 * kMatrix || norms.size() != 4) {
-        throw nb::value_error("not a layer that this processor's kernels run");
-    }
-    const EncoderLayer a{at<float>(x), reinterpret_cast<float*>(y), at<float>(mask), batch, tokens, heads, scale,
-                         matrix(matrices, 0), matrix(matrices, 1), matrix(matrices, 2), matrix(matrices, 3),
-                         matrix(matrices, 4), matrix(matrices, 5), {at<float>(norms[0]), at<float>(norms[1]), eps1},
-                         {at<float>(norms[2]), at<float>(norms[3]), eps2}, activation, threads};
-    nb::gil_scoped_release release;
-    table.encoder(a);
-}
+void use_portable(bool yes) { isa = yes ? Isa::base : choose(); }
 
 }  // namespace
 
+Isa isa = choose();
+
+}  // namespace sparseworks
+
 NB_MODULE(_native, m) {
-    m.def("features", &features);
-    m.def("use_portable", &use_portable);
-    m.def("tile", &tile, nb::call_guard<nb::gil_scoped_release>());
-    m.def("pairs", &pairs, nb::call_guard<nb::gil_scoped_release>());
-    m.def("panel", &panel, nb::call_guard<nb::gil_scoped_release>());
-    m.def("csr", &csr, nb::call_guard<nb::gil_scoped_release>());
-    m.def("bitmask", &bitmask, nb::call_guard<nb::gil_scoped_release>());
-    m.def("encoder", &encoder);
+    m.def("features", &sparseworks::features);
+    m.def("use_portable", &sparseworks::use_portable);
+    sparseworks::bind_linear(m);
 }

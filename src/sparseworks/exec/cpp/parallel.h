@@ -62,7 +62,7 @@ void teams(int64_t n, int threads, int64_t shared, int64_t own, const Memory& me
 }
 
 // Rows [first(begin), first(end)) such that parts hold equally many entries; `ptr` may be null (equal rows).
-inline int64_t balanced(const int32_t* ptr, int64_t rows, int64_t part, int64_t parts) {
+static inline int64_t balanced(const int32_t* ptr, int64_t rows, int64_t part, int64_t parts) {
     if (!ptr || part == 0 || part == parts) return rows * part / parts;
     const int64_t goal = static_cast<int64_t>(ptr[rows]) * part / parts;
     int64_t low = 0, high = rows;

@@ -2,7 +2,8 @@
 // [K][T] of x, of which a K-block stays in L1; the sums of a stripe of outputs stay in L2. `Arithmetic` says what an entry
 // is: its stored type, the lanes, the multiply-add, how a tile is packed and sums become outputs.
 #pragma once
-#include "avx2.h"
+#include "../avx2.h"
+#include "linear.h"
 
 namespace {
 

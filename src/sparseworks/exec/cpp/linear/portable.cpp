@@ -3,8 +3,8 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels.h"
-#include "parallel.h"
+#include "linear.h"
+#include "../parallel.h"
 
 namespace sparseworks::portable {
 namespace {

@@ -1,6 +1,7 @@
 // One bit per entry: the kept values of eight columns are spread over eight lanes by one table-driven shuffle. Up to four
 // rows of x share the spreading.
-#include "avx2.h"
+#include "../avx2.h"
+#include "linear.h"
 
 namespace sparseworks::avx2 {
 namespace {

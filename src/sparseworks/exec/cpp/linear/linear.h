@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "../isa.h"
+
 namespace sparseworks {
 
 // y (rows, out) = x (rows, in) W^T + bias; x, y, bias are float32, row-major; bias may be null.
@@ -60,6 +62,15 @@ struct Bitmask : Product {
     int64_t row_bytes, per_row;
 };
 
+enum class Stored : int { fp32, bf16, int8 };
+
+// Every weight, row-major; int8 rows have a scale each (kernels `gemv`).
+struct Dense : Product {
+    const void* weight;
+    const float* scale;  // null unless int8
+    Stored stored;
+};
+
 // One matrix of a fused layer: `Pairs` without its input and output.
 struct Matrix {
     int64_t in, out;
@@ -104,8 +115,9 @@ namespace avx2 {
 SPARSEWORKS_KERNELS
 void encoder(const EncoderLayer& a);
 }
+SW_KERNEL(gemv, Dense)
 
-inline float widen(const void* values, bool bf16, int64_t i) {
+static inline float widen(const void* values, bool bf16, int64_t i) {
     if (!bf16) return static_cast<const float*>(values)[i];
     union {
         uint32_t bits;

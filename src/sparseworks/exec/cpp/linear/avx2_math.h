@@ -1,6 +1,6 @@
 // e^x and the activations built on it, eight at a time.
 #pragma once
-#include "avx2.h"
+#include "../avx2.h"
 
 namespace {
 

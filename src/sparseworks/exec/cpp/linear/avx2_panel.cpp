@@ -1,7 +1,8 @@
 // Adjacent outputs share columns. Panels of 16: two vectors of outputs times six tokens, token-major in and out, x is
 // broadcast. Panels of 8 and 4: lanes are tokens, four outputs times three vectors of a feature-major tile. Few rows of x:
 // lanes are outputs.
-#include "avx2.h"
+#include "../avx2.h"
+#include "linear.h"
 
 namespace sparseworks::avx2 {
 namespace {

@@ -1,5 +1,6 @@
 // One row of x at a time: eight lanes filled by scalar loads and insertps, which outruns the gather instruction on Zen.
-#include "avx2.h"
+#include "../avx2.h"
+#include "linear.h"
 
 namespace sparseworks::avx2 {
 namespace {

@@ -1,0 +1,102 @@
+// Products with packed weights: arguments of each format's kernel, and which one the processor runs.
+#include <nanobind/stl/vector.h>
+
+#include "../bind.h"
+#include "linear.h"
+
+namespace sparseworks {
+namespace {
+
+struct Table {
+    void (*tile)(const Tile&) = portable::tile;
+    void (*pairs)(const Pairs&) = portable::pairs;
+    void (*panel)(const Panel&) = portable::panel;
+    void (*csr)(const Csr&) = portable::csr;
+    void (*bitmask)(const Bitmask&) = portable::bitmask;
+    void (*encoder)(const EncoderLayer&) = nullptr;  // without it the layer's modules run one by one
+};
+
+Table table() {
+#ifdef SPARSEWORKS_AVX2
+    if (isa != Isa::base) return {avx2::tile, avx2::pairs, avx2::panel, avx2::csr, avx2::bitmask, avx2::encoder};
+#endif
+    return {};
+}
+
+void tile(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
+          Address columns, Address values, Address row_of, int64_t k_block, int64_t row_block) {
+    table().tile({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+                at<int32_t>(ptr), at<uint8_t>(columns), at<void>(values), at<uint8_t>(row_of), k_block, row_block});
+}
+
+void pairs(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, Address ptr,
+           Address columns, Address values, Address row_of, Address scale, int64_t limit, int64_t k_block,
+           int64_t row_block) {
+    table().pairs({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads},
+                 at<int32_t>(ptr), at<uint8_t>(columns), at<int16_t>(values), at<uint8_t>(row_of), at<float>(scale),
+                 limit, k_block, row_block});
+}
+
+void panel(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
+           Address columns, Address values, int64_t height, int64_t k_block) {
+    table().panel({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+                 at<int32_t>(ptr), at<uint16_t>(columns), at<void>(values), height, k_block});
+}
+
+void csr(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
+         Address columns, Address values, int64_t slots) {
+    table().csr({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+               at<int32_t>(ptr), at<uint16_t>(columns), at<void>(values), slots});
+}
+
+void bitmask(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16,
+             Address ptr, Address bits, Address values, int64_t row_bytes, int64_t per_row) {
+    table().bitmask({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+                   at<int32_t>(ptr), at<uint8_t>(bits), at<void>(values), row_bytes, per_row});
+}
+
+void gemv(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored,
+          Address weight, Address scale) {
+    SW_RUN(gemv, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads}, at<void>(weight),
+                  at<float>(scale), static_cast<Stored>(stored)});
+}
+
+constexpr size_t kMatrix = 11;  // numbers that describe a matrix
+
+Matrix matrix(const std::vector<int64_t>& n, size_t i) {
+    const auto address = [&](size_t k) { return static_cast<Address>(n[i * kMatrix + k]); };
+    const auto value = [&](size_t k) { return n[i * kMatrix + k]; };
+    return {value(0), value(1), at<int32_t>(address(2)), at<uint8_t>(address(3)), at<int16_t>(address(4)),
+            at<uint8_t>(address(5)), at<float>(address(6)), value(7), value(8), value(9), at<float>(address(10))};
+}
+
+// `matrices`: q, k, v, o, up, down, eleven numbers each in the order of Matrix; `norms`: weight, bias of both.
+void encoder(Address x, Address y, Address mask, int64_t batch, int64_t tokens, int threads, int64_t heads, float scale,
+             const std::vector<int64_t>& matrices, const std::vector<Address>& norms, float eps1, float eps2,
+             int64_t activation) {
+    if (!has_encoder() || matrices.size() != 6 * kMatrix || norms.size() != 4) {
+        throw nb::value_error("not a layer that this processor's kernels run");
+    }
+    const EncoderLayer a{at<float>(x), to<float>(y), at<float>(mask), batch, tokens, heads, scale,
+                         matrix(matrices, 0), matrix(matrices, 1), matrix(matrices, 2), matrix(matrices, 3),
+                         matrix(matrices, 4), matrix(matrices, 5), {at<float>(norms[0]), at<float>(norms[1]), eps1},
+                         {at<float>(norms[2]), at<float>(norms[3]), eps2}, activation, threads};
+    nb::gil_scoped_release release;
+    table().encoder(a);
+}
+
+}  // namespace
+
+bool has_encoder() { return table().encoder != nullptr; }
+
+void bind_linear(nb::module_& m) {
+    m.def("tile", &tile, nb::call_guard<nb::gil_scoped_release>());
+    m.def("pairs", &pairs, nb::call_guard<nb::gil_scoped_release>());
+    m.def("panel", &panel, nb::call_guard<nb::gil_scoped_release>());
+    m.def("csr", &csr, nb::call_guard<nb::gil_scoped_release>());
+    m.def("bitmask", &bitmask, nb::call_guard<nb::gil_scoped_release>());
+    m.def("gemv", &gemv, nb::call_guard<nb::gil_scoped_release>());
+    m.def("encoder", &encoder);
+}
+
+}  // namespace sparseworks
