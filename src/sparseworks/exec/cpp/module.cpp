@@ -36,6 +36,7 @@ nb::dict features() {
 #else
     facts["openmp"] = false;
 #endif
+    facts["lanes"] = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
     facts["encoder"] = has_encoder();
     facts["version"] = 2;
     return facts;
@@ -54,4 +55,5 @@ NB_MODULE(_native, m) {
     m.def("features", &sparseworks::features);
     m.def("use_portable", &sparseworks::use_portable);
     sparseworks::bind_linear(m);
+    sparseworks::bind_training(m);
 }

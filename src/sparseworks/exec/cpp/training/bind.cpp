@@ -1,0 +1,64 @@
+// Sparse training: building an index, activations into tiles, and the three products.
+#include "../bind.h"
+#include "training.h"
+
+namespace sparseworks {
+namespace {
+
+Rows rows_of(Address ptr, Address columns, int64_t rows, int64_t width) {
+    return {at<int32_t>(ptr), at<int32_t>(columns), rows, width};
+}
+
+Index index(Address columns, Address count, Address row_of, Address first, int64_t rows, int64_t width, int64_t row_block,
+            int64_t k_block) {
+    return {at<uint8_t>(columns), at<uint8_t>(count), at<uint8_t>(row_of), at<int32_t>(first), rows, width, row_block, k_block};
+}
+
+void transpose(Address ptr, Address columns, int64_t rows, int64_t width, Address ptr_t, Address columns_t, Address order) {
+    transpose_order(rows_of(ptr, columns, rows, width), to<int32_t>(ptr_t), to<int32_t>(columns_t), to<int32_t>(order));
+}
+
+void cut(Address ptr, Address entries, int64_t rows, int64_t width, int64_t row_block, int64_t k_block, Address columns,
+         Address count, Address row_of, Address first, Address order) {
+    cut_segments(rows_of(ptr, entries, rows, width), index(0, 0, 0, 0, rows, width, row_block, k_block), to<uint8_t>(columns),
+                 to<uint8_t>(count), to<uint8_t>(row_of), to<int32_t>(first), to<int32_t>(order));
+}
+
+void find(Address ptr_a, Address columns_a, Address ptr_b, Address columns_b, int64_t rows, int64_t width, Address found) {
+    find_entries(rows_of(ptr_a, columns_a, rows, width), rows_of(ptr_b, columns_b, rows, width), to<int32_t>(found));
+}
+
+void tiles(Address matrix, Address tiles, int64_t tokens, int64_t width, int64_t positions, int threads) {
+    SW_RUN(to_tiles, {to<float>(matrix), to<float>(tiles), tokens, width, positions, threads});
+}
+
+void run_reorder(Address from, Address order, Address target, int64_t entries, int threads) {
+    SW_RUN(reorder, {at<float>(from), at<int32_t>(order), to<float>(target), entries, threads});
+}
+
+void run_spmm(Address x, Address values, Address bias, Address y, int64_t tokens, int64_t positions, int threads,
+              Address columns, Address count, Address row_of, Address first, int64_t rows, int64_t width, int64_t row_block, int64_t k_block) {
+    SW_RUN(spmm, {at<float>(x), at<float>(values), at<float>(bias), to<float>(y),
+                  index(columns, count, row_of, first, rows, width, row_block, k_block), tokens, positions, threads});
+}
+
+void run_sddmm(Address dy, Address x, Address gradient, int64_t tokens, int threads, Address columns, Address count,
+               Address row_of, Address first, int64_t rows, int64_t width, int64_t row_block, int64_t k_block) {
+    SW_RUN(sddmm, {at<float>(dy), at<float>(x), to<float>(gradient),
+                   index(columns, count, row_of, first, rows, width, row_block, k_block), tokens, threads});
+}
+
+}  // namespace
+
+void bind_training(nb::module_& m) {
+    const nb::call_guard<nb::gil_scoped_release> free;
+    m.def("transpose", &transpose, free);
+    m.def("cut", &cut, free);
+    m.def("find", &find, free);
+    m.def("to_tiles", &tiles, free);
+    m.def("reorder", &run_reorder, free);
+    m.def("spmm", &run_spmm, free);
+    m.def("sddmm", &run_sddmm, free);
+}
+
+}  // namespace sparseworks

@@ -1,0 +1,37 @@
+// Tiles of eight vectors of tokens; a last tile of fewer tokens takes four, two or one.
+#pragma once
+#include "../simd.h"
+#include "training.h"
+
+namespace {
+
+constexpr int64_t kTile = 8 * W;
+
+SW_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+SW_INLINE int vectors_for(int64_t tokens) { return tokens > 4 * W ? 8 : tokens > 2 * W ? 4 : tokens > W ? 2 : 1; }
+
+// body(std::integral_constant<int, V>) with the number of vectors of a tile of `tokens` tokens.
+template <class Body>
+SW_INLINE void with_vectors(int64_t tokens, const Body& body) {
+    switch (vectors_for(tokens)) {
+        case 8: return body(std::integral_constant<int, 8>{});
+        case 4: return body(std::integral_constant<int, 4>{});
+        case 2: return body(std::integral_constant<int, 2>{});
+        default: return body(std::integral_constant<int, 1>{});
+    }
+}
+
+// The part of a tile that the next cell reads, brought into L2 a few lines a row while this one is worked through: columns are
+// read in no order that the processor could foresee.
+struct Next {
+    const float* line;
+    int64_t lines;
+
+    Next(const float* part, int64_t floats, int64_t rows) : line(part), lines((floats / 16 + rows - 1) / rows) {}
+    SW_INLINE void row() {
+        for (int64_t i = 0; i < lines; ++i, line += 16) __builtin_prefetch(line, 0, 2);
+    }
+};
+
+}  // namespace

@@ -1,0 +1,76 @@
+// Products of sparse training. Activations lie in tiles of adjacent tokens, feature-major: [tile][feature][tokens of the tile], so
+// that lanes are tokens. Kept values lie in the order in which the forward product reads them; their gradients in the same.
+#pragma once
+#include <cstdint>
+
+#include "../isa.h"
+
+namespace sparseworks {
+
+// A support cut into row blocks and K-blocks; a cell is one K-block of one row block, a segment one row's part of a cell. Entries
+// are ordered by row block, K-block, then rows by falling count, so that trip counts are predictable.
+struct Index {
+    const uint8_t* columns;  // of each entry, within its K-block
+    const uint8_t* count;   // of each segment
+    const uint8_t* row_of;   // of each segment, within its row block
+    const int32_t* first;    // first entry of each cell, and the total
+    int64_t rows, width, row_block, k_block;
+};
+
+// A matrix (tokens, width), or maps (tokens / positions, width, positions), and its tiles.
+struct Tiles {
+    float* matrix;
+    float* tiles;
+    int64_t tokens, width, positions;  // positions: 0 for a matrix
+    int threads;
+};
+
+// y = x W^T + b, from tiles into a matrix or maps.
+struct Spmm {
+    const float* x;
+    const float* values;
+    const float* bias;  // may be null
+    float* y;
+    Index w;
+    int64_t tokens, positions;
+    int threads;
+};
+
+// gradient[e] = sum over tokens of dy[row of e] x[column of e], from tiles.
+struct Sddmm {
+    const float *dy, *x;
+    float* gradient;
+    Index w;
+    int64_t tokens;
+    int threads;
+};
+
+// to[i] = from[order[i]]: the values in the order of the transpose.
+struct Reorder {
+    const float* from;
+    const int32_t* order;
+    float* to;
+    int64_t entries;
+    int threads;
+};
+
+SW_KERNEL(reorder, Reorder)
+SW_KERNEL(to_tiles, Tiles)
+SW_KERNEL(spmm, Spmm)
+SW_KERNEL(sddmm, Sddmm)
+
+// A support in row order: the columns of row n are columns[ptr[n] .. ptr[n + 1]), ascending.
+struct Rows {
+    const int32_t *ptr, *columns;
+    int64_t rows, width;
+};
+
+// The transpose in row order; its entry e is entry order[e] of `a`.
+void transpose_order(const Rows& a, int32_t* ptr, int32_t* columns, int32_t* order);
+// Fills the buffers of an index with blocks as in `shape`; its entry e is entry order[e] of `a`.
+void cut_segments(const Rows& a, const Index& shape, uint8_t* columns, uint8_t* count, uint8_t* row_of, int32_t* first,
+                  int32_t* order);
+// Where each entry of `b` is in `a`, or -1.
+void find_entries(const Rows& a, const Rows& b, int32_t* found);
+
+}  // namespace sparseworks
