@@ -24,8 +24,28 @@ void cut(Address ptr, Address entries, int64_t rows, int64_t width, int64_t row_
                  to<uint8_t>(count), to<uint8_t>(row_of), to<int32_t>(first), to<int32_t>(order));
 }
 
+void uncut(Address columns, Address count, Address row_of, Address first, int64_t rows, int64_t width, int64_t row_block,
+           int64_t k_block, Address ptr, Address entries, Address order) {
+    uncut_segments(index(columns, count, row_of, first, rows, width, row_block, k_block), to<int32_t>(ptr), to<int32_t>(entries),
+                   to<int32_t>(order));
+}
+
 void find(Address ptr_a, Address columns_a, Address ptr_b, Address columns_b, int64_t rows, int64_t width, Address found) {
     find_entries(rows_of(ptr_a, columns_a, rows, width), rows_of(ptr_b, columns_b, rows, width), to<int32_t>(found));
+}
+
+void exchange(Address ptr, Address columns, Address kept, Address grown_ptr, Address grown_columns, int64_t rows, int64_t width,
+              Address new_ptr, Address new_columns, Address found) {
+    exchange_entries(rows_of(ptr, columns, rows, width), at<uint8_t>(kept), rows_of(grown_ptr, grown_columns, rows, width),
+                     to<int32_t>(new_ptr), to<int32_t>(new_columns), to<int32_t>(found));
+}
+
+void relate(Address first, Address middle, Address last, int64_t n, Address result) {
+    relate_orders(at<int32_t>(first), at<int32_t>(middle), at<int32_t>(last), n, to<int32_t>(result));
+}
+
+void trace(Address before, Address found, Address order, int64_t n, Address result) {
+    trace_entries(at<int32_t>(before), at<int32_t>(found), at<int32_t>(order), n, to<int32_t>(result));
 }
 
 void tiles(Address matrix, Address tiles, int64_t tokens, int64_t width, int64_t positions, int threads) {
@@ -54,7 +74,11 @@ void bind_training(nb::module_& m) {
     const nb::call_guard<nb::gil_scoped_release> free;
     m.def("transpose", &transpose, free);
     m.def("cut", &cut, free);
+    m.def("uncut", &uncut, free);
     m.def("find", &find, free);
+    m.def("exchange", &exchange, free);
+    m.def("relate", &relate, free);
+    m.def("trace", &trace, free);
     m.def("to_tiles", &tiles, free);
     m.def("reorder", &run_reorder, free);
     m.def("spmm", &run_spmm, free);

@@ -56,6 +56,31 @@ void cut_segments(const Rows& a, const Index& shape, uint8_t* columns, uint8_t* 
     *first = total;
 }
 
+void uncut_segments(const Index& w, int32_t* ptr, int32_t* columns, int32_t* order) {
+    const int64_t k_blocks = (w.width + w.k_block - 1) / w.k_block;
+    // body(row, segment, base column) for all segments: those of a row come with ascending columns.
+    const auto segments = [&](const auto& body) {
+        int64_t s = 0;
+        for (int64_t top = 0; top < w.rows; top += w.row_block) {
+            const int64_t height = std::min(w.rows - top, w.row_block);
+            for (int64_t kb = 0; kb < k_blocks; ++kb) {
+                for (int64_t i = 0; i < height; ++i, ++s) body(top + w.row_of[s], s, kb * w.k_block);
+            }
+        }
+    };
+    std::fill(ptr, ptr + w.rows + 1, 0);
+    segments([&](int64_t row, int64_t s, int64_t) { ptr[row + 1] += w.count[s]; });
+    for (int64_t n = 0; n < w.rows; ++n) ptr[n + 1] += ptr[n];
+    std::vector<int32_t> next(ptr, ptr + w.rows);
+    int32_t e = 0;
+    segments([&](int64_t row, int64_t s, int64_t base) {
+        for (int64_t i = 0; i < w.count[s]; ++i, ++e) {
+            columns[next[row]] = static_cast<int32_t>(base + w.columns[e]);
+            order[next[row]++] = e;
+        }
+    });
+}
+
 void find_entries(const Rows& a, const Rows& b, int32_t* found) {
     for (int64_t n = 0; n < b.rows; ++n) {
         int32_t e = a.ptr[n];
@@ -64,6 +89,35 @@ void find_entries(const Rows& a, const Rows& b, int32_t* found) {
             found[f] = e < a.ptr[n + 1] && a.columns[e] == b.columns[f] ? e : -1;
         }
     }
+}
+
+void exchange_entries(const Rows& a, const uint8_t* kept, const Rows& grown, int32_t* ptr, int32_t* columns, int32_t* found) {
+    int32_t at = 0;
+    ptr[0] = 0;
+    for (int64_t n = 0; n < a.rows; ++n) {
+        int32_t e = a.ptr[n], g = grown.ptr[n];
+        const int32_t last = a.ptr[n + 1], last_grown = grown.ptr[n + 1];
+        while (e < last || g < last_grown) {
+            if (e < last && !kept[e]) {
+                ++e;
+            } else if (g == last_grown || (e < last && a.columns[e] < grown.columns[g])) {
+                columns[at] = a.columns[e], found[at++] = e++;
+            } else {
+                columns[at] = grown.columns[g++], found[at++] = -1;
+            }
+        }
+        ptr[n + 1] = at;
+    }
+}
+
+void relate_orders(const int32_t* first, const int32_t* middle, const int32_t* last, int64_t n, int32_t* result) {
+    std::vector<int32_t> inverse(n);
+    for (int64_t e = 0; e < n; ++e) inverse[first[e]] = static_cast<int32_t>(e);
+    for (int64_t i = 0; i < n; ++i) result[i] = inverse[middle[last[i]]];
+}
+
+void trace_entries(const int32_t* before, const int32_t* found, const int32_t* order, int64_t n, int32_t* result) {
+    for (int64_t i = 0; i < n; ++i) result[i] = found[order[i]] < 0 ? -1 : before[found[order[i]]];
 }
 
 }  // namespace sparseworks

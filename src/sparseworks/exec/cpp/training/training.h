@@ -70,7 +70,15 @@ void transpose_order(const Rows& a, int32_t* ptr, int32_t* columns, int32_t* ord
 // Fills the buffers of an index with blocks as in `shape`; its entry e is entry order[e] of `a`.
 void cut_segments(const Rows& a, const Index& shape, uint8_t* columns, uint8_t* count, uint8_t* row_of, int32_t* first,
                   int32_t* order);
+// The support of an index in row order; its entry e is entry order[e] of the index.
+void uncut_segments(const Index& w, int32_t* ptr, int32_t* columns, int32_t* order);
 // Where each entry of `b` is in `a`, or -1.
 void find_entries(const Rows& a, const Rows& b, int32_t* found);
+// `a` without the entries whose `kept` is 0, and with those of `grown`, which `a` does not hold; found as above, for the result.
+void exchange_entries(const Rows& a, const uint8_t* kept, const Rows& grown, int32_t* ptr, int32_t* columns, int32_t* found);
+// result[i] = inverse[middle[last[i]]] with inverse[first[e]] = e; all permutations of n.
+void relate_orders(const int32_t* first, const int32_t* middle, const int32_t* last, int64_t n, int32_t* result);
+// result[i] = before[found[order[i]]], or -1 where found is.
+void trace_entries(const int32_t* before, const int32_t* found, const int32_t* order, int64_t n, int32_t* result);
 
 }  // namespace sparseworks

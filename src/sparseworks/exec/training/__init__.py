@@ -1,0 +1,10 @@
+"""Sparse training: layers of which only the kept values exist, in memory, in the gradient and in the optimiser."""
+
+from __future__ import annotations
+
+from sparseworks.exec.training.conv import TrainableSparseConv2d as TrainableSparseConv2d
+from sparseworks.exec.training.conv import Window as Window
+from sparseworks.exec.training.index import SparseIndex as SparseIndex
+from sparseworks.exec.training.linear import TrainableSparseLinear as TrainableSparseLinear
+from sparseworks.exec.training.products import sddmm as sddmm
+from sparseworks.exec.training.products import spmm as spmm

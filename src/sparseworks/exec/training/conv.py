@@ -1,0 +1,164 @@
+"""TrainableSparseConv2d: a convolution trained on its kept weights, a few images at a time through their patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparseworks.core.errors import ModelError, ShapeError
+from sparseworks.core.support import Support
+from sparseworks.exec.training.index import SparseIndex
+from sparseworks.exec.training.module import SparseWeight, fresh
+from sparseworks.exec.training.products import backward, sddmm, spmm
+
+_PATCH_BYTES = 1 << 24
+"""Patches that exist at once: they are nine times their image for a 3x3 kernel, so a batch goes through in parts."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a kernel moves: sizes along height and width."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def outputs(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the output for an input of this size."""
+        h, w = (
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        )
+        return h, w
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of unfold and fold."""
+        return {"kernel_size": self.kernel, "stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+    @property
+    def plain(self) -> bool:
+        """Whether patches are the positions themselves."""
+        return self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+
+
+class TrainableSparseConv2d(SparseWeight):
+    """A convolution whose (out, in * height * width) kernel matrix has only its kept values."""
+
+    def __init__(self, index: SparseIndex, values: Tensor, bias: Tensor | None, window: Window):
+        super().__init__(index, values, bias)
+        taps = window.kernel[0] * window.kernel[1]
+        if index.shape[1] % taps:
+            raise ShapeError(f"A kernel of {taps} taps does not divide {index.shape[1]} columns of the support.")
+        self.window = window
+
+    @classmethod
+    def from_conv(cls, conv: nn.Module, support: Support) -> TrainableSparseConv2d:
+        """The kept weights of an `nn.Conv2d`, whose support covers (out, in * height * width).
+
+        Raises:
+            ModelError: not a plain `nn.Conv2d` (groups, padding that is not zeros).
+            ShapeError: support and weight differ in shape.
+        """
+        if (
+            type(conv) is not nn.Conv2d
+            or conv.groups != 1
+            or conv.padding_mode != "zeros"
+            or isinstance(conv.padding, str)
+        ):
+            raise ModelError(
+                f"{conv} is not a 2-d convolution with numbers as padding and without groups; leave it dense."
+            )
+        matrix = conv.weight.detach().flatten(1)
+        if tuple(matrix.shape) != tuple(support.shape):
+            raise ShapeError(f"The kernel matrix is {tuple(matrix.shape)}, its support {tuple(support.shape)}.")
+        index = SparseIndex.of(support)
+        sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        window = Window(*((s[0], s[1]) for s in sizes))
+        return cls(index, index.gather(matrix), conv.bias, window).train(conv.training)
+
+    @classmethod
+    def from_support(cls, support: Support, window: Window, *, bias: bool = True) -> TrainableSparseConv2d:
+        """A new layer with random values."""
+        return cls(*fresh(support, bias=bias), window)
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels."""
+        return self.index.shape[1] // (self.window.kernel[0] * self.window.kernel[1])
+
+    @property
+    def out_channels(self) -> int:
+        """Output channels."""
+        return self.index.shape[0]
+
+    def dense_weight(self) -> Float[Tensor, "out in height width"]:
+        """The kernel with zeros outside the support; differentiable."""
+        return self.dense_matrix().reshape(self.out_channels, self.in_channels, *self.window.kernel)
+
+    def forward(self, x: Float[Tensor, "*n in height width"]) -> Float[Tensor, "*n out high wide"]:
+        """The convolution.
+
+        Raises:
+            ShapeError: another number of channels, or maps smaller than the kernel.
+        """
+        size = (x.shape[-2], x.shape[-1])
+        out = self.window.outputs(size)
+        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or min(out) < 1:
+            raise ShapeError(
+                f"This convolution takes {self.in_channels} channels and maps of its kernel's size or more, got {tuple(x.shape)}."
+            )
+        maps = x if x.dim() == 4 else x[None]
+        if self.window.plain:
+            y = spmm(maps.flatten(2), self.values, self.bias, self.index)
+        else:
+            y = _Patches.apply(maps, self.values, self.bias, self.index, self.window)
+        y = y.reshape(-1, self.out_channels, *out)
+        return y if x.dim() == 4 else y[0]
+
+    def extra_repr(self) -> str:
+        """Channels, window and kept entries."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel={self.window.kernel}, stride={self.window.stride}, "
+            f"padding={self.window.padding}, kept={self.index.count} ({self.density:.4g})"
+        )
+
+
+class _Patches(torch.autograd.Function):
+    """Only the maps are saved; their patches are made again for the gradient, a few images at a time."""
+
+    @staticmethod
+    def forward(ctx, maps, values, bias, index, window):  # type: ignore[override]
+        ctx.save_for_backward(maps, values)
+        ctx.index, ctx.window, ctx.bias = index, window, bias is not None
+        parts = [spmm(F.unfold(m, **window.options), values, bias, index) for m in _parts(maps, index, window)]
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):  # type: ignore[override]
+        maps, values = ctx.saved_tensors
+        size, index, window = maps.shape[2:], ctx.index, ctx.window
+        parts = _parts(maps, index, window)
+        dmaps, dvalues, dbias = [], None, None
+        for part, d in zip(parts, dy.split([len(p) for p in parts]), strict=True):
+            if ctx.needs_input_grad[0]:
+                dmaps.append(F.fold(backward(d, values, index), size, **window.options))
+            if ctx.needs_input_grad[1]:
+                here = sddmm(d, F.unfold(part, **window.options), index)
+                dvalues = here if dvalues is None else dvalues.add_(here)
+        if ctx.bias and ctx.needs_input_grad[2]:
+            dbias = dy.sum(dim=(0, 2))
+        return torch.cat(dmaps) if dmaps else None, dvalues, dbias, None, None
+
+
+def _parts(maps: Tensor, index: SparseIndex, window: Window) -> tuple[Tensor, ...]:
+    high, wide = window.outputs((maps.shape[2], maps.shape[3]))
+    each = index.shape[1] * high * wide * maps.element_size()
+    return maps.split(max(1, _PATCH_BYTES // max(each, 1)))

@@ -1,0 +1,186 @@
+"""SparseIndex: where the kept weights of a trainable matrix lie, for the product, for its transpose, and for changing the support."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from sparseworks.core.errors import CheckpointError, ShapeError
+from sparseworks.core.support import Support
+from sparseworks.exec.formats.segments import pointers, too_many
+from sparseworks.exec.training.cut import Cut, Rows, cut, exchange, find, relate, trace, transpose
+
+
+@dataclass(frozen=True)
+class SparseIndex:
+    """A support of shape (out, in) as training reads it. Kept values lie in the order of `forward`.
+
+    Attributes:
+        forward: the support in reading order.
+        backward: its transpose in reading order.
+        order: entry e of `backward` is entry `order[e]` of `forward` (int32).
+    """
+
+    forward: Cut
+    backward: Cut
+    order: Int[Tensor, " entries"]
+
+    @classmethod
+    def of(cls, support: Support) -> SparseIndex:
+        """The index of a support, in time proportional to its entries.
+
+        Raises:
+            ShapeError: the support is not a matrix, or has 2^31 entries or more.
+        """
+        rows = _rows(support)
+        return cls._of(rows, *cut(rows))
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Tensor], shape: tuple[int, int]) -> SparseIndex:
+        """The index whose forward cut was saved as `columns`, `count` and `rows`.
+
+        Raises:
+            CheckpointError: they do not describe a support.
+        """
+        columns, count, rows = (p.detach().cpu().contiguous() for p in parts)
+        saved = Cut.of_parts(columns, count, rows, shape)
+        natural, _ = saved.in_row_order()
+        made = cls._of(natural, *cut(natural))
+        if not all(torch.equal(a, b) for a, b in zip(made.forward.tensors, saved.tensors, strict=True)):
+            raise CheckpointError("The index of a sparse weight is not in reading order; build it from the support.")
+        return made
+
+    @classmethod
+    def _of(cls, rows: Rows, forward: Cut, order: Int[Tensor, " entries"]) -> SparseIndex:
+        rows_t, order_t = transpose(rows)
+        backward, order_b = cut(rows_t)
+        made = cls(forward, backward, relate(order, order_t, order_b))
+        _KNOWN[id(forward.columns)] = made._stamp()
+        return made
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self.forward.shape
+
+    @property
+    def count(self) -> int:
+        """Kept entries."""
+        return self.forward.columns.numel()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All buffers, in the order of `products`."""
+        return [*self.forward.tensors, *self.backward.tensors, self.order]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+    def support(self) -> Support:
+        """The kept entries."""
+        rows, _ = self.forward.in_row_order()
+        return Support.from_indices(rows.ptr, rows.columns, self.shape)
+
+    def gather(self, matrix: Shaped[Tensor, "out in"]) -> Shaped[Tensor, " entries"]:
+        """The kept entries of a dense matrix.
+
+        Raises:
+            ShapeError: it has another shape.
+        """
+        if tuple(matrix.shape) != self.shape:
+            raise ShapeError(f"A matrix of shape {tuple(matrix.shape)} does not fit a support of {self.shape}.")
+        row, column = self.forward.coordinates()
+        return matrix[row.to(matrix.device), column.to(matrix.device)]
+
+    def scatter(self, values: Shaped[Tensor, " entries"]) -> Shaped[Tensor, "out in"]:
+        """The dense matrix with these values and zeros elsewhere; differentiable."""
+        row, column = (i.to(values.device) for i in self.forward.coordinates())
+        return values.new_zeros(self.shape).index_put((row, column), values)
+
+    def changed_to(self, support: Support) -> tuple[SparseIndex, Int[Tensor, " entries"]]:
+        """The index of another support, and for each of its entries the place here, or -1 if it is new.
+
+        Raises:
+            ShapeError: the support has another shape.
+        """
+        if tuple(support.shape) != self.shape:
+            raise ShapeError(f"A support of {self.shape} cannot become one of {tuple(support.shape)}.")
+        old, before = self.forward.in_row_order()
+        rows = _rows(support)
+        return self._become(rows, find(old, rows), before)
+
+    def exchanged(
+        self, kept: Bool[Tensor, " entries"], grown: Int[Tensor, " grown"]
+    ) -> tuple[SparseIndex, Int[Tensor, " entries"]]:
+        """Drop-and-grow in time proportional to the entries: without those that are not `kept`, with those at the positions
+        `grown` (row * in + column). Returned as by `changed_to`.
+
+        Raises:
+            ShapeError: `kept` is not one flag an entry; a grown position lies outside, occurs twice, or stays kept.
+        """
+        if kept.shape != (self.count,) or kept.dtype != torch.bool:
+            raise ShapeError(f"Say of each of the {self.count} entries whether it is kept; got {tuple(kept.shape)}.")
+        out, width = self.shape
+        places = grown.long().sort().values
+        if places.numel() and (
+            int(places[0]) < 0 or int(places[-1]) >= out * width or bool((places.diff() == 0).any())
+        ):
+            raise ShapeError(f"Grown positions are distinct and lie in [0, {out * width}).")
+        old, before = self.forward.in_row_order()
+        ptr = pointers(torch.bincount(places // max(width, 1), minlength=out)).int()
+        rows, found = exchange(old, kept[before.long()], Rows(ptr, (places % max(width, 1)).int(), self.shape))
+        same_row = torch.ones_like(rows.columns[1:], dtype=torch.bool)
+        inner = rows.ptr[1:-1].long()
+        same_row[inner[(inner > 0) & (inner < rows.columns.numel())] - 1] = False
+        if bool(((rows.columns.diff() <= 0) & same_row).any()):
+            raise ShapeError("A grown position is already in the support and stays kept.")
+        return self._become(rows, found, before)
+
+    def _become(
+        self, rows: Rows, found: Int[Tensor, " entries"], before: Int[Tensor, " old"]
+    ) -> tuple[SparseIndex, Int[Tensor, " entries"]]:
+        forward, order = cut(rows)
+        return SparseIndex._of(rows, forward, order), trace(before, found, order)
+
+    def ensure_safe(self) -> None:
+        """Check an index that was not built here, or whose buffers were written to since: kernels follow it blindly.
+
+        Raises:
+            CheckpointError: it does not describe a support and its transpose.
+        """
+        stamp = self._stamp()
+        if _KNOWN.get(id(self.forward.columns)) == stamp:
+            return
+        if not all(t.is_contiguous() and t.is_cpu for t in self.tensors):
+            raise CheckpointError("The index of a sparse weight must be contiguous and on the CPU.")
+        self.forward.check()
+        rows, _ = self.forward.in_row_order()
+        again = SparseIndex._of(rows, *cut(rows))
+        if not all(torch.equal(a, b) for a, b in zip(again.tensors, self.tensors, strict=True)):
+            raise CheckpointError("The index of a sparse weight does not fit its transpose; build it from the support.")
+        if len(_KNOWN) > 4096:
+            _KNOWN.clear()
+        _KNOWN[id(self.forward.columns)] = stamp
+
+    def _stamp(self) -> tuple[int, ...]:
+        """Changes when a buffer is replaced or written to (inference tensors keep no count of writes)."""
+        at = tuple(t.data_ptr() for t in self.tensors)
+        return at if any(t.is_inference() for t in self.tensors) else at + tuple(t._version for t in self.tensors)
+
+
+_KNOWN: dict[int, tuple[int, ...]] = {}
+
+
+def _rows(support: Support) -> Rows:
+    if len(support.shape) != 2:
+        raise ShapeError(f"A trainable matrix has two dimensions, its support {len(support.shape)}.")
+    if refusal := too_many(support.count):
+        raise ShapeError(f"This support cannot be trained: {refusal}.")
+    ptr, columns = support.indices()
+    return Rows(ptr.int(), columns.int(), (support.shape[0], support.shape[1]))
