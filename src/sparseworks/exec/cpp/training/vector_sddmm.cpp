@@ -5,6 +5,8 @@
 namespace sparseworks::SW_ISA {
 namespace {
 
+constexpr int64_t kRowsAhead = 4;  // rows come in the order of their counts, which the processor cannot foresee
+
 // One cell for one tile; the first tile sets the gradient, others add to it.
 template <int V>
 void cell(const Sddmm& a, int64_t block, int64_t kb, int64_t k_blocks, int64_t token) {
@@ -12,6 +14,7 @@ void cell(const Sddmm& a, int64_t block, int64_t kb, int64_t k_blocks, int64_t t
     const Index& w = a.w;
     const int64_t first = block * w.row_block, height = smaller(w.rows - first, w.row_block), s = first * k_blocks + kb * height;
     const float* x = a.x + token * w.width + kb * w.k_block * T;
+    const float* dy = a.dy + token * w.rows + first * T;
     int64_t at = w.first[block * k_blocks + kb];
     const int64_t after = smaller(w.width - (kb + 1) * w.k_block, w.k_block);
     Next next(x + w.k_block * T, after > 0 ? after * T : 0, height);
@@ -19,7 +22,9 @@ void cell(const Sddmm& a, int64_t block, int64_t kb, int64_t k_blocks, int64_t t
         const int64_t n = w.count[i];
         if (n == 0) break;  // counts fall
         next.row();
-        const float* row = a.dy + token * w.rows + (first + w.row_of[i]) * T;
+        const float* row = dy + w.row_of[i] * T;
+        const float* soon = dy + w.row_of[smaller(i + kRowsAhead, s + height - 1)] * T;
+        each<(V * W + 15) / 16>([&](auto line) { __builtin_prefetch(soon + 16 * line); });
         const uint8_t* columns = w.columns + at;
         float* to = a.gradient + at;
         at += n;
