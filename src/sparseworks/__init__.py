@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from sparseworks.exec import SparseConv1x1 as SparseConv1x1
     from sparseworks.exec import SparseLinear as SparseLinear
     from sparseworks.exec import plan as plan
+    from sparseworks.exec.training import TrainableSparseConv2d as TrainableSparseConv2d
+    from sparseworks.exec.training import TrainableSparseLinear as TrainableSparseLinear
+    from sparseworks.exec.training import trainable as trainable
     from sparseworks.io import load as load
     from sparseworks.io import load_tokenizer as load_tokenizer
     from sparseworks.jobs import Goal as Goal
@@ -51,6 +54,9 @@ _PUBLIC = {
     "Recover": "jobs",
     "Result": "jobs",
     "plan": "exec",
+    "TrainableSparseConv2d": "exec.training",
+    "TrainableSparseLinear": "exec.training",
+    "trainable": "exec.training",
     "compress": "jobs",
     "load": "io",
     "load_tokenizer": "io",

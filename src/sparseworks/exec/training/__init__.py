@@ -8,3 +8,4 @@ from sparseworks.exec.training.index import SparseIndex as SparseIndex
 from sparseworks.exec.training.linear import TrainableSparseLinear as TrainableSparseLinear
 from sparseworks.exec.training.products import sddmm as sddmm
 from sparseworks.exec.training.products import spmm as spmm
+from sparseworks.exec.training.swap import trainable as trainable

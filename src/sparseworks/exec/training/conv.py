@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,10 +36,27 @@ class Window:
         )
         return h, w
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of unfold and fold."""
-        return {"kernel_size": self.kernel, "stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+    def patches(self, maps: Float[Tensor, "n in height width"]) -> Float[Tensor, "n taps*in positions"]:
+        """What the kernel sees at every position, channels last as in sites: tap after tap, all channels of each."""
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
+        padded = F.pad(maps, (self.padding[1], self.padding[1], self.padding[0], self.padding[0])).contiguous()
+        n, c, h, w = padded.shape
+        high, wide = self.outputs((maps.shape[2], maps.shape[3]))
+        strides = (c * h * w, dh * w, dw, h * w, sh * w, sw)
+        return padded.as_strided((n, kh, kw, c, high, wide), strides).reshape(n, kh * kw * c, high * wide)
+
+    def overlap(
+        self, patches: Float[Tensor, "n taps*in positions"], size: tuple[int, int]
+    ) -> Float[Tensor, "n in height width"]:
+        """The transpose of `patches`: what lies on one another is added up."""
+        (kh, kw), (sh, sw), (dh, dw), (ph, pw) = self.kernel, self.stride, self.dilation, self.padding
+        high, wide = self.outputs(size)
+        taps = patches.reshape(patches.shape[0], kh * kw, -1, high, wide)
+        padded = patches.new_zeros(patches.shape[0], taps.shape[2], size[0] + 2 * ph, size[1] + 2 * pw)
+        for i in range(kh * kw):
+            top, left = i // kw * dh, i % kw * dw
+            padded[:, :, top : top + sh * high : sh, left : left + sw * wide : sw].add_(taps[:, i])
+        return padded[:, :, ph : ph + size[0], pw : pw + size[1]]
 
     @property
     def plain(self) -> bool:
@@ -49,7 +65,10 @@ class Window:
 
 
 class TrainableSparseConv2d(SparseWeight):
-    """A convolution whose (out, in * height * width) kernel matrix has only its kept values."""
+    """A convolution of whose kernel only the kept values exist.
+
+    The kernel is a matrix (out, taps * in), channels last, as in `sparseworks.sites`.
+    """
 
     def __init__(self, index: SparseIndex, values: Tensor, bias: Tensor | None, window: Window):
         super().__init__(index, values, bias)
@@ -60,7 +79,7 @@ class TrainableSparseConv2d(SparseWeight):
 
     @classmethod
     def from_conv(cls, conv: nn.Module, support: Support) -> TrainableSparseConv2d:
-        """The kept weights of an `nn.Conv2d`, whose support covers (out, in * height * width).
+        """The kept weights of an `nn.Conv2d`, whose support covers the site (out, taps * in).
 
         Raises:
             ModelError: not a plain `nn.Conv2d` (groups, padding that is not zeros).
@@ -75,7 +94,7 @@ class TrainableSparseConv2d(SparseWeight):
             raise ModelError(
                 f"{conv} is not a 2-d convolution with numbers as padding and without groups; leave it dense."
             )
-        matrix = conv.weight.detach().flatten(1)
+        matrix = conv.weight.detach().permute(0, 2, 3, 1).flatten(1)
         if tuple(matrix.shape) != tuple(support.shape):
             raise ShapeError(f"The kernel matrix is {tuple(matrix.shape)}, its support {tuple(support.shape)}.")
         index = SparseIndex.of(support)
@@ -100,7 +119,7 @@ class TrainableSparseConv2d(SparseWeight):
 
     def dense_weight(self) -> Float[Tensor, "out in height width"]:
         """The kernel with zeros outside the support; differentiable."""
-        return self.dense_matrix().reshape(self.out_channels, self.in_channels, *self.window.kernel)
+        return self.dense_matrix().reshape(self.out_channels, *self.window.kernel, self.in_channels).permute(0, 3, 1, 2)
 
     def forward(self, x: Float[Tensor, "*n in height width"]) -> Float[Tensor, "*n out high wide"]:
         """The convolution.
@@ -137,7 +156,7 @@ class _Patches(torch.autograd.Function):
     def forward(ctx, maps, values, bias, index, window):  # type: ignore[override]
         ctx.save_for_backward(maps, values)
         ctx.index, ctx.window, ctx.bias = index, window, bias is not None
-        parts = [spmm(F.unfold(m, **window.options), values, bias, index) for m in _parts(maps, index, window)]
+        parts = [spmm(window.patches(m), values, bias, index) for m in _parts(maps, index, window)]
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     @staticmethod
@@ -149,9 +168,9 @@ class _Patches(torch.autograd.Function):
         dmaps, dvalues, dbias = [], None, None
         for part, d in zip(parts, dy.split([len(p) for p in parts]), strict=True):
             if ctx.needs_input_grad[0]:
-                dmaps.append(F.fold(backward(d, values, index), size, **window.options))
+                dmaps.append(window.overlap(backward(d, values, index), size))
             if ctx.needs_input_grad[1]:
-                here = sddmm(d, F.unfold(part, **window.options), index)
+                here = sddmm(d, window.patches(part), index)
                 dvalues = here if dvalues is None else dvalues.add_(here)
         if ctx.bias and ctx.needs_input_grad[2]:
             dbias = dy.sum(dim=(0, 2))

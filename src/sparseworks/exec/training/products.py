@@ -111,9 +111,9 @@ def _multiply(
 ) -> Tensor:
     """The product of tiles that were made of a tensor of the layout of `like`."""
     y = torch.empty((like.shape[0], cut.shape[0], *like.shape[2:]))
-    address = 0 if bias is None else bias.contiguous().data_ptr()
     sizes = (_tokens(like), _positions(like), torch.get_num_threads())
-    module.spmm(tiles.data_ptr(), values.contiguous().data_ptr(), address, y.data_ptr(), *sizes, *cut.addresses)
+    address = 0 if bias is None else bias.data_ptr()
+    module.spmm(tiles.data_ptr(), values.data_ptr(), address, y.data_ptr(), *sizes, *cut.addresses)
     return y
 
 
@@ -138,6 +138,7 @@ def _spmm(x, values, bias, tensors, out, width, blocks, keep):
         y = _dense(x, index.scatter(values).to(x.dtype), bias)
         return y, x.clone() if keep else x.new_empty(0)
     index.ensure_safe()
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     tiles = _tiles(module, x)
     return _multiply(module, tiles, x, index.forward, values, bias), tiles if keep else tiles.new_empty(0)
 
@@ -149,12 +150,12 @@ def _spmm_backward(dy, kept, values, tensors, out, width, blocks, needs):
         dx = _dense(dy, index.scatter(values).T.to(dy.dtype)) if needs[0] else empty
         return dx, _sample_dense(dy, kept, index).to(values.dtype) if needs[1] else values.new_empty(0)
     index.ensure_safe()
+    values = values.contiguous()
     dx, tiles = empty, _tiles(module, dy)
     if needs[0]:
         moved = torch.empty_like(values)
-        module.reorder(
-            *(t.data_ptr() for t in (values.contiguous(), index.order, moved)), moved.numel(), torch.get_num_threads()
-        )
+        at = (values.data_ptr(), index.order.data_ptr(), moved.data_ptr())
+        module.reorder(*at, moved.numel(), torch.get_num_threads())
         dx = _multiply(module, tiles, dy, index.backward, moved)
     return dx, _sample(module, tiles, kept, _tokens(dy), index.forward) if needs[1] else empty
 
