@@ -19,11 +19,11 @@ from sparseworks.exec.native import features, native
 from sparseworks.exec.training.cut import Cut
 from sparseworks.exec.training.index import SparseIndex
 
-_LIBRARY = torch.library.Library("sparseworks", "FRAGMENT")
+LIBRARY = torch.library.Library("sparseworks", "FRAGMENT")
 _INDEX = "Tensor[] index, int out, int width, int[] blocks"
-_LIBRARY.define(f"spmm(Tensor x, Tensor values, Tensor? bias, {_INDEX}, bool keep) -> (Tensor, Tensor)")
-_LIBRARY.define(f"spmm_backward(Tensor dy, Tensor kept, Tensor values, {_INDEX}, bool[] needs) -> (Tensor, Tensor)")
-_LIBRARY.define(f"sddmm(Tensor dy, Tensor x, {_INDEX}) -> Tensor")
+LIBRARY.define(f"spmm(Tensor x, Tensor values, Tensor? bias, {_INDEX}, bool keep) -> (Tensor, Tensor)")
+LIBRARY.define(f"spmm_backward(Tensor dy, Tensor kept, Tensor values, {_INDEX}, bool[] needs) -> (Tensor, Tensor)")
+LIBRARY.define(f"sddmm(Tensor dy, Tensor x, {_INDEX}) -> Tensor")
 
 
 def spmm(
@@ -38,7 +38,7 @@ def spmm(
         ShapeError: sizes do not fit.
     """
     keep = torch.is_grad_enabled() and values.requires_grad
-    return torch.ops.sparseworks.spmm(x, values, bias, *_facts(index), keep)[0]
+    return torch.ops.sparseworks.spmm(x, values, bias, *index_facts(index), keep)[0]
 
 
 def backward(
@@ -46,7 +46,7 @@ def backward(
 ) -> Float[Tensor, "tokens in"]:
     """The gradient of the input of `spmm`: dy W, in the layout of `dy`."""
     kept = dy.new_empty(0)
-    return torch.ops.sparseworks.spmm_backward(dy.contiguous(), kept, values, *_facts(index), [True, False])[0]
+    return torch.ops.sparseworks.spmm_backward(dy.contiguous(), kept, values, *index_facts(index), [True, False])[0]
 
 
 def sddmm(
@@ -60,14 +60,16 @@ def sddmm(
     Raises:
         ShapeError: sizes do not fit.
     """
-    return torch.ops.sparseworks.sddmm(dy, x, *_facts(index))
+    return torch.ops.sparseworks.sddmm(dy, x, *index_facts(index))
 
 
-def _facts(index: SparseIndex) -> tuple[list[Tensor], int, int, list[int]]:
+def index_facts(index: SparseIndex) -> tuple[list[Tensor], int, int, list[int]]:
+    """An index as ops take it: buffers, outputs, inputs, row blocks."""
     return index.tensors, *index.shape, [index.forward.row_block, index.backward.row_block]
 
 
-def _index(tensors: Sequence[Tensor], out: int, width: int, blocks: Sequence[int]) -> SparseIndex:
+def read_index(tensors: Sequence[Tensor], out: int, width: int, blocks: Sequence[int]) -> SparseIndex:
+    """Inverse of `index_facts`."""
     a, b = tensors[:4], tensors[4:8]
     forward = Cut(a[0], a[1], a[2], a[3], (out, width), blocks[0])
     return SparseIndex(forward, Cut(b[0], b[1], b[2], b[3], (width, out), blocks[1]), tensors[8])
@@ -90,8 +92,8 @@ def _positions(x: Tensor) -> int:
     return x.shape[2] if x.dim() == 3 else 0
 
 
-def _tile_floats(tokens: int, width: int) -> int:
-    """Full tiles of eight vectors, and a last one of eight, four, two or one."""
+def tile_floats(tokens: int, width: int) -> int:
+    """Floats of `tokens` tokens in tiles: full tiles of eight vectors, and a last one of eight, four, two or one."""
     lanes = int(features()["lanes"])
     rest = tokens % (8 * lanes)
     last = next((v * lanes for v in (1, 2, 4, 8) if rest <= v * lanes), 0) if rest else 0
@@ -101,7 +103,7 @@ def _tile_floats(tokens: int, width: int) -> int:
 def _tiles(module: ModuleType, x: Tensor) -> Tensor:
     """`x` in tiles, see cpp/training/training.h."""
     x = x.contiguous()
-    tiles = torch.empty(_tile_floats(_tokens(x), x.shape[1]))
+    tiles = torch.empty(tile_floats(_tokens(x), x.shape[1]))
     module.to_tiles(x.data_ptr(), tiles.data_ptr(), _tokens(x), x.shape[1], _positions(x), torch.get_num_threads())
     return tiles
 
@@ -127,7 +129,7 @@ def _sample(module: ModuleType, dy: Tensor, x: Tensor, tokens: int, cut: Cut) ->
 
 
 def _spmm(x, values, bias, tensors, out, width, blocks, keep):
-    index = _index(tensors, out, width, blocks)
+    index = read_index(tensors, out, width, blocks)
     _check(x, width, "features")
     if values.shape != (index.count,) or (bias is not None and bias.shape != (out,)):
         raise ShapeError(
@@ -144,7 +146,7 @@ def _spmm(x, values, bias, tensors, out, width, blocks, keep):
 
 
 def _spmm_backward(dy, kept, values, tensors, out, width, blocks, needs):
-    index, empty = _index(tensors, out, width, blocks), dy.new_empty(0)
+    index, empty = read_index(tensors, out, width, blocks), dy.new_empty(0)
     module = _compiled(dy, values)
     if module is None:
         dx = _dense(dy, index.scatter(values).T.to(dy.dtype)) if needs[0] else empty
@@ -161,7 +163,7 @@ def _spmm_backward(dy, kept, values, tensors, out, width, blocks, needs):
 
 
 def _sddmm(dy, x, tensors, out, width, blocks):
-    index = _index(tensors, out, width, blocks)
+    index = read_index(tensors, out, width, blocks)
     _check(x, width, "features")
     _check(dy, out, "outputs")
     if dy.shape[0] != x.shape[0] or dy.shape[2:] != x.shape[2:]:
@@ -203,7 +205,7 @@ def _fake_spmm(x, values, bias, index, out, width, blocks, keep):
         return y, x.new_empty(0)
     if _compiled(x, values) is None:
         return y, torch.empty_like(x)
-    return y, x.new_empty(_tile_floats(_tokens(x), width))
+    return y, x.new_empty(tile_floats(_tokens(x), width))
 
 
 def _fake_backward(dy, kept, values, index, out, width, blocks, needs):
@@ -250,10 +252,10 @@ def _autocast(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 for _name, _run in (("spmm", _spmm), ("spmm_backward", _spmm_backward), ("sddmm", _sddmm)):
-    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
-torch.library.register_fake("sparseworks::spmm", _fake_spmm, lib=_LIBRARY)
-torch.library.register_fake("sparseworks::spmm_backward", _fake_backward, lib=_LIBRARY)
-torch.library.register_fake("sparseworks::sddmm", lambda dy, x, index, *_: dy.new_empty(index[0].shape), lib=_LIBRARY)
-torch.library.register_autograd("sparseworks::spmm", _grad, setup_context=_save, lib=_LIBRARY)
-_LIBRARY.impl("spmm", _autocast("cpu"), "AutocastCPU")
-_LIBRARY.impl("spmm", _autocast("cuda"), "AutocastCUDA")
+    LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
+torch.library.register_fake("sparseworks::spmm", _fake_spmm, lib=LIBRARY)
+torch.library.register_fake("sparseworks::spmm_backward", _fake_backward, lib=LIBRARY)
+torch.library.register_fake("sparseworks::sddmm", lambda dy, x, index, *_: dy.new_empty(index[0].shape), lib=LIBRARY)
+torch.library.register_autograd("sparseworks::spmm", _grad, setup_context=_save, lib=LIBRARY)
+LIBRARY.impl("spmm", _autocast("cpu"), "AutocastCPU")
+LIBRARY.impl("spmm", _autocast("cuda"), "AutocastCUDA")

@@ -1,4 +1,8 @@
 // Sparse training: building an index, activations into tiles, and the three products.
+#include <nanobind/stl/vector.h>
+
+#include <vector>
+
 #include "../bind.h"
 #include "training.h"
 
@@ -68,6 +72,34 @@ void run_sddmm(Address dy, Address x, Address gradient, int64_t tokens, int thre
                    index(columns, count, row_of, first, rows, width, row_block, k_block), tokens, threads});
 }
 
+constexpr size_t kIndex = 8;  // numbers that describe an index
+
+Index nth(const std::vector<int64_t>& n, size_t i) {
+    const auto value = [&](size_t k) { return n[i * kIndex + k]; };
+    const auto address = [&](size_t k) { return static_cast<Address>(value(k)); };
+    return index(address(0), address(1), address(2), address(3), value(4), value(5), value(6), value(7));
+}
+
+// `indices`: up and down, eight numbers each in the order of Index; `weights`: values and bias of up, then of down.
+void run_mlp(Address x, Address y, Address kept, int64_t tokens, int activation, int threads, const std::vector<int64_t>& indices,
+             const std::vector<Address>& weights) {
+    if (indices.size() != 2 * kIndex || weights.size() != 4) throw nb::value_error("not the numbers of two layers");
+    const Mlp a{at<float>(x), to<float>(y), to<float>(kept), nth(indices, 0), nth(indices, 1), at<float>(weights[0]),
+                at<float>(weights[1]), at<float>(weights[2]), at<float>(weights[3]), tokens, activation, threads};
+    nb::gil_scoped_release release;
+    SW_RUN(mlp, a);
+}
+
+// `indices`: up, down and their transposes; `weights`: values in the order of the transposes.
+void run_mlp_gradient(Address dy, Address kept, Address dx, Address gradients, int64_t tokens, int activation, int threads,
+                      const std::vector<int64_t>& indices, const std::vector<Address>& weights) {
+    if (indices.size() != 4 * kIndex || weights.size() != 2) throw nb::value_error("not the numbers of two layers");
+    const MlpGradient a{at<float>(dy), at<float>(kept), to<float>(dx), to<float>(gradients), nth(indices, 0), nth(indices, 1),
+                        nth(indices, 2), nth(indices, 3), at<float>(weights[0]), at<float>(weights[1]), tokens, activation, threads};
+    nb::gil_scoped_release release;
+    SW_RUN(mlp_gradient, a);
+}
+
 }  // namespace
 
 void bind_training(nb::module_& m) {
@@ -82,6 +114,8 @@ void bind_training(nb::module_& m) {
     m.def("to_tiles", &tiles, free);
     m.def("reorder", &run_reorder, free);
     m.def("spmm", &run_spmm, free);
+    m.def("mlp", &run_mlp);
+    m.def("mlp_gradient", &run_mlp_gradient);
     m.def("sddmm", &run_sddmm, free);
 }
 

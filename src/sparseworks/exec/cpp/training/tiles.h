@@ -22,6 +22,24 @@ SW_INLINE void with_vectors(int64_t tokens, const Body& body) {
     }
 }
 
+// Columns [k, end) of a matrix (tokens, width) into a tile of `size` tokens; those that do not exist are zero.
+inline void pack(const float* matrix, int64_t width, int64_t tokens, int64_t size, int64_t k, int64_t end, float* tile) {
+    for (int64_t t = 0; t < size; t += W) {
+        for (int64_t c = k; c < end; c += W) {
+            transpose(matrix + t * width + c, width, tokens - t, end - c, tile + c * size + t, size, end - c, W);
+        }
+    }
+}
+
+// Features of a tile into columns of a matrix at `stride`.
+inline void unpack(const float* tile, int64_t features, int64_t tokens, int64_t size, float* matrix, int64_t stride) {
+    for (int64_t t = 0; t < tokens; t += W) {
+        for (int64_t r = 0; r < features; r += W) {
+            transpose(tile + r * size + t, size, features - r, W, matrix + t * stride + r, stride, tokens - t, features - r);
+        }
+    }
+}
+
 // The part of a tile that the next cell reads, brought into L2 a few lines a row while this one is worked through: columns are
 // read in no order that the processor could foresee.
 struct Next {

@@ -54,6 +54,35 @@ struct Reorder {
     int threads;
 };
 
+// y = down act(up x + b) + b, a tile of tokens from the first product to the last. `kept` holds what the gradient needs, tile after
+// tile: x and then what enters the activation.
+struct Mlp {
+    const float* x;
+    float* y;
+    float* kept;  // may be null
+    Index up, down;
+    const float *up_values, *up_bias, *down_values, *down_bias;  // biases may be null
+    int64_t tokens;
+    int activation;
+    int threads;
+};
+
+// Gradients of the same. `up_t` and `down_t` are the transposed indices with their values; every thread adds up gradients of its
+// own: [thread][up entries, up outputs, down entries, down outputs].
+struct MlpGradient {
+    const float* dy;
+    const float* kept;
+    float* dx;  // may be null
+    float* gradients;
+    Index up, down, up_t, down_t;
+    const float *up_values, *down_values;
+    int64_t tokens;
+    int activation;
+    int threads;
+};
+
+SW_KERNEL(mlp, Mlp)
+SW_KERNEL(mlp_gradient, MlpGradient)
 SW_KERNEL(reorder, Reorder)
 SW_KERNEL(to_tiles, Tiles)
 SW_KERNEL(spmm, Spmm)

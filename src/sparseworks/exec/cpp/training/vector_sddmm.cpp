@@ -1,61 +1,16 @@
-// The product of two dense matrices at the entries of a support (sampled dense-dense product): the gradient of kept weights. A
-// row's tokens stay in registers while its entries pass.
-#include "tiles.h"
+// The gradient of kept weights, from tiles: cells are shared out to threads, so no two of them write to the same entry.
+#include "sddmm.h"
 
 namespace sparseworks::SW_ISA {
-namespace {
-
-constexpr int64_t kRowsAhead = 4;  // rows come in the order of their counts, which the processor cannot foresee
-
-// One cell for one tile; the first tile sets the gradient, others add to it.
-template <int V>
-void cell(const Sddmm& a, int64_t block, int64_t kb, int64_t k_blocks, int64_t token) {
-    constexpr int64_t T = V * W;
-    const Index& w = a.w;
-    const int64_t first = block * w.row_block, height = smaller(w.rows - first, w.row_block), s = first * k_blocks + kb * height;
-    const float* x = a.x + token * w.width + kb * w.k_block * T;
-    const float* dy = a.dy + token * w.rows + first * T;
-    int64_t at = w.first[block * k_blocks + kb];
-    const int64_t after = smaller(w.width - (kb + 1) * w.k_block, w.k_block);
-    Next next(x + w.k_block * T, after > 0 ? after * T : 0, height);
-    for (int64_t i = s; i < s + height; ++i) {
-        const int64_t n = w.count[i];
-        if (n == 0) break;  // counts fall
-        next.row();
-        const float* row = dy + w.row_of[i] * T;
-        const float* soon = dy + w.row_of[smaller(i + kRowsAhead, s + height - 1)] * T;
-        each<(V * W + 15) / 16>([&](auto line) { __builtin_prefetch(soon + 16 * line); });
-        const uint8_t* columns = w.columns + at;
-        float* to = a.gradient + at;
-        at += n;
-        Lanes g[V];
-        each<V>([&](auto v) { g[v] = load(row + W * v); });
-        const auto dot = [&](int64_t e) __attribute__((always_inline)) {
-            const float* lane = x + static_cast<int64_t>(columns[e]) * T;
-            Lanes even = g[0] * load(lane), odd = zero();
-            if constexpr (V > 1) odd = g[1] * load(lane + W);
-            each<(V > 2 ? V - 2 : 0)>([&](auto v) {
-                Lanes& chain = v % 2 ? odd : even;
-                chain = multiply_add(g[v + 2], load(lane + W * (v + 2)), chain);
-            });
-            return sum(even + odd);
-        };
-        if (token == 0) {
-            for (int64_t e = 0; e < n; ++e) to[e] = dot(e);
-        } else {
-            for (int64_t e = 0; e < n; ++e) to[e] += dot(e);
-        }
-    }
-}
-
-}  // namespace
 
 void sddmm(const Sddmm& a) {
-    const int64_t blocks = (a.w.rows + a.w.row_block - 1) / a.w.row_block, k_blocks = (a.w.width + a.w.k_block - 1) / a.w.k_block;
+    const int64_t k_blocks = (a.w.width + a.w.k_block - 1) / a.w.k_block, blocks = (a.w.rows + a.w.row_block - 1) / a.w.row_block;
     split(blocks * k_blocks, a.threads, a.tokens * a.w.rows * 8, [&](int64_t begin, int64_t end) {
         for (int64_t token = 0; token < a.tokens; token += kTile) {
             with_vectors(a.tokens - token, [&](auto v) {
-                for (int64_t i = begin; i < end; ++i) cell<v>(a, i / k_blocks, i % k_blocks, k_blocks, token);
+                for (int64_t i = begin; i < end; ++i) {
+                    sample<v>(a.w, a.dy + token * a.w.rows, a.x + token * a.w.width, token > 0, i / k_blocks, i % k_blocks, a.gradient);
+                }
             });
         }
     });

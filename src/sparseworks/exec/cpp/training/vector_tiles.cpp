@@ -7,14 +7,6 @@ namespace {
 constexpr int64_t kAhead = 64;    // entries fetched ahead
 constexpr int64_t kColumns = 64;  // columns that one task packs: whole lines of every token
 
-void from_matrix(const Tiles& a, int64_t token, int64_t tokens, int64_t size, int64_t k, int64_t end, float* tile) {
-    for (int64_t t = 0; t < size; t += W) {
-        for (int64_t c = k; c < end; c += W) {
-            transpose(a.matrix + (token + t) * a.width + c, a.width, tokens - t, end - c, tile + c * size + t, size, end - c, W);
-        }
-    }
-}
-
 // Tokens of a tile may belong to several images.
 void from_maps(const Tiles& a, int64_t token, int64_t tokens, int64_t size, int64_t k, int64_t end, float* tile) {
     for (int64_t c = k; c < end; ++c) {
@@ -36,8 +28,10 @@ void to_tiles(const Tiles& a) {
     split(tiles * chunks, a.threads, a.tokens * a.width, [&](int64_t begin, int64_t last) {
         for (int64_t i = begin; i < last; ++i) {
             const int64_t token = i / chunks * kTile, tokens = smaller(a.tokens - token, kTile);
-            const int64_t k = i % chunks * kColumns, end = smaller(a.width, k + kColumns);
-            (a.positions ? from_maps : from_matrix)(a, token, tokens, vectors_for(tokens) * W, k, end, a.tiles + token * a.width);
+            const int64_t k = i % chunks * kColumns, end = smaller(a.width, k + kColumns), size = vectors_for(tokens) * W;
+            float* tile = a.tiles + token * a.width;
+            if (a.positions) from_maps(a, token, tokens, size, k, end, tile);
+            else pack(a.matrix + token * a.width, a.width, tokens, size, k, end, tile);
         }
     });
 }

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparseworks.core.errors import ModelError, ShapeError
+from sparseworks.core.support import Support
+from sparseworks.exec.native import native
+from sparseworks.exec.training import TrainableSparseLinear, TrainableSparseMLP
+from sparseworks.exec.training import mlp as module
+
+needs_extension = pytest.mark.skipif(native() is None, reason="the compiled extension is not built")
+
+
+def made(activation: str = "gelu", sizes=(30, 250, 20), density: float = 0.2) -> TrainableSparseMLP:
+    draw = torch.Generator().manual_seed(0)
+    width, wide, out = sizes
+    up, down = (Support.from_mask(torch.rand(s, generator=draw) < density) for s in ((wide, width), (out, wide)))
+    return TrainableSparseMLP(
+        TrainableSparseLinear.from_support(up), activation, TrainableSparseLinear.from_support(down)
+    )
+
+
+def by_modules(mlp: TrainableSparseMLP, x: torch.Tensor) -> torch.Tensor:
+    return mlp.down(module._activate(mlp.up(x), mlp.activation))
+
+
+def gradients(mlp: TrainableSparseMLP, run, x: torch.Tensor, g: torch.Tensor) -> list[torch.Tensor]:
+    mlp.zero_grad()
+    x = x.clone().requires_grad_()
+    y = run(x)
+    y.backward(g)
+    return [y.detach(), x.grad, *(p.grad.clone() for p in mlp.parameters())]
+
+
+@pytest.fixture(params=["best", "portable"])
+def isa(request):
+    """Both instruction sets of the extension."""
+    from sparseworks.exec.training import products
+
+    extension = native()
+    if extension is None:
+        pytest.skip("the compiled extension is not built")
+    products.features.cache_clear()
+    extension.use_portable(request.param == "portable")
+    yield request.param
+    extension.use_portable(False)
+    products.features.cache_clear()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("activation", sorted(module.ACTIVATIONS))
+def test_one_pass_equals_the_modules_with_all_gradients(isa, activation, threads):
+    mlp, before = made(activation), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for tokens in (0, 1, 9, 64, 65, 200):
+            x, g = 2 * torch.randn(tokens, 30), torch.randn(tokens, 20)
+            ours = gradients(mlp, mlp, x, g)
+            theirs = gradients(mlp, lambda t: by_modules(mlp, t), x, g)
+            for a, b in zip(ours, theirs, strict=True):
+                assert a.shape == b.shape
+                assert torch.allclose(a, b, rtol=1e-4, atol=2e-5 * (1 + float(b.abs().max()) if b.numel() else 1))
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_extension
+def test_the_one_pass_is_taken(monkeypatch):
+    mlp = made()
+    calls = []
+    monkeypatch.setattr(mlp.up, "forward", lambda x: calls.append(x))
+    mlp(torch.randn(3, 4, 30))
+    assert not calls
+
+
+@needs_extension
+@pytest.mark.parametrize("reason", ["hook", "double", "autocast"])
+def test_otherwise_the_modules_run(reason):
+    mlp, x = made(), torch.randn(5, 30)
+    seen = []
+    if reason == "hook":
+        mlp.up.register_forward_hook(lambda *_: seen.append(1))
+        mlp(x)
+        assert seen
+    elif reason == "double":
+        assert mlp.double()(x.double()).dtype is torch.float64
+    else:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert mlp(x).dtype is torch.bfloat16
+
+
+def test_inference_keeps_nothing_and_computes_the_same():
+    mlp, x = made(), torch.randn(70, 30)
+    with torch.inference_mode():
+        assert torch.allclose(mlp(x), by_modules(mlp, x), atol=1e-5)
+
+
+@needs_extension
+def test_compiles_as_one_graph():
+    mlp, x = made(), torch.randn(70, 30)
+    compiled = torch.compile(mlp, fullgraph=True, backend="aot_eager")
+    g = torch.randn(70, 20)
+    assert all(
+        torch.allclose(a, b, atol=1e-5)
+        for a, b in zip(gradients(mlp, compiled, x, g), gradients(mlp, mlp, x, g), strict=True)
+    )
+
+
+def test_layers_that_do_not_fit_are_refused():
+    mlp = made()
+    with pytest.raises(ModelError, match="softmax"):
+        TrainableSparseMLP(mlp.up, "softmax", mlp.down)
+    with pytest.raises(ShapeError, match="do not fit"):
+        TrainableSparseMLP(mlp.down, "relu", mlp.down)
+    bare = TrainableSparseLinear.from_support(mlp.up.support(), bias=False)
+    with pytest.raises(ShapeError, match="bias"):
+        TrainableSparseMLP(bare, "relu", mlp.down)
+    with pytest.raises(ShapeError):
+        mlp(torch.randn(5, 29))
