@@ -36,8 +36,14 @@ SW_INLINE Lanes all(float x) { return x - Lanes{}; }  // minus: -0.0f stays
 SW_INLINE Lanes load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
 SW_INLINE void store(float* p, Lanes v) { *reinterpret_cast<Unaligned*>(p) = v; }
 SW_INLINE Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return a * b + c; }  // fused where the processor can
-SW_INLINE Lanes greater(Lanes a, Lanes b) { return a > b ? a : b; }            // NaN in a is lost, NaN in b stays
+// NaN in b stays.
+#if SW_LANES == 8
+SW_INLINE Lanes greater(Lanes a, Lanes b) { return _mm256_max_ps(a, b); }
+SW_INLINE Lanes lesser(Lanes a, Lanes b) { return _mm256_min_ps(a, b); }
+#else
+SW_INLINE Lanes greater(Lanes a, Lanes b) { return a > b ? a : b; }
 SW_INLINE Lanes lesser(Lanes a, Lanes b) { return a < b ? a : b; }
+#endif
 
 SW_INLINE Ints bits(Lanes v) { return reinterpret_cast<Ints&>(v); }
 SW_INLINE Lanes floats(Ints v) { return reinterpret_cast<Lanes&>(v); }

@@ -13,7 +13,7 @@ from sparseworks.core.errors import ModelError, ShapeError
 from sparseworks.core.support import Support
 from sparseworks.exec.training.index import SparseIndex
 from sparseworks.exec.training.module import SparseWeight, fresh
-from sparseworks.exec.training.products import backward, sddmm, spmm
+from sparseworks.exec.training.products import differentiate, multiply, sddmm, spmm
 
 _PATCH_BYTES = 1 << 24
 """Patches that exist at once: they are nine times their image for a 3x3 kernel, so a batch goes through in parts."""
@@ -156,7 +156,7 @@ class _Patches(torch.autograd.Function):
     def forward(ctx, maps, values, bias, index, window):  # type: ignore[override]
         ctx.save_for_backward(maps, values)
         ctx.index, ctx.window, ctx.bias = index, window, bias is not None
-        parts = [spmm(window.patches(m), values, bias, index) for m in _parts(maps, index, window)]
+        parts = [multiply(window.patches(m), values, bias, index, keep=False)[0] for m in _parts(maps, index, window)]
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     @staticmethod
@@ -168,7 +168,7 @@ class _Patches(torch.autograd.Function):
         dmaps, dvalues, dbias = [], None, None
         for part, d in zip(parts, dy.split([len(p) for p in parts]), strict=True):
             if ctx.needs_input_grad[0]:
-                dmaps.append(window.overlap(backward(d, values, index), size))
+                dmaps.append(window.overlap(differentiate(d, d, values, index, True, False)[0], size))
             if ctx.needs_input_grad[1]:
                 here = sddmm(d, window.patches(part), index)
                 dvalues = here if dvalues is None else dvalues.add_(here)

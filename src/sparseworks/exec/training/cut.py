@@ -7,6 +7,7 @@ Entries are ordered by row block, K-block, then rows by falling count, columns a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -71,10 +72,13 @@ class Cut:
         """The buffers in the order in which kernels take them."""
         return self.columns, self.count, self.rows, self.first
 
-    @property
+    @cached_property
     def addresses(self) -> tuple[int, ...]:
         """What kernels take: addresses of the buffers, then sizes."""
         return (*(t.data_ptr() for t in self.tensors), *self.shape, self.row_block, K_BLOCK)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {k: v for k, v in self.__dict__.items() if k != "addresses"}  # a copy has buffers of its own
 
     def in_row_order(self) -> tuple[Rows, Int[Tensor, " entries"]]:
         """The support in row order, whose entry e is entry `order[e]` here."""

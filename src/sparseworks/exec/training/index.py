@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -59,8 +60,11 @@ class SparseIndex:
         rows_t, order_t = transpose(rows)
         backward, order_b = cut(rows_t)
         made = cls(forward, backward, relate(order, order_t, order_b))
-        _KNOWN[id(forward.columns)] = made._stamp()
+        object.__setattr__(made, "_checked", made._stamp())
         return made
+
+    def __getstate__(self) -> dict[str, object]:
+        return {k: self.__dict__[k] for k in ("forward", "backward", "order")}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,7 +76,7 @@ class SparseIndex:
         """Kept entries."""
         return self.forward.columns.numel()
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """All buffers, in the order of `products`."""
         return [*self.forward.tensors, *self.backward.tensors, self.order]
@@ -155,7 +159,7 @@ class SparseIndex:
             CheckpointError: it does not describe a support and its transpose.
         """
         stamp = self._stamp()
-        if _KNOWN.get(id(self.forward.columns)) == stamp:
+        if self.__dict__.get("_checked") == stamp:
             return
         if not all(t.is_contiguous() and t.is_cpu for t in self.tensors):
             raise CheckpointError("The index of a sparse weight must be contiguous and on the CPU.")
@@ -164,17 +168,11 @@ class SparseIndex:
         again = SparseIndex._of(rows, *cut(rows))
         if not all(torch.equal(a, b) for a, b in zip(again.tensors, self.tensors, strict=True)):
             raise CheckpointError("The index of a sparse weight does not fit its transpose; build it from the support.")
-        if len(_KNOWN) > 4096:
-            _KNOWN.clear()
-        _KNOWN[id(self.forward.columns)] = stamp
+        object.__setattr__(self, "_checked", stamp)
 
-    def _stamp(self) -> tuple[int, ...]:
-        """Changes when a buffer is replaced or written to (inference tensors keep no count of writes)."""
-        at = tuple(t.data_ptr() for t in self.tensors)
-        return at if any(t.is_inference() for t in self.tensors) else at + tuple(t._version for t in self.tensors)
-
-
-_KNOWN: dict[int, tuple[int, ...]] = {}
+    def _stamp(self) -> int:
+        """Grows when a buffer is written to (inference tensors keep no count of writes)."""
+        return sum(0 if t.is_inference() else t._version for t in self.tensors)
 
 
 def _rows(support: Support) -> Rows:

@@ -90,12 +90,13 @@ void run_mlp(Address x, Address y, Address kept, int64_t tokens, int activation,
     SW_RUN(mlp, a);
 }
 
-// `indices`: up, down and their transposes; `weights`: values in the order of the transposes.
+// `indices`: up, down and their transposes; `weights`: values and bias of up, values in the order of the transposes.
 void run_mlp_gradient(Address dy, Address kept, Address dx, Address gradients, int64_t tokens, int activation, int threads,
                       const std::vector<int64_t>& indices, const std::vector<Address>& weights) {
-    if (indices.size() != 4 * kIndex || weights.size() != 2) throw nb::value_error("not the numbers of two layers");
+    if (indices.size() != 4 * kIndex || weights.size() != 4) throw nb::value_error("not the numbers of two layers");
     const MlpGradient a{at<float>(dy), at<float>(kept), to<float>(dx), to<float>(gradients), nth(indices, 0), nth(indices, 1),
-                        nth(indices, 2), nth(indices, 3), at<float>(weights[0]), at<float>(weights[1]), tokens, activation, threads};
+                        nth(indices, 2), nth(indices, 3), at<float>(weights[0]), at<float>(weights[1]), at<float>(weights[2]), at<float>(weights[3]), tokens, activation,
+                        threads};
     nb::gil_scoped_release release;
     SW_RUN(mlp_gradient, a);
 }

@@ -54,8 +54,7 @@ struct Reorder {
     int threads;
 };
 
-// y = down act(up x + b) + b, a tile of tokens from the first product to the last. `kept` holds what the gradient needs, tile after
-// tile: x and then what enters the activation.
+// y = down act(up x + b) + b, a tile of tokens from the first product to the last. `kept`: the tiles of x, for the gradient.
 struct Mlp {
     const float* x;
     float* y;
@@ -75,7 +74,7 @@ struct MlpGradient {
     float* dx;  // may be null
     float* gradients;
     Index up, down, up_t, down_t;
-    const float *up_values, *down_values;
+    const float *up_values, *up_bias, *up_t_values, *down_t_values;
     int64_t tokens;
     int activation;
     int threads;

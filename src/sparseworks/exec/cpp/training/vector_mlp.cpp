@@ -1,5 +1,5 @@
 // Two sparse layers with an activation between them: a tile of tokens stays in L2 from the first product to the last, so that the
-// wide layer in the middle is never written as a matrix.
+// wide layer in the middle is never written to memory; the gradient computes it again, which costs less than reading it.
 #include "../activations.h"
 #include "sddmm.h"
 #include "spmm.h"
@@ -28,14 +28,12 @@ template <int V>
 void forward(const Mlp& a, int64_t token, float* scratch) {
     constexpr int64_t T = V * W;
     const int64_t tokens = smaller(a.tokens - token, T), in = a.up.width, wide = a.up.rows, out = a.down.rows;
-    float* hidden = scratch;
-    float* y = hidden + wide * T;
-    float* x = a.kept ? a.kept + token * (in + wide) : y + out * T;
-    float* before = a.kept ? x + in * T : hidden;
+    float *hidden = scratch, *y = hidden + wide * T;
+    float* x = a.kept ? a.kept + token * in : y + out * T;
     pack(a.x + token * in, in, tokens, T, 0, in, x);
-    multiply<V>(a.up, a.up_values, a.up_bias, x, 0, row_blocks(a.up), before);
+    multiply<V>(a.up, a.up_values, a.up_bias, x, 0, row_blocks(a.up), hidden);
     with_activation(static_cast<Activation>(a.activation), [&](auto f) {
-        over(wide * T, [&](int64_t i) { store(hidden + i, activate<f()>(load(before + i))); });
+        over(wide * T, [&](int64_t i) { store(hidden + i, activate<f()>(load(hidden + i))); });
     });
     multiply<V>(a.down, a.down_values, a.down_bias, hidden, 0, row_blocks(a.down), y);
     unpack(y, out, tokens, T, a.y + token * out, out);
@@ -56,15 +54,15 @@ void backward(const MlpGradient& a, int64_t token, float* gradients, float* scra
     const int64_t up_entries = a.up.first[row_blocks(a.up) * ((in + a.up.k_block - 1) / a.up.k_block)];
     const int64_t down_entries = a.down.first[row_blocks(a.down) * ((wide + a.down.k_block - 1) / a.down.k_block)];
     float *up_bias = gradients + up_entries, *down = up_bias + wide, *down_bias = down + down_entries;
-    const float* x = a.kept + token * (in + wide);
-    const float* before = x + in * T;
+    const float* x = a.kept + token * in;
     float *hidden = scratch, *dhidden = hidden + wide * T, *dy = dhidden + wide * T, *dx = dy + out * T;
 
     pack(a.dy + token * out, out, tokens, T, 0, out, dy);
-    multiply<V>(a.down_t, a.down_values, nullptr, dy, 0, row_blocks(a.down_t), dhidden);
+    multiply<V>(a.down_t, a.down_t_values, nullptr, dy, 0, row_blocks(a.down_t), dhidden);
+    multiply<V>(a.up, a.up_values, a.up_bias, x, 0, row_blocks(a.up), hidden);
     with_activation(static_cast<Activation>(a.activation), [&](auto f) {
         over(wide * T, [&](int64_t i) {
-            const Lanes u = load(before + i);
+            const Lanes u = load(hidden + i);
             store(hidden + i, activate<f()>(u));
             store(dhidden + i, load(dhidden + i) * slope<f()>(u));
         });
@@ -74,7 +72,7 @@ void backward(const MlpGradient& a, int64_t token, float* gradients, float* scra
     gradient<V>(a.up, dhidden, x, gradients);
     add_rows(dhidden, wide, T, tokens, up_bias);
     if (!a.dx) return;
-    multiply<V>(a.up_t, a.up_values, nullptr, dhidden, 0, row_blocks(a.up_t), dx);
+    multiply<V>(a.up_t, a.up_t_values, nullptr, dhidden, 0, row_blocks(a.up_t), dx);
     unpack(dx, in, tokens, T, a.dx + token * in, in);
 }
 

@@ -7,7 +7,8 @@ from sparseworks.core.errors import ModelError, ShapeError
 from sparseworks.core.support import Support
 from sparseworks.exec.native import native
 from sparseworks.exec.training import TrainableSparseLinear, TrainableSparseMLP
-from sparseworks.exec.training import mlp as module
+from sparseworks.exec.training import feedforward as module
+from sparseworks.exec.training.mlp import ACTIVATIONS
 
 needs_extension = pytest.mark.skipif(native() is None, reason="the compiled extension is not built")
 
@@ -49,7 +50,7 @@ def isa(request):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("activation", sorted(module.ACTIVATIONS))
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_one_pass_equals_the_modules_with_all_gradients(isa, activation, threads):
     mlp, before = made(activation), torch.get_num_threads()
     torch.set_num_threads(threads)
