@@ -37,18 +37,18 @@ class Cut:
     row_block: int
 
 
-def cut(cells: Bool[Tensor, "out width"]) -> Cut:
+def cut(cells: Bool[Tensor, "out width"], k_block: int = K_BLOCK) -> Cut:
     """Cut a mask of cells into segments."""
-    grid, counts = Grid(*cells.shape), _counts(cells)
+    grid, counts = Grid(*cells.shape, k_block=k_block), _counts(cells, k_block)
     order = grid.order(counts)
     row, column = cells.nonzero(as_tuple=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(order.numel())
-    entry = rank[row * grid.k_blocks + column // K_BLOCK].argsort(stable=True)
+    entry = rank[row * grid.k_blocks + column // k_block].argsort(stable=True)
     ptr, source, real = padding(counts.flatten()[order], UNROLL)
     picked = entry[source]
     parts = {
-        "columns": (column % K_BLOCK)[picked].to(torch.uint8),
+        "columns": (column % k_block)[picked].to(torch.uint8),
         "ptr": ptr.to(torch.int32),
         "rows": (order // max(grid.k_blocks, 1) % grid.row_block).to(torch.uint8),
     }
@@ -65,9 +65,9 @@ def cells_of(
     return real, grid.first_row(segment) + rows.long()[segment], grid.first_column(segment) + local[real]
 
 
-def slots(cells: Bool[Tensor, "out width"]) -> tuple[int, int]:
+def slots(cells: Bool[Tensor, "out width"], k_block: int = K_BLOCK) -> tuple[int, int]:
     """`(slots, segments)` that `cut` makes."""
-    counts = _counts(cells)
+    counts = _counts(cells, k_block)
     return int(rounded(counts, UNROLL).sum()), counts.numel()
 
 
@@ -107,7 +107,7 @@ class Grid:
         return self._group(segment)[1] * self.k_block
 
 
-def _counts(cells: Bool[Tensor, "out width"]) -> Int[Tensor, "out k_blocks"]:
+def _counts(cells: Bool[Tensor, "out width"], k_block: int) -> Int[Tensor, "out k_blocks"]:
     """Cells of each row in each K-block."""
-    padded = torch.nn.functional.pad(cells, (0, -cells.shape[1] % K_BLOCK))
-    return padded.reshape(cells.shape[0], padded.shape[1] // K_BLOCK, K_BLOCK).sum(dim=-1)
+    padded = torch.nn.functional.pad(cells, (0, -cells.shape[1] % k_block))
+    return padded.reshape(cells.shape[0], padded.shape[1] // k_block, k_block).sum(dim=-1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
-from sparseworks.exec.formats.grid import K_BLOCK, Grid, cells_of, cut, refused, slots
+from sparseworks.exec.formats.grid import Grid, cells_of, cut, refused, slots
 from sparseworks.exec.formats.segments import masked, scatter
 
 
@@ -24,10 +24,11 @@ class Tile(Format):
     def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
         values, mask = masked(self, weight, support, dtype), support.mask()
-        cells = cut(mask)
+        k_block = _k_block(support)
+        cells = cut(mask, k_block)
         kept = values[mask][cells.picked].where(cells.real, torch.zeros((), dtype=dtype))
         parts = {**cells.parts, "values": kept}
-        meta = {"k_block": K_BLOCK, "row_block": cells.row_block}
+        meta = {"k_block": k_block, "row_block": cells.row_block}
         return Packed(self.registered_name, (support.shape[0], support.shape[1]), dtype, parts, meta)
 
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
@@ -39,8 +40,13 @@ class Tile(Format):
 
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
         """See `Format.nbytes`."""
-        held, segments = slots(support.mask())
+        held, segments = slots(support.mask(), _k_block(support))
         return held * (1 + dtype.itemsize) + (segments + 1) * 4 + segments
+
+
+def _k_block(support: Support) -> int:
+    """Inputs of a K-block: of 64 tokens, 96 inputs stay in L1; where few weights are kept, longer segments are worth more."""
+    return 256 if support.density < 0.07 else 192 if support.density < 0.15 else 128 if support.density < 0.25 else 96
 
 
 FORMATS.register(Tile.registered_name)(Tile())

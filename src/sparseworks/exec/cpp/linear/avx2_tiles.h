@@ -13,6 +13,7 @@ constexpr int kPadded = 2;         // segments hold a multiple of this
 constexpr int kUnrolled = 4;
 constexpr int64_t kTokens = 64;    // the largest tile
 constexpr int64_t kStripe = 512;   // outputs whose sums are kept at once
+constexpr int64_t kAhead = 256;    // entries fetched ahead
 
 // Independent sums per lane group: eight chains hide the latency of a multiply-add.
 template <int V>
@@ -87,6 +88,8 @@ void block(const Segments& a, int64_t k_blocks, int64_t kb, Rows b, const typena
         const int64_t e = a.ptr[s + i], n = a.ptr[s + i + 1] - e, row = a.row_of[s + i];
         typename A::Cell* to = sums + row * T;
         if constexpr (V >= 8) fetch.template four<Write>();
+        __builtin_prefetch(values + e + kAhead);
+        __builtin_prefetch(a.columns + e + 2 * kAhead);
         if (kb == 0) segment<V, A>(x, a.columns + e, values + e, n, nullptr, A::start(a.bias, b.first + row), to);
         else segment<V, A>(x, a.columns + e, values + e, n, to, A::zero(), to);
     }
