@@ -13,6 +13,9 @@
 #if defined(SW_ISA_AVX512)
 #define SW_ISA avx512
 #define SW_LANES 16
+#elif defined(SW_ISA_WIDE)
+#define SW_ISA wide
+#define SW_LANES 16
 #elif defined(SW_ISA_AVX2)
 #define SW_ISA avx2
 #define SW_LANES 8
