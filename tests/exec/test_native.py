@@ -35,7 +35,7 @@ def test_a_capable_processor_runs_avx2():
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         assert best == "avx2"
     code = "from sparseworks.exec.native import features; print(features()['isa'])"
-    for asked, runs in [(None, best), ("no such", best), *((name, name) for name in features()["built"])]:
+    for asked, runs in [(None, best), ("no such", best), ("portable", "portable")]:
         others = {k: v for k, v in os.environ.items() if k != "SPARSEWORKS_ISA"}
         environment = others if asked is None else {**others, "SPARSEWORKS_ISA": asked}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -97,6 +97,7 @@ else:
 
 
 def test_a_broken_extension_is_a_reason_not_a_crash(monkeypatch):
+    monkeypatch.delenv("SPARSEWORKS_NATIVE", raising=False)
     monkeypatch.setattr(module, "import_module", lambda name: (_ for _ in ()).throw(ImportError("no such symbol")))
     found, reason = module._load.__wrapped__()
     assert found is None and "no such symbol" in reason and "C++17" in reason

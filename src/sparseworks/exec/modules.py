@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sparseworks.core.errors import KernelError, ShapeError
 from sparseworks.core.support import Support
-from sparseworks.exec.format import FORMATS, Packed
+from sparseworks.exec.format import Packed
 from sparseworks.exec.kernel import KERNELS, Kernel
 from sparseworks.exec.ladder import Rung, ladder, write_spec
 from sparseworks.exec.ops import linear as linear_op
@@ -118,7 +118,7 @@ class SparseLinear(nn.Module):
                     f"Name the kernel that is to read the {packed.format!r} form; known: {KERNELS.names()}."
                 )
             packed = [Rung(0, kernel, packed)]
-        support = FORMATS.get(packed[0].packed.format).unpack(packed[0].packed)[1]
+        support = packed[0].packed.unpack()[1]
         return cls(packed, bias, density=support.density)
 
     @classmethod
@@ -176,8 +176,7 @@ class SparseLinear(nn.Module):
     def dense_weight(self) -> Float[Tensor, "out in"]:
         """The weight as a dense matrix with exact zeros, from the most precise form."""
         best = max(range(len(self._forms)), key=lambda i: self._forms[i][1].itemsize)
-        form = self._form(best)
-        return FORMATS.get(form.format).unpack(form)[0]
+        return self._form(best).unpack()[0]
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
@@ -186,8 +185,7 @@ class SparseLinear(nn.Module):
 
     def support(self) -> Support:
         """The kept entries, exactly as packed."""
-        form = self._form(0)
-        return FORMATS.get(form.format).unpack(form)[1]
+        return self._form(0).unpack()[1]
 
     @property
     def forms(self) -> tuple[Packed, ...]:

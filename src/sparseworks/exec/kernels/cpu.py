@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.errors import KernelError
-from sparseworks.exec.format import Packed
+from sparseworks.exec.format import Packed, damaged, inspecting
 from sparseworks.exec.kernel import Call, Kernel
 from sparseworks.exec.native import native, why_missing
 
 Arguments = tuple[Any, ...]
-_Known = tuple[weakref.ref[Tensor], list[int], tuple[int, int], Arguments]
+_Known = tuple[list[weakref.ref[Tensor]], list[int], tuple[int, int], Any, Arguments]
 
 
 class NativeKernel(Kernel):
@@ -89,17 +89,22 @@ class NativeKernel(Kernel):
             KernelError: another format or type, or damaged buffers.
         """
         parts = list(packed.parts.values())
-        key = id(parts[0])
+        if not parts:
+            raise damaged(packed, "it has no parts")
+        key, meta = id(parts[0]), packed.meta
         stamp = _stamp(parts)
         known = self._checked.get(key)
-        if known is not None and known[0]() is parts[0] and known[1] == stamp and known[2] == packed.shape:
-            return known[3]
+        if known is not None and known[0][0]() is parts[0] and known[1] == stamp and known[2] == packed.shape:
+            if known[3] is meta or known[3] == meta:
+                return known[4]
         if packed.format != self.format or packed.dtype is not self.value_dtype:
             wanted = f"{self.format!r} in {self.value_dtype}"
             raise KernelError(f"Kernel {self.name!r} reads {wanted}, not {packed.format!r} in {packed.dtype}.")
-        found = self.inspect(packed)
-        forget = weakref.ref(parts[0], lambda _: self._checked.pop(key, None))
-        self._checked[key] = (forget, stamp, packed.shape, found)
+        with inspecting(packed):
+            found = self.inspect(packed)
+        # When any part is gone, another may come to lie at its address.
+        forget = [weakref.ref(t, lambda _: self._checked.pop(key, None)) for t in parts]
+        self._checked[key] = (forget, stamp, packed.shape, meta, found)
         return found
 
 
@@ -146,7 +151,7 @@ def pointers(packed: Packed, segments: int, entries: int, multiple: int = 1) -> 
         KernelError: otherwise.
     """
     ptr = part(packed, "ptr", torch.int32, segments + 1)
-    steps = ptr.diff()
+    steps = ptr.long().diff()  # in 32 bits a fall of more than 2^31 would be a rise
     good = int(ptr[0]) == 0 and int(ptr[-1]) == entries and not bool((steps < 0).any() or (ptr % multiple).any())
     if not good:
         raise damaged(packed, f"'ptr' should rise from 0 to {entries} in steps that are multiples of {multiple}")
@@ -161,12 +166,6 @@ def below(packed: Packed, name: str, values: Tensor, limit: int | Tensor) -> Non
     """
     if bool((values >= limit).any()):
         raise damaged(packed, f"part {name!r} holds indices beyond the matrix")
-
-
-def damaged(packed: Packed, reason: str) -> KernelError:
-    """The error for a form whose buffers do not fit together."""
-    size = "x".join(map(str, packed.shape))
-    return KernelError(f"A {size} weight packed as {packed.format!r} is damaged: {reason}. Pack or load it anew.")
 
 
 def _facts(t: Tensor) -> str:
