@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparseworks.core.errors import KernelError, ShapeError
+from sparseworks.core.errors import KernelError, ShapeError, UnknownNameError
 from sparseworks.core.support import Support
 from sparseworks.exec.format import Packed
 from sparseworks.exec.kernel import KERNELS, Kernel
@@ -134,7 +134,9 @@ class SparseLinear(nn.Module):
             kind = meta["bias"]
             bias = None if kind is None else nn.Parameter(torch.zeros(meta["shape"][0], dtype=getattr(torch, kind)))
             return cls(rungs, bias, density=meta["density"])
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+        except (KernelError, UnknownNameError):
+            raise
+        except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise KernelError(
                 f"Not the metadata of a SparseLinear ({error!r}); write them with `metadata()`."
             ) from None
@@ -239,7 +241,14 @@ class SparseConv1x1(nn.Module):
     """
 
     def __init__(self, linear: SparseLinear, *, stride: Sequence[int] = (1, 1)):
+        """Args: the product over channels; `stride`, one number a spatial dimension.
+
+        Raises:
+            ShapeError: strides that are not whole numbers from 1 on.
+        """
         super().__init__()
+        if not all(isinstance(s, int) and s > 0 for s in stride):
+            raise ShapeError(f"Strides are whole numbers from 1 on, not {list(stride)}.")
         self.linear = linear
         self.stride = tuple(stride)
 
