@@ -66,6 +66,18 @@ def damaged(packed: Packed, reason: str) -> KernelError:
     return KernelError(f"A {size} weight packed as {packed.format!r} is damaged: {reason}. Pack or load it anew.")
 
 
+def number(packed: Packed, name: str, least: int, most: int) -> int:
+    """The whole number called `name` in the meta data, within bounds.
+
+    Raises:
+        KernelError: it is missing or out of range.
+    """
+    found = packed.meta.get(name)
+    if not isinstance(found, int) or not least <= found <= most:
+        raise damaged(packed, f"{name!r} should be a whole number from {least} to {most}, is {found!r}")
+    return found
+
+
 @contextmanager
 def inspecting(packed: Packed) -> Iterator[None]:
     """Whatever goes wrong while the parts of `packed` are looked at is damage.
@@ -77,8 +89,10 @@ def inspecting(packed: Packed) -> Iterator[None]:
         yield
     except KernelError:
         raise
-    except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise damaged(packed, f"{type(error).__name__}, {str(error).splitlines()[0] if str(error) else 'no reason'}") from error
+    except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MemoryError) as error:
+        raise damaged(
+            packed, f"{type(error).__name__}, {str(error).splitlines()[0] if str(error) else 'no reason'}"
+        ) from error
 
 
 class Format(ABC):

@@ -218,7 +218,9 @@ def main() -> None:
         for name in names:
             fuzz_format(name, seed)
         seed += 1
-    print(f"{(seed - asked.seed) * len(names)} damaged forms of {len(names)} formats: none got through; next seed {seed}")
+    print(
+        f"{(seed - asked.seed) * len(names)} damaged forms of {len(names)} formats: none got through; next seed {seed}"
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparseworks.core.errors import KernelError
 from sparseworks.exec.format import Packed, damaged, inspecting
+from sparseworks.exec.format import number as number
 from sparseworks.exec.kernel import Call, Kernel
 from sparseworks.exec.native import native, why_missing
 
@@ -94,9 +95,9 @@ class NativeKernel(Kernel):
         key, meta = id(parts[0]), packed.meta
         stamp = _stamp(parts)
         known = self._checked.get(key)
-        if known is not None and known[0][0]() is parts[0] and known[1] == stamp and known[2] == packed.shape:
-            if known[3] is meta or known[3] == meta:
-                return known[4]
+        same = known is not None and known[0][0]() is parts[0] and known[1] == stamp and known[2] == packed.shape
+        if known is not None and same and (known[3] is meta or known[3] == meta):
+            return known[4]
         if packed.format != self.format or packed.dtype is not self.value_dtype:
             wanted = f"{self.format!r} in {self.value_dtype}"
             raise KernelError(f"Kernel {self.name!r} reads {wanted}, not {packed.format!r} in {packed.dtype}.")
@@ -129,18 +130,6 @@ def part(packed: Packed, name: str, dtype: torch.dtype, *shape: int | None) -> T
     if not (fits and found.dtype is dtype and found.is_cpu and found.is_contiguous()):
         want = tuple("any" if s is None else s for s in shape)
         raise damaged(packed, f"part {name!r} should be a contiguous {dtype} of shape {want}, is {_facts(found)}")
-    return found
-
-
-def number(packed: Packed, name: str, least: int, most: int) -> int:
-    """The whole number called `name` in the meta data, within bounds.
-
-    Raises:
-        KernelError: it is missing or out of range.
-    """
-    found = packed.meta.get(name)
-    if not isinstance(found, int) or not least <= found <= most:
-        raise damaged(packed, f"{name!r} should be a whole number from {least} to {most}, is {found!r}")
     return found
 
 
