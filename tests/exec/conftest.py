@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,6 +14,34 @@ from sparseworks.exec import FORMATS, KERNELS, measure
 from sparseworks.exec.ceilings import Ceilings
 from sparseworks.exec.format import Format, Packed
 from sparseworks.exec.kernel import Kernel
+from sparseworks.exec.native import features, native
+
+
+@contextmanager
+def _running(isa: str):
+    """The kernels of `isa`, one of `features()["built"]`, for as long as the block lasts."""
+    module = native()
+    if module is None:
+        yield
+        return
+    before = module.features()["isa"]
+    module.use(isa)
+    try:
+        yield
+    finally:
+        module.use(before)
+
+
+@pytest.fixture(name="running")
+def _running_fixture():
+    return _running
+
+
+@pytest.fixture(params=features()["built"] or ["none"])
+def every_isa(request):
+    """Each instruction set that is built and runs here, by name ("none" without the extension)."""
+    with _running(request.param):
+        yield request.param
 
 
 class Toy(Format):

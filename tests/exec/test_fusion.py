@@ -258,15 +258,11 @@ def test_masks_of_numbers_and_of_truth(calls):
 
 
 @needs_kernel
-def test_another_processor_runs_the_modules(calls):
+def test_another_processor_runs_the_modules(calls, running):
     """A model copied to a machine without the kernel still holds the fused forward."""
     layer, x = fuse(bert()).encoder.layer[0], torch.randn(2, 9, 48)
-    native().use_portable(True)
-    try:
-        with torch.inference_mode():
-            layer(x)
-    finally:
-        native().use_portable(False)
+    with running("portable"), torch.inference_mode():
+        layer(x)
     assert not calls
 
 

@@ -25,13 +25,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["processor", "portable"])
-def isa(request):
-    native().use_portable(request.param == "portable")
-    yield
-    native().use_portable(False)
-
-
 def support_for(name: str, out: int, width: int, density: float = 0.3, seed: int = 0) -> Support:
     """A random support that the kernel's format admits."""
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +61,7 @@ def check(name: str, packed: Packed, rows: int, bias: bool = True) -> None:
 @needs_extension
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", NATIVE)
-def test_equals_reference(name, shape, isa):
+def test_equals_reference(name, shape, every_isa):
     for seed in range(3 if name.startswith("panel") else 1):
         packed = packed_for(name, support_for(name, *shape, seed=seed))
         for rows in ROWS:
@@ -219,7 +212,7 @@ def test_kernels_compute_by_themselves(name: str, rows: int, monkeypatch):
 
 @needs_extension
 @pytest.mark.parametrize("rows", [3, 65])
-def test_pairs_give_nan_for_rows_that_are_not_finite_and_nothing_else(rows: int, isa):
+def test_pairs_give_nan_for_rows_that_are_not_finite_and_nothing_else(rows: int, every_isa):
     kernel, packed = KERNELS.get("pairs-int16"), packed_for("pairs-int16", support_for("pairs-int16", 40, 70))
     x, bias = torch.randn(rows, 70), torch.randn(40)
     clean = kernel(x, packed, bias)
@@ -231,7 +224,7 @@ def test_pairs_give_nan_for_rows_that_are_not_finite_and_nothing_else(rows: int,
 
 
 @needs_extension
-def test_pairs_take_rows_of_any_size(isa):
+def test_pairs_take_rows_of_any_size(every_isa):
     """Rows are scaled one by one: each is as precise as any other, zeros and what is next to nothing give the bias."""
     kernel, packed = KERNELS.get("pairs-int16"), packed_for("pairs-int16", support_for("pairs-int16", 24, 64))
     x, bias = torch.randn(1, 64), torch.randn(24)

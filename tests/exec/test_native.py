@@ -12,6 +12,8 @@ import torch
 from sparseworks.exec import native as module
 from sparseworks.exec.native import features, native, why_missing
 
+needs_extension = pytest.mark.skipif(native() is None, reason="the compiled extension is not built")
+
 
 def test_features_name_the_instruction_set():
     assert features()["isa"] in ("avx2", "portable", "none")
@@ -25,15 +27,40 @@ def test_where_there_is_a_compiler_the_extension_is_built():
     assert compiler is None or switched_off or native() is not None, why_missing()
 
 
-@pytest.mark.skipif(native() is None, reason="the compiled extension is not built")
+@needs_extension
 def test_a_capable_processor_runs_avx2():
+    """In processes of their own: what SPARSEWORKS_ISA says is asked once, when the extension is loaded."""
+    assert features()["built"][0] == "portable"
+    best = "avx2" if "avx2" in features()["built"] else "portable"
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
-        assert features()["isa"] == "avx2"
-    native().use_portable(True)
-    try:
-        assert native().features()["isa"] == "portable"
-    finally:
-        native().use_portable(False)
+        assert best == "avx2"
+    code = "from sparseworks.exec.native import features; print(features()['isa'])"
+    for asked, runs in [(None, best), ("no such", best), ("portable", "portable")]:
+        others = {k: v for k, v in os.environ.items() if k != "SPARSEWORKS_ISA"}
+        environment = others if asked is None else {**others, "SPARSEWORKS_ISA": asked}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == runs
+
+
+@needs_extension
+def test_only_what_is_built_can_be_used(running):
+    for name in features()["built"]:
+        with running(name):
+            assert native().features()["isa"] == name
+    before = native().features()["isa"]
+    with pytest.raises(ValueError, match="not an instruction set of this build"):
+        native().use("sse9")
+    assert native().features()["isa"] == before
+
+
+@needs_extension
+def test_another_build_can_be_named(monkeypatch):
+    monkeypatch.setenv("SPARSEWORKS_NATIVE", native().__file__)
+    other, reason = module._load.__wrapped__()
+    assert reason is None and other.features() == native().features()
+    monkeypatch.setenv("SPARSEWORKS_NATIVE", "/no/such/file.so")
+    other, reason = module._load.__wrapped__()
+    assert other is None and "/no/such/file.so" in reason
 
 
 @pytest.mark.skipif(native() is None or not Path("/proc/self/maps").exists(), reason="needs the extension and /proc")
@@ -70,6 +97,7 @@ else:
 
 
 def test_a_broken_extension_is_a_reason_not_a_crash(monkeypatch):
+    monkeypatch.delenv("SPARSEWORKS_NATIVE", raising=False)
     monkeypatch.setattr(module, "import_module", lambda name: (_ for _ in ()).throw(ImportError("no such symbol")))
     found, reason = module._load.__wrapped__()
     assert found is None and "no such symbol" in reason and "C++17" in reason

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparseworks.core.errors import KernelError
 from sparseworks.core.registry import Registry
 from sparseworks.core.support import Support
 
@@ -39,6 +41,58 @@ class Packed:
     def nbytes(self) -> int:
         """Bytes of all parts."""
         return sum(t.numel() * t.element_size() for t in self.parts.values())
+
+    def unpack(self) -> tuple[Float[Tensor, "out in"], Support]:
+        """`Format.unpack` of the form's own format, for parts that may come from a damaged file.
+
+        Raises:
+            KernelError: the parts do not fit together.
+        """
+        kind = FORMATS.get(self.format)
+        with inspecting(self):
+            longest = max((t.numel() for t in self.parts.values()), default=0)
+            ptr = self.parts.get("ptr")
+            if ptr is not None and ptr.numel() and not 0 <= int(ptr.min()) <= int(ptr.max()) <= longest:
+                raise damaged(self, "'ptr' points outside the other parts")  # before as many entries are made of it
+            weight, support = kind.unpack(self)
+        if not tuple(weight.shape) == tuple(support.shape) == self.shape:
+            raise damaged(self, f"it unpacks to a weight of {tuple(weight.shape)} and a support of {support.shape}")
+        return weight, support
+
+
+def damaged(packed: Packed, reason: str) -> KernelError:
+    """The error for a form whose buffers do not fit together."""
+    size = "x".join(map(str, packed.shape))
+    return KernelError(f"A {size} weight packed as {packed.format!r} is damaged: {reason}. Pack or load it anew.")
+
+
+def number(packed: Packed, name: str, least: int, most: int) -> int:
+    """The whole number called `name` in the meta data, within bounds.
+
+    Raises:
+        KernelError: it is missing or out of range.
+    """
+    found = packed.meta.get(name)
+    if not isinstance(found, int) or not least <= found <= most:
+        raise damaged(packed, f"{name!r} should be a whole number from {least} to {most}, is {found!r}")
+    return found
+
+
+@contextmanager
+def inspecting(packed: Packed) -> Iterator[None]:
+    """Whatever goes wrong while the parts of `packed` are looked at is damage.
+
+    Raises:
+        KernelError: in place of what torch and Python say to sizes, types and indices that do not fit.
+    """
+    try:
+        yield
+    except KernelError:
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MemoryError) as error:
+        raise damaged(
+            packed, f"{type(error).__name__}, {str(error).splitlines()[0] if str(error) else 'no reason'}"
+        ) from error
 
 
 class Format(ABC):

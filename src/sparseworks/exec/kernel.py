@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.registry import Registry
-from sparseworks.exec.format import FORMATS, Packed
+from sparseworks.exec.format import Packed
 
 KERNELS: Registry[Kernel] = Registry("kernel")
 
@@ -64,5 +64,5 @@ class Kernel:
         self, x: Float[Tensor, "rows in"], packed: Packed, bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "rows out"]:
         """The same with the unpacked weight: what the kernel must equal, and what runs where it refuses."""
-        weight, _ = FORMATS.get(self.format).unpack(packed)
+        weight, _ = packed.unpack()
         return torch.nn.functional.linear(x, weight.to(x.dtype), bias)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.errors import KernelError
-from sparseworks.exec.format import FORMATS, Packed
+from sparseworks.exec.format import Packed
 from sparseworks.exec.kernel import KERNELS, Call, Kernel
 
 Route = Callable[[Tensor, Tensor | None, Sequence[Tensor]], Tensor]
@@ -127,7 +127,7 @@ class Ladder:
     def dense(self, rows: int, parts: Sequence[Tensor]) -> Float[Tensor, "out in"]:
         """The weight as a dense matrix, from the form that serves `rows` rows."""
         form = self.rung(rows)[1]
-        return FORMATS.get(form.format).unpack(form.packed(parts))[0]
+        return form.packed(parts).unpack()[0]
 
     def dense_rows(self) -> list[tuple[int, float, int]]:
         """`(least, limit, form)`: for `least <= rows < limit` the plain dense product runs, on the form of that index."""

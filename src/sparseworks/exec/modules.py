@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparseworks.core.errors import KernelError, ShapeError
+from sparseworks.core.errors import KernelError, ShapeError, UnknownNameError
 from sparseworks.core.support import Support
-from sparseworks.exec.format import FORMATS, Packed
+from sparseworks.exec.format import Packed
 from sparseworks.exec.kernel import KERNELS, Kernel
 from sparseworks.exec.ladder import Rung, ladder, write_spec
 from sparseworks.exec.ops import linear as linear_op
@@ -118,7 +118,7 @@ class SparseLinear(nn.Module):
                     f"Name the kernel that is to read the {packed.format!r} form; known: {KERNELS.names()}."
                 )
             packed = [Rung(0, kernel, packed)]
-        support = FORMATS.get(packed[0].packed.format).unpack(packed[0].packed)[1]
+        support = packed[0].packed.unpack()[1]
         return cls(packed, bias, density=support.density)
 
     @classmethod
@@ -134,7 +134,9 @@ class SparseLinear(nn.Module):
             kind = meta["bias"]
             bias = None if kind is None else nn.Parameter(torch.zeros(meta["shape"][0], dtype=getattr(torch, kind)))
             return cls(rungs, bias, density=meta["density"])
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+        except (KernelError, UnknownNameError):
+            raise
+        except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise KernelError(
                 f"Not the metadata of a SparseLinear ({error!r}); write them with `metadata()`."
             ) from None
@@ -176,8 +178,7 @@ class SparseLinear(nn.Module):
     def dense_weight(self) -> Float[Tensor, "out in"]:
         """The weight as a dense matrix with exact zeros, from the most precise form."""
         best = max(range(len(self._forms)), key=lambda i: self._forms[i][1].itemsize)
-        form = self._form(best)
-        return FORMATS.get(form.format).unpack(form)[0]
+        return self._form(best).unpack()[0]
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
@@ -186,8 +187,7 @@ class SparseLinear(nn.Module):
 
     def support(self) -> Support:
         """The kept entries, exactly as packed."""
-        form = self._form(0)
-        return FORMATS.get(form.format).unpack(form)[1]
+        return self._form(0).unpack()[1]
 
     @property
     def forms(self) -> tuple[Packed, ...]:
@@ -241,7 +241,14 @@ class SparseConv1x1(nn.Module):
     """
 
     def __init__(self, linear: SparseLinear, *, stride: Sequence[int] = (1, 1)):
+        """Args: the product over channels; `stride`, one number a spatial dimension.
+
+        Raises:
+            ShapeError: strides that are not whole numbers from 1 on.
+        """
         super().__init__()
+        if not all(isinstance(s, int) and s > 0 for s in stride):
+            raise ShapeError(f"Strides are whole numbers from 1 on, not {list(stride)}.")
         self.linear = linear
         self.stride = tuple(stride)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sparseworks.core.errors import CheckpointError, KernelError, ModelError, UnknownNameError
+from sparseworks.core.errors import CheckpointError, KernelError, ModelError
 from sparseworks.exec.modules import SparseConv1x1, SparseLinear
 
 
@@ -61,7 +61,7 @@ def build_empty(path: str, meta: Mapping[str, Any]) -> nn.Module:
 
     try:
         return KINDS[meta["layer"]].build(meta)
-    except (KernelError, UnknownNameError, KeyError) as error:
+    except (KernelError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"The packed layer {path!r} cannot be rebuilt by this version of sparseworks ({error}); "
             "use the version that wrote the folder, or save with layout='bitmask'."

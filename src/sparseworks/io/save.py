@@ -138,7 +138,8 @@ def _layout(name: str) -> Layout:
 
 def _check(model: nn.Module, supports: Mapping[str, Support], packed: Mapping[str, nn.Module]) -> dict[str, Site]:
     """The sites of the supports that are still parameters; every support is compared with what the model holds."""
-    found = {site.name: site for site in find_sites(model, include=["*"])} if supports else {}
+    loose = any(name.partition("[")[0] not in packed for name in supports)  # else no site may be left to be found
+    found = {site.name: site for site in find_sites(model, include=["*"])} if loose else {}
     kept: dict[str, Site] = {}
     for name, support in supports.items():
         if name in packed:

@@ -34,24 +34,9 @@ def gradients(mlp: TrainableSparseMLP, run, x: torch.Tensor, g: torch.Tensor) ->
     return [y.detach(), x.grad, *(p.grad.clone() for p in mlp.parameters())]
 
 
-@pytest.fixture(params=["best", "portable"])
-def isa(request):
-    """Both instruction sets of the extension."""
-    from sparseworks.exec.training import products
-
-    extension = native()
-    if extension is None:
-        pytest.skip("the compiled extension is not built")
-    products.features.cache_clear()
-    extension.use_portable(request.param == "portable")
-    yield request.param
-    extension.use_portable(False)
-    products.features.cache_clear()
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_one_pass_equals_the_modules_with_all_gradients(isa, activation, threads):
+def test_one_pass_equals_the_modules_with_all_gradients(every_isa, activation, threads):
     mlp, before = made(activation), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -5,7 +5,7 @@ import torch
 
 from sparseworks.core.errors import CheckpointError, ShapeError
 from sparseworks.core.support import Support
-from sparseworks.exec.native import native
+from sparseworks.exec.native import features, native
 from sparseworks.exec.training import SparseIndex, sddmm, spmm
 from sparseworks.exec.training import products as module
 
@@ -18,21 +18,15 @@ def index_of(out: int, width: int, density: float = 0.3, seed: int = 0) -> Spars
     return SparseIndex.of(Support.from_mask(torch.rand(out, width, generator=draw) < density))
 
 
-@pytest.fixture(params=["compiled", "portable", "reference"])
-def way(request, monkeypatch):
-    """The compiled products, on the best and on the plainest instruction set, and the dense reference."""
+@pytest.fixture(params=["reference", *features()["built"]])
+def way(request, monkeypatch, running):
+    """The dense reference, and the compiled products on every instruction set."""
     if request.param == "reference":
         monkeypatch.setattr(module, "native", lambda: None)
         yield request.param
         return
-    extension = native()
-    if extension is None:
-        pytest.skip("the compiled extension is not built")
-    module.features.cache_clear()
-    extension.use_portable(request.param == "portable")
-    yield request.param
-    extension.use_portable(False)
-    module.features.cache_clear()
+    with running(request.param):
+        yield request.param
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -1,49 +1,83 @@
 // The extension module: what it can do on this processor, and the kernels of each folder.
 #include <cstdlib>
-#include <string>
+#include <cstring>
 
 #include "bind.h"
 
 namespace sparseworks {
 namespace {
 
+struct Named {
+    Isa isa;
+    const char* name;
+};
+
+// From the plainest to the fastest. `wide` is built for tests only.
+constexpr Named kIsas[] = {
+    {Isa::base, "portable"}, {Isa::wide, "wide"}, {Isa::avx2, "avx2"}, {Isa::avx512, "avx512"}};
+
+// Whether this build has the kernels of an instruction set, and this processor can run them.
+bool available(Isa isa) {
+#ifdef SPARSEWORKS_AVX2
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    if (isa == Isa::avx2) return avx2;
+#else
+    [[maybe_unused]] const bool avx2 = true;  // `wide` is then compiled for the baseline
+#endif
+#ifdef SPARSEWORKS_AVX512
+    if (isa == Isa::avx512) {
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    }
+#endif
+#ifdef SPARSEWORKS_WIDE
+    if (isa == Isa::wide) return avx2;
+#endif
+    return isa == Isa::base;
+}
+
 // AVX-512 has not been run by the developers: it is used only where SPARSEWORKS_ISA asks for it.
 Isa choose() {
     const char* asked = std::getenv("SPARSEWORKS_ISA");
-    const std::string wanted = asked ? asked : "";
-#ifdef SPARSEWORKS_AVX2
-    __builtin_cpu_init();
-    if (wanted == "portable" || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-        !__builtin_cpu_supports("bmi2")) {
-        return Isa::base;
+    for (const Named& known : kIsas) {
+        if (asked && std::strcmp(asked, known.name) == 0 && available(known.isa)) return known.isa;
     }
-#ifdef SPARSEWORKS_AVX512
-    if (wanted == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        return Isa::avx512;
-    }
-#endif
-    return Isa::avx2;
-#endif
-    return Isa::base;
+    return available(Isa::avx2) ? Isa::avx2 : Isa::base;
 }
+
+// Floats in a vector of the kernels over simd.h.
+int lanes() { return isa == Isa::base ? 4 : isa == Isa::avx2 ? 8 : 16; }
 
 nb::dict features() {
     nb::dict facts;
-    facts["isa"] = isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
+    nb::list built;
+    for (const Named& known : kIsas) {
+        if (available(known.isa)) built.append(known.name);
+        if (known.isa == isa) facts["isa"] = known.name;
+    }
+    facts["built"] = built;
 #ifdef _OPENMP
     facts["openmp"] = true;
 #else
     facts["openmp"] = false;
 #endif
-    facts["lanes"] = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+    facts["lanes"] = lanes();
     facts["encoder"] = has_encoder();
     facts["version"] = 2;
     return facts;
 }
 
-// For tests: the portable kernels on a processor that has better ones.
-void use_portable(bool yes) { isa = yes ? Isa::base : choose(); }
+// For tests: the kernels of another instruction set than the processor's best.
+void use(const char* name) {
+    for (const Named& known : kIsas) {
+        if (std::strcmp(name, known.name) == 0 && available(known.isa)) {
+            isa = known.isa;
+            return;
+        }
+    }
+    throw nb::value_error("not an instruction set of this build and processor; features()['built'] lists them");
+}
 
 }  // namespace
 
@@ -53,7 +87,8 @@ Isa isa = choose();
 
 NB_MODULE(_native, m) {
     m.def("features", &sparseworks::features);
-    m.def("use_portable", &sparseworks::use_portable);
+    m.def("use", &sparseworks::use);
+    m.def("lanes", &sparseworks::lanes);
     sparseworks::bind_linear(m);
     sparseworks::bind_training(m);
 }

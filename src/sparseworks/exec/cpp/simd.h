@@ -13,6 +13,9 @@
 #if defined(SW_ISA_AVX512)
 #define SW_ISA avx512
 #define SW_LANES 16
+#elif defined(SW_ISA_WIDE)
+#define SW_ISA wide
+#define SW_LANES 16
 #elif defined(SW_ISA_AVX2)
 #define SW_ISA avx2
 #define SW_LANES 8
@@ -27,9 +30,10 @@ constexpr int W = SW_LANES;
 
 using Lanes = float __attribute__((vector_size(4 * W)));
 using Ints = int32_t __attribute__((vector_size(4 * W)));
-using Unaligned = float __attribute__((vector_size(4 * W), aligned(4), may_alias));
-using Halves = uint16_t __attribute__((vector_size(2 * W), aligned(2), may_alias));
-using Bytes = int8_t __attribute__((vector_size(W), aligned(1), may_alias));
+// typedef, not using: there clang does not lower the alignment.
+typedef float Unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(2 * W), aligned(2), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(W), aligned(1), may_alias));
 
 SW_INLINE Lanes zero() { return Lanes{}; }
 SW_INLINE Lanes all(float x) { return x - Lanes{}; }  // minus: -0.0f stays
@@ -45,8 +49,8 @@ SW_INLINE Lanes greater(Lanes a, Lanes b) { return a > b ? a : b; }
 SW_INLINE Lanes lesser(Lanes a, Lanes b) { return a < b ? a : b; }
 #endif
 
-SW_INLINE Ints bits(Lanes v) { return reinterpret_cast<Ints&>(v); }
-SW_INLINE Lanes floats(Ints v) { return reinterpret_cast<Lanes&>(v); }
+SW_INLINE Ints bits(Lanes v) { return reinterpret_cast<Ints>(v); }
+SW_INLINE Lanes floats(Ints v) { return reinterpret_cast<Lanes>(v); }
 
 // Eight lanes of bfloat16, or of int8, widened.
 SW_INLINE Lanes load(const uint16_t* p) {

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.support import Support
-from sparseworks.exec.format import FORMATS, Format, Packed
+from sparseworks.exec.format import FORMATS, Format, Packed, damaged
 from sparseworks.exec.formats.segments import from_u16, masked, padding, scatter, to_u16, too_many, too_wide
 
 _LANES = 8
@@ -46,6 +46,8 @@ class FanIn(Format):
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
         """See `Format.unpack`."""
         fan_in = packed.meta["fan_in"]
+        if not 0 <= fan_in <= packed.parts["columns"].shape[1]:
+            raise damaged(packed, f"'fan_in' is {fan_in}, with {packed.parts['columns'].shape[1]} slots a row")
         columns = from_u16(packed.parts["columns"][:, :fan_in])
         rows = torch.arange(packed.shape[0])[:, None].expand_as(columns)
         values = packed.parts["values"][:, :fan_in]

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sparseworks.core.support import Support
+from sparseworks.exec.format import Packed, number
 from sparseworks.exec.formats.segments import padding, real_entries, rounded, segment_of, too_many
 
 K_BLOCK = 96
@@ -63,6 +64,15 @@ def cells_of(
     real = real_entries(ptr.long(), local)
     segment = segment_of(ptr)[real]
     return real, grid.first_row(segment) + rows.long()[segment], grid.first_column(segment) + local[real]
+
+
+def block_sizes(packed: Packed) -> tuple[int, int]:
+    """`(row_block, k_block)` of a packed form, numbers within them being 8-bit.
+
+    Raises:
+        KernelError: they are missing or out of range.
+    """
+    return number(packed, "row_block", 1, 256), number(packed, "k_block", 1, 256)
 
 
 def slots(cells: Bool[Tensor, "out width"], k_block: int = K_BLOCK) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparseworks.core.errors import KernelError
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
-from sparseworks.exec.formats.grid import K_BLOCK, Grid, cells_of, cut, refused, slots
+from sparseworks.exec.formats.grid import K_BLOCK, Grid, block_sizes, cells_of, cut, refused, slots
 from sparseworks.exec.formats.segments import masked, scatter
 
 _MOST_INT16 = (1 << 15) - 1
@@ -60,7 +60,7 @@ class Pairs(Format):
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
         """See `Format.unpack`; in float32."""
         (out, width), parts = packed.shape, packed.parts
-        grid = Grid(out, width // 2, packed.meta["row_block"], packed.meta["k_block"])
+        grid = Grid(out, width // 2, *block_sizes(packed))
         real, rows, pair = cells_of(grid, parts["ptr"], parts["columns"], parts["rows"])
         values = parts["values"][real].float() * parts["scale"][rows, None]
         columns = torch.stack([2 * pair, 2 * pair + 1], dim=1)

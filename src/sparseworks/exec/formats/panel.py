@@ -60,7 +60,7 @@ class Panel(Format):
 
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
         """See `Format.unpack`."""
-        height = packed.meta["height"]
+        height = packed.parts["values"].shape[1]  # not the meta data's: a wrong number would be as many rows
         panels = -(-packed.shape[0] // height)
         panel = segment_of(packed.parts["ptr"]) % max(panels, 1)
         columns = from_u16(packed.parts["columns"])[:, None].expand(-1, height)

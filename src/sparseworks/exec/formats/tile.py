@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
-from sparseworks.exec.formats.grid import Grid, cells_of, cut, refused, slots
+from sparseworks.exec.formats.grid import Grid, block_sizes, cells_of, cut, refused, slots
 from sparseworks.exec.formats.segments import masked, scatter
 
 
@@ -34,7 +34,7 @@ class Tile(Format):
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
         """See `Format.unpack`."""
         parts = packed.parts
-        grid = Grid(*packed.shape, packed.meta["row_block"], packed.meta["k_block"])
+        grid = Grid(*packed.shape, *block_sizes(packed))
         real, rows, columns = cells_of(grid, parts["ptr"], parts["columns"], parts["rows"])
         return scatter(packed.shape, rows, columns, parts["values"][real])
 

@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.errors import KernelError
-from sparseworks.exec.format import Packed
+from sparseworks.exec.format import Packed, damaged, inspecting
+from sparseworks.exec.format import number as number
 from sparseworks.exec.kernel import Call, Kernel
 from sparseworks.exec.native import native, why_missing
 
 Arguments = tuple[Any, ...]
-_Known = tuple[weakref.ref[Tensor], list[int], tuple[int, int], Arguments]
+_Known = tuple[list[weakref.ref[Tensor]], list[int], tuple[int, int], Any, Arguments]
 
 
 class NativeKernel(Kernel):
@@ -89,17 +90,22 @@ class NativeKernel(Kernel):
             KernelError: another format or type, or damaged buffers.
         """
         parts = list(packed.parts.values())
-        key = id(parts[0])
+        if not parts:
+            raise damaged(packed, "it has no parts")
+        key, meta = id(parts[0]), packed.meta
         stamp = _stamp(parts)
         known = self._checked.get(key)
-        if known is not None and known[0]() is parts[0] and known[1] == stamp and known[2] == packed.shape:
-            return known[3]
+        same = known is not None and known[0][0]() is parts[0] and known[1] == stamp and known[2] == packed.shape
+        if known is not None and same and (known[3] is meta or known[3] == meta):
+            return known[4]
         if packed.format != self.format or packed.dtype is not self.value_dtype:
             wanted = f"{self.format!r} in {self.value_dtype}"
             raise KernelError(f"Kernel {self.name!r} reads {wanted}, not {packed.format!r} in {packed.dtype}.")
-        found = self.inspect(packed)
-        forget = weakref.ref(parts[0], lambda _: self._checked.pop(key, None))
-        self._checked[key] = (forget, stamp, packed.shape, found)
+        with inspecting(packed):
+            found = self.inspect(packed)
+        # When any part is gone, another may come to lie at its address.
+        forget = [weakref.ref(t, lambda _: self._checked.pop(key, None)) for t in parts]
+        self._checked[key] = (forget, stamp, packed.shape, meta, found)
         return found
 
 
@@ -127,18 +133,6 @@ def part(packed: Packed, name: str, dtype: torch.dtype, *shape: int | None) -> T
     return found
 
 
-def number(packed: Packed, name: str, least: int, most: int) -> int:
-    """The whole number called `name` in the meta data, within bounds.
-
-    Raises:
-        KernelError: it is missing or out of range.
-    """
-    found = packed.meta.get(name)
-    if not isinstance(found, int) or not least <= found <= most:
-        raise damaged(packed, f"{name!r} should be a whole number from {least} to {most}, is {found!r}")
-    return found
-
-
 def pointers(packed: Packed, segments: int, entries: int, multiple: int = 1) -> Tensor:
     """The part `ptr`: from 0 to at most `entries`, never falling, multiples of `multiple`.
 
@@ -146,7 +140,7 @@ def pointers(packed: Packed, segments: int, entries: int, multiple: int = 1) -> 
         KernelError: otherwise.
     """
     ptr = part(packed, "ptr", torch.int32, segments + 1)
-    steps = ptr.diff()
+    steps = ptr.long().diff()  # in 32 bits a fall of more than 2^31 would be a rise
     good = int(ptr[0]) == 0 and int(ptr[-1]) == entries and not bool((steps < 0).any() or (ptr % multiple).any())
     if not good:
         raise damaged(packed, f"'ptr' should rise from 0 to {entries} in steps that are multiples of {multiple}")
@@ -161,12 +155,6 @@ def below(packed: Packed, name: str, values: Tensor, limit: int | Tensor) -> Non
     """
     if bool((values >= limit).any()):
         raise damaged(packed, f"part {name!r} holds indices beyond the matrix")
-
-
-def damaged(packed: Packed, reason: str) -> KernelError:
-    """The error for a form whose buffers do not fit together."""
-    size = "x".join(map(str, packed.shape))
-    return KernelError(f"A {size} weight packed as {packed.format!r} is damaged: {reason}. Pack or load it anew.")
 
 
 def _facts(t: Tensor) -> str:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseworks.exec.format import Packed
+from sparseworks.exec.format import Packed, damaged
 from sparseworks.exec.kernel import KERNELS, Call, Kernel
 
 
@@ -28,8 +28,15 @@ class DenseKernel(Kernel):
     def __call__(
         self, x: Float[Tensor, "rows in"], packed: Packed, bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "rows out"]:
-        """See `Kernel.__call__`."""
-        return F.linear(x, packed.parts["weight"], bias)
+        """See `Kernel.__call__`.
+
+        Raises:
+            KernelError: the weight is missing, or has another shape or type than the form says.
+        """
+        weight = packed.parts.get("weight")
+        if weight is None or weight.shape != packed.shape or weight.dtype is not self.value_dtype:
+            raise damaged(packed, f"'weight' should be {_short(self.value_dtype)} of shape {packed.shape}")
+        return F.linear(x, weight, bias)
 
 
 def _short(dtype: torch.dtype) -> str:

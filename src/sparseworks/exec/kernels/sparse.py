@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from sparseworks.exec.format import Packed
+from sparseworks.exec.format import Packed, damaged
+from sparseworks.exec.formats.grid import block_sizes
 from sparseworks.exec.formats.segments import from_u16, segment_of
 from sparseworks.exec.kernel import KERNELS
-from sparseworks.exec.kernels.cpu import Arguments, NativeKernel, below, damaged, number, part, pointers
+from sparseworks.exec.kernels.cpu import Arguments, NativeKernel, below, number, part, pointers
 
 _BLOCK_MOST = 1 << 20
 _OVERREAD = 16
@@ -27,7 +28,7 @@ class TileKernel(NativeKernel):
     def inspect(self, packed: Packed) -> Arguments:
         """See `NativeKernel.inspect`."""
         out, width = packed.shape
-        k_block, row_block = number(packed, "k_block", 1, 256), number(packed, "row_block", 1, 256)
+        row_block, k_block = block_sizes(packed)
         segments = out * -(-width // k_block)
         columns = part(packed, "columns", torch.uint8, None)
         values = part(packed, "values", self.value_dtype, columns.numel())
@@ -55,7 +56,7 @@ class PairsKernel(NativeKernel):
         out, width = packed.shape
         if width % 2:
             raise damaged(packed, f"{width} inputs are not pairs")
-        k_block, row_block = number(packed, "k_block", 1, 256), number(packed, "row_block", 1, 256)
+        row_block, k_block = block_sizes(packed)
         limit = number(packed, "limit", 1, (1 << 15) - 1)
         segments = out * -(-(width // 2) // k_block)
         columns = part(packed, "columns", torch.uint8, None)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.errors import ShapeError
-from sparseworks.exec.native import features, native
+from sparseworks.exec.native import native
 from sparseworks.exec.training.cut import Cut
 from sparseworks.exec.training.index import SparseIndex
 
@@ -154,7 +154,8 @@ def _positions(x: Tensor) -> int:
 
 def tile_floats(tokens: int, width: int) -> int:
     """Floats of `tokens` tokens in tiles: full tiles of eight vectors, and a last one of eight, four, two or one."""
-    lanes = int(features()["lanes"])
+    module = native()
+    lanes = 8 if module is None else module.lanes()
     rest = tokens % (8 * lanes)
     last = next((v * lanes for v in (1, 2, 4, 8) if rest <= v * lanes), 0) if rest else 0
     return (tokens - rest + last) * width
