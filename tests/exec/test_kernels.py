@@ -69,9 +69,10 @@ def test_equals_reference(name, shape, every_isa):
 
 
 @needs_extension
+@pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("name", NATIVE)
-def test_two_threads_equal_reference(name):
-    torch.set_num_threads(2)
+def test_threads_equal_reference(name, threads, every_isa):
+    torch.set_num_threads(threads)
     packed = packed_for(name, support_for(name, 520, 260))
     for rows in (1, 12, 130):
         check(name, packed, rows)

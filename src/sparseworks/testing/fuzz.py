@@ -116,7 +116,7 @@ def _on_a_part(change: Callable[[Tensor, random.Random], tuple[Tensor, str]]) ->
 
 @_on_a_part
 def _bits(t: Tensor, chance: random.Random) -> tuple[Tensor, str]:
-    raw = t.contiguous().reshape(-1).view(torch.uint8)
+    raw = t.new_empty(t.numel()).copy_(t.reshape(-1)).view(torch.uint8)  # one number may lie at any stride
     for _ in range(chance.choice((1, 2, 8)) if raw.numel() else 0):
         raw[chance.randrange(raw.numel())] ^= 1 << chance.randrange(8)
     return raw.view(t.dtype).reshape(t.shape), "with bits flipped"
