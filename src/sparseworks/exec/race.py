@@ -137,12 +137,21 @@ def _turns(module: nn.Module, x: torch.Tensor, fill: int) -> Callable[[], Any]:
     Each copy is called once beforehand: kernels check a packed form at its first call, which may take ten times as long.
     """
     nbytes = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-    copies = max(1, min(fill, _MOST_COPIES, ceil(_BEYOND_CACHE / max(nbytes, 1))))
-    modules = [module, *(copy.deepcopy(module) for _ in range(copies - 1))]
+    copies = min(fill, copies_of(nbytes, 1))
+    return turns([module, *(copy.deepcopy(module) for _ in range(copies - 1))], x)
+
+
+def copies_of(nbytes: int, rows: int) -> int:
+    """How many copies of a weight no cache holds; one where so many rows displace it anyway."""
+    return max(1, min(_MOST_COPIES, ceil(_BEYOND_CACHE / max(nbytes, 1)))) if rows <= _FEW_ROWS else 1
+
+
+def turns(runs: Sequence[Callable[[torch.Tensor], Any]], x: torch.Tensor) -> Callable[[], Any]:
+    """A call that runs the next one of `runs` each time; each runs once beforehand."""
     with torch.inference_mode():
-        for each in modules:
+        for each in runs:
             each(x)
-    turn = cycle(modules)
+    turn = cycle(runs)
     return lambda: next(turn)(x)
 
 
