@@ -60,8 +60,9 @@ def prepare(
     """
     out, width = packed.shape
     rows = shape.numel() // width if width else 0
-    usual = isinstance(kernel, NativeKernel) and type(kernel).__call__ is NativeKernel.__call__
-    if not usual or not shape or shape[-1] != width or not rows or not out:
+    if not isinstance(kernel, NativeKernel) or type(kernel).__call__ is not NativeKernel.__call__:
+        return unprepared
+    if not shape or shape[-1] != width or not rows or not out:
         return unprepared
     if kernel.refuses(Call(rows, packed.shape, density, threads=torch.get_num_threads())) is not None:
         return unprepared

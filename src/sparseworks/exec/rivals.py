@@ -103,7 +103,8 @@ def _int8pack(weight: Tensor, support: Support) -> Run:
     """int8 weights with a bfloat16 scale a row, bfloat16 inputs: torch's kernel for one token."""
     scale = (weight.abs().amax(dim=1).clamp(min=1e-12) / 127).bfloat16()
     own = (weight / scale.float()[:, None]).round().clamp(-128, 127).to(torch.int8)
-    return lambda x: torch._weight_int8pack_mm(x.bfloat16(), own, scale).float()
+    product = torch.ops.aten._weight_int8pack_mm
+    return lambda x: product(x.bfloat16(), own, scale).float()
 
 
 def _torch_csr(weight: Tensor, support: Support) -> Run:
