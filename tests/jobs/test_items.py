@@ -42,7 +42,7 @@ def test_the_layer_is_kept_whole_where_single_sites_would_thin_more():
 
 def test_no_matrix_is_left_dense_where_that_would_lose_the_one_call():
     """A third level is fast alone, but not in pairs: apart, it pays for one dense matrix; whole, all six are in pairs."""
-    levels = {s: [*rows, Level(THIN, 25.0, 0.2)] for s, rows in table(0.9).items() if s != "head"}
+    levels = {s: [*rows, Level(THIN, 25.0, 0.2)] for s, rows in table(0.45).items() if s != "head"}
     levels[SIX[-1]] = levels[SIX[-1]][:2]
     assert picked(items(levels, {}, 0.0), 230.0)[SIX[-1]] == 0
     assert picked(items(levels, {"layer": SIX}, 100.0), 230.0) == dict.fromkeys(SIX, 1)

@@ -270,12 +270,26 @@ def plan(
     pattern: Annotated[str, typer.Option(help="Pattern of the trial mask.")] = "row",
     values: Values = None,
     threads: Threads = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Time kernels, or only say what is expected of them.")
+    ] = True,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file to write: time against density for every shape.", dir_okay=False, show_default=False
+        ),
+    ] = None,
     remeasure: Remeasure = False,
     as_json: Json = False,
 ) -> None:
     """Time every layer, dense and sparse, on this machine, and say which kernel wins and why.
 
+    Timings are kept for this machine: a second plan of the same model is instant. Kernels that are not expected to win are not
+    timed. `--no-measure` times nothing and prints expectations.
+
     Examples:
+
+    `sparseworks plan sparseworks/tiny-lm --batch 1,16,256 --report plan.html`
 
     `sparseworks plan out/demo/model --batch 4096,12`
 
@@ -286,7 +300,7 @@ def plan(
 
     if remeasure:
         forget_timings()
-    _show(run_plan(model, batch, density, pattern, values or (), threads), as_json)
+    _show(run_plan(model, batch, density, pattern, values or (), threads, measure=measure, report=report), as_json)
 
 
 @app.command()

@@ -51,9 +51,17 @@ def run_inspect(name: str) -> Answer:
 
 
 def run_plan(
-    name: str, batch: str, density: float | None, pattern: str, values: Sequence[str], threads: int | None
+    name: str,
+    batch: str,
+    density: float | None,
+    pattern: str,
+    values: Sequence[str],
+    threads: int | None,
+    *,
+    measure: bool = True,
+    report: Path | None = None,
 ) -> Answer:
-    """A measured plan, on the model's own supports or on trial masks by magnitude."""
+    """A measured plan (or one that is only expected), on the model's own supports or on trial masks by magnitude."""
     from sparseworks.exec import plan
     from sparseworks.io import load
 
@@ -66,7 +74,11 @@ def run_plan(
             f"Save it with the layout bitmask to plan it anew; `sparseworks inspect` lists what it holds."
         )
     supports = known_supports(model) or _trial(model, *_chosen(pattern, density, 0.3))
-    drawn = plan(model, supports, batch=rows, dtypes=value_types(values))
+    drawn = plan(model, supports, batch=rows, dtypes=value_types(values), measure=measure)
+    if report is not None:
+        from sparseworks.report.planned import save_plan
+
+        save_plan(drawn, report)
     return drawn.to_dict(), str(drawn)
 
 
