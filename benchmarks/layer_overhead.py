@@ -1,7 +1,7 @@
 """What does a sparse layer cost beyond its kernel? At batch 1 on small layers the way to the kernel decides.
 
-Contenders, in turn: `F.linear` on the dense weight, `nn.Linear`, `SparseLinear`, the kernel alone on the packed form, and the
-registered op (the way of `torch.compile`, autograd and autocast). The empty layer (16 x 16) shows the overhead bare.
+Contenders, in turn: `F.linear` on the dense weight, `nn.Linear`, `SparseLinear`, the kernel alone on the packed form, the registered op
+(the way of `torch.compile`, autograd and autocast), and the bare function of the extension with addresses and output ready. The empty layer (16 x 16) shows the overhead bare.
 
     python benchmarks/layer_overhead.py --threads 1 --json layer_overhead
 """
@@ -16,6 +16,7 @@ from torch import nn
 
 import sparseworks as sw
 from sparseworks.exec import KERNELS, Call, SparseLinear, measure
+from sparseworks.exec.kernels.cpu import NativeKernel
 from sparseworks.exec.race import candidates
 
 SHAPES = ((16, 16), (384, 384), (1536, 384), (384, 1536), (4096, 4096))
@@ -25,13 +26,19 @@ def contenders(linear: nn.Linear, sparse: SparseLinear, x: torch.Tensor) -> dict
     """Name -> call; all compute the layer's output for `x`."""
     kernel, packed, bias = KERNELS.get(sparse.rungs[0][1]), sparse.forms[0], sparse.bias
     parts, spec, (out, width) = list(packed.parts.values()), sparse._spec, linear.weight.shape
-    return {
+    ways = {
         "F.linear": lambda: nn.functional.linear(x, linear.weight, linear.bias),
         "nn.Linear": lambda: linear(x),
         "SparseLinear": lambda: sparse(x),
         "kernel": lambda: kernel(x, packed, bias),
         "op": lambda: torch.ops.sparseworks.linear(x, bias, parts, spec, out, width),
     }
+    if isinstance(kernel, NativeKernel):
+        run, y = kernel.entry_point(), x.new_empty(1, out)
+        addresses = (x.data_ptr(), y.data_ptr(), 0 if bias is None else bias.data_ptr())
+        numbers = (*addresses, 1, torch.get_num_threads(), *kernel.arguments(packed))
+        ways["raw"] = lambda: run(*numbers) or y
+    return ways
 
 
 def measured(shape: tuple[int, int], density: float, name: str | None, rounds: int) -> tuple[list[Line], list[str]]:
@@ -54,7 +61,14 @@ def measured(shape: tuple[int, int], density: float, name: str | None, rounds: i
         line(case, timings, "nn.Linear", "F.linear"),
     ]
     us = {k: t.us for k, t in timings.items()}
-    ways = [us["SparseLinear"] - us["kernel"], us["op"] - us["kernel"], us["nn.Linear"] - us["F.linear"]]
+    raw = us.get("raw", float("nan"))
+    ways = [
+        us["SparseLinear"] - raw,
+        us["F.linear"] - raw,
+        us["SparseLinear"] - us["kernel"],
+        us["op"] - us["kernel"],
+        us["nn.Linear"] - us["F.linear"],
+    ]
     return lines, [case, *(f"{value:.2f}" for value in ways)]
 
 
@@ -70,7 +84,14 @@ def main() -> None:
         lines += new
         overheads.append(row)
     show(lines, f"One row, {given.threads} threads, weights hot")
-    head = ("case", "SparseLinear - kernel us", "op - kernel us", "nn.Linear - F.linear us")
+    head = (
+        "case",
+        "SparseLinear - raw us",
+        "F.linear - raw us",
+        "SparseLinear - kernel us",
+        "op - kernel us",
+        "nn.Linear - F.linear us",
+    )
     table("Overhead of the way to the kernel", head, overheads)
     store("layer_overhead", lines, given.json, overheads=[dict(zip(head, row, strict=True)) for row in overheads])
 

@@ -73,8 +73,8 @@ def test_remeasure_forgets_kept_timings(monkeypatch, tmp_path: Path):
 
 
 def test_bench_shows_every_kernel_and_why_others_refuse():
-    data = answer("bench", "--shape", "64x128", "--density", "0.2", "--batch", "16", "--threads", "1")
-    assert any(k["kernel"] == "torch dense" for k in data["kernels"])
+    data = answer("bench", "--shape", "64x128", "--density", "0.2", "--batch", "16", "--threads", "1", "--rounds", "1")
+    assert any(k["kernel"] == "torch dense fp32" for k in data["kernels"])
     assert len(data["kernels"]) + len(data["refused"]) >= 5
     assert all(why for why in data["refused"].values())
 

@@ -47,7 +47,8 @@ def paced(monkeypatch) -> list[str]:
 
     def plan(model, supports, **options):
         timed.extend(supports)
-        return SimpleNamespace(rows=[SimpleNamespace(us=100.0 * s.density, dense_us=100.0) for s in supports.values()])
+        times = [{"us": 100.0 * s.density, "dense_us": 100.0} for s in supports.values()]
+        return SimpleNamespace(rows=[SimpleNamespace(kernel="made-up", alternatives=(), **t) for t in times])
 
     def time_case(name, dense, fast, batch):
         kept = sum(int((w != 0).sum()) for w in fast.parameters() if w.dim() == 2)

@@ -137,7 +137,7 @@ def test_where_nothing_runs_faster_the_search_says_so(net, batches, paced, monke
     import importlib
     from types import SimpleNamespace
 
-    slow = SimpleNamespace(us=100.0, dense_us=100.0)
+    slow = SimpleNamespace(us=100.0, dense_us=100.0, kernel="made-up", alternatives=())
     levels = importlib.import_module("sparseworks.jobs.levels")
     monkeypatch.setattr(levels, "plan", lambda m, supports, **o: SimpleNamespace(rows=[slow] * len(supports)))
     with pytest.raises(UnreachableError, match="No site runs faster"):

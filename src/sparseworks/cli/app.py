@@ -270,12 +270,26 @@ def plan(
     pattern: Annotated[str, typer.Option(help="Pattern of the trial mask.")] = "row",
     values: Values = None,
     threads: Threads = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Time kernels, or only say what is expected of them.")
+    ] = True,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file to write: time against density for every shape.", dir_okay=False, show_default=False
+        ),
+    ] = None,
     remeasure: Remeasure = False,
     as_json: Json = False,
 ) -> None:
     """Time every layer, dense and sparse, on this machine, and say which kernel wins and why.
 
+    Timings are kept for this machine: a second plan of the same model is instant. Kernels that are not expected to win are not
+    timed. `--no-measure` times nothing and prints expectations.
+
     Examples:
+
+    `sparseworks plan sparseworks/tiny-lm --batch 1,16,256 --report plan.html`
 
     `sparseworks plan out/demo/model --batch 4096,12`
 
@@ -286,7 +300,7 @@ def plan(
 
     if remeasure:
         forget_timings()
-    _show(run_plan(model, batch, density, pattern, values or (), threads), as_json)
+    _show(run_plan(model, batch, density, pattern, values or (), threads, measure=measure, report=report), as_json)
 
 
 @app.command()
@@ -295,22 +309,41 @@ def bench(
     density: Annotated[
         float | None, _share("Share of the weights kept; default: 0.1, or what the pattern fixes.")
     ] = None,
-    pattern: Annotated[str, typer.Option(help="Pattern of the support.")] = "row",
+    pattern: Annotated[
+        str, typer.Option(help="Pattern of the support: row, 2:4, block:16x1, block:1x2, fan-in ...")
+    ] = "row",
     batch: Annotated[int, typer.Option(help="Rows (tokens).", min=1)] = 64,
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Types in which our kernels may also store kept values: bf16, int16.  [default: both]",
+            autocompletion=_starting(lambda: VALUES),
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds; every contender runs in each.", min=1)] = 15,
+    rivals: Annotated[bool, typer.Option("--rivals/--no-rivals", help="Time other libraries too.")] = True,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Time one linear layer with every kernel that takes it, beside dense torch.
+    """Time one linear layer: all our kernels beside what torch, ONNX Runtime, scipy and numba offer for it.
+
+    Each contender is checked against the exact product first. All run in turn in every round, and with up to 64 rows on copies
+    of the weight that no cache holds, as in a model. Shown: median time, ratio over dense torch in float32 with its quartiles,
+    bytes of the weight, what bandwidth and arithmetic of this machine allow at best, and the relative error. Those that
+    cannot take the case say why below the table.
 
     Examples:
 
-    `sparseworks bench --shape 384x1536 --density 0.3 --batch 4096`
+    `sparseworks bench --shape 384x1536 --density 0.3 --batch 4096 --no-rivals`
 
-    `sparseworks bench --shape 4096x4096 --pattern 2:4 --batch 1`
+    `sparseworks bench --shape 4096x4096 --pattern 2:4 --batch 1 --threads 1`
+
+    `sparseworks bench --shape 4096x4096 --density 0.1 --batch 64 --json`
     """
     from sparseworks.cli.commands import run_bench
 
-    _show(run_bench(shape, density, pattern, batch, threads), as_json)
+    _show(run_bench(shape, density, pattern, batch, values or (), rounds, rivals, threads), as_json)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseworks.cli.machine import set_threads, threads_text, value_types
+from sparseworks.cli.machine import VALUES, set_threads, threads_text, value_types
 from sparseworks.core.errors import BudgetError, ModelError, ShapeError
 from sparseworks.core.pattern import Pattern
 
@@ -51,9 +51,17 @@ def run_inspect(name: str) -> Answer:
 
 
 def run_plan(
-    name: str, batch: str, density: float | None, pattern: str, values: Sequence[str], threads: int | None
+    name: str,
+    batch: str,
+    density: float | None,
+    pattern: str,
+    values: Sequence[str],
+    threads: int | None,
+    *,
+    measure: bool = True,
+    report: Path | None = None,
 ) -> Answer:
-    """A measured plan, on the model's own supports or on trial masks by magnitude."""
+    """A measured plan (or one that is only expected), on the model's own supports or on trial masks by magnitude."""
     from sparseworks.exec import plan
     from sparseworks.io import load
 
@@ -66,17 +74,29 @@ def run_plan(
             f"Save it with the layout bitmask to plan it anew; `sparseworks inspect` lists what it holds."
         )
     supports = known_supports(model) or _trial(model, *_chosen(pattern, density, 0.3))
-    drawn = plan(model, supports, batch=rows, dtypes=value_types(values))
+    drawn = plan(model, supports, batch=rows, dtypes=value_types(values), measure=measure)
+    if report is not None:
+        from sparseworks.report.planned import save_plan
+
+        save_plan(drawn, report)
     return drawn.to_dict(), str(drawn)
 
 
-def run_bench(shape: str, density: float | None, pattern: str, batch: int, threads: int | None) -> Answer:
-    """One layer, every kernel that takes it, beside dense torch."""
+def run_bench(
+    shape: str,
+    density: float | None,
+    pattern: str,
+    batch: int,
+    values: Sequence[str],
+    rounds: int,
+    rivals: bool,
+    threads: int | None,
+) -> Answer:
+    """One layer: every kernel that takes it and what other libraries offer, in turn on cold weights."""
     import torch
 
-    from sparseworks.exec import FORMATS, KERNELS, SparseLinear, measure
-    from sparseworks.exec.kernel import Call
-    from sparseworks.exec.measure import bound_us
+    from sparseworks.exec import measure
+    from sparseworks.exec.bench import bench
     from sparseworks.exec.row import rows_text
 
     set_threads(threads)
@@ -85,41 +105,24 @@ def run_bench(shape: str, density: float | None, pattern: str, batch: int, threa
         raise ShapeError(f"A shape is OUTxIN, such as 1024x4096; got {shape!r}.")
     layer = torch.nn.Linear(int(found[2]), int(found[1]))
     support = _random_support(layer.weight, *_chosen(pattern, density, 0.1))
-    x = torch.randn(batch, int(found[2]))
-    call = Call(batch, tuple(support.shape), support.density, x.dtype, torch.get_num_threads())  # type: ignore[arg-type]
-    refused, packed = {}, {}
-    for name, kernel in KERNELS.items():
-        why = kernel.refuses(call) or FORMATS.get(kernel.format).refuses(support, kernel.value_dtype)
-        if why:
-            refused[name] = why
-        elif name != "dense":
-            packed[name] = SparseLinear.from_linear(layer, support, kernel=name)
-    runs: dict[str, Any] = {"torch dense": lambda: layer(x)}
-    runs |= {name: (lambda module=module: module(x)) for name, module in packed.items()}
-    with torch.inference_mode():
-        timing = measure.compare(runs)
-    listed = []
-    for name in runs:
-        nbytes = packed[name].nbytes if name in packed else layer.weight.nbytes
-        ratio = timing.ratio("torch dense", name)
-        listed.append(
-            {
-                "kernel": name,
-                "us": timing[name].us,
-                "ratio": ratio.median,
-                "spread": (ratio.high - ratio.low) / ratio.median,
-                "bytes": nbytes,
-                "bound_us": bound_us(
-                    call,
-                    nbytes,
-                    support.count if name in packed else support.size,
-                    rate=KERNELS.get(name).rate if name in packed else 1.0,
-                ),
-            }
-        )
-    listed.sort(key=lambda r: r["us"])
+    dtypes = value_types(values or tuple(VALUES))
+    timed, refused = bench(layer, support, batch, dtypes=dtypes, rivals=rivals, rounds=rounds)
+    listed = [
+        {
+            "kernel": c.name,
+            "ours": c.ours,
+            "us": c.us,
+            "ratio": c.ratio,
+            "spread": (c.high - c.low) / c.ratio,
+            "bytes": c.nbytes,
+            "bound_us": c.bound_us,
+            "error": c.error,
+        }
+        for c in timed
+    ]
     data = {
         "shape": shape,
+        "pattern": pattern,
         "density": support.density,
         "batch": batch,
         "machine": measure.machine(),
@@ -128,17 +131,20 @@ def run_bench(shape: str, density: float | None, pattern: str, batch: int, threa
     }
     rows = [
         [
-            r["kernel"],
-            f"{r['us']:.1f}",
-            f"{r['ratio']:.2f}x",
-            f"{r['spread']:.0%}",
-            f"{r['bytes'] / 1e6:.2f}",
-            f"{r['bound_us']:.1f}",
+            f"{c.name} *" if c.ours else c.name,
+            f"{c.us:.1f}",
+            f"{c.ratio:.2f}x",
+            f"{c.low:.2f}-{c.high:.2f}",
+            f"{c.nbytes / 1e6:.2f}",
+            f"{c.bound_us:.1f}",
+            f"{c.bound_us / c.us:.0%}",
+            f"{c.error:.1e}",
         ]
-        for r in listed
+        for c in timed
     ]
-    title = f"{shape}, {pattern}, density {support.density:.1%}, {rows_text(batch)}, {threads_text()}"
-    table = _table(title, ["kernel", "µs", "over dense", "spread", "MB", "bound µs"], rows)
+    title = f"{shape}, {pattern}, density {support.density:.1%}, {rows_text(batch)}, {threads_text()} (* ours)"
+    heads = ["contender", "µs", "over dense", "quartiles", "MB", "bound µs", "of bound", "error"]
+    table = _table(title, heads, rows)
     table.caption = "\n".join(f"{name}: {why}" for name, why in refused.items())
     return data, table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 from torch import nn
@@ -11,19 +12,20 @@ from torch import nn
 from sparseworks.core.support import Support
 from sparseworks.exec.ceilings import Ceilings, bound_us, ceilings
 from sparseworks.exec.choose import MARGIN, Choice, Form, choose, form_of, wins
+from sparseworks.exec.cost import CostModel
 from sparseworks.exec.format import FORMATS
 from sparseworks.exec.fusion import KERNEL as WHOLE
 from sparseworks.exec.fusion import whole_layers
 from sparseworks.exec.kernel import KERNELS, Call
 from sparseworks.exec.ladder import DENSE, dense_kernel
 from sparseworks.exec.layers import Layer, layer_of
-from sparseworks.exec.race import Race, RaceCache, candidates, race, race_key
+from sparseworks.exec.race import Entry, Race, RaceCache, candidates, race, race_key
 from sparseworks.exec.row import Row, rows_text
 from sparseworks.exec.units import Unit
 
 # How far the kernel of whole layers may lie behind the best kernels: of the time of MiniLM with 65 % of its weights, one call
 # per layer saved 28 % at 4096 rows and 40 % at 12.
-_AROUND = 1.25
+AROUND = 1.25
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Drawing:
     objective: str
     rounds: int
     cache: RaceCache
+    measure: bool = True
+
+    @property
+    def costs(self) -> CostModel:
+        """What is known of times by now: races of this plan count from the next layer on."""
+        return CostModel(self.cache.known())
 
     @property
     def working_set(self) -> int:
@@ -92,8 +100,11 @@ def draw(
     raced = [_race(drawing, unit, unit.support(supports), size) for unit in _watched(units, progress)]
     raced = _in_one_call(drawing, raced)
     planned = max(1, size + sum(r.nbytes - r.dense_bytes for r in raced))
-    limits = ceilings(working_set=planned, cache=drawing.cache.on_disk) if raced else None
-    return {r.unit.module: Drawn(r.choice.rungs, tuple(_rows(r, drawing.batches, supports, limits))) for r in raced}
+    limits = ceilings(working_set=planned, cache=drawing.cache.on_disk) if raced and drawing.measure else None
+    costs = drawing.costs
+    return {
+        r.unit.module: Drawn(r.choice.rungs, tuple(_rows(r, drawing.batches, supports, limits, costs))) for r in raced
+    }
 
 
 def _watched(units: Sequence[Unit], progress: bool):
@@ -113,7 +124,12 @@ def _race(drawing: Drawing, unit: Unit, support: Support, size: int) -> _Raced:
     for rows in drawing.batches:
         call = Call(rows, unit.shape, support.density, dtype, torch.get_num_threads(), device)
         kernels, refusals[rows] = candidates(support, call, (*drawing.dtypes, dtype))
+        if not drawing.measure:
+            races[rows] = _predicted(drawing.costs, kernels, call)
+            continue
         races[rows] = _cached(drawing, layer, support, kernels, call, size)
+        if spared := [k for k in kernels if k not in races[rows].entries]:
+            refusals[rows] |= _spared(drawing.costs, races[rows], spared, call)
     choice = _choose(drawing, support, dtype, races)
     return _Raced(unit, support, dtype, device, races, refusals, choice)
 
@@ -160,7 +176,7 @@ def _pays(races: Sequence[Race]) -> bool:
     if not all(_wins(race, WHOLE) for race in races):
         return False
     best = sum(min([race.dense_us, *(e.us for e in race.entries.values() if wins(e))]) for race in races)
-    return sum(race.entries[WHOLE].us for race in races) <= _AROUND * best
+    return sum(race.entries[WHOLE].us for race in races) <= AROUND * best
 
 
 def _only_whole(races: Mapping[int, Race], rows: frozenset[int]) -> dict[int, Race]:
@@ -172,25 +188,52 @@ def _wins(race: Race, kernel: str) -> bool:
 
 
 def _cached(drawing: Drawing, layer: Layer, support: Support, kernels: Sequence[str], call: Call, size: int) -> Race:
+    """Kernels that are not worth timing are part of the key: what is worth it changes with what is known."""
     options = {"working_set": size, "rounds": drawing.rounds}
     key = race_key(layer, support, kernels, call, **options)
-    return drawing.cache.get(key, lambda: race(layer, support, kernels, call.rows, **options))
+
+    def run() -> Race:
+        return race(layer, support, drawing.costs.promising(kernels, call, [WHOLE]), call.rows, **options)
+
+    return drawing.cache.get(key, run, call)
 
 
-def _rows(r: _Raced, batches: Sequence[int], supports: Mapping[str, Support], limits: Ceilings | None):
+def _predicted(costs: CostModel, kernels: Sequence[str], call: Call) -> Race:
+    """A race that was not run."""
+    dense = costs.us(DENSE, call) or inf
+    expected = {name: us for name in kernels if (us := costs.us(name, call)) is not None}
+    return Race(dense, {name: Entry(us, dense / us, dense / us, dense / us, True) for name, us in expected.items()})
+
+
+def _spared(costs: CostModel, race: Race, kernels: Sequence[str], call: Call) -> dict[str, str]:
+    best = min([race.dense_us, *(e.us for e in race.entries.values())])
+    times = {name: us / best for name in kernels if (us := costs.us(name, call)) is not None}
+    return {
+        name: f"not timed: expected to take {t:.2g} times as long as the best at {rows_text(call.rows)}"
+        for name, t in times.items()
+    }
+
+
+def _rows(
+    r: _Raced, batches: Sequence[int], supports: Mapping[str, Support], limits: Ceilings | None, costs: CostModel
+):
     for name, start, end in r.unit.spans:
         own = supports[name]
         for batch in batches:
-            yield _row(r, batch, name, own, (end - start) / r.unit.shape[0], limits)
+            yield _row(r, batch, name, own, (end - start) / r.unit.shape[0], limits, costs)
 
 
-def _row(r: _Raced, batch: int, site: str, own: Support, share: float, limits: Ceilings | None) -> Row:
+def _row(
+    r: _Raced, batch: int, site: str, own: Support, share: float, limits: Ceilings | None, costs: CostModel
+) -> Row:
     race, kernel = r.races[batch], r.choice.kernels[batch]
     dense = kernel == DENSE
     kept = share if dense or not r.support.count else own.count / r.support.count
     nbytes = r.dense_bytes if dense else form_bytes(r.support, form_of(kernel))
     nnz = r.support.size if dense else r.support.count
     call = Call(batch, r.unit.shape, r.support.density, r.dtype, torch.get_num_threads(), r.device)
+    bound = limits and kept * bound_us(call, nbytes, nnz, limits, rate=1.0 if dense else KERNELS.get(kernel).rate)
+    reason = _reason(race, kernel, batch, r) + (_crossover(costs, race, call) if dense else "")
     others = sorted((e.us, name) for name, e in race.entries.items() if name != kernel)
     return Row(
         site=site,
@@ -201,8 +244,8 @@ def _row(r: _Raced, batch: int, site: str, own: Support, share: float, limits: C
         kernel=kernel,
         us=kept * (race.dense_us if dense else race.entries[kernel].us),
         dense_us=share * race.dense_us,
-        ceiling_us=kept * bound_us(call, nbytes, nnz, limits, rate=1.0 if dense else KERNELS.get(kernel).rate),
-        reason=_reason(race, kernel, batch, r) + _fused(r.unit) + _whole(r, batch),
+        ceiling_us=bound,
+        reason=("" if limits else "predicted: ") + reason + _fused(r.unit) + _whole(r, batch),
         alternatives=tuple((name, kept * us) for us, name in others),
         refusals=tuple(r.refusals[batch].items()),
     )
@@ -228,6 +271,12 @@ def _reason(race: Race, kernel: str, batch: int, r: _Raced) -> str:
         f"dense stays: the best sparse kernel ({best}) reaches {times:.2f}x at {rows_text(batch)} "
         f"and density {r.support.density:.0%}"
     )
+
+
+def _crossover(costs: CostModel, race: Race, call: Call) -> str:
+    """Where it would be worth it, if that is sparser than this."""
+    least = costs.crossover(list(race.entries), call)
+    return f"; sparse is expected to win from about {least:.0%} zeros" if least and least > 1 - call.density else ""
 
 
 def _beaten(race: Race, kernel: str) -> str:

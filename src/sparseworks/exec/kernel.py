@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from sparseworks.core.registry import Registry
 from sparseworks.exec.format import Packed
+
+if TYPE_CHECKING:
+    from sparseworks.exec.cost import Cost
 
 KERNELS: Registry[Kernel] = Registry("kernel")
 
@@ -43,12 +47,14 @@ class Kernel:
         format: registered name of the format it reads.
         value_dtype: type of the stored values it reads.
         rate: operations it can do at best in the time of one in float32.
+        cost: what the planner expects of it before timing; without one it is always timed.
     """
 
     name: str
     format: str
     value_dtype: torch.dtype = torch.float32
     rate: float = 1.0
+    cost: Cost | None = None
 
     def refuses(self, call: Call) -> str | None:
         """The sentence shown to the user when this kernel cannot take `call`, or None."""

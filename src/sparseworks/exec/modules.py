@@ -16,6 +16,8 @@ from sparseworks.exec.format import Packed
 from sparseworks.exec.kernel import KERNELS, Kernel
 from sparseworks.exec.ladder import Rung, ladder, write_spec
 from sparseworks.exec.ops import linear as linear_op
+from sparseworks.exec.ops import plain
+from sparseworks.exec.prepared import Calls, Prepared, prepare
 
 _SHORT = {
     torch.float32: "fp32",
@@ -60,6 +62,7 @@ class SparseLinear(nn.Module):
             (least, limit, f"{self._forms[form][0]}_weight", self._forms[form][1])
             for least, limit, form in ladder(self._spec).dense_rows()
         ]
+        self._calls = Calls()
         self._dtypes = {name: self._buffers[name].dtype for name in self._names}  # type: ignore[union-attr]
         if bias is not None and tuple(bias.shape) != (self.out_features,):
             raise ShapeError(f"A layer of {self.out_features} outputs cannot take a bias of shape {tuple(bias.shape)}.")
@@ -172,8 +175,20 @@ class SparseLinear(nn.Module):
             fits = x.dtype is dtype and x.shape[-1] == self.in_features and (bias is None or bias.dtype is dtype)
             if fits and least <= x.numel() // self.in_features < limit:
                 return F.linear(x, buffers[name], bias)  # type: ignore[arg-type]
+        if plain(x, bias):
+            call = self._calls.get(x.shape) or self._prepare(x)
+            y = call(x, bias, buffers)
+            if y is not None:
+                return y
         parts: list[Tensor] = [buffers[name] for name in self._names]  # type: ignore[misc]
         return linear_op(x, bias, parts, self._spec, self.out_features, self.in_features)
+
+    def _prepare(self, x: Tensor) -> Prepared:
+        chosen = ladder(self._spec)
+        kernel, form = chosen.rung(x.numel() // max(self.in_features, 1))
+        names, parts = self._names[form.span], [self._buffers[name] for name in self._names]
+        packed = form.packed(parts)  # type: ignore[arg-type]
+        return self._calls.add(x.shape, prepare(self._calls, x.shape, kernel, packed, names, self.bias, self.density))
 
     def dense_weight(self) -> Float[Tensor, "out in"]:
         """The weight as a dense matrix with exact zeros, from the most precise form."""
@@ -223,6 +238,7 @@ class SparseLinear(nn.Module):
         return ladder(self._spec).forms[index].packed(parts)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
+        self._calls.clear()  # or moved buffers would stay in memory until the next call
         before = {name: self._buffers[name] for name in self._names}
         super()._apply(fn, recurse)
         for name, old in before.items():

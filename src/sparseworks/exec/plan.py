@@ -13,12 +13,12 @@ from torch import nn
 
 from sparseworks.core.errors import CheckpointError, KernelError, UnknownNameError
 from sparseworks.core.support import Support
-from sparseworks.exec import measure
 from sparseworks.exec.choose import OBJECTIVES
 from sparseworks.exec.draw import Drawing, draw
 from sparseworks.exec.fusion import fuse
 from sparseworks.exec.ladder import DENSE
 from sparseworks.exec.layers import layer_of, pack_for, why_not
+from sparseworks.exec.measure import machine
 from sparseworks.exec.race import RaceCache
 from sparseworks.exec.row import Row, rows_text
 from sparseworks.exec.units import Unit, units
@@ -40,6 +40,7 @@ class Plan:
         objective: what was minimised.
         machine: facts the figures depend on.
         supports: what was planned for; not part of the JSON form.
+        predicted: the times are expectations of the cost model; nothing was timed.
     """
 
     table: tuple[Row, ...]
@@ -49,6 +50,7 @@ class Plan:
     objective: str = "latency"
     machine: Mapping[str, Any] = field(default_factory=dict)
     supports: Mapping[str, Support] = field(default_factory=dict, compare=False, repr=False)
+    predicted: bool = False
 
     @property
     def rows(self) -> list[Row]:
@@ -122,7 +124,7 @@ class Plan:
         if not timed:
             return f"{text}."
         us, dense = sum(row.us or 0.0 for row in timed), sum(row.dense_us or 0.0 for row in timed)
-        return f"{text}: {dense / 1000:.2f} -> {us / 1000:.2f} ms, {dense / us:.2f}x over their dense layers."
+        return f"{text}: {dense / 1000:.2f} -> {us / 1000:.2f} ms, {dense / us:.2f}x over their dense layers{' (predicted, not measured)' if self.predicted else ''}."
 
     def __str__(self) -> str:
         head = ("site", "rows", "density", "kernel", "us", "dense us", "x", "bound us", "reason")
@@ -146,6 +148,7 @@ class Plan:
             "layers": [asdict(unit) for unit in self.layers],
             "ladders": {name: [list(rung) for rung in rungs] for name, rungs in self.ladders.items()},
             "table": [asdict(row) for row in self.table],
+            "predicted": self.predicted,
         }
 
     @classmethod
@@ -169,6 +172,7 @@ class Plan:
                 objective=str(data["objective"]),
                 machine=dict(data["machine"]),
                 supports=dict(supports or {}),
+                predicted=bool(data.get("predicted", False)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CheckpointError):
@@ -209,6 +213,7 @@ def plan(
     cache: bool = True,
     progress: bool = False,
     rounds: int = 11,
+    measure: bool = True,
 ) -> Plan:
     """Time every layer that carries a support, dense and with each kernel that takes it, and keep the fastest per batch.
 
@@ -217,6 +222,8 @@ def plan(
     changes at their geometric mean, so plan for the numbers that will occur. Layers of one shape, density and packed size
     (each within 4 %) share a measurement; measurements are kept in the user's cache folder. A layer holds at most two packed
     forms, since each is a copy of the weight in memory. The model is not changed; `Plan.apply` makes the fast one.
+
+    Kernels that the cost model expects to take 2.5 times as long as the best, and longer than dense, are not timed.
 
     Tied, hooked and parametrised modules, experts and attention that reads its weight itself stay dense, and the reason is
     in the row. A fused module is planned as one matrix; slices of it without a support are kept whole.
@@ -230,6 +237,7 @@ def plan(
         cache: read and write measurements on disk.
         progress: show a progress bar.
         rounds: rounds of the final heat.
+        measure: False: nothing is timed, times are those that the cost model expects (see `exec.cost`), and the plan says so.
 
     Raises:
         UnknownNameError: a support names no site, or an unknown objective.
@@ -242,7 +250,7 @@ def plan(
     if objective not in OBJECTIVES:
         raise UnknownNameError("objective", objective, OBJECTIVES)
     layers, reasons = units(model, supports)
-    drawing = Drawing(model, batches, tuple(dtypes), objective, rounds, RaceCache(on_disk=cache))
+    drawing = Drawing(model, batches, tuple(dtypes), objective, rounds, RaceCache(on_disk=cache), measure)
     drawn = draw(drawing, layers, supports, progress=progress)
     rows = [row for unit in layers for row in drawn[unit.module].rows]
     rows += [Row.dense(name, b, supports[name].density, why) for name, why in reasons.items() for b in batches]
@@ -253,6 +261,7 @@ def plan(
         layers=tuple(layers),
         ladders={name: d.rungs for name, d in drawn.items() if d.rungs},
         objective=objective,
-        machine=measure.machine(),
+        machine=machine(),
         supports=dict(supports),
+        predicted=not measure,
     )

@@ -19,6 +19,7 @@ from torch import nn
 from sparseworks.core.support import Support
 from sparseworks.exec import measure
 from sparseworks.exec.ceilings import cache_folder, machine_key, read_json, write_json
+from sparseworks.exec.cost import Known
 from sparseworks.exec.format import FORMATS, Packed
 from sparseworks.exec.kernel import KERNELS, Call
 from sparseworks.exec.ladder import DENSE, Rung, dense_kernel, refusal
@@ -137,12 +138,21 @@ def _turns(module: nn.Module, x: torch.Tensor, fill: int) -> Callable[[], Any]:
     Each copy is called once beforehand: kernels check a packed form at its first call, which may take ten times as long.
     """
     nbytes = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-    copies = max(1, min(fill, _MOST_COPIES, ceil(_BEYOND_CACHE / max(nbytes, 1))))
-    modules = [module, *(copy.deepcopy(module) for _ in range(copies - 1))]
+    copies = min(fill, copies_of(nbytes, 1))
+    return turns([module, *(copy.deepcopy(module) for _ in range(copies - 1))], x)
+
+
+def copies_of(nbytes: int, rows: int) -> int:
+    """How many copies of a weight no cache holds; one where so many rows displace it anyway."""
+    return max(1, min(_MOST_COPIES, ceil(_BEYOND_CACHE / max(nbytes, 1)))) if rows <= _FEW_ROWS else 1
+
+
+def turns(runs: Sequence[Callable[[torch.Tensor], Any]], x: torch.Tensor) -> Callable[[], Any]:
+    """A call that runs the next one of `runs` each time; each runs once beforehand."""
     with torch.inference_mode():
-        for each in modules:
+        for each in runs:
             each(x)
-    turn = cycle(modules)
+    turn = cycle(runs)
     return lambda: next(turn)(x)
 
 
@@ -158,17 +168,37 @@ class RaceCache:
         self._path = cache_folder() / f"plans-{machine_key()}.json" if on_disk else None
         self._known: dict[str, Any] = read_json(self._path) if self._path else {}
 
-    def get(self, key: str, run: Callable[[], Race]) -> Race:
-        """The race under `key`; run and kept if it is new."""
+    def get(self, key: str, run: Callable[[], Race], call: Call | None = None) -> Race:
+        """The race under `key`; run and kept if it is new, with the call that it timed, from which costs are learnt."""
         found = _read_race(self._known.get(key))
         if found is not None:
             return found
         result = run()
-        self._known[key] = asdict(result)
+        self._known[key] = asdict(result) | ({"case": _case(call)} if call else {})
         if self._path:
             self._known = {**read_json(self._path), **self._known}
             write_json(self._path, self._known)
         return result
+
+    def known(self) -> list[Known]:
+        """Every float32 time of this build's races on the CPU: what the cost model is corrected with."""
+        return [each for data in self._known.values() for each in _learnt(data)]
+
+
+def _case(call: Call) -> dict[str, Any]:
+    return {"rows": call.rows, "shape": list(call.shape), "density": call.density, "threads": call.threads, "build": build(),
+            "usual": call.dtype is torch.float32 and call.device == "cpu"}  # fmt: skip
+
+
+def _learnt(data: Any) -> Iterator[Known]:
+    race = _read_race(data)
+    case = data.get("case") if isinstance(data, dict) else None
+    if race is None or not isinstance(case, dict) or case.get("build") != build() or not case.get("usual"):
+        return
+    call = Call(case["rows"], tuple(case["shape"]), case["density"], threads=case["threads"])
+    yield Known(DENSE, call, race.dense_us)
+    for name, entry in race.entries.items():
+        yield Known(name, call, entry.us)
 
 
 def race_key(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,7 +17,9 @@ from sparseworks.core.schedule import Once
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Gram, Stat, Stats
 from sparseworks.core.support import Support
-from sparseworks.exec import plan
+from sparseworks.exec import Row, plan
+from sparseworks.exec.draw import AROUND
+from sparseworks.exec.fusion import KERNEL as WHOLE
 from sparseworks.stream import blocks
 from sparseworks.stream.memory import stat_bytes
 from sparseworks.weights.decide import Job, gather_evidence
@@ -35,11 +37,13 @@ class Level:
         method: the method at this level's pattern and density; None = stays dense.
         us: measured microseconds of the site at the timed rows, with the fastest kernel (dense included).
         error: relative squared output error on the calibration inputs, in [0, 1].
+        whole: the kernel with which a whole layer runs in one call beats dense here, and is not far behind the fastest.
     """
 
     method: Method | None
     us: float
     error: float
+    whole: bool = False
 
     @property
     def label(self) -> str:
@@ -48,12 +52,12 @@ class Level:
 
     def to_data(self) -> list[Any]:
         """Plain data for a journal."""
-        return [self.method.to_config() if self.method else None, self.us, self.error]
+        return [self.method.to_config() if self.method else None, self.us, self.error, self.whole]
 
     @classmethod
     def from_data(cls, data: Sequence[Any]) -> Level:
         """Inverse of `to_data`."""
-        return cls(Method.from_config(data[0]) if data[0] else None, float(data[1]), float(data[2]))
+        return cls(Method.from_config(data[0]) if data[0] else None, float(data[1]), float(data[2]), bool(data[3]))
 
 
 def level_table(
@@ -133,7 +137,7 @@ def _gather(
 def _module_levels(
     model: nn.Module, members: Sequence[Site], stats: Mapping[str, Stats], variants: Sequence[Method], clock: _Clock
 ) -> dict[str, list[Level]]:
-    found: list[tuple[Method, dict[str, Solved], dict[str, tuple[float, float]]]] = []
+    found: list[tuple[Method, dict[str, Solved], dict[str, Timed]]] = []
     for variant in variants:
         solved = {s.name: _solve(s, s.read(model), stats[s.name], variant) for s in members}
         fitting = {name: x for name, x in solved.items() if x is not None}
@@ -146,12 +150,13 @@ def _module_levels(
     return {s.name: _levels(s.name, found) for s in members}
 
 
-def _levels(
-    name: str, found: Sequence[tuple[Method, dict[str, Solved], dict[str, tuple[float, float]]]]
-) -> list[Level]:
+def _levels(name: str, found: Sequence[tuple[Method, dict[str, Solved], dict[str, Timed]]]) -> list[Level]:
     """Times relative to the dense layer of their own race, on one common dense time."""
-    dense = median([timed[name][1] for _, _, timed in found]) if found else 0.0
-    levels = [Level(v, dense * timed[name][0] / timed[name][1], solved[name].error) for v, solved, timed in found]
+    dense = median([timed[name].dense_us for _, _, timed in found]) if found else 0.0
+    levels = [
+        Level(v, dense * timed[name].us / timed[name].dense_us, solved[name].error, timed[name].whole)
+        for v, solved, timed in found
+    ]
     return [Level(None, dense, 0.0), *(level for level in _useful(levels) if level.us < dense)]
 
 
@@ -162,6 +167,20 @@ def _solve(site: Site, weight: torch.Tensor, stats: Stats, method: Method) -> So
         return None  # this pattern does not fit this site
 
 
+class Timed(NamedTuple):
+    """Microseconds of a site with its fastest kernel and dense, and whether it may run in a whole layer (see `Level.whole`)."""
+
+    us: float
+    dense_us: float
+    whole: bool
+
+
+def runs_whole(row: Row) -> bool:
+    """As the planner decides it for a layer."""
+    us = dict([(row.kernel, row.us), *row.alternatives]).get(WHOLE)
+    return us is not None and us <= AROUND * (row.us or 0.0) and us < (row.dense_us or 0.0)
+
+
 @dataclass
 class _Clock:
     """Microseconds of a module's sites at one level, measured once for all modules of the same kind and shape."""
@@ -169,12 +188,10 @@ class _Clock:
     model: nn.Module
     rows: int
     dtypes: tuple[torch.dtype, ...]
-    known: dict[Any, list[tuple[float, float]] | None] = field(default_factory=dict)
+    known: dict[Any, list[Timed] | None] = field(default_factory=dict)
 
-    def time(
-        self, members: Sequence[Site], supports: Mapping[str, Support], level: Method
-    ) -> dict[str, tuple[float, float]] | None:
-        """Site -> (fastest, dense) microseconds, or None where the module cannot be replaced."""
+    def time(self, members: Sequence[Site], supports: Mapping[str, Support], level: Method) -> dict[str, Timed] | None:
+        """Site -> times, or None where the module cannot be replaced."""
         module = self.model.get_submodule(members[0].module)
         bias = getattr(module, "bias", None) is not None
         key = (type(module), bias, tuple(s.shape for s in members), str(level.pattern), _density(level))
@@ -183,14 +200,19 @@ class _Clock:
         timed = self.known[key]
         return None if timed is None else dict(zip((s.name for s in members), timed, strict=True))
 
-    def _measure(self, supports: Mapping[str, Support]) -> list[tuple[float, float]] | None:
+    def _measure(self, supports: Mapping[str, Support]) -> list[Timed] | None:
         rows = plan(self.model, supports, batch=self.rows, dtypes=self.dtypes).rows
-        timed = [(row.us, row.dense_us) for row in rows if row.us and row.dense_us]
+        timed = [Timed(row.us, row.dense_us, runs_whole(row)) for row in rows if row.us and row.dense_us]
         return timed if len(timed) == len(rows) else None
 
 
 def _useful(levels: Sequence[Level]) -> list[Level]:
-    """Levels that no other level beats in both time and error, fastest last."""
+    """Levels that no other level beats in both time and error, also among those that may run in one call; fastest last."""
+    kept = [*_front(levels), *_front([v for v in levels if v.whole])]
+    return sorted(dict.fromkeys(kept), key=lambda v: -v.us)
+
+
+def _front(levels: Sequence[Level]) -> list[Level]:
     kept: list[Level] = []
     for level in sorted(levels, key=lambda v: (v.error, v.us)):
         if not kept or level.us < kept[-1].us:

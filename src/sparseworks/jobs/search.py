@@ -19,8 +19,10 @@ from sparseworks.core.method import Method
 from sparseworks.core.recipe import Recipe, Rule
 from sparseworks.evaluate import Task
 from sparseworks.exec import measure, plan
+from sparseworks.exec.fusion import whole_layers
 from sparseworks.exec.row import rows_text
 from sparseworks.jobs.goal import Goal, UnreachableError
+from sparseworks.jobs.items import Item, items
 from sparseworks.jobs.journal import Journal
 from sparseworks.jobs.levels import Level, level_table, total_us
 from sparseworks.jobs.result import drop, twin
@@ -139,6 +141,9 @@ def search(
         seed=seed,
         say=say,
         journal=journal,
+        layers={
+            layer: [f"{layer}.{m}" if layer else m for m in matrices] for layer, matrices in whole_layers(model).items()
+        },
     )
     if builder.fastest < _WORTHWHILE:
         raise UnreachableError(
@@ -227,6 +232,7 @@ class _Builder:
     seed: int
     say: Callable[[str], None]
     journal: Journal
+    layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def rest_us(self) -> float:
@@ -239,8 +245,12 @@ class _Builder:
         return self.whole_us / (self.rest_us + self._least_us)
 
     @property
+    def _items(self) -> list[Item]:
+        return items(self.table, self.layers, self.rest_us / max(len(self.layers), 1))
+
+    @property
     def _least_us(self) -> float:
-        return sum(min(v.us for v in levels) for levels in self.table.values())
+        return sum(min(option.us for option in item.options) for item in self._items)
 
     def build(self, target: float) -> Trial:
         """Choose levels for the target, prune, plan, and measure speed and quality."""
@@ -265,13 +275,16 @@ class _Builder:
         return time_case("", self.model, fast, self.headline)["ratio"], self.evaluate(fast).value
 
     def _choose(self, budget_us: float) -> dict[str, int]:
-        levels = list(self.table.values())
+        listed = self._items
         picks = knapsack(
-            [[v.us for v in each] for each in levels],
-            [[v.error for v in each] for each in levels],
+            [[option.us for option in item.options] for item in listed],
+            [[option.error for option in item.options] for item in listed],
             max(budget_us, self._least_us),
         )
-        return dict(zip(self.table, picks, strict=True))
+        chosen: dict[str, int] = {}
+        for item, pick in zip(listed, picks, strict=True):
+            chosen |= dict(zip(item.sites, item.options[pick].levels, strict=True))
+        return {name: chosen[name] for name in self.table}
 
 
 def knapsack(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]], budget: float) -> list[int]:

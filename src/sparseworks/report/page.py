@@ -29,17 +29,26 @@ class Report:
         Raises:
             SparseworksError: the file cannot be written; nothing half-written is left.
         """
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(self.html(), encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
-            raise SparseworksError(f"Cannot write the report {path}: {error}") from error
-        return path
+        return write_page(path, self.html())
+
+
+def write_page(path: Path | str, text: str) -> Path:
+    """Write `text` under a temporary name and rename.
+
+    Raises:
+        SparseworksError: the file cannot be written; nothing half-written is left.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise SparseworksError(f"Cannot write the report {path}: {error}") from error
+    return path
 
 
 def render(data: dict[str, Any]) -> str:

@@ -64,8 +64,7 @@ class NativeKernel(Kernel):
         y = torch.empty((rows, out), dtype=torch.float32, device="cpu")
         if rows == 0 or out == 0 or width == 0:
             return y.copy_(torch.zeros(()) if bias is None else bias)
-        run = self._run or self._find()
-        run(
+        self.entry_point()(
             x.data_ptr(),
             y.data_ptr(),
             0 if bias is None else bias.data_ptr(),
@@ -75,7 +74,14 @@ class NativeKernel(Kernel):
         )
         return y
 
-    def _find(self) -> Callable[..., None]:
+    def entry_point(self) -> Callable[..., None]:
+        """The function of the extension: `(x, y, bias, rows, threads, *arguments)`, addresses as integers.
+
+        Raises:
+            KernelError: there is no extension.
+        """
+        if self._run is not None:
+            return self._run
         module = native()
         if not isinstance(module, ModuleType):
             raise KernelError(f"Kernel {self.name!r} cannot run: {why_missing()}.")

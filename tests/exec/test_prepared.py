@@ -1,0 +1,171 @@
+"""Prepared calls: they equal the long way, and see everything that may change under them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from sparseworks.core.errors import KernelError
+from sparseworks.exec import SparseLinear
+from sparseworks.exec.native import native
+from sparseworks.exec.prepared import _MOST, unprepared
+
+pytestmark = pytest.mark.skipif(native() is None, reason="prepared calls are those of the extension")
+
+
+@pytest.fixture
+def layer(random_support):
+    torch.manual_seed(0)
+    linear = nn.Linear(24, 16)
+    return SparseLinear.from_linear(linear, random_support(16, 24, 0.25), kernel="csr16-fp32").requires_grad_(False)
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    """Counts the calls that went the long way."""
+    import sparseworks.exec.modules as modules
+
+    taken, real = [], modules.linear_op
+    monkeypatch.setattr(modules, "linear_op", lambda *a: taken.append(1) or real(*a))
+    return taken
+
+
+def dense(layer, x):
+    return nn.functional.linear(x, layer.dense_weight(), layer.bias)
+
+
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (7, 24), (2, 3, 24), (1, 1, 1, 24)])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_equals_dense_without_the_long_way(layer, ways, shape, mode):
+    x = torch.randn(shape)
+    with mode():
+        for _ in range(2):
+            torch.testing.assert_close(layer(x), dense(layer, x))
+    assert not ways
+
+
+@pytest.mark.parametrize("shape", [(0, 24), (3, 0, 24)])
+def test_nothing_to_multiply_goes_the_long_way(layer, ways, shape):
+    assert layer(torch.randn(shape)).shape == (*shape[:-1], 16)
+    assert ways
+
+
+def test_other_inputs_go_the_long_way_and_come_back(layer, ways):
+    x = torch.randn(4, 24)
+    layer(x)
+    for other in (x.double(), x.bfloat16(), torch.randn(24, 4).T):
+        torch.testing.assert_close(layer(other), dense(layer, other.float()).to(other.dtype), rtol=1e-2, atol=1e-2)
+    assert len(ways) == 3
+    layer(x)
+    assert len(ways) == 3
+
+
+def test_a_gradient_is_seen(layer):
+    x = torch.randn(4, 24)
+    layer(x)
+    x.requires_grad_()
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.dense_weight().sum(0).expand(4, 24))
+
+
+def test_hooks_and_autocast_are_seen(layer):
+    x, seen = torch.randn(4, 24), []
+    layer(x)
+    layer.register_forward_hook(lambda *_: seen.append(1))
+    layer(x)
+    assert seen
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype is torch.bfloat16
+
+
+def _write(layer):
+    layer.csr16_fp32_values.mul_(2)
+
+
+def _replace(layer):
+    layer.csr16_fp32_values = layer.csr16_fp32_values * 3
+
+
+def _data(layer):
+    layer.csr16_fp32_values.data = layer.csr16_fp32_values * 3
+
+
+def _load(layer):
+    layer.load_state_dict({k: v * 2 if v.is_floating_point() else v for k, v in layer.state_dict().items()})
+
+
+def _assign(layer):
+    state = {k: v * 2 if v.is_floating_point() else v for k, v in layer.state_dict().items()}
+    layer.load_state_dict(state, assign=True)
+
+
+def _bias(layer):
+    layer.bias = nn.Parameter(layer.bias + 1, requires_grad=False)
+
+
+def _bias_in_place(layer):
+    layer.bias.add_(1)
+
+
+def _bias_data(layer):
+    layer.bias.data = layer.bias + 1
+
+
+def _bias_away(layer):
+    layer.bias = None
+
+
+CHANGES = (_write, _replace, _data, _load, _assign, _bias, _bias_in_place, _bias_data, _bias_away)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_under_it_is_seen(layer, change):
+    x = torch.randn(4, 24)
+    before = layer(x)
+    change(layer)
+    torch.testing.assert_close(layer(x), dense(layer, x))
+    assert not torch.equal(layer(x), before)
+
+
+def test_a_damaged_buffer_raises_and_is_not_followed(layer):
+    x = torch.randn(4, 24)
+    layer(x)
+    layer.csr16_fp32_columns.fill_(24)
+    for _ in range(2):
+        with pytest.raises(KernelError, match="beyond the matrix"):
+            layer(x)
+
+
+def test_half_and_back_again(layer):
+    x = torch.randn(4, 24)
+    layer(x)
+    layer.half()
+    torch.testing.assert_close(layer(x), dense(layer.float(), x), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_hold_no_addresses(layer, twin):
+    x = torch.randn(4, 24)
+    layer(x)
+    other = twin(layer)
+    assert not other._calls
+    other.csr16_fp32_values.zero_()
+    torch.testing.assert_close(other(x), layer.bias.expand(4, 16))
+    torch.testing.assert_close(layer(x), dense(layer, x))
+
+
+def test_kernels_of_torch_are_not_prepared(toys, random_support):
+    layer = SparseLinear.from_linear(nn.Linear(24, 16), random_support(16, 24, 0.25), kernel="toy-any")
+    with torch.no_grad():
+        layer(torch.randn(4, 24))
+    assert set(layer._calls.values()) == {unprepared}
+
+
+def test_memory_of_shapes_is_bounded(layer):
+    for rows in range(1, 2 * _MOST):
+        layer(torch.randn(rows, 24))
+    assert len(layer._calls) <= _MOST
