@@ -185,7 +185,7 @@ def test_a_goal_out_of_reach_ends_with_code_3(tmp_path: Path, text: Path):
         ("--layout", "bitmsk", "Did you mean 'bitmask'"),
         ("--max-drop", "a lot", "write 1% or 0.01"),
         ("--task", "perplexty", "Did you mean 'perplexity'"),
-        ("--values", "bf16,int9", "int8"),
+        ("--values", "bf16,int8", "int16"),
     ],
 )
 def test_unknown_names_are_refused_with_near_ones(tmp_path: Path, text: Path, option: str, value: str, says: str):

@@ -63,7 +63,7 @@ def _share(help: str) -> Any:
 Values = Annotated[
     list[str] | None,
     typer.Option(
-        help="Types in which kept values may also be stored, rounded: bf16, int8 (a scale per output), and int16 (for pattern block:1x2, many rows). Repeatable.",
+        help="Types in which kept values may also be stored, rounded: bf16, and int16 (for pattern block:1x2, many rows). Repeatable.",
         autocompletion=_starting(lambda: VALUES),
         show_default=False,
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparseworks.core.errors import UnknownNameError
 
-VALUES = {"bf16": "bfloat16", "int16": "int16", "int8": "int8"}
+VALUES = {"bf16": "bfloat16", "int16": "int16"}
 """Names of the rounded types in which kept values may be stored beside float32."""
 
 

@@ -9,17 +9,7 @@ from torch import Tensor
 
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
-from sparseworks.exec.formats.segments import (
-    FLOATS_AND_INT8,
-    masked,
-    pointers,
-    quantised,
-    restored,
-    rounded,
-    scale_bytes,
-    stored,
-    too_many,
-)
+from sparseworks.exec.formats.segments import masked, pointers, rounded, too_many
 
 _WORD = 32
 _OVERREAD = 16
@@ -32,7 +22,6 @@ class Bitmask(Format):
     """
 
     registered_name = "bitmask"
-    dtypes = FLOATS_AND_INT8
 
     def refuses(self, support: Support, dtype: torch.dtype = torch.float32) -> str | None:
         """See `Format.refuses`."""
@@ -40,13 +29,11 @@ class Bitmask(Format):
 
     def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
-        mask = support.mask()
-        values, scale = stored(masked(self, weight, support, dtype), mask, dtype)
+        values, mask = masked(self, weight, support, dtype), support.mask()
         parts = {
             "bits": pack_rows(mask, _WORD),
             "values": torch.cat([values[mask], values.new_zeros(_OVERREAD)]),
             "ptr": pointers(mask.sum(dim=1)).to(torch.int32),
-            **scale,
         }
         return Packed(self.registered_name, (support.shape[0], support.shape[1]), dtype, parts)
 
@@ -56,17 +43,13 @@ class Bitmask(Format):
         values = packed.parts["values"]
         weight = values.new_zeros(packed.shape)
         weight[mask] = values[: values.numel() - _OVERREAD]
-        return restored(packed, weight), Support.from_mask(mask)
-
-    def rounded(self, weight: Float[Tensor, "out in"], dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        """See `Format.rounded`."""
-        return quantised(weight, dtype)
+        return weight, Support.from_mask(mask)
 
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
         """See `Format.nbytes`."""
         out, width = support.shape
         bits = out * int(rounded(torch.tensor(width), _WORD)) // 8
-        return bits + (support.count + _OVERREAD) * dtype.itemsize + (out + 1) * 4 + scale_bytes(out, dtype)
+        return bits + (support.count + _OVERREAD) * dtype.itemsize + (out + 1) * 4
 
 
 def pack_rows(mask: Bool[Tensor, "out in"], multiple: int) -> UInt8[Tensor, "out bytes"]:

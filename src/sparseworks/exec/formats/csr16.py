@@ -9,18 +9,13 @@ from torch import Tensor
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
 from sparseworks.exec.formats.segments import (
-    FLOATS_AND_INT8,
     from_u16,
     masked,
     padding,
-    quantised,
     real_entries,
-    restored,
     rounded,
-    scale_bytes,
     scatter,
     segment_of,
-    stored,
     to_u16,
     too_many,
     too_wide,
@@ -33,7 +28,6 @@ class Csr16(Format):
     """Parts: `columns` (16-bit patterns), `values`, `ptr` (out + 1). Padding as in `segments`."""
 
     registered_name = "csr16"
-    dtypes = FLOATS_AND_INT8
 
     def refuses(self, support: Support, dtype: torch.dtype = torch.float32) -> str | None:
         """See `Format.refuses`."""
@@ -41,8 +35,7 @@ class Csr16(Format):
 
     def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
-        mask = support.mask()
-        values, scale = stored(masked(self, weight, support, dtype), mask, dtype)
+        values, mask = masked(self, weight, support, dtype), support.mask()
         starts, columns = support.indices()
         ptr, source, real = padding(starts.diff(), _LANES)
         kept = values[mask][source]
@@ -50,7 +43,6 @@ class Csr16(Format):
             "columns": to_u16(columns[source]),
             "values": kept.where(real, torch.zeros((), dtype=dtype)),
             "ptr": ptr.to(torch.int32),
-            **scale,
         }
         return Packed(self.registered_name, (support.shape[0], support.shape[1]), dtype, parts)
 
@@ -58,17 +50,12 @@ class Csr16(Format):
         """See `Format.unpack`."""
         columns, ptr = from_u16(packed.parts["columns"]), packed.parts["ptr"].long()
         real = real_entries(ptr, columns)
-        weight, support = scatter(packed.shape, segment_of(ptr)[real], columns[real], packed.parts["values"][real])
-        return restored(packed, weight), support
-
-    def rounded(self, weight: Float[Tensor, "out in"], dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        """See `Format.rounded`."""
-        return quantised(weight, dtype)
+        return scatter(packed.shape, segment_of(ptr)[real], columns[real], packed.parts["values"][real])
 
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
         """See `Format.nbytes`."""
         slots = int(rounded(support.indices()[0].diff(), _LANES).sum())
-        return slots * (2 + dtype.itemsize) + (support.shape[0] + 1) * 4 + scale_bytes(support.shape[0], dtype)
+        return slots * (2 + dtype.itemsize) + (support.shape[0] + 1) * 4
 
 
 FORMATS.register(Csr16.registered_name)(Csr16())

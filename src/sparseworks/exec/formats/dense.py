@@ -8,33 +8,27 @@ from torch import Tensor
 
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
-from sparseworks.exec.formats.segments import FLOATS_AND_INT8, masked, quantised, restored, scale_bytes, stored
+from sparseworks.exec.formats.segments import masked
 
 
 class Dense(Format):
     """Parts: `weight` (out, in), zero outside the support; `bits`, one per entry, row-major, little-endian."""
 
     registered_name = "dense"
-    dtypes = FLOATS_AND_INT8
 
     def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
-        values, scale = stored(masked(self, weight, support, dtype), support.mask(), dtype)
-        parts = {"weight": values.contiguous(), "bits": support.bits().clone(), **scale}
+        values = masked(self, weight, support, dtype).where(support.mask(), torch.zeros((), dtype=dtype))
+        parts = {"weight": values.contiguous(), "bits": support.bits().clone()}
         return Packed(self.registered_name, (support.shape[0], support.shape[1]), dtype, parts)
 
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
         """See `Format.unpack`."""
-        weight = restored(packed, packed.parts["weight"].clone())
-        return weight, Support.from_bits(packed.parts["bits"], packed.shape)
-
-    def rounded(self, weight: Float[Tensor, "out in"], dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        """See `Format.rounded`."""
-        return quantised(weight, dtype)
+        return packed.parts["weight"].clone(), Support.from_bits(packed.parts["bits"], packed.shape)
 
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
         """See `Format.nbytes`."""
-        return support.size * dtype.itemsize + (support.size + 7) // 8 + scale_bytes(support.shape[0], dtype)
+        return support.size * dtype.itemsize + (support.size + 7) // 8
 
 
 FORMATS.register(Dense.registered_name)(Dense())

@@ -9,7 +9,7 @@ from torch import Tensor
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
 from sparseworks.exec.formats.bitmask import pack_rows, unpack_rows
-from sparseworks.exec.formats.segments import FLOATS_AND_INT8, masked, quantised, restored, scale_bytes, stored
+from sparseworks.exec.formats.segments import masked
 
 _GROUPS = (2, 4, 8)
 _OVERREAD = 16
@@ -22,7 +22,6 @@ class NM(Format):
     """
 
     registered_name = "nm"
-    dtypes = FLOATS_AND_INT8
 
     def refuses(self, support: Support, dtype: torch.dtype = torch.float32) -> str | None:
         """See `Format.refuses`."""
@@ -33,10 +32,9 @@ class NM(Format):
 
     def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
-        mask = support.mask()
-        values, scale = stored(masked(self, weight, support, dtype), mask, dtype)
+        values, mask = masked(self, weight, support, dtype), support.mask()
         n, m = _ratio(support) or (0, 2)
-        parts = {"bits": pack_rows(mask, 8), "values": torch.cat([values[mask], values.new_zeros(_OVERREAD)]), **scale}
+        parts = {"bits": pack_rows(mask, 8), "values": torch.cat([values[mask], values.new_zeros(_OVERREAD)])}
         return Packed(self.registered_name, (support.shape[0], support.shape[1]), dtype, parts, {"n": n, "m": m})
 
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
@@ -45,16 +43,11 @@ class NM(Format):
         values = packed.parts["values"]
         weight = values.new_zeros(packed.shape)
         weight[mask] = values[: values.numel() - _OVERREAD]
-        return restored(packed, weight), Support.from_mask(mask)
-
-    def rounded(self, weight: Float[Tensor, "out in"], dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        """See `Format.rounded`."""
-        return quantised(weight, dtype)
+        return weight, Support.from_mask(mask)
 
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
         """See `Format.nbytes`."""
-        bits = support.shape[0] * -(-support.shape[1] // 8)
-        return bits + (support.count + _OVERREAD) * dtype.itemsize + scale_bytes(support.shape[0], dtype)
+        return support.shape[0] * -(-support.shape[1] // 8) + (support.count + _OVERREAD) * dtype.itemsize
 
 
 def _ratio(support: Support) -> tuple[int, int] | None:

@@ -9,16 +9,11 @@ from torch import Tensor
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
 from sparseworks.exec.formats.segments import (
-    FLOATS_AND_INT8,
     from_u16,
     masked,
     pointers,
-    quantised,
-    restored,
-    scale_bytes,
     scatter,
     segment_of,
-    stored,
     to_u16,
     too_many,
     too_wide,
@@ -36,7 +31,6 @@ class Panel(Format):
     """
 
     registered_name = "panel"
-    dtypes = FLOATS_AND_INT8
 
     def refuses(self, support: Support, dtype: torch.dtype = torch.float32) -> str | None:
         """See `Format.refuses`."""
@@ -47,8 +41,7 @@ class Panel(Format):
 
     def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
-        mask = support.mask()
-        values, scale = stored(masked(self, weight, support, dtype), mask, dtype)
+        values, mask = masked(self, weight, support, dtype), support.mask()
         height = _height(mask) or _HEIGHTS[-1]
         shared = mask[::height]
         panel, column = shared.nonzero(as_tuple=True)
@@ -61,7 +54,6 @@ class Panel(Format):
             "columns": to_u16(column[order]),
             "values": tall[panel[order], column[order]].contiguous(),
             "ptr": pointers(counts).to(torch.int32),
-            **scale,
         }
         meta = {"height": height, "k_block": _K_BLOCK}
         return Packed(self.registered_name, (support.shape[0], support.shape[1]), dtype, parts, meta)
@@ -74,12 +66,7 @@ class Panel(Format):
         columns = from_u16(packed.parts["columns"])[:, None].expand(-1, height)
         rows = panel[:, None] * height + torch.arange(height)
         inside = rows < packed.shape[0]
-        weight, support = scatter(packed.shape, rows[inside], columns[inside], packed.parts["values"][inside])
-        return restored(packed, weight), support
-
-    def rounded(self, weight: Float[Tensor, "out in"], dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        """See `Format.rounded`."""
-        return quantised(weight, dtype)
+        return scatter(packed.shape, rows[inside], columns[inside], packed.parts["values"][inside])
 
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
         """See `Format.nbytes`."""
@@ -87,11 +74,7 @@ class Panel(Format):
         shared = mask[:: _height(mask) or 1]
         height = _height(mask) or 1
         entries = int(shared.sum())
-        return (
-            entries * (2 + height * dtype.itemsize)
-            + (_k_blocks(mask.shape[1]) * shared.shape[0] + 1) * 4
-            + (scale_bytes(mask.shape[0], dtype))
-        )
+        return entries * (2 + height * dtype.itemsize) + (_k_blocks(mask.shape[1]) * shared.shape[0] + 1) * 4
 
 
 def _k_blocks(width: int) -> int:

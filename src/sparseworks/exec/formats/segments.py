@@ -8,12 +8,12 @@ the padding reads an input that the segment reads anyway.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int, Int8, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from sparseworks.core.errors import KernelError, ShapeError
 from sparseworks.core.support import Support
-from sparseworks.exec.format import Format, Packed
+from sparseworks.exec.format import Format
 
 
 def masked(
@@ -31,48 +31,6 @@ def masked(
     if refusal:
         raise KernelError(f"Format {format.registered_name!r} refuses this support: {refusal}.")
     return weight.detach().cpu().to(dtype if dtype.is_floating_point else torch.float32)
-
-
-def stored(
-    values: Shaped[Tensor, "out in"], mask: Bool[Tensor, "out in"], dtype: torch.dtype
-) -> tuple[Shaped[Tensor, "out in"], dict[str, Tensor]]:
-    """The values in their stored type, zero where nothing is kept, and the parts beside them: the scale of each row for int8."""
-    kept = values.where(mask, torch.zeros((), dtype=values.dtype))
-    if dtype is not torch.int8:
-        return kept, {}
-    numbers, scale = whole_numbers(kept)
-    return numbers, {"scale": scale}
-
-
-def restored(packed: Packed, weight: Shaped[Tensor, "out in"]) -> Shaped[Tensor, "out in"]:
-    """Inverse of `stored`: whole numbers times the scale of their row."""
-    scale = packed.parts.get("scale")
-    return weight if scale is None else weight.float() * scale[:, None]
-
-
-def whole_numbers(weight: Float[Tensor, "out in"]) -> tuple[Int8[Tensor, "out in"], Float[Tensor, " out"]]:
-    """Whole numbers from -127 to 127 and a scale per row, the row's largest size over 127: weight ~ number * scale."""
-    most = weight.abs().amax(dim=1) if weight.numel() else weight.new_zeros(weight.shape[0])
-    scale = most / 127
-    numbers = torch.where(scale[:, None] > 0, weight / scale[:, None], 0.0).round().clamp(-127, 127)
-    return numbers.to(torch.int8), scale
-
-
-def quantised(weight: Float[Tensor, "out in"], dtype: torch.dtype) -> Shaped[Tensor, "out in"]:
-    """`weight` as it comes back after being stored as `dtype` (`Format.rounded`)."""
-    if dtype is not torch.int8:
-        return weight.to(dtype)
-    numbers, scale = whole_numbers(weight.float())
-    return numbers.float() * scale[:, None]
-
-
-def scale_bytes(rows: int, dtype: torch.dtype) -> int:
-    """Bytes of the scales beside values of `dtype`."""
-    return 4 * rows if dtype is torch.int8 else 0
-
-
-FLOATS_AND_INT8 = (torch.float32, torch.bfloat16, torch.int8)
-"""Types of values that most formats store."""
 
 
 def pointers(counts: Int[Tensor, " segments"]) -> Int[Tensor, " segments+1"]:

@@ -7,9 +7,7 @@ from sparseworks.exec.kernels.dense import DenseKernel as DenseKernel
 from sparseworks.exec.kernels.sparse import BitmaskKernel as BitmaskKernel
 from sparseworks.exec.kernels.sparse import CsrKernel as CsrKernel
 from sparseworks.exec.kernels.sparse import FanInKernel as FanInKernel
-from sparseworks.exec.kernels.sparse import GemvKernel as GemvKernel
 from sparseworks.exec.kernels.sparse import NMKernel as NMKernel
 from sparseworks.exec.kernels.sparse import PairsKernel as PairsKernel
 from sparseworks.exec.kernels.sparse import PanelKernel as PanelKernel
-from sparseworks.exec.kernels.sparse import SkipKernel as SkipKernel
 from sparseworks.exec.kernels.sparse import TileKernel as TileKernel

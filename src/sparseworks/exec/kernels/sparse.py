@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from sparseworks.exec.format import FORMATS, Packed, damaged
+from sparseworks.exec.format import Packed, damaged
 from sparseworks.exec.formats.grid import block_sizes
 from sparseworks.exec.formats.segments import from_u16, segment_of
-from sparseworks.exec.kernel import KERNELS, Call
+from sparseworks.exec.kernel import KERNELS
 from sparseworks.exec.kernels.cpu import Arguments, NativeKernel, below, number, part, pointers
 
 _BLOCK_MOST = 1 << 20
 _OVERREAD = 16
-_FEW_ROWS = 8
 _TINY = 1e-30  # of a row that is nowhere larger, the levels could not be told apart in float32
 
 
@@ -38,7 +37,7 @@ class TileKernel(NativeKernel):
         height, room = _tile_limits(out, width, k_block, row_block)
         below(packed, "rows", rows, height)
         below(packed, "columns", columns, room[segment_of(ptr)])
-        fits = (*_values(packed), *_addresses(ptr, columns, values, rows))
+        fits = (self.value_dtype is torch.bfloat16, *_addresses(ptr, columns, values, rows))
         return width, out, *fits, k_block, row_block
 
 
@@ -100,7 +99,7 @@ class PanelKernel(NativeKernel):
         local = from_u16(columns) - block * k_block
         below(packed, "columns", local, torch.clamp(width - block * k_block, max=k_block))
         below(packed, "columns", -local, 1)
-        return width, out, *_values(packed), *_addresses(ptr, columns, values), height, k_block
+        return width, out, self.value_dtype is torch.bfloat16, *_addresses(ptr, columns, values), height, k_block
 
 
 class CsrKernel(NativeKernel):
@@ -116,7 +115,7 @@ class CsrKernel(NativeKernel):
         values = part(packed, "values", self.value_dtype, columns.numel())
         ptr = pointers(packed, out, columns.numel(), 8)
         below(packed, "columns", from_u16(columns), width)
-        return width, out, *_values(packed), *_addresses(ptr, columns, values), 0
+        return width, out, self.value_dtype is torch.bfloat16, *_addresses(ptr, columns, values), 0
 
 
 class FanInKernel(NativeKernel):
@@ -134,7 +133,7 @@ class FanInKernel(NativeKernel):
             raise damaged(packed, f"rows of {slots} slots are not padded to 8")
         values = part(packed, "values", self.value_dtype, out, slots)
         below(packed, "columns", from_u16(columns), width)
-        return width, out, *_values(packed), 0, *_addresses(columns, values), slots
+        return width, out, self.value_dtype is torch.bfloat16, 0, *_addresses(columns, values), slots
 
 
 class BitmaskKernel(NativeKernel):
@@ -152,7 +151,7 @@ class BitmaskKernel(NativeKernel):
         counts = _population(bits)
         if not torch.equal(counts, ptr.diff().long()):
             raise damaged(packed, "'ptr' does not count the bits of each row")
-        return width, out, *_values(packed), *_addresses(ptr, bits, values), bits.shape[1], 0
+        return width, out, self.value_dtype is torch.bfloat16, *_addresses(ptr, bits, values), bits.shape[1], 0
 
 
 class NMKernel(NativeKernel):
@@ -170,52 +169,7 @@ class NMKernel(NativeKernel):
         values = part(packed, "values", self.value_dtype, out * per_row + _OVERREAD)
         if bool((_population(bits) != per_row).any()):
             raise damaged(packed, f"a row does not keep {n} of every {m} inputs")
-        return width, out, *_values(packed), 0, *_addresses(bits, values), bits.shape[1], per_row
-
-
-class GemvKernel(NativeKernel):
-    """The dense weight for few rows of x, bound by reading it once: what sparse kernels have to beat besides torch's."""
-
-    format = "dense"
-    entry = "gemv"
-
-    def refuses(self, call: Call) -> str | None:
-        """See `NativeKernel.refuses`; more rows are torch's."""
-        few = f"it takes up to {_FEW_ROWS} rows" if call.rows > _FEW_ROWS else None
-        return super().refuses(call) or few
-
-    def inspect(self, packed: Packed) -> Arguments:
-        """See `NativeKernel.inspect`."""
-        out, width = packed.shape
-        weight = part(packed, "weight", self.value_dtype, out, width)
-        part(packed, "bits", torch.uint8, (out * width + 7) // 8)
-        return width, out, *_values(packed), weight.data_ptr()
-
-
-class SkipKernel(NativeKernel):
-    """Inputs that are zero are skipped with their weights; few rows of x, each with its own zeros (TEAL, arXiv 2408.14690)."""
-
-    format = "inmajor"
-    entry = "skip"
-
-    def refuses(self, call: Call) -> str | None:
-        """See `NativeKernel.refuses`; with more rows the weights are read anew for each."""
-        few = f"it takes up to {_FEW_ROWS} rows" if call.rows > _FEW_ROWS else None
-        return super().refuses(call) or few
-
-    def inspect(self, packed: Packed) -> Arguments:
-        """See `NativeKernel.inspect`."""
-        out, width = packed.shape
-        weight = part(packed, "weight", self.value_dtype, width, out)
-        part(packed, "bits", torch.uint8, (out * width + 7) // 8)
-        return width, out, *_values(packed), weight.data_ptr(), 0.0
-
-
-def _values(packed: Packed) -> tuple[int, int]:
-    """Number of the stored type in the extension, and the address of the rows' scales (0 where there are none)."""
-    if packed.dtype is not torch.int8:
-        return (1 if packed.dtype is torch.bfloat16 else 0), 0
-    return 2, part(packed, "scale", torch.float32, packed.shape[0]).data_ptr()
+        return width, out, self.value_dtype is torch.bfloat16, 0, *_addresses(bits, values), bits.shape[1], per_row
 
 
 def _addresses(*tensors: torch.Tensor) -> tuple[int, ...]:
@@ -241,9 +195,6 @@ def _tile_limits(out: int, width: int, k_block: int, row_block: int) -> tuple[to
 
 
 KERNELS.register("pairs-int16")(PairsKernel("pairs-int16", torch.int16))
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-for _kind in (TileKernel, PanelKernel, CsrKernel, FanInKernel, BitmaskKernel, NMKernel, SkipKernel, GemvKernel):
-    for _suffix, _dtype in _TYPES.items():
-        if _dtype in FORMATS.get(_kind.format).dtypes:
-            _name = f"{'gemv' if _kind is GemvKernel else _kind.format}-{_suffix}"
-            KERNELS.register(_name)(_kind(_name, _dtype))
+for _kind in (TileKernel, PanelKernel, CsrKernel, FanInKernel, BitmaskKernel, NMKernel):
+    for _suffix, _dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        KERNELS.register(f"{_kind.format}-{_suffix}")(_kind(f"{_kind.format}-{_suffix}", _dtype))

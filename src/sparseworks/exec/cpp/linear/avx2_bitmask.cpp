@@ -11,13 +11,11 @@ namespace {
 struct Tables {
     alignas(32) uint8_t bytes[256][32];
     alignas(8) uint8_t lanes[256][8];
-    alignas(8) uint8_t eight[256][8];  // lane numbers, absent lanes cleared
     Tables() {
         for (int mask = 0; mask < 256; ++mask) {
             for (int lane = 0, next = 0; lane < 8; ++lane) {
                 const bool kept = mask >> lane & 1;
                 lanes[mask][lane] = kept ? next : 0;
-                eight[mask][lane] = kept ? next : 0x80;
                 uint8_t* four = bytes[mask] + 4 * lane;
                 four[0] = four[1] = 0x80;
                 four[2] = kept ? 2 * next : 0x80;
@@ -41,12 +39,6 @@ SW_INLINE __m256 spread(const float* values, uint32_t mask) {
     const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     const __m256i kept = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(mask)), bit), bit);
     return _mm256_and_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(values), lanes), _mm256_castsi256_ps(kept));
-}
-
-SW_INLINE __m256 spread(const int8_t* values, uint32_t mask) {
-    const __m128i lanes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(tables.eight[mask]));
-    const __m128i spread = _mm_shuffle_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(values)), lanes);
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(spread));
 }
 
 // R rows of x against one row of W.
@@ -81,7 +73,7 @@ SW_INLINE void row(const Bitmask& a, int64_t n, int64_t m) {
     }
     each<R>([&](auto r) {
         each<C - 1>([&](auto c) { sum[0][r] = _mm256_add_ps(sum[0][r], sum[c + 1][r]); });
-        a.y[(m + r) * a.out + n] = (a.bias ? a.bias[n] : 0.0f) + (a.scale ? a.scale[n] : 1.0f) * sum8(sum[0][r]);
+        a.y[(m + r) * a.out + n] = (a.bias ? a.bias[n] : 0.0f) + sum8(sum[0][r]);
     });
 }
 
@@ -99,9 +91,6 @@ void run(const Bitmask& a) {
 
 }  // namespace
 
-void bitmask(const Bitmask& a) {
-    if (a.stored == Stored::fp32) return run<F32>(a);
-    a.stored == Stored::bf16 ? run<BF16>(a) : run<I8>(a);
-}
+void bitmask(const Bitmask& a) { a.bf16 ? run<BF16>(a) : run<F32>(a); }
 
 }  // namespace sparseworks::avx2

@@ -5,8 +5,6 @@
 namespace sparseworks::avx2 {
 namespace {
 
-constexpr int64_t kAhead = 512;  // entries fetched ahead: rows are too short for the processor to run ahead by itself
-
 SW_INLINE __m128 gather4(const float* x, uint64_t columns) {
     const __m128 a = _mm_insert_ps(_mm_load_ss(x + (columns & 0xFFFF)), _mm_load_ss(x + (columns >> 16 & 0xFFFF)), 0x10);
     const __m128 b = _mm_insert_ps(a, _mm_load_ss(x + (columns >> 32 & 0xFFFF)), 0x20);
@@ -25,8 +23,6 @@ float row(const float* x, const uint16_t* columns, const typename Value::Type* v
     __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
-        _mm_prefetch(reinterpret_cast<const char*>(columns + i + kAhead), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(values + i + kAhead), _MM_HINT_T0);
         even = _mm256_fmadd_ps(gather8(x, columns + i), Value::load8(values + i), even);
         odd = _mm256_fmadd_ps(gather8(x, columns + i + 8), Value::load8(values + i + 8), odd);
     }
@@ -42,9 +38,9 @@ void run(const Csr& a) {
         const int64_t first = balanced(a.ptr, a.out, begin, parts), last = balanced(a.ptr, a.out, end, parts);
         for (int64_t n = first; n < last; ++n) {
             const int64_t e = a.ptr ? a.ptr[n] : n * a.slots, count = a.ptr ? a.ptr[n + 1] - e : a.slots;
-            const float start = a.bias ? a.bias[n] : 0.0f, scale = a.scale ? a.scale[n] : 1.0f;
+            const float start = a.bias ? a.bias[n] : 0.0f;
             for (int64_t m = 0; m < a.rows; ++m) {
-                a.y[m * a.out + n] = start + scale * row<Value>(a.x + m * a.in, a.columns + e, values + e, count);
+                a.y[m * a.out + n] = start + row<Value>(a.x + m * a.in, a.columns + e, values + e, count);
             }
         }
     });
@@ -52,9 +48,6 @@ void run(const Csr& a) {
 
 }  // namespace
 
-void csr(const Csr& a) {
-    if (a.stored == Stored::fp32) return run<F32>(a);
-    a.stored == Stored::bf16 ? run<BF16>(a) : run<I8>(a);
-}
+void csr(const Csr& a) { a.bf16 ? run<BF16>(a) : run<F32>(a); }
 
 }  // namespace sparseworks::avx2

@@ -84,7 +84,7 @@ template <int V, class Finish>
 void product(const Team& team, const Matrix& m, const int32_t* cells, const float* scales, int32_t* sums,
              const Finish& finish) {
     constexpr int T = 8 * V;
-    const Segments s{{nullptr, nullptr, m.bias, 0, m.in, m.out, Stored::fp32, nullptr, 1}, m.ptr, m.columns, m.values, m.row_of,
+    const Segments s{{nullptr, nullptr, m.bias, 0, m.in, m.out, false, 1}, m.ptr, m.columns, m.values, m.row_of,
                      m.in / 2, m.k_block, m.row_block};
     const int64_t k_blocks = (s.width + s.k_block - 1) / s.k_block, blocks = (m.out + m.row_block - 1) / m.row_block;
     for (int64_t b = team.me; b < blocks; b += team.parts) {

@@ -41,7 +41,7 @@ struct Float {
 
 void tile(const Tile& a) {
     const Segments s{a, a.ptr, a.columns, a.values, a.row_of, a.in, a.k_block, a.row_block};
-    a.stored == Stored::bf16 ? tiles(Float<BF16>{}, s) : tiles(Float<F32>{}, s);
+    a.bf16 ? tiles(Float<BF16>{}, s) : tiles(Float<F32>{}, s);
 }
 
 }  // namespace sparseworks::avx2

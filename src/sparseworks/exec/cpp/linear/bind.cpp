@@ -23,50 +23,42 @@ Table table() {
     return {};
 }
 
-Product product(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored,
-                Address scale) {
-    return {at<float>(x), to<float>(y), at<float>(bias), rows, in, out, static_cast<Stored>(stored), at<float>(scale), threads};
-}
-
-void tile(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored, Address scale,
-          Address ptr, Address columns, Address values, Address row_of, int64_t k_block, int64_t row_block) {
-    table().tile({product(x, y, bias, rows, threads, in, out, stored, scale), at<int32_t>(ptr), at<uint8_t>(columns),
-                  at<void>(values), at<uint8_t>(row_of), k_block, row_block});
+void tile(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
+          Address columns, Address values, Address row_of, int64_t k_block, int64_t row_block) {
+    table().tile({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+                at<int32_t>(ptr), at<uint8_t>(columns), at<void>(values), at<uint8_t>(row_of), k_block, row_block});
 }
 
 void pairs(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, Address ptr,
            Address columns, Address values, Address row_of, Address scale, int64_t limit, int64_t k_block,
            int64_t row_block) {
-    table().pairs({product(x, y, bias, rows, threads, in, out, 0, scale), at<int32_t>(ptr), at<uint8_t>(columns),
-                   at<int16_t>(values), at<uint8_t>(row_of), limit, k_block, row_block});
+    table().pairs({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads},
+                 at<int32_t>(ptr), at<uint8_t>(columns), at<int16_t>(values), at<uint8_t>(row_of), at<float>(scale),
+                 limit, k_block, row_block});
 }
 
-void panel(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored, Address scale,
-           Address ptr, Address columns, Address values, int64_t height, int64_t k_block) {
-    table().panel({product(x, y, bias, rows, threads, in, out, stored, scale), at<int32_t>(ptr), at<uint16_t>(columns),
-                   at<void>(values), height, k_block});
+void panel(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
+           Address columns, Address values, int64_t height, int64_t k_block) {
+    table().panel({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+                 at<int32_t>(ptr), at<uint16_t>(columns), at<void>(values), height, k_block});
 }
 
-void csr(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored, Address scale,
-         Address ptr, Address columns, Address values, int64_t slots) {
-    table().csr({product(x, y, bias, rows, threads, in, out, stored, scale), at<int32_t>(ptr), at<uint16_t>(columns),
-                 at<void>(values), slots});
+void csr(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
+         Address columns, Address values, int64_t slots) {
+    table().csr({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+               at<int32_t>(ptr), at<uint16_t>(columns), at<void>(values), slots});
 }
 
-void bitmask(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored,
-             Address scale, Address ptr, Address bits, Address values, int64_t row_bytes, int64_t per_row) {
-    table().bitmask({product(x, y, bias, rows, threads, in, out, stored, scale), at<int32_t>(ptr), at<uint8_t>(bits),
-                     at<void>(values), row_bytes, per_row});
+void bitmask(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16,
+             Address ptr, Address bits, Address values, int64_t row_bytes, int64_t per_row) {
+    table().bitmask({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+                   at<int32_t>(ptr), at<uint8_t>(bits), at<void>(values), row_bytes, per_row});
 }
 
-void gemv(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored, Address scale,
-          Address weight) {
-    SW_RUN(gemv, {product(x, y, bias, rows, threads, in, out, stored, scale), at<void>(weight)});
-}
-
-void skip(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored, Address scale,
-          Address weight, float threshold) {
-    SW_RUN(skip, {product(x, y, bias, rows, threads, in, out, stored, scale), at<void>(weight), threshold});
+void gemv(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored,
+          Address weight, Address scale) {
+    SW_RUN(gemv, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads}, at<void>(weight),
+                  at<float>(scale), static_cast<Stored>(stored)});
 }
 
 constexpr size_t kMatrix = 11;  // numbers that describe a matrix
@@ -104,7 +96,6 @@ void bind_linear(nb::module_& m) {
     m.def("csr", &csr, nb::call_guard<nb::gil_scoped_release>());
     m.def("bitmask", &bitmask, nb::call_guard<nb::gil_scoped_release>());
     m.def("gemv", &gemv, nb::call_guard<nb::gil_scoped_release>());
-    m.def("skip", &skip, nb::call_guard<nb::gil_scoped_release>());
     m.def("encoder", &encoder);
 }
 

@@ -7,15 +7,12 @@
 namespace sparseworks {
 
 // y (rows, out) = x (rows, in) W^T + bias; x, y, bias are float32, row-major; bias may be null.
-enum class Stored : int { fp32, bf16, int8 };
-
 struct Product {
     const float* x;
     float* y;
     const float* bias;
     int64_t rows, in, out;
-    Stored stored;       // the type of the kept values
-    const float* scale;  // of each output, where values are int8; null otherwise
+    bool bf16;  // kept values are bfloat16 instead of float32
     int threads;
 };
 
@@ -37,6 +34,7 @@ struct Pairs : Product {
     const uint8_t* columns;
     const int16_t* values;
     const uint8_t* row_of;
+    const float* scale;
     int64_t limit, k_block, row_block;  // k_block in pairs
 };
 
@@ -64,16 +62,13 @@ struct Bitmask : Product {
     int64_t row_bytes, per_row;
 };
 
-// Every weight, row-major (kernels `gemv`).
+enum class Stored : int { fp32, bf16, int8 };
+
+// Every weight, row-major; int8 rows have a scale each (kernels `gemv`).
 struct Dense : Product {
     const void* weight;
-};
-
-// Every weight, input-major: the outputs of an input lie together (format `inmajor`). Inputs of at most `threshold` in size are
-// skipped with their weights.
-struct Skip : Product {
-    const void* weight;
-    float threshold;
+    const float* scale;  // null unless int8
+    Stored stored;
 };
 
 // One matrix of a fused layer: `Pairs` without its input and output.
@@ -121,11 +116,9 @@ SPARSEWORKS_KERNELS
 void encoder(const EncoderLayer& a);
 }
 SW_KERNEL(gemv, Dense)
-SW_KERNEL(skip, Skip)
 
-static inline float widen(const void* values, Stored stored, int64_t i) {
-    if (stored == Stored::fp32) return static_cast<const float*>(values)[i];
-    if (stored == Stored::int8) return static_cast<const int8_t*>(values)[i];
+static inline float widen(const void* values, bool bf16, int64_t i) {
+    if (!bf16) return static_cast<const float*>(values)[i];
     union {
         uint32_t bits;
         float value;

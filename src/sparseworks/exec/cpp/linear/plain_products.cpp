@@ -10,15 +10,7 @@ namespace sparseworks::portable {
 namespace {
 
 void start(const Product& a, int64_t n) {
-    for (int64_t m = 0; m < a.rows; ++m) a.y[m * a.out + n] = 0.0f;
-}
-
-// The scales of int8 rows, after the sums and before the bias.
-void finish(const Product& a, int64_t n) {
-    for (int64_t m = 0; m < a.rows; ++m) {
-        float& y = a.y[m * a.out + n];
-        y = (a.scale ? y * a.scale[n] : y) + (a.bias ? a.bias[n] : 0.0f);
-    }
+    for (int64_t m = 0; m < a.rows; ++m) a.y[m * a.out + n] = a.bias ? a.bias[n] : 0.0f;
 }
 
 void add(const Product& a, int64_t n, int64_t k, float w) {
@@ -39,11 +31,10 @@ void tile(const Tile& a) {
                 for (int64_t i = 0; i < height; ++i) {
                     const int64_t s = first * k_blocks + kb * height + i;
                     for (int64_t e = a.ptr[s]; e < a.ptr[s + 1]; ++e) {
-                        add(a, first + a.row_of[s], kb * a.k_block + a.columns[e], widen(a.values, a.stored, e));
+                        add(a, first + a.row_of[s], kb * a.k_block + a.columns[e], widen(a.values, a.bf16, e));
                     }
                 }
             }
-            for (int64_t r = 0; r < height; ++r) finish(a, first + r);
         }
     });
 }
@@ -94,11 +85,10 @@ void panel(const Panel& a) {
             for (int64_t kb = 0; kb < k_blocks; ++kb) {
                 for (int64_t e = a.ptr[kb * panels + p]; e < a.ptr[kb * panels + p + 1]; ++e) {
                     for (int64_t r = 0; r < height; ++r) {
-                        add(a, first + r, a.columns[e], widen(a.values, a.stored, e * a.height + r));
+                        add(a, first + r, a.columns[e], widen(a.values, a.bf16, e * a.height + r));
                     }
                 }
             }
-            for (int64_t r = 0; r < height; ++r) finish(a, first + r);
         }
     });
 }
@@ -108,8 +98,7 @@ void csr(const Csr& a) {
         for (int64_t n = begin; n < end; ++n) {
             start(a, n);
             const int64_t from = a.ptr ? a.ptr[n] : n * a.slots, to = a.ptr ? a.ptr[n + 1] : from + a.slots;
-            for (int64_t e = from; e < to; ++e) add(a, n, a.columns[e], widen(a.values, a.stored, e));
-            finish(a, n);
+            for (int64_t e = from; e < to; ++e) add(a, n, a.columns[e], widen(a.values, a.bf16, e));
         }
     });
 }
@@ -121,9 +110,8 @@ void bitmask(const Bitmask& a) {
             int64_t e = a.ptr ? a.ptr[n] : n * a.per_row;
             const uint8_t* bits = a.bits + n * a.row_bytes;
             for (int64_t k = 0; k < a.in; ++k) {
-                if (bits[k / 8] >> (k % 8) & 1) add(a, n, k, widen(a.values, a.stored, e++));
+                if (bits[k / 8] >> (k % 8) & 1) add(a, n, k, widen(a.values, a.bf16, e++));
             }
-            finish(a, n);
         }
     });
 }
