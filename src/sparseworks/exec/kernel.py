@@ -42,6 +42,7 @@ class Kernel:
         name: registered name.
         format: registered name of the format it reads.
         value_dtype: type of the stored values it reads.
+        dense_layer: it is torch's own product with the stored dense weight, what an unpruned layer runs.
         rate: operations it can do at best in the time of one in float32.
     """
 
@@ -49,6 +50,7 @@ class Kernel:
     format: str
     value_dtype: torch.dtype = torch.float32
     rate: float = 1.0
+    dense_layer: bool = False
 
     def refuses(self, call: Call) -> str | None:
         """The sentence shown to the user when this kernel cannot take `call`, or None."""
