@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -81,7 +83,14 @@ def test_leading_dimensions_types_and_state():
 
 def test_wrong_arguments_are_said():
     dense = linear()
-    for rule in ({}, {"threshold": 0.1, "keep": 3}, {"threshold": -1.0}, {"threshold": float("nan")}, {"keep": 51}):
+    rules: tuple[dict[str, Any], ...] = (
+        {},
+        {"threshold": 0.1, "keep": 3},
+        {"threshold": -1.0},
+        {"threshold": float("nan")},
+        {"keep": 51},
+    )
+    for rule in rules:
         with pytest.raises(KernelError):
             SkippingLinear.from_linear(dense, **rule)
     support = Support.full((37, 50))
