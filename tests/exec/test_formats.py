@@ -13,7 +13,7 @@ from sparseworks.exec.formats.pairs import fixed_point
 from sparseworks.exec.kernels import DenseKernel  # noqa: F401  registers formats and kernels
 
 DTYPES = [torch.float32, torch.bfloat16]
-EVERY = ["bitmask", "csr16", "dense", "tile"]
+EVERY = ["bitmask", "csr16", "dense", "inmajor", "tile"]
 
 
 def poisoned(support: Support, seed: int = 0) -> torch.Tensor:
@@ -97,6 +97,18 @@ def test_nm_refuses_groups_that_keep_fewer():
     row, column = mask.nonzero()[0].tolist()
     mask[row, column] = False
     assert FORMATS.get("nm").refuses(Support.from_mask(mask))
+
+
+@pytest.mark.parametrize("width", [256, 1024, 600])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_balanced_holds_n_of_256(width, dtype):
+    scores = torch.rand(9, width, generator=torch.Generator().manual_seed(2))
+    mask = torch.cat([c.argsort(dim=1).argsort(dim=1) < 26 for c in scores.split(256, dim=1)], dim=1)
+    check_round_trip("balanced", Support.from_mask(mask), dtype)
+    if width % 256 == 0:
+        assert FORMATS.get("balanced").refuses(parse("26:256").select(scores)) is None
+    mask[3, mask[3].nonzero()[0]] = False
+    assert "different counts" in (FORMATS.get("balanced").refuses(Support.from_mask(mask)) or "")
 
 
 def test_fanin_holds_equal_rows_only():

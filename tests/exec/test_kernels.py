@@ -12,6 +12,7 @@ from sparseworks.exec.kernels import DenseKernel  # noqa: F401  registers format
 from sparseworks.exec.native import native
 
 NATIVE = [name for name in KERNELS.names() if not name.startswith("dense")]
+UNREAD_BITS = ("dense", "inmajor")
 ROWS = [0, 1, 2, 5, 8, 12, 16, 63, 64, 65, 300]
 SHAPES = [(1, 1), (37, 21), (64, 300), (300, 1033)]
 needs_extension = pytest.mark.skipif(native() is None, reason="the compiled extension is not built")
@@ -38,6 +39,11 @@ def support_for(name: str, out: int, width: int, density: float = 0.3, seed: int
     if kind == "pairs":
         pairs = torch.rand(out, -(-width // 2), generator=generator) < density
         return Support.from_mask(pairs.repeat_interleave(2, dim=1))
+    if kind == "balanced":
+        groups = torch.rand(out, -(-width // 256), 256, generator=generator)
+        groups.flatten(1)[:, width:] = -1.0  # never among the kept ones
+        kept = max(0, min(round(density * 256), (width - 1) % 256 + 1))
+        return Support.from_mask((groups.argsort(dim=-1, descending=True).argsort(dim=-1) < kept).flatten(1)[:, :width])
     if kind == "nm":
         groups = torch.rand(out, -(-width // 4), 4, generator=generator).argsort(dim=-1) < 2
         return Support.from_mask(groups.reshape(out, -1))
@@ -132,16 +138,18 @@ def test_wrong_inputs_raise(name):
 def damages(packed: Packed):
     """The form with one buffer cut short, of another type, or holding values out of range, one at a time."""
     for name, t in packed.parts.items():
+        if name == "bits" and packed.format in UNREAD_BITS:
+            continue
         flat = t.reshape(-1)
         yield {**packed.parts, name: flat[:-1].clone()}
         yield {**packed.parts, name: t.double()}
-        if name in ("ptr", "columns", "bits"):
+        if name in ("ptr", "starts", "columns") or (name == "bits" and packed.format not in UNREAD_BITS):
             wild = t.clone()
             wild.view(-1)[wild.numel() // 2] = (
                 1 << 30 if t.dtype is torch.int32 else -1 if t.dtype is torch.int16 else 255
             )
             yield {**packed.parts, name: wild}
-    yield {name: t for name, t in packed.parts.items() if name != "values"}
+    yield {name: t for name, t in packed.parts.items() if name not in ("values", "weight")}
 
 
 @needs_extension
@@ -207,7 +215,7 @@ def test_kernels_compute_by_themselves(name: str, rows: int, monkeypatch):
     monkeypatch.setattr(type(kernel), "reference", forbidden)
     monkeypatch.setattr(type(FORMATS.get(kernel.format)), "unpack", forbidden)
     monkeypatch.setattr(F, "linear", forbidden)
-    assert kernel.refuses(Call(rows, (32, 64), support.density)) is None
+    assert kernel.refuses(Call(min(rows, 8), (32, 64), support.density)) is None
     torch.testing.assert_close(kernel(x, packed, None), expected, rtol=2e-5, atol=2e-5)
 
 
@@ -248,3 +256,46 @@ def test_pairs_are_closer_to_float32_than_bfloat16_values(shape):
         return float((kernel(x, packed, None).double() - exact).norm() / exact.norm())
 
     assert 1e-5 < error("pairs-int16") < 6e-4 < error("tile-bf16")
+
+
+@needs_extension
+@pytest.mark.parametrize("name", [n for n in NATIVE if KERNELS.get(n).format in UNREAD_BITS])
+def test_few_rows_only(name):
+    assert KERNELS.get(name).refuses(Call(8, (8, 8))) is None
+    assert "8 rows, not 9" in (KERNELS.get(name).refuses(Call(9, (8, 8))) or "")
+
+
+def test_int8_values_are_as_close_as_a_level_of_their_row():
+    weight = (
+        torch.randn(6, 40, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1, 0, 1e3, 5, 2])[:, None]
+    )
+    for name, format in FORMATS.items():
+        if torch.int8 in format.dtypes:
+            back, _ = (
+                format.unpack(format.pack(weight, Support.full((6, 40)), dtype=torch.int8))
+                if name != "panel"
+                else (format.rounded(weight, torch.int8), None)
+            )
+            level = weight.abs().amax(dim=1, keepdim=True) / 127
+            assert bool(((back - weight).abs() <= level * 0.5001).all()) and not torch.equal(back, weight)
+            with pytest.raises(KernelError, match="NaN"):
+                format.pack(weight * float("nan"), Support.full((6, 40)), dtype=torch.int8)
+
+
+@needs_extension
+@pytest.mark.parametrize("name", [n for n in NATIVE if n.startswith("inmajor")])
+def test_skipped_inputs_are_not_read(name, every_isa):
+    """A NaN weight of an input at the threshold does not reach y; one above it does."""
+    kernel, support = KERNELS.get(name), Support.full((70, 21))
+    weight, x = torch.randn(70, 21), torch.randn(3, 21)
+    threshold = torch.tensor([0.0, 0.7, 9.0])
+    x[:, 4] = threshold
+    packed = FORMATS.get("inmajor").pack(weight, support, dtype=kernel.value_dtype)
+    expected = kernel.reference(x.where(x.abs() > threshold[:, None], 0.0), packed, None)
+    if kernel.value_dtype.is_floating_point:
+        packed.parts["weight"][4] = float("nan")
+        assert kernel(x[1:], packed, None).isnan().all()
+    torch.testing.assert_close(kernel.skipping(x, packed, None, threshold), expected, rtol=1e-5, atol=1e-5)
+    for wrong in (threshold[:2], threshold.double(), threshold[:, None]):
+        with pytest.raises(KernelError, match="threshold per row"):
+            kernel.skipping(x, packed, None, wrong)

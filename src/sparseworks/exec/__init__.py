@@ -16,11 +16,12 @@ from sparseworks.exec.ladder import Ladder, Rung
 from sparseworks.exec.memory import reuse_memory
 from sparseworks.exec.modules import SparseConv1x1, SparseLinear
 from sparseworks.exec.row import Row
+from sparseworks.exec.skipping import SkippingLinear
 from sparseworks.exec.verify import Check, verify
 
 from sparseworks.exec.plan import Plan, plan  # isort: skip - last: the function takes the place of its module
 
 __all__ = [
-    "FORMATS", "KERNELS", "Call", "Check", "Format", "Kernel", "Ladder", "Packed", "Plan", "Row", "Rung", "SparseConv1x1",
-    "SparseLinear", "fuse", "measure", "plan", "reuse_memory", "unfuse", "verify",
+    "FORMATS", "KERNELS", "Call", "Check", "Format", "Kernel", "Ladder", "Packed", "Plan", "Row", "Rung", "SkippingLinear",
+    "SparseConv1x1", "SparseLinear", "fuse", "measure", "plan", "reuse_memory", "unfuse", "verify",
 ]  # fmt: skip

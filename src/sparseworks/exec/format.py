@@ -15,6 +15,7 @@ from torch import Tensor
 from sparseworks.core.errors import KernelError
 from sparseworks.core.registry import Registry
 from sparseworks.core.support import Support
+from sparseworks.exec.int8 import from_int8, to_int8
 
 FORMATS: Registry[Format] = Registry("format")
 
@@ -125,7 +126,7 @@ class Format(ABC):
 
     def rounded(self, weight: Float[Tensor, "out in"], dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """What `unpack` gives back for the kept entries of `weight` stored as `dtype`."""
-        return weight.to(dtype)
+        return from_int8(*to_int8(weight)) if dtype is torch.int8 else weight.to(dtype)
 
     @abstractmethod
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:

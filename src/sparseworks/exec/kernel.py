@@ -46,6 +46,7 @@ class Kernel:
         name: registered name.
         format: registered name of the format it reads.
         value_dtype: type of the stored values it reads.
+        dense_layer: it is torch's own product with the stored dense weight, what an unpruned layer runs.
         rate: operations it can do at best in the time of one in float32.
         cost: what the planner expects of it before timing; without one it is always timed.
     """
@@ -54,6 +55,7 @@ class Kernel:
     format: str
     value_dtype: torch.dtype = torch.float32
     rate: float = 1.0
+    dense_layer: bool = False
     cost: Cost | None = None
 
     def refuses(self, call: Call) -> str | None:

@@ -85,8 +85,8 @@ class _Form:
 
 
 def dense_kernel(dtype: torch.dtype) -> str | None:
-    """The kernel that stands for the dense layer in a ladder: the first one that reads dense weights of `dtype`."""
-    return next((n for n, k in KERNELS.items() if k.format == DENSE and k.value_dtype == dtype), None)
+    """The kernel that stands for the dense layer in a ladder: torch's own product in `dtype`."""
+    return next((n for n, k in KERNELS.items() if k.dense_layer and k.value_dtype == dtype), None)
 
 
 class Ladder:

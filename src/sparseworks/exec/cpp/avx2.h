@@ -27,6 +27,14 @@ struct BF16 {
     }
 };
 
+struct I8 {  // whole numbers; the caller applies the row's scale
+    using Type = int8_t;
+    static SW_INLINE __m256 load8(const int8_t* p) {
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+    }
+    static SW_INLINE __m256 broadcast(const int8_t* p) { return _mm256_set1_ps(static_cast<float>(*p)); }
+};
+
 SW_INLINE float sum8(__m256 v) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

@@ -9,19 +9,20 @@ from torch import Tensor
 
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
-from sparseworks.exec.formats.segments import masked, pointers, rounded, too_many
+from sparseworks.exec.formats.segments import VALUE_TYPES, pointers, rounded, scale_bytes, stored, too_many, widened
 
 _WORD = 32
 _OVERREAD = 16
 
 
 class Bitmask(Format):
-    """Parts: `bits` (out, bytes), rows padded to 32 columns; `values`, 16 zeros at the end; `ptr` (out + 1), first value of a row.
+    """Parts: `bits` (out, bytes), rows padded to 32 columns; `values`, 16 zeros at the end; `ptr` (out + 1), first value of a row; int8: `scale` (out).
 
     The zeros at the end let a kernel load eight values where fewer are left.
     """
 
     registered_name = "bitmask"
+    dtypes = VALUE_TYPES
 
     def refuses(self, support: Support, dtype: torch.dtype = torch.float32) -> str | None:
         """See `Format.refuses`."""
@@ -29,11 +30,12 @@ class Bitmask(Format):
 
     def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
-        values, mask = masked(self, weight, support, dtype), support.mask()
+        (values, scale), mask = stored(self, weight, support, dtype), support.mask()
         parts = {
             "bits": pack_rows(mask, _WORD),
             "values": torch.cat([values[mask], values.new_zeros(_OVERREAD)]),
             "ptr": pointers(mask.sum(dim=1)).to(torch.int32),
+            **scale,
         }
         return Packed(self.registered_name, (support.shape[0], support.shape[1]), dtype, parts)
 
@@ -43,13 +45,13 @@ class Bitmask(Format):
         values = packed.parts["values"]
         weight = values.new_zeros(packed.shape)
         weight[mask] = values[: values.numel() - _OVERREAD]
-        return weight, Support.from_mask(mask)
+        return widened(weight, packed), Support.from_mask(mask)
 
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
         """See `Format.nbytes`."""
         out, width = support.shape
         bits = out * int(rounded(torch.tensor(width), _WORD)) // 8
-        return bits + (support.count + _OVERREAD) * dtype.itemsize + (out + 1) * 4
+        return bits + (support.count + _OVERREAD) * dtype.itemsize + (out + 1) * 4 + scale_bytes(support, dtype)
 
 
 def pack_rows(mask: Bool[Tensor, "out in"], multiple: int) -> UInt8[Tensor, "out bytes"]:

@@ -8,27 +8,28 @@ from torch import Tensor
 
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
-from sparseworks.exec.formats.segments import masked
+from sparseworks.exec.formats.segments import VALUE_TYPES, scale_bytes, stored, widened
 
 
 class Dense(Format):
-    """Parts: `weight` (out, in), zero outside the support; `bits`, one per entry, row-major, little-endian."""
+    """Parts: `weight` (out, in), zero outside the support; `bits`, one per entry, row-major, little-endian; int8: `scale` (out)."""
 
     registered_name = "dense"
+    dtypes = VALUE_TYPES
 
     def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
-        values = masked(self, weight, support, dtype).where(support.mask(), torch.zeros((), dtype=dtype))
-        parts = {"weight": values.contiguous(), "bits": support.bits().clone()}
+        values, scale = stored(self, weight, support, dtype)
+        parts = {"weight": values.contiguous(), "bits": support.bits().clone(), **scale}
         return Packed(self.registered_name, (support.shape[0], support.shape[1]), dtype, parts)
 
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
         """See `Format.unpack`."""
-        return packed.parts["weight"].clone(), Support.from_bits(packed.parts["bits"], packed.shape)
+        return widened(packed.parts["weight"].clone(), packed), Support.from_bits(packed.parts["bits"], packed.shape)
 
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
         """See `Format.nbytes`."""
-        return support.size * dtype.itemsize + (support.size + 7) // 8
+        return support.size * dtype.itemsize + (support.size + 7) // 8 + scale_bytes(support, dtype)
 
 
 FORMATS.register(Dense.registered_name)(Dense())

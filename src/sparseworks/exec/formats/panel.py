@@ -9,14 +9,17 @@ from torch import Tensor
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
 from sparseworks.exec.formats.segments import (
+    VALUE_TYPES,
     from_u16,
-    masked,
     pointers,
+    scale_bytes,
     scatter,
     segment_of,
+    stored,
     to_u16,
     too_many,
     too_wide,
+    widened,
 )
 
 _HEIGHTS = (16, 8, 4)
@@ -24,13 +27,14 @@ _K_BLOCK = 1024
 
 
 class Panel(Format):
-    """Parts: `columns` (entries) as 16-bit patterns, `values` (entries, height), `ptr` (K-blocks * panels + 1).
+    """Parts: `columns` (entries) as 16-bit patterns, `values` (entries, height), `ptr` (K-blocks * panels + 1); int8: `scale` (out).
 
     Entries are ordered by K-block of 1024 inputs, panel, column. Rows that fill up the last panel are zero.
     Meta: `height` (the largest of 16, 8, 4 that the support allows), `k_block`.
     """
 
     registered_name = "panel"
+    dtypes = VALUE_TYPES
 
     def refuses(self, support: Support, dtype: torch.dtype = torch.float32) -> str | None:
         """See `Format.refuses`."""
@@ -41,7 +45,7 @@ class Panel(Format):
 
     def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""
-        values, mask = masked(self, weight, support, dtype), support.mask()
+        (values, scale), mask = stored(self, weight, support, dtype), support.mask()
         height = _height(mask) or _HEIGHTS[-1]
         shared = mask[::height]
         panel, column = shared.nonzero(as_tuple=True)
@@ -54,6 +58,7 @@ class Panel(Format):
             "columns": to_u16(column[order]),
             "values": tall[panel[order], column[order]].contiguous(),
             "ptr": pointers(counts).to(torch.int32),
+            **scale,
         }
         meta = {"height": height, "k_block": _K_BLOCK}
         return Packed(self.registered_name, (support.shape[0], support.shape[1]), dtype, parts, meta)
@@ -66,7 +71,8 @@ class Panel(Format):
         columns = from_u16(packed.parts["columns"])[:, None].expand(-1, height)
         rows = panel[:, None] * height + torch.arange(height)
         inside = rows < packed.shape[0]
-        return scatter(packed.shape, rows[inside], columns[inside], packed.parts["values"][inside])
+        weight, support = scatter(packed.shape, rows[inside], columns[inside], packed.parts["values"][inside])
+        return widened(weight, packed), support
 
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
         """See `Format.nbytes`."""
@@ -74,7 +80,11 @@ class Panel(Format):
         shared = mask[:: _height(mask) or 1]
         height = _height(mask) or 1
         entries = int(shared.sum())
-        return entries * (2 + height * dtype.itemsize) + (_k_blocks(mask.shape[1]) * shared.shape[0] + 1) * 4
+        return (
+            entries * (2 + height * dtype.itemsize)
+            + (_k_blocks(mask.shape[1]) * shared.shape[0] + 1) * 4
+            + scale_bytes(support, dtype)
+        )
 
 
 def _k_blocks(width: int) -> int:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sparseworks.core.errors import KernelError, ShapeError
 from sparseworks.core.support import Support
-from sparseworks.exec.format import Format
+from sparseworks.exec.format import Format, Packed
+from sparseworks.exec.int8 import from_int8, to_int8
 
 
 def masked(
@@ -31,6 +32,36 @@ def masked(
     if refusal:
         raise KernelError(f"Format {format.registered_name!r} refuses this support: {refusal}.")
     return weight.detach().cpu().to(dtype if dtype.is_floating_point else torch.float32)
+
+
+VALUE_TYPES = (torch.float32, torch.bfloat16, torch.int8)
+"""Stored values of the formats that `stored` and `widened` serve."""
+
+
+def stored(
+    format: Format, weight: Shaped[Tensor, "out in"], support: Support, dtype: torch.dtype
+) -> tuple[Shaped[Tensor, "out in"], dict[str, Tensor]]:
+    """The matrix in `dtype`, zero outside the support, and the part `scale` (out) that int8 values need.
+
+    Raises:
+        ShapeError, KernelError: see `masked`; also where int8 cannot store a kept weight.
+    """
+    values = masked(format, weight, support, dtype)
+    values = values.where(support.mask(), values.new_zeros(()))
+    if dtype is not torch.int8:
+        return values, {}
+    whole, scale = to_int8(values)
+    return whole, {"scale": scale}
+
+
+def widened(values: Shaped[Tensor, "out in"], packed: Packed) -> Shaped[Tensor, "out in"]:
+    """Stored values as weights: inverse of `stored` up to rounding."""
+    return from_int8(values, packed.parts["scale"]) if packed.dtype is torch.int8 else values
+
+
+def scale_bytes(support: Support, dtype: torch.dtype) -> int:
+    """Bytes of the part `scale`."""
+    return 4 * support.shape[0] if dtype is torch.int8 else 0
 
 
 def pointers(counts: Int[Tensor, " segments"]) -> Int[Tensor, " segments+1"]:

@@ -54,6 +54,16 @@ class NativeKernel(Kernel):
         Raises:
             KernelError: input, bias or buffers that the kernel cannot read.
         """
+        return self.multiply(x, packed, bias)
+
+    def multiply(
+        self, x: Float[Tensor, "rows in"], packed: Packed, bias: Float[Tensor, " out"] | None, last: Arguments = ()
+    ) -> Float[Tensor, "rows out"]:
+        """x W^T + bias, with `last` in the place of the last arguments that `inspect` gives.
+
+        Raises:
+            KernelError: input, bias or buffers that the kernel cannot read.
+        """
         out, width = packed.shape
         rows, *rest = x.shape
         if rest != [width] or x.dtype is not torch.float32 or not x.is_contiguous() or not x.is_cpu:
@@ -61,6 +71,8 @@ class NativeKernel(Kernel):
         if bias is not None and not (bias.dtype is torch.float32 and bias.shape == (out,) and bias.is_contiguous()):
             raise KernelError(f"Kernel {self.name!r} takes a contiguous float32 bias ({out},), got {_facts(bias)}.")
         arguments = self.arguments(packed)
+        if last:
+            arguments = (*arguments[: -len(last)], *last)
         y = torch.empty((rows, out), dtype=torch.float32, device="cpu")
         if rows == 0 or out == 0 or width == 0:
             return y.copy_(torch.zeros(()) if bias is None else bias)
@@ -137,6 +149,15 @@ def part(packed: Packed, name: str, dtype: torch.dtype, *shape: int | None) -> T
         want = tuple("any" if s is None else s for s in shape)
         raise damaged(packed, f"part {name!r} should be a contiguous {dtype} of shape {want}, is {_facts(found)}")
     return found
+
+
+def scale_address(packed: Packed) -> int:
+    """Where the scale of each output row of int8 values lies; 0 for other types.
+
+    Raises:
+        KernelError: it is missing or different.
+    """
+    return part(packed, "scale", torch.float32, packed.shape[0]).data_ptr() if packed.dtype is torch.int8 else 0
 
 
 def pointers(packed: Packed, segments: int, entries: int, multiple: int = 1) -> Tensor:

@@ -15,6 +15,7 @@ class DenseKernel(Kernel):
     """`F.linear` on the stored dense weight; any device."""
 
     format = "dense"
+    dense_layer = True
 
     def __init__(self, name: str, value_dtype: torch.dtype):
         self.name, self.value_dtype = name, value_dtype

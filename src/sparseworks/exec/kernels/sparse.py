@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from sparseworks.exec.format import Packed, damaged
+from sparseworks.exec.format import FORMATS, Packed, damaged
+from sparseworks.exec.formats.balanced import SEGMENT
 from sparseworks.exec.formats.grid import block_sizes
 from sparseworks.exec.formats.segments import from_u16, segment_of
 from sparseworks.exec.kernel import KERNELS
-from sparseworks.exec.kernels.cpu import Arguments, NativeKernel, below, number, part, pointers
+from sparseworks.exec.kernels.cpu import Arguments, NativeKernel, below, number, part, pointers, scale_address
 
 _BLOCK_MOST = 1 << 20
 _OVERREAD = 16
@@ -99,7 +100,8 @@ class PanelKernel(NativeKernel):
         local = from_u16(columns) - block * k_block
         below(packed, "columns", local, torch.clamp(width - block * k_block, max=k_block))
         below(packed, "columns", -local, 1)
-        return width, out, self.value_dtype is torch.bfloat16, *_addresses(ptr, columns, values), height, k_block
+        arrays = _addresses(ptr, columns, values)
+        return width, out, self.value_dtype is torch.bfloat16, *arrays, height, k_block, scale_address(packed)
 
 
 class CsrKernel(NativeKernel):
@@ -115,7 +117,14 @@ class CsrKernel(NativeKernel):
         values = part(packed, "values", self.value_dtype, columns.numel())
         ptr = pointers(packed, out, columns.numel(), 8)
         below(packed, "columns", from_u16(columns), width)
-        return width, out, self.value_dtype is torch.bfloat16, *_addresses(ptr, columns, values), 0
+        return (
+            width,
+            out,
+            self.value_dtype is torch.bfloat16,
+            *_addresses(ptr, columns, values),
+            0,
+            scale_address(packed),
+        )
 
 
 class FanInKernel(NativeKernel):
@@ -133,7 +142,28 @@ class FanInKernel(NativeKernel):
             raise damaged(packed, f"rows of {slots} slots are not padded to 8")
         values = part(packed, "values", self.value_dtype, out, slots)
         below(packed, "columns", from_u16(columns), width)
-        return width, out, self.value_dtype is torch.bfloat16, 0, *_addresses(columns, values), slots
+        return width, out, self.value_dtype is torch.bfloat16, 0, *_addresses(columns, values), slots, 0
+
+
+class BalancedKernel(NativeKernel):
+    """Equally many entries in each segment of 256 columns: as `csr16` with one-byte columns."""
+
+    format = "balanced"
+    entry = "segmented"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `NativeKernel.inspect`."""
+        out, width = packed.shape
+        starts = part(packed, "starts", torch.int32, -(-width // SEGMENT) + 1)
+        columns = part(packed, "columns", torch.uint8, out, None)
+        values = part(packed, "values", self.value_dtype, *columns.shape)
+        steps = starts.diff()
+        if int(starts[0]) or int(starts[-1]) != columns.shape[1] or bool((steps < 0).any() or (starts % 4).any()):
+            raise damaged(packed, f"'starts' should rise from 0 to {columns.shape[1]} in multiples of 4")
+        room = torch.clamp(width - torch.arange(steps.numel()) * SEGMENT, max=SEGMENT)
+        below(packed, "columns", columns, room[segment_of(starts)])
+        arrays = _addresses(starts, columns, values)
+        return width, out, self.value_dtype is torch.bfloat16, *arrays, scale_address(packed)
 
 
 class BitmaskKernel(NativeKernel):
@@ -151,7 +181,8 @@ class BitmaskKernel(NativeKernel):
         counts = _population(bits)
         if not torch.equal(counts, ptr.diff().long()):
             raise damaged(packed, "'ptr' does not count the bits of each row")
-        return width, out, self.value_dtype is torch.bfloat16, *_addresses(ptr, bits, values), bits.shape[1], 0
+        arrays = _addresses(ptr, bits, values)
+        return width, out, self.value_dtype is torch.bfloat16, *arrays, bits.shape[1], 0, scale_address(packed)
 
 
 class NMKernel(NativeKernel):
@@ -169,7 +200,7 @@ class NMKernel(NativeKernel):
         values = part(packed, "values", self.value_dtype, out * per_row + _OVERREAD)
         if bool((_population(bits) != per_row).any()):
             raise damaged(packed, f"a row does not keep {n} of every {m} inputs")
-        return width, out, self.value_dtype is torch.bfloat16, 0, *_addresses(bits, values), bits.shape[1], per_row
+        return width, out, self.value_dtype is torch.bfloat16, 0, *_addresses(bits, values), bits.shape[1], per_row, 0
 
 
 def _addresses(*tensors: torch.Tensor) -> tuple[int, ...]:
@@ -195,6 +226,8 @@ def _tile_limits(out: int, width: int, k_block: int, row_block: int) -> tuple[to
 
 
 KERNELS.register("pairs-int16")(PairsKernel("pairs-int16", torch.int16))
-for _kind in (TileKernel, PanelKernel, CsrKernel, FanInKernel, BitmaskKernel, NMKernel):
-    for _suffix, _dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        KERNELS.register(f"{_kind.format}-{_suffix}")(_kind(f"{_kind.format}-{_suffix}", _dtype))
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+for _kind in (TileKernel, PanelKernel, CsrKernel, FanInKernel, BalancedKernel, BitmaskKernel, NMKernel):
+    for _suffix, _dtype in _TYPES.items():
+        if _dtype in FORMATS.get(_kind.format).dtypes:
+            KERNELS.register(f"{_kind.format}-{_suffix}")(_kind(f"{_kind.format}-{_suffix}", _dtype))

@@ -7,9 +7,10 @@ namespace sparseworks::avx2 {
 namespace {
 
 // For each byte: where every lane's value comes from. For bf16 a byte shuffle that puts a value into the upper half of its
-// lane and clears absent lanes; for fp32 lane numbers.
+// lane and clears absent lanes; for int8 one that puts it into the top byte; for fp32 lane numbers.
 struct Tables {
     alignas(32) uint8_t bytes[256][32];
+    alignas(32) uint8_t tops[256][32];
     alignas(8) uint8_t lanes[256][8];
     Tables() {
         for (int mask = 0; mask < 256; ++mask) {
@@ -20,6 +21,9 @@ struct Tables {
                 four[0] = four[1] = 0x80;
                 four[2] = kept ? 2 * next : 0x80;
                 four[3] = kept ? 2 * next + 1 : 0x80;
+                uint8_t* top = tops[mask] + 4 * lane;
+                top[0] = top[1] = top[2] = 0x80;
+                top[3] = kept ? next : 0x80;
                 next += kept;
             }
         }
@@ -31,6 +35,13 @@ SW_INLINE __m256 spread(const uint16_t* values, uint32_t mask) {
     const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
     return _mm256_castsi256_ps(
         _mm256_shuffle_epi8(both, _mm256_load_si256(reinterpret_cast<const __m256i*>(tables.bytes[mask]))));
+}
+
+// Times 2^24, which `run` takes out of the row's scale.
+SW_INLINE __m256 spread(const int8_t* values, uint32_t mask) {
+    const __m256i both = _mm256_castpd_si256(_mm256_broadcast_sd(reinterpret_cast<const double*>(values)));
+    return _mm256_cvtepi32_ps(
+        _mm256_shuffle_epi8(both, _mm256_load_si256(reinterpret_cast<const __m256i*>(tables.tops[mask]))));
 }
 
 SW_INLINE __m256 spread(const float* values, uint32_t mask) {
@@ -73,7 +84,8 @@ SW_INLINE void row(const Bitmask& a, int64_t n, int64_t m) {
     }
     each<R>([&](auto r) {
         each<C - 1>([&](auto c) { sum[0][r] = _mm256_add_ps(sum[0][r], sum[c + 1][r]); });
-        a.y[(m + r) * a.out + n] = (a.bias ? a.bias[n] : 0.0f) + sum8(sum[0][r]);
+        const float total = sum8(sum[0][r]);
+        a.y[(m + r) * a.out + n] = (a.bias ? a.bias[n] : 0.0f) + (a.scale ? total * 0x1p-24f * a.scale[n] : total);
     });
 }
 
@@ -91,6 +103,6 @@ void run(const Bitmask& a) {
 
 }  // namespace
 
-void bitmask(const Bitmask& a) { a.bf16 ? run<BF16>(a) : run<F32>(a); }
+void bitmask(const Bitmask& a) { a.scale ? run<I8>(a) : a.bf16 ? run<BF16>(a) : run<F32>(a); }
 
 }  // namespace sparseworks::avx2

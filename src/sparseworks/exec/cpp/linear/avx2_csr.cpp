@@ -18,11 +18,15 @@ SW_INLINE __m256 gather8(const float* x, const uint16_t* columns) {
     return _mm256_set_m128(gather4(x, high), gather4(x, low));
 }
 
+constexpr int64_t kAhead = 512;  // entries fetched ahead; beyond the end a prefetch does nothing
+
 template <class Value>
 float row(const float* x, const uint16_t* columns, const typename Value::Type* values, int64_t n) {
     __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
+        _mm_prefetch(reinterpret_cast<const char*>(columns + i + kAhead), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(values + i + kAhead), _MM_HINT_T0);
         even = _mm256_fmadd_ps(gather8(x, columns + i), Value::load8(values + i), even);
         odd = _mm256_fmadd_ps(gather8(x, columns + i + 8), Value::load8(values + i + 8), odd);
     }
@@ -40,7 +44,8 @@ void run(const Csr& a) {
             const int64_t e = a.ptr ? a.ptr[n] : n * a.slots, count = a.ptr ? a.ptr[n + 1] - e : a.slots;
             const float start = a.bias ? a.bias[n] : 0.0f;
             for (int64_t m = 0; m < a.rows; ++m) {
-                a.y[m * a.out + n] = start + row<Value>(a.x + m * a.in, a.columns + e, values + e, count);
+                const float sum = row<Value>(a.x + m * a.in, a.columns + e, values + e, count);
+                a.y[m * a.out + n] = start + (a.scale ? sum * a.scale[n] : sum);
             }
         }
     });
@@ -48,6 +53,6 @@ void run(const Csr& a) {
 
 }  // namespace
 
-void csr(const Csr& a) { a.bf16 ? run<BF16>(a) : run<F32>(a); }
+void csr(const Csr& a) { a.scale ? run<I8>(a) : a.bf16 ? run<BF16>(a) : run<F32>(a); }
 
 }  // namespace sparseworks::avx2

@@ -9,9 +9,10 @@ namespace {
 
 SW_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// y[0:n] = v + what was there before, or + bias where nothing was.
-SW_INLINE void finish(__m256 v, const float* bias, bool first, float* y, int64_t n) {
+// y[0:n] = v (times scale) + what was there before, or + bias where nothing was.
+SW_INLINE void finish(__m256 v, const float* scale, const float* bias, bool first, float* y, int64_t n) {
     const float* before = first ? bias : y;
+    if (scale && n > 0) v = _mm256_mul_ps(v, n >= 8 ? _mm256_loadu_ps(scale) : _mm256_maskload_ps(scale, first_lanes(n)));
     if (n >= 8) {
         _mm256_storeu_ps(y, before ? _mm256_add_ps(v, _mm256_loadu_ps(before)) : v);
     } else if (n > 0) {
@@ -23,7 +24,7 @@ SW_INLINE void finish(__m256 v, const float* bias, bool first, float* y, int64_t
 // T tokens times a panel of 8V outputs: the entries of one K-block.
 template <int V, int T, class Value>
 SW_INLINE void outputs(const float* x, int64_t stride, const uint16_t* columns, const typename Value::Type* values,
-                       int64_t n, const float* bias, bool first, float* y, int64_t out, int64_t width) {
+                       int64_t n, const float* scale, const float* bias, bool first, float* y, int64_t out, int64_t width) {
     constexpr int C = T * V <= 2 ? 4 : T * V <= 4 ? 2 : 1;  // chains
     __m256 sum[C][T][V];
     each<C>([&](auto c) { each<T>([&](auto t) { each<V>([&](auto v) { sum[c][t][v] = _mm256_setzero_ps(); }); }); });
@@ -50,7 +51,7 @@ SW_INLINE void outputs(const float* x, int64_t stride, const uint16_t* columns, 
     each<T>([&](auto t) {
         each<V>([&](auto v) {
             each<C - 1>([&](auto c) { sum[0][t][v] = _mm256_add_ps(sum[0][t][v], sum[c + 1][t][v]); });
-            finish(sum[0][t][v], bias ? bias + 8 * v : nullptr, first, y + t * out + 8 * v, width - 8 * v);
+            finish(sum[0][t][v], scale ? scale + 8 * v : nullptr, bias ? bias + 8 * v : nullptr, first, y + t * out + 8 * v, width - 8 * v);
         });
     });
 }
@@ -61,7 +62,7 @@ constexpr int64_t kGroupBytes = 192 << 10;
 template <int V, class Value>
 void token_major(const Panel& a) {
     constexpr int kTokens = V == 2 ? 6 : 12;
-    using Step = void (*)(const float*, int64_t, const uint16_t*, const typename Value::Type*, int64_t, const float*, bool,
+    using Step = void (*)(const float*, int64_t, const uint16_t*, const typename Value::Type*, int64_t, const float*, const float*, bool,
                           float*, int64_t, int64_t);
     static constexpr Step kSteps[] = {
         outputs<V, 1, Value>, outputs<V, 2, Value>, outputs<V, 3, Value>, outputs<V, 4, Value>,
@@ -82,7 +83,7 @@ void token_major(const Panel& a) {
                     for (int64_t q = p; q < group; ++q) {
                         const int64_t e = ptr[q];
                         run(a.x + t * a.in, a.in, a.columns + e, values + e * 8 * V, ptr[q + 1] - e,
-                            a.bias ? a.bias + q * 8 * V : nullptr, kb == 0, a.y + t * a.out + q * 8 * V, a.out,
+                            a.scale ? a.scale + q * 8 * V : nullptr, a.bias ? a.bias + q * 8 * V : nullptr, kb == 0, a.y + t * a.out + q * 8 * V, a.out,
                             a.out - q * 8 * V);
                     }
                     t += step;
@@ -131,7 +132,7 @@ void token_lanes(const Panel& a, int64_t token, int64_t first, int64_t rows, boo
     const int64_t panels = (a.out + h - 1) / h, k_blocks = (a.in + a.k_block - 1) / a.k_block;
     if (repack) pack_tokens<T>(a.x + token * a.in, a.in, a.in, tokens, x);
     for (int64_t r = 0; r < (rows + h - 1) / h * h; ++r) {
-        const float start = a.bias && first + r < a.out ? a.bias[first + r] : 0.0f;
+        const float start = !a.scale && a.bias && first + r < a.out ? a.bias[first + r] : 0.0f;
         each<V>([&](auto v) { _mm256_store_ps(sums + r * T + 8 * v, _mm256_set1_ps(start)); });
     }
     for (int64_t kb = 0; kb < k_blocks; ++kb) {
@@ -143,6 +144,13 @@ void token_lanes(const Panel& a, int64_t token, int64_t first, int64_t rows, boo
                                sums + (r + q) * T);
             }
         }
+    }
+    for (int64_t r = 0; a.scale && r < rows; ++r) {
+        const __m256 scale = _mm256_set1_ps(a.scale[first + r]), bias = _mm256_set1_ps(a.bias ? a.bias[first + r] : 0.0f);
+        each<V>([&](auto v) {
+            float* at = sums + r * T + 8 * v;
+            _mm256_store_ps(at, _mm256_fmadd_ps(_mm256_load_ps(at), scale, bias));
+        });
     }
     unpack_tokens<T>(sums, rows, tokens, a.y + token * a.out + first, a.out);
 }
@@ -188,7 +196,7 @@ void four_outputs(const Panel& a) {
                         });
                     }
                     for (; e < last; ++e) {
-                        for (int r = 0; r < 4; ++r) rest[r] += x[a.columns[e]] * widen(a.values, a.bf16, e * 4 + r);
+                        for (int r = 0; r < 4; ++r) rest[r] += x[a.columns[e]] * _mm256_cvtss_f32(Value::broadcast(values + e * 4 + r));
                     }
                 }
                 const __m256 all = _mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3]));
@@ -196,7 +204,7 @@ void four_outputs(const Panel& a) {
                 _mm_store_ps(total, _mm_add_ps(_mm_load_ps(rest), _mm_add_ps(_mm256_castps256_ps128(all),
                                                                              _mm256_extractf128_ps(all, 1))));
                 for (int64_t n = 4 * p; n < min(4 * p + 4, a.out); ++n) {
-                    a.y[m * a.out + n] = total[n - 4 * p] + (a.bias ? a.bias[n] : 0.0f);
+                    a.y[m * a.out + n] = total[n - 4 * p] * (a.scale ? a.scale[n] : 1.0f) + (a.bias ? a.bias[n] : 0.0f);
                 }
             }
         }
@@ -213,6 +221,6 @@ void run(const Panel& a) {
 
 }  // namespace
 
-void panel(const Panel& a) { a.bf16 ? run<BF16>(a) : run<F32>(a); }
+void panel(const Panel& a) { a.scale ? run<I8>(a) : a.bf16 ? run<BF16>(a) : run<F32>(a); }
 
 }  // namespace sparseworks::avx2

@@ -12,13 +12,14 @@ struct Table {
     void (*pairs)(const Pairs&) = portable::pairs;
     void (*panel)(const Panel&) = portable::panel;
     void (*csr)(const Csr&) = portable::csr;
+    void (*segmented)(const Balanced&) = portable::segmented;
     void (*bitmask)(const Bitmask&) = portable::bitmask;
     void (*encoder)(const EncoderLayer&) = nullptr;  // without it the layer's modules run one by one
 };
 
 Table table() {
 #ifdef SPARSEWORKS_AVX2
-    if (isa != Isa::base) return {avx2::tile, avx2::pairs, avx2::panel, avx2::csr, avx2::bitmask, avx2::encoder};
+    if (isa != Isa::base) return {avx2::tile, avx2::pairs, avx2::panel, avx2::csr, avx2::segmented, avx2::bitmask, avx2::encoder};
 #endif
     return {};
 }
@@ -38,27 +39,40 @@ void pairs(Address x, Address y, Address bias, int64_t rows, int threads, int64_
 }
 
 void panel(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
-           Address columns, Address values, int64_t height, int64_t k_block) {
+           Address columns, Address values, int64_t height, int64_t k_block, Address scale) {
     table().panel({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
-                 at<int32_t>(ptr), at<uint16_t>(columns), at<void>(values), height, k_block});
+                 at<int32_t>(ptr), at<uint16_t>(columns), at<void>(values), height, k_block, at<float>(scale)});
 }
 
 void csr(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
-         Address columns, Address values, int64_t slots) {
+         Address columns, Address values, int64_t slots, Address scale) {
     table().csr({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
-               at<int32_t>(ptr), at<uint16_t>(columns), at<void>(values), slots});
+               at<int32_t>(ptr), at<uint16_t>(columns), at<void>(values), slots, at<float>(scale)});
+}
+
+void segmented(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16,
+              Address starts, Address columns, Address values, Address scale) {
+    table().segmented({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+                      at<int32_t>(starts), at<uint8_t>(columns), at<void>(values), at<float>(scale)});
 }
 
 void bitmask(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16,
-             Address ptr, Address bits, Address values, int64_t row_bytes, int64_t per_row) {
+             Address ptr, Address bits, Address values, int64_t row_bytes, int64_t per_row, Address scale) {
     table().bitmask({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
-                   at<int32_t>(ptr), at<uint8_t>(bits), at<void>(values), row_bytes, per_row});
+                   at<int32_t>(ptr), at<uint8_t>(bits), at<void>(values), row_bytes, per_row,
+                     at<float>(scale)});
 }
 
 void gemv(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored,
           Address weight, Address scale) {
     SW_RUN(gemv, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads}, at<void>(weight),
                   at<float>(scale), static_cast<Stored>(stored)});
+}
+
+void inmajor(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored,
+             Address weight, Address scale, Address threshold) {
+    SW_RUN(inmajor, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads}, at<void>(weight),
+                     at<float>(scale), static_cast<Stored>(stored), at<float>(threshold)});
 }
 
 constexpr size_t kMatrix = 11;  // numbers that describe a matrix
@@ -95,6 +109,8 @@ void bind_linear(nb::module_& m) {
     m.def("panel", &panel, nb::call_guard<nb::gil_scoped_release>());
     m.def("csr", &csr, nb::call_guard<nb::gil_scoped_release>());
     m.def("bitmask", &bitmask, nb::call_guard<nb::gil_scoped_release>());
+    m.def("segmented", &segmented, nb::call_guard<nb::gil_scoped_release>());
+    m.def("inmajor", &inmajor, nb::call_guard<nb::gil_scoped_release>());
     m.def("gemv", &gemv, nb::call_guard<nb::gil_scoped_release>());
     m.def("encoder", &encoder);
 }

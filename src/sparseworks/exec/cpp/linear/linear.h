@@ -38,12 +38,15 @@ struct Pairs : Product {
     int64_t limit, k_block, row_block;  // k_block in pairs
 };
 
+// `scale` (out) in what follows: null, or the values are int8 and weight = value * scale[row].
+
 // `height` adjacent outputs share columns (format `panel`).
 struct Panel : Product {
     const int32_t* ptr;
     const uint16_t* columns;
     const void* values;
     int64_t height, k_block;
+    const float* scale;
 };
 
 // Rows padded to eight entries; without `ptr` every row has `slots` of them (formats `csr16`, `fanin`).
@@ -52,6 +55,7 @@ struct Csr : Product {
     const uint16_t* columns;
     const void* values;
     int64_t slots;
+    const float* scale;
 };
 
 // One bit per entry; without `ptr` every row has `per_row` values (formats `bitmask`, `nm`).
@@ -60,6 +64,16 @@ struct Bitmask : Product {
     const uint8_t* bits;
     const void* values;
     int64_t row_bytes, per_row;
+    const float* scale;
+};
+
+// Every row has the same number of entries, a multiple of four, in each segment of 256 columns (format `balanced`): entry e of
+// segment s of row n lies at n * starts[segments] + starts[s] + e.
+struct Balanced : Product {
+    const int32_t* starts;
+    const uint8_t* columns;
+    const void* values;
+    const float* scale;
 };
 
 enum class Stored : int { fp32, bf16, int8 };
@@ -69,6 +83,14 @@ struct Dense : Product {
     const void* weight;
     const float* scale;  // null unless int8
     Stored stored;
+};
+
+// Every weight, input-major (in, out): inputs with |x| <= threshold are skipped, each row of x its own (kernels `inmajor`).
+struct InputMajor : Product {
+    const void* weight;
+    const float* scale;  // null unless int8
+    Stored stored;
+    const float* threshold;  // (rows), or null: only exact zeros are skipped
 };
 
 // One matrix of a fused layer: `Pairs` without its input and output.
@@ -106,6 +128,7 @@ struct EncoderLayer {
     void pairs(const Pairs& a);  \
     void panel(const Panel& a);  \
     void csr(const Csr& a);      \
+    void segmented(const Balanced& a); \
     void bitmask(const Bitmask& a);
 
 namespace portable {
@@ -116,6 +139,7 @@ SPARSEWORKS_KERNELS
 void encoder(const EncoderLayer& a);
 }
 SW_KERNEL(gemv, Dense)
+SW_KERNEL(inmajor, InputMajor)
 
 static inline float widen(const void* values, bool bf16, int64_t i) {
     if (!bf16) return static_cast<const float*>(values)[i];
@@ -125,6 +149,12 @@ static inline float widen(const void* values, bool bf16, int64_t i) {
     } word;
     word.bits = static_cast<uint32_t>(static_cast<const uint16_t*>(values)[i]) << 16;
     return word.value;
+}
+
+// Weight number i, which belongs to row n of a form that may hold int8.
+template <class Form>
+static inline float weight_at(const Form& a, int64_t i, int64_t n) {
+    return a.scale ? static_cast<const int8_t*>(a.values)[i] * a.scale[n] : widen(a.values, a.bf16, i);
 }
 
 }  // namespace sparseworks

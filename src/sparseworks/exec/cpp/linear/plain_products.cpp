@@ -85,7 +85,7 @@ void panel(const Panel& a) {
             for (int64_t kb = 0; kb < k_blocks; ++kb) {
                 for (int64_t e = a.ptr[kb * panels + p]; e < a.ptr[kb * panels + p + 1]; ++e) {
                     for (int64_t r = 0; r < height; ++r) {
-                        add(a, first + r, a.columns[e], widen(a.values, a.bf16, e * a.height + r));
+                        add(a, first + r, a.columns[e], weight_at(a, e * a.height + r, first + r));
                     }
                 }
             }
@@ -98,7 +98,21 @@ void csr(const Csr& a) {
         for (int64_t n = begin; n < end; ++n) {
             start(a, n);
             const int64_t from = a.ptr ? a.ptr[n] : n * a.slots, to = a.ptr ? a.ptr[n + 1] : from + a.slots;
-            for (int64_t e = from; e < to; ++e) add(a, n, a.columns[e], widen(a.values, a.bf16, e));
+            for (int64_t e = from; e < to; ++e) add(a, n, a.columns[e], weight_at(a, e, n));
+        }
+    });
+}
+
+void segmented(const Balanced& a) {
+    const int64_t segments = (a.in + 255) / 256, per_row = a.starts[segments];
+    split(a.out, a.threads, a.rows * a.out * per_row, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) {
+            start(a, n);
+            for (int64_t s = 0; s < segments; ++s) {
+                for (int64_t e = n * per_row + a.starts[s]; e < n * per_row + a.starts[s + 1]; ++e) {
+                    add(a, n, 256 * s + a.columns[e], weight_at(a, e, n));
+                }
+            }
         }
     });
 }
@@ -110,7 +124,7 @@ void bitmask(const Bitmask& a) {
             int64_t e = a.ptr ? a.ptr[n] : n * a.per_row;
             const uint8_t* bits = a.bits + n * a.row_bytes;
             for (int64_t k = 0; k < a.in; ++k) {
-                if (bits[k / 8] >> (k % 8) & 1) add(a, n, k, widen(a.values, a.bf16, e++));
+                if (bits[k / 8] >> (k % 8) & 1) add(a, n, k, weight_at(a, e++, n));
             }
         }
     });

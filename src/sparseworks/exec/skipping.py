@@ -1,0 +1,151 @@
+"""Activation sparsity: y = W x over the inputs worth reading. A rule says which, weights of the others are not touched."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparseworks.core.errors import KernelError, ShapeError
+from sparseworks.core.support import Support
+from sparseworks.exec.format import FORMATS, Packed
+from sparseworks.exec.kernel import KERNELS, Call
+from sparseworks.exec.kernels.few_rows import InputMajorKernel
+
+FORMAT = "inmajor"
+
+
+def kept_by_threshold(x: Float[Tensor, "rows in"], threshold: float) -> Float[Tensor, "rows in"]:
+    """x where |x| > threshold, else 0: TEAL (Liu et al. 2024, arXiv 2408.14690)."""
+    return x.where(~(x.abs() <= threshold), 0.0)
+
+
+def kept_by_count(x: Float[Tensor, "rows in"], keep: int) -> Float[Tensor, "rows in"]:
+    """The `keep` largest |x| of each row, ties to the lower index, else 0; a NaN counts as largest."""
+    if keep >= x.shape[1]:
+        return x
+    order = x.abs().nan_to_num(nan=float("inf")).sort(dim=1, descending=True, stable=True).indices[:, :keep]
+    return torch.zeros_like(x).scatter(1, order, x.gather(1, order))
+
+
+def statistical_threshold(x: Float[Tensor, "rows in"], keep: int) -> Float[Tensor, " rows"]:
+    """mean + std * Phi^-1(1 - keep / in) of each row of |x|: about `keep` of normally distributed |x| lie above it.
+
+    Statistical top-k of Spark Transformer (You et al. 2025, arXiv 2506.06644), which needs no sort.
+    """
+    size = x.abs().float()
+    share = torch.tensor(1 - keep / max(x.shape[1], 1)).clamp(1e-6, 1 - 1e-6)
+    mean = size.mean(dim=1)
+    std = (size - mean[:, None]).square().mean(dim=1).sqrt()
+    return mean + std * torch.special.ndtri(share)
+
+
+class SkippingLinear(nn.Module):
+    """y = W s(x) + b, where s keeps the inputs that `threshold` or `keep` names. x (*, in) -> y (*, out), float32.
+
+    The weights lie input-major, so those of skipped inputs are not read: up to eight rows run by the kernel that skips, more rows
+    by a dense product with s(x), which gives the same result. Weight-sparse layers come as they are: zeros are stored, and inputs
+    that are dropped altogether (pattern `columns`) cost nothing once their x is zero.
+
+    Attributes:
+        threshold: |x| up to it counts as zero (None: not used). May be changed between calls.
+        keep: inputs kept in each row (None: not used). May be changed between calls.
+        exact: `keep` by sorting; otherwise by the statistical threshold, which keeps about as many.
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        packed: Packed,
+        bias: Float[Tensor, " out"] | None = None,
+        *,
+        threshold: float | None = None,
+        keep: int | None = None,
+        exact: bool = True,
+    ):
+        """Over weights packed as `inmajor`.
+
+        Raises:
+            KernelError: another format, both or neither of threshold and keep, or one out of range.
+            ShapeError: the bias does not fit.
+        """
+        super().__init__()
+        if packed.format != FORMAT:
+            raise KernelError(
+                f"Skipping inputs needs weights packed as {FORMAT!r}, not {packed.format!r}; pack them so."
+            )
+        if (threshold is None) == (keep is None):
+            raise KernelError("Name either a threshold or how many inputs to keep, not both and not neither.")
+        if threshold is not None and not threshold >= 0:
+            raise KernelError(f"The threshold is for |x|, so it is at least 0; got {threshold}.")
+        if keep is not None and not 0 <= keep <= packed.shape[1]:
+            raise KernelError(f"Of {packed.shape[1]} inputs 0 to {packed.shape[1]} can be kept, not {keep}.")
+        if bias is not None and tuple(bias.shape) != packed.shape[:1]:
+            raise ShapeError(f"The bias has shape {tuple(bias.shape)}, the layer {packed.shape[0]} outputs.")
+        self._shape, self._dtype, self._names = packed.shape, packed.dtype, tuple(packed.parts)
+        for name, tensor in packed.parts.items():
+            self.register_buffer(name, tensor)
+        self.register_buffer("bias", None if bias is None else bias.detach().float().contiguous())
+        self.threshold, self.keep, self.exact = threshold, keep, exact
+        found = (k for k in KERNELS if isinstance(k, InputMajorKernel) and k.value_dtype is packed.dtype)
+        self._kernel = next(found)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        support: Support | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        threshold: float | None = None,
+        keep: int | None = None,
+        exact: bool = True,
+    ) -> SkippingLinear:
+        """Of a dense layer, with zeros outside `support` if one is given.
+
+        Raises:
+            KernelError, ShapeError: see the class; also where `dtype` cannot be stored or the support does not fit.
+        """
+        held = Support.full(tuple(linear.weight.shape)) if support is None else support
+        packed = FORMATS.get(FORMAT).pack(linear.weight, held, dtype=dtype)
+        return cls(packed, linear.bias, threshold=threshold, keep=keep, exact=exact)
+
+    @property
+    def packed(self) -> Packed:
+        """The weights."""
+        return Packed(FORMAT, self._shape, self._dtype, {name: self.get_buffer(name) for name in self._names})
+
+    def kept(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows in"]:
+        """s(x): x with zeros for the inputs that are skipped."""
+        if self.threshold is not None:
+            return kept_by_threshold(x, self.threshold)
+        keep = self.keep or 0
+        if self.exact or keep in (0, x.shape[1]):
+            return kept_by_count(x, keep)
+        return x.where(~(x.abs() <= statistical_threshold(x, keep)[:, None]), 0.0)
+
+    def forward(self, x: Float[Tensor, "*lead in"]) -> Float[Tensor, "*lead out"]:
+        """W s(x) + b.
+
+        Raises:
+            ShapeError: x has another number of inputs.
+        """
+        if x.dim() == 0 or x.shape[-1] != self._shape[1]:
+            raise ShapeError(f"The layer takes (*, {self._shape[1]}), got {tuple(x.shape)}.")
+        rows = x.reshape(-1, self._shape[1]).float().contiguous()
+        call = Call(rows.shape[0], self._shape, threads=torch.get_num_threads(), device=x.device.type)
+        grad = torch.is_grad_enabled() and rows.requires_grad
+        if grad or self._kernel.refuses(call) is not None:
+            y = self._kernel.reference(self.kept(rows), self.packed, self.bias)
+        elif self.threshold is not None:
+            limit = torch.full((rows.shape[0],), self.threshold)
+            y = self._kernel.skipping(rows, self.packed, self.bias, limit)
+        else:
+            y = self._kernel(self.kept(rows), self.packed, self.bias)
+        return y.reshape(*x.shape[:-1], self._shape[0]).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Shown by `print`."""
+        rule = f"threshold={self.threshold}" if self.keep is None else f"keep={self.keep}, exact={self.exact}"
+        return f"in={self._shape[1]}, out={self._shape[0]}, {str(self._dtype).removeprefix('torch.')}, {rule}"

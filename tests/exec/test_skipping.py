@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sparseworks.core.errors import KernelError, ShapeError
+from sparseworks.core.support import Support
+from sparseworks.exec.format import FORMATS
+from sparseworks.exec.skipping import SkippingLinear, kept_by_count, kept_by_threshold, statistical_threshold
+
+DTYPES = [torch.float32, torch.bfloat16, torch.int8]
+
+
+def linear(out: int = 37, width: int = 50, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(width, out, bias=bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "rule", [{"threshold": 0.6}, {"keep": 20}, {"keep": 20, "exact": False}, {"keep": 0}, {"keep": 50}]
+)
+@pytest.mark.parametrize("rows", [0, 1, 4, 9, 30])
+def test_is_the_product_with_the_kept_inputs(dtype, rule, rows):
+    dense = linear()
+    layer = SkippingLinear.from_linear(dense, dtype=dtype, **rule)
+    x = torch.randn(rows, 50)
+    weight = FORMATS.get("inmajor").rounded(dense.weight.detach(), dtype).float()
+    with torch.no_grad():
+        y = layer(x)
+        torch.testing.assert_close(y, F.linear(layer.kept(x), weight, dense.bias), rtol=1e-5, atol=1e-5)
+        if rows and rule.get("keep") != 50:
+            assert not torch.allclose(y, F.linear(x, weight, dense.bias), atol=1e-3)
+
+
+def test_count_keeps_the_largest_and_ties_go_to_the_lower_index():
+    x = torch.tensor([[1.0, -3.0, 3.0, 3.0, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0], [2.0, float("nan"), -9.0, 1.0, 1.0]])
+    kept = kept_by_count(x, 2)
+    assert kept[0].tolist() == [0.0, -3.0, 3.0, 0.0, 0.0] and not kept[1].any()
+    assert kept[2].isnan().tolist() == [False, True, False, False, False] and kept[2, 2] == -9.0
+    assert torch.equal(kept_by_count(x[:2], 5), x[:2]) and not kept_by_count(x[:2], 0).any()
+
+
+def test_threshold_keeps_nan_and_drops_what_equals_it():
+    kept = kept_by_threshold(torch.tensor([[0.5, -0.5, 0.6, -0.7, float("nan")]]), 0.5)
+    assert kept[0, :4].tolist() == [0.0, 0.0, pytest.approx(0.6), pytest.approx(-0.7)] and kept[0, 4].isnan()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.8])
+def test_statistical_threshold_keeps_about_as_many_of_normal_sizes(share):
+    x = torch.randn(4, 20000, generator=torch.Generator().manual_seed(0)) + 10  # |x| is normal
+    kept = (x.abs() > statistical_threshold(x, round(share * 20000))[:, None]).float().mean(dim=1)
+    assert bool(((kept - share).abs() < 0.015).all())
+
+
+def test_composes_with_sparse_weights():
+    dense = linear()
+    mask = torch.rand(37, 50) < 0.4
+    mask[:, ::3] = False
+    y = SkippingLinear.from_linear(dense, Support.from_mask(mask), threshold=0.3)(torch.ones(2, 50))
+    torch.testing.assert_close(y, F.linear(torch.ones(2, 50), dense.weight * mask, dense.bias))
+
+
+def test_gradients_reach_the_kept_inputs_only():
+    x = torch.randn(2, 50, requires_grad=True)
+    SkippingLinear.from_linear(linear(), threshold=0.6)(x).sum().backward()
+    assert x.grad is not None and torch.equal(x.grad != 0, x.detach().abs() > 0.6)
+
+
+def test_leading_dimensions_types_and_state():
+    layer = SkippingLinear.from_linear(linear(bias=False), keep=10)
+    assert layer(torch.randn(2, 3, 50)).shape == (2, 3, 37)
+    assert layer(torch.randn(50).bfloat16()).dtype is torch.bfloat16
+    other = SkippingLinear.from_linear(nn.Linear(50, 37, bias=False), keep=10)
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(1, 50)
+    assert torch.equal(other(x), layer(x)) and "keep=10" in repr(layer)
+
+
+def test_wrong_arguments_are_said():
+    dense = linear()
+    rules: tuple[dict[str, Any], ...] = (
+        {},
+        {"threshold": 0.1, "keep": 3},
+        {"threshold": -1.0},
+        {"threshold": float("nan")},
+        {"keep": 51},
+    )
+    for rule in rules:
+        with pytest.raises(KernelError):
+            SkippingLinear.from_linear(dense, **rule)
+    support = Support.full((37, 50))
+    with pytest.raises(KernelError, match="inmajor"):
+        SkippingLinear(FORMATS.get("dense").pack(dense.weight, support), keep=1)
+    with pytest.raises(ShapeError, match="outputs"):
+        SkippingLinear(FORMATS.get("inmajor").pack(dense.weight, support), torch.zeros(36), keep=1)
+    with pytest.raises(ShapeError, match="takes"):
+        SkippingLinear.from_linear(dense, keep=3)(torch.zeros(2, 49))
