@@ -15,6 +15,8 @@ from sparseworks.core.registry import Registry
 from sparseworks.core.support import Support
 
 FORMATS: Registry[Format] = Registry("format")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""Value types of the formats that kernels for GPUs read."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Packed:
     def nbytes(self) -> int:
         """Bytes of all parts."""
         return sum(t.numel() * t.element_size() for t in self.parts.values())
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same form with its parts on `device`."""
+        parts = {name: t.to(device) for name, t in self.parts.items()}
+        return Packed(self.format, self.shape, self.dtype, parts, self.meta)
 
 
 class Format(ABC):

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from sparseworks.core.support import Support
-from sparseworks.exec.format import FORMATS, Format, Packed
+from sparseworks.exec.format import FLOATS, FORMATS, Format, Packed
 from sparseworks.exec.formats.segments import masked, pointers, rounded, too_many
 
 _WORD = 32
@@ -22,6 +22,7 @@ class Bitmask(Format):
     """
 
     registered_name = "bitmask"
+    dtypes = FLOATS
 
     def refuses(self, support: Support, dtype: torch.dtype = torch.float32) -> str | None:
         """See `Format.refuses`."""
