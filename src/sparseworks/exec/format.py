@@ -42,6 +42,11 @@ class Packed:
         """Bytes of all parts."""
         return sum(t.numel() * t.element_size() for t in self.parts.values())
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parts lie."""
+        return next(iter(self.parts.values())).device
+
     def to(self, device: torch.device | str) -> Packed:
         """The same form with its parts on `device`."""
         parts = {name: t.to(device) for name, t in self.parts.items()}

@@ -64,5 +64,5 @@ class Kernel:
         self, x: Float[Tensor, "rows in"], packed: Packed, bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "rows out"]:
         """The same with the unpacked weight: what the kernel must equal, and what runs where it refuses."""
-        weight, _ = FORMATS.get(self.format).unpack(packed)
-        return torch.nn.functional.linear(x, weight.to(x.dtype), bias)
+        weight, _ = FORMATS.get(self.format).unpack(packed.to("cpu"))
+        return torch.nn.functional.linear(x, weight.to(x), bias)

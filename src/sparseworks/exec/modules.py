@@ -118,7 +118,7 @@ class SparseLinear(nn.Module):
                     f"Name the kernel that is to read the {packed.format!r} form; known: {KERNELS.names()}."
                 )
             packed = [Rung(0, kernel, packed)]
-        support = FORMATS.get(packed[0].packed.format).unpack(packed[0].packed)[1]
+        support = FORMATS.get(packed[0].packed.format).unpack(packed[0].packed.to("cpu"))[1]
         return cls(packed, bias, density=support.density)
 
     @classmethod
@@ -177,7 +177,7 @@ class SparseLinear(nn.Module):
         """The weight as a dense matrix with exact zeros, from the most precise form."""
         best = max(range(len(self._forms)), key=lambda i: self._forms[i][1].itemsize)
         form = self._form(best)
-        return FORMATS.get(form.format).unpack(form)[0]
+        return FORMATS.get(form.format).unpack(form.to("cpu"))[0].to(form.device)
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
@@ -187,7 +187,7 @@ class SparseLinear(nn.Module):
     def support(self) -> Support:
         """The kept entries, exactly as packed."""
         form = self._form(0)
-        return FORMATS.get(form.format).unpack(form)[1]
+        return FORMATS.get(form.format).unpack(form.to("cpu"))[1]
 
     @property
     def forms(self) -> tuple[Packed, ...]:

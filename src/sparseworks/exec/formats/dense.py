@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.support import Support
-from sparseworks.exec.format import FORMATS, Format, Packed
+from sparseworks.exec.format import FLOATS, FORMATS, Format, Packed
 from sparseworks.exec.formats.segments import masked
 
 
@@ -15,6 +15,7 @@ class Dense(Format):
     """Parts: `weight` (out, in), zero outside the support; `bits`, one per entry, row-major, little-endian."""
 
     registered_name = "dense"
+    dtypes = FLOATS
 
     def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""

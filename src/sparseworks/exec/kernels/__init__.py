@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sparseworks.exec.formats  # noqa: F401  kernels read their packed forms
 from sparseworks.exec.kernels.dense import DenseKernel as DenseKernel
+from sparseworks.exec.kernels.gpu import BitmaskGpuKernel as BitmaskGpuKernel
+from sparseworks.exec.kernels.gpu import BsrGpuKernel as BsrGpuKernel
+from sparseworks.exec.kernels.gpu import SemiGpuKernel as SemiGpuKernel
 from sparseworks.exec.kernels.sparse import BitmaskKernel as BitmaskKernel
 from sparseworks.exec.kernels.sparse import CsrKernel as CsrKernel
 from sparseworks.exec.kernels.sparse import FanInKernel as FanInKernel

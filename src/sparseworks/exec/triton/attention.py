@@ -1,12 +1,12 @@
 """Attention of query blocks to chosen key blocks: softmax(scale q k^T) v over the kept blocks only, with the log-sum-exp of every query.
 
-Shapes: q (batch, heads, queries, d), k and v (batch, kv_heads, keys, d), d a power of two from 16 to 256. The support is over (heads or 1,
+Shapes: q (batch, heads, queries, d), k and v (batch, kv_heads, keys, d), d a power of two from 16 to 128. The support is over (heads or 1,
 query blocks, key blocks) of `block` tokens, as `(ptr, idx)` of `Support.indices()`. With `causal`, query i sees keys up to i + keys - queries
 (the last query sees all), inside the kept blocks.
 
 A program has one block of queries of one head and walks its kept key blocks as FlashAttention-2 does (Dao 2023, arXiv 2307.08691): scores in
 registers, running maximum and sum per query, values weighted by the second product; nothing of size queries x keys exists. A
-block of keys is loaded transposed, (d, block), so that both products read operands as tensor cores want them. The heads of a group read the
+block of keys is loaded transposed, (d, keys), so that both products read operands as tensor cores want them. The heads of a group read the
 same keys; they lie beside each other in the grid so that the second reading comes from L2.
 """
 
@@ -24,15 +24,15 @@ from sparseworks.exec.triton.product import multiply
 from sparseworks.exec.triton.softmax import LOG2E, absorb, finish
 
 BLOCKS = (16, 32, 64, 128)
-WIDTHS = (16, 32, 64, 128, 256)
+WIDTHS = (16, 32, 64, 128)
 
 
 @triton.jit
-def _prefill(q, k, v, out, lse, ptr, idx, heads, kv_heads, queries, keys, per_head, scale, CAUSAL: tl.constexpr, B: tl.constexpr, D: tl.constexpr):  # fmt: skip
+def _prefill(q, k, v, out, lse, ptr, idx, heads, kv_heads, queries, keys, per_head, scale, CAUSAL: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, D: tl.constexpr):  # fmt: skip
     head, at, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     line = head * per_head + at
     first, last = tl.load(ptr + line), tl.load(ptr + line + 1)
-    m, d, step = at * B + tl.arange(0, B), tl.arange(0, D), tl.arange(0, B)
+    m, d, step = at * B + tl.arange(0, B), tl.arange(0, D), tl.arange(0, BN)
     mine = (batch * heads + head).to(tl.int64) * queries
     theirs = (batch * kv_heads + head // (heads // kv_heads)).to(tl.int64) * keys * D
     where = (mine + m)[:, None] * D + d[None, :]
@@ -40,12 +40,13 @@ def _prefill(q, k, v, out, lse, ptr, idx, heads, kv_heads, queries, keys, per_he
     top = tl.full([B], -float("inf"), dtype=tl.float32)
     total = tl.zeros([B], dtype=tl.float32)
     acc = tl.zeros([B, D], dtype=tl.float32)
-    for p in range(first, last):
-        n = tl.load(idx + p) * B + step
+    parts = B // BN
+    for p in range(first * parts, last * parts):
+        n = tl.load(idx + p // parts) * B + p % parts * BN + step
         known = n < keys
         kt = tl.load(k + theirs + n[None, :] * D + d[:, None], mask=known[None, :], other=0.0)
         vt = tl.load(v + theirs + n[:, None] * D + d[None, :], mask=known[:, None], other=0.0)
-        s = multiply(a, kt, tl.zeros([B, B], dtype=tl.float32)) * scale
+        s = multiply(a, kt, tl.zeros([B, BN], dtype=tl.float32)) * scale
         seen = known[None, :]
         if CAUSAL:
             seen = seen & (n[None, :] <= m[:, None] + (keys - queries))
@@ -91,7 +92,7 @@ def block_attention(
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=device)
     per_head = lines if ptr.numel() - 1 == heads * lines else 0
     scaled = LOG2E * (d**-0.5 if scale is None else scale)
-    options = _warps(block, d, dtype)
+    options = _tiles(block, d, dtype)
     run(
         _prefill, (heads, lines, batch), q, k, v, out, lse, ptr, idx, heads, kv_heads, queries, keys,
         per_head, scaled, CAUSAL=causal, B=block, D=d, **options,
@@ -109,9 +110,9 @@ def _fitting(q: Tensor, k: Tensor, v: Tensor) -> tuple[torch.Size, torch.Size]:
     return q.shape, k.shape
 
 
-def _warps(block: int, d: int, dtype: torch.dtype) -> dict[str, int]:
-    """128 queries by d = 128 of float32 sums fill the registers of 8 warps; two stages of keys and values fit beside them."""
-    return {
-        "num_warps": 8 if block * d >= 128 * 128 else 4,
-        "num_stages": 2 if dtype.itemsize == 2 and block * d <= 1 << 14 else 1,
-    }
+def _tiles(block: int, d: int, dtype: torch.dtype) -> dict[str, int]:
+    """Keys a step: 64 in two stages leave room for two programs on a multiprocessor; float32 takes operands three times."""
+    warps = 8 if block * d >= 128 * 128 else 4
+    if dtype is torch.float32:
+        return {"BN": min(block, 32), "num_warps": warps, "num_stages": 1}
+    return {"BN": min(block, 64), "num_warps": warps, "num_stages": 2}

@@ -12,9 +12,9 @@ _WIDEN = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def multiply(a, b, total):
-    """total + a b with sums in float32; float32 operands are not rounded to TF32. Triton's interpreter multiplies the bit patterns of
+    """total + a b with sums in float32; float32 operands are split into three TF32 products, which keeps their precision. Triton's interpreter multiplies the bit patterns of
     bfloat16 as if they were whole numbers, so there operands are widened first, which changes no product."""
     if _WIDEN:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, total, input_precision="ieee")
+    return tl.dot(a, b, total, input_precision="tf32x3")
