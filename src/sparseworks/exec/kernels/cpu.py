@@ -180,5 +180,6 @@ def damaged(packed: Packed, reason: str) -> KernelError:
 
 
 def facts(t: Tensor) -> str:
+    """A tensor in the words of an error message: layout, type, shape, device."""
     layout = "" if t.is_contiguous() else "non-contiguous "
     return f"{layout}{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)} on {t.device}"

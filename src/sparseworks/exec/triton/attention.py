@@ -10,6 +10,8 @@ block of keys is loaded transposed, (d, keys), so that both products read operan
 same keys; they lie beside each other in the grid so that the second reading comes from L2.
 """
 
+# pyright: reportOperatorIssue=false
+# Triton's own annotations do not know arithmetic with compile-time constants.
 from __future__ import annotations
 
 import torch

@@ -14,6 +14,8 @@ More rows (`_few`): a program expands a tile of `TILE` outputs and `BK` columns,
 of x in tensor cores. Weights are still read once, so time is theirs until the arithmetic of the expansion shows.
 """
 
+# pyright: reportGeneralTypeIssues=false
+# Triton's own annotations do not know that `static_range` is iterated.
 from __future__ import annotations
 
 import torch

@@ -129,7 +129,7 @@ def block_linear(
         ShapeError: x or the blocks do not fit the layout.
     """
     at = (layout.ptr, layout.columns, layout.order)
-    return _product(x, blocks, layout, bias, at, layout.shape[::-1], (1, layout.block))
+    return _product(x, blocks, layout, bias, at, (layout.shape[1], layout.shape[0]), (1, layout.block))
 
 
 def block_linear_dx(

@@ -13,6 +13,8 @@ second, small kernel merges them. Heads that share a list and its keys are one p
 tensor-core product, so grouped heads read the cache once.
 """
 
+# pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# Triton's own annotations say that a reduction may return a tuple.
 from __future__ import annotations
 
 import torch

@@ -11,7 +11,9 @@ LOG2E = 1.4426950408889634
 
 
 @triton.jit
-def absorb(s, v, top, total, acc):
+def absorb(
+    s: tl.tensor, v: tl.tensor, top: tl.tensor, total: tl.tensor, acc: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Scores `s` (queries, keys) in powers of two, -inf where a key is not seen, and values `v` (keys, d) enter the running
     maximum, sum and weighted values. A query that has seen no key keeps the maximum -inf and the sum 0."""
     new = tl.maximum(top, tl.max(s, axis=1))
@@ -24,7 +26,7 @@ def absorb(s, v, top, total, acc):
 
 
 @triton.jit
-def finish(top, total, acc):
+def finish(top: tl.tensor, total: tl.tensor, acc: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """Weighted mean of the values and natural log of the sum of exponentials: zeros and -inf for a query without keys."""
     seen = total > 0.0
     mean = acc / tl.where(seen, total, 1.0)[:, None]

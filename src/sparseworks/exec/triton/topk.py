@@ -13,6 +13,8 @@ Exact for sums in float32: with float16 or bfloat16 inputs the values before rou
 are still told apart. Among equal sums the lower index is kept, as everywhere in the library. The latents must be finite.
 """
 
+# pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# Triton's own annotations say that a reduction may return a tuple.
 from __future__ import annotations
 
 import torch
