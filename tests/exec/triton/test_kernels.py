@@ -28,14 +28,13 @@ def packed_for(name: str, support: Support, device: str) -> Packed:
     return FORMATS.get(kernel.format).pack(weight, support, dtype=kernel.value_dtype).to(device)
 
 
-@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_its_reference(name, density, device, close, monkeypatch):
-    kernel, packed = KERNELS.get(name), packed_for(name, support_for(name, density=density), device)
-    for rows in (0, 1, 9):
+def test_equals_its_reference(name, device, close):
+    kernel, packed = KERNELS.get(name), packed_for(name, support_for(name), device)
+    bias = torch.randn(32, device=device).to(kernel.value_dtype)
+    for rows, b in ((0, None), (0, bias), (1, None), (9, bias)):
         x = torch.randn(rows, 48, device=device).to(kernel.value_dtype)
-        for bias in (None, torch.randn(32, device=device).to(kernel.value_dtype)):
-            close(kernel(x, packed, bias), kernel.reference(x, packed, bias))
+        close(kernel(x, packed, b), kernel.reference(x, packed, b))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -23,8 +23,14 @@ INTERPRETED = not isinstance(_probe, triton.runtime.JITFunction)
 
 
 def run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Start `kernel` on `grid` programs; nothing where the grid is empty."""
-    if all(grid):
+    """Start `kernel` on `grid` programs, on the GPU where its first argument lies; nothing where the grid is empty."""
+    if not all(grid):
+        return
+    device = arguments[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel[grid](*arguments, **options)
+    else:
         kernel[grid](*arguments, **options)
 
 
