@@ -65,7 +65,9 @@ def candidates(support: Support, call: Call, dtypes: Sequence[torch.dtype]) -> t
     for name, kernel in KERNELS.items():
         if name == itself or kernel.value_dtype not in dtypes:
             continue
-        said = FORMATS.get(kernel.format).refuses(support, kernel.value_dtype) or refusal(kernel, call)
+        said = refusal(kernel, call) or FORMATS.get(kernel.format).refuses(
+            support, kernel.value_dtype
+        )  # the cheap question first
         if said:
             refused[name] = said
         else:

@@ -60,15 +60,22 @@ class Bsr(Format):
 
 def _grid(support: Support) -> tuple[int, Bool[Tensor, "rows cols"]] | None:
     """The largest block size that the support is made of, and which blocks it keeps."""
-    out, width = support.shape
-    mask = support.mask()
-    for block in SIZES:
-        if out % block == 0 and width % block == 0:
-            tiles = mask.reshape(out // block, block, width // block, block).transpose(1, 2).flatten(2)
-            kept = tiles.any(dim=2)
-            if torch.equal(kept, tiles.all(dim=2)):
-                return block, kept
-    return None
+    block, kept = SIZES[-1], _merged(support.mask(), SIZES[-1])
+    if kept is None:
+        return None
+    while block < SIZES[0] and (larger := _merged(kept, 2)) is not None:
+        block, kept = 2 * block, larger
+    return block, kept
+
+
+def _merged(cells: Bool[Tensor, "height width"], size: int) -> Bool[Tensor, "rows cols"] | None:
+    """One cell for every `size` x `size` of them, or None where they do not all agree."""
+    height, width = cells.shape
+    if height % size or width % size:
+        return None
+    tiles = cells.reshape(height // size, size, width // size, size)
+    some, every = tiles.any(dim=3).any(dim=1), tiles.all(dim=3).all(dim=1)
+    return some if torch.equal(some, every) else None
 
 
 FORMATS.register(Bsr.registered_name)(Bsr())

@@ -30,6 +30,7 @@ from sparseworks.exec.triton.product import multiply
 from sparseworks.exec.triton.softmax import LOG2E, absorb, finish
 
 PAGES = (16, 32, 64, 128)
+_MOST_PARTS = 64  # the merge holds one vector of each in registers
 
 
 @triton.jit
@@ -131,7 +132,7 @@ def page_attention(
         raise ShapeError(
             f"{what}: {tuple(pages.shape)} lists for q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
         )
-    parts = splits(device, batch * lists, max(1, count))
+    parts = splits(device, batch * lists, min(max(1, count), _MOST_PARTS))
     span = triton.cdiv(count, parts)
     parts = triton.cdiv(count, span) if span else 1
     means = torch.empty((parts, batch, heads, d), dtype=torch.float32, device=device)
