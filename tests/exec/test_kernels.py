@@ -9,9 +9,10 @@ from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Packed
 from sparseworks.exec.kernel import KERNELS, Call
 from sparseworks.exec.kernels import DenseKernel  # noqa: F401  registers formats and kernels
+from sparseworks.exec.kernels.cpu import NativeKernel
 from sparseworks.exec.native import native
 
-NATIVE = [name for name in KERNELS.names() if not name.startswith("dense")]
+NATIVE = [name for name, kernel in KERNELS.items() if isinstance(kernel, NativeKernel)]
 UNREAD_BITS = ("dense", "inmajor")
 ROWS = [0, 1, 2, 5, 8, 12, 16, 63, 64, 65, 300]
 SHAPES = [(1, 1), (37, 21), (64, 300), (300, 1033)]

@@ -32,8 +32,8 @@ class Ceilings:
 
     Attributes:
         bandwidth: bytes/s when reading a working set of `working_set` bytes over and over.
-        flops: float32 operations/s of a large product (a multiply-add counts two).
-        threads: threads used.
+        flops: operations/s of a large product (a multiply-add counts two): float32 on the CPU, the type asked for on a GPU.
+        threads: CPU threads used.
         working_set: bytes.
     """
 
@@ -43,7 +43,14 @@ class Ceilings:
     working_set: int
 
 
-def ceilings(*, working_set: int = _LARGEST, threads: int | None = None, cache: bool = True) -> Ceilings:
+def ceilings(
+    *,
+    working_set: int = _LARGEST,
+    threads: int | None = None,
+    cache: bool = True,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Ceilings:
     """Measured ceilings of this machine; a second or two the first time, then read from the user's cache folder.
 
     Args:
@@ -51,15 +58,17 @@ def ceilings(*, working_set: int = _LARGEST, threads: int | None = None, cache: 
             model that stays in the last cache is read faster than one that does not. Rounded to a power of two.
         threads: default: as torch is set.
         cache: read and write the cache file.
+        device: "cpu" or "cuda".
+        dtype: on a GPU, the type of the product; tensor cores multiply short types faster.
     """
     threads = threads or torch.get_num_threads()
     size = min(max(1 << round(log2(max(working_set, 1))), _SMALLEST), _LARGEST)
-    key = f"{_VERSION}-{threads}-{size}-{torch.__version__}"
+    key = f"{_VERSION}-{threads}-{size}-{torch.__version__}{_on(device, dtype)}"
     found = _MEMORY.get(key)
     if found is None and cache:
         found = _read(key)
     if found is None:
-        found = _measure(size, threads)
+        found = _measure(size, threads) if device == "cpu" else gpu_ceilings(size, dtype)
         if cache:
             _write(key, found)
     _MEMORY[key] = found
@@ -118,6 +127,12 @@ def machine_key() -> str:
 
     facts = {k: v for k, v in machine().items() if k in ("cpu", "cores", "isa", "native", "system")}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _on(device: str, dtype: torch.dtype) -> str:
+    from sparseworks.exec.measure import device_name
+
+    return "" if device == "cpu" else f"-{device_name(device)}-{dtype}"
 
 
 def _file() -> Path:
@@ -181,3 +196,27 @@ def _best(fns: Sequence[Callable[[], Any]], seconds: float = 0.4) -> float:
         if end - started > seconds:
             return best
     return best
+
+
+def gpu_ceilings(size: int, dtype: torch.dtype) -> Ceilings:
+    """Best rates of the current GPU: a buffer of `size` bytes read by a sum, a large product of `dtype`, each timed by events."""
+    buffer = torch.zeros(size // 4, device="cuda")
+    bandwidth = size / min(gpu_seconds(buffer.sum) for _ in range(5))
+    flops = 0.0
+    for n in (2048, 4096, 8192):
+        a, b = (torch.randn(n, n, device="cuda").to(dtype) for _ in range(2))
+        flops = max(flops, 2 * n**3 / gpu_seconds(lambda a=a, b=b: a @ b))
+    return Ceilings(bandwidth, flops, torch.get_num_threads(), size)
+
+
+def gpu_seconds(fn: Callable[[], Any], calls: int = 10) -> float:
+    """Seconds of one call on the GPU: shortest of `calls`, by events, after two for warm-up."""
+    pairs = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(calls)]
+    for _ in range(2):
+        fn()
+    for start, end in pairs:
+        start.record()
+        fn()
+        end.record()
+    torch.cuda.synchronize()
+    return min(start.elapsed_time(end) for start, end in pairs) / 1000

@@ -100,11 +100,19 @@ def draw(
     raced = [_race(drawing, unit, unit.support(supports), size) for unit in _watched(units, progress)]
     raced = _in_one_call(drawing, raced)
     planned = max(1, size + sum(r.nbytes - r.dense_bytes for r in raced))
-    limits = ceilings(working_set=planned, cache=drawing.cache.on_disk) if raced and drawing.measure else None
+    limits = _limits(raced, planned, drawing.cache.on_disk) if drawing.measure else None
     costs = drawing.costs
     return {
         r.unit.module: Drawn(r.choice.rungs, tuple(_rows(r, drawing.batches, supports, limits, costs))) for r in raced
     }
+
+
+def _limits(raced: Sequence[_Raced], working_set: int, cache: bool) -> Ceilings | None:
+    """Those of the device and type of the first layer."""
+    if not raced:
+        return None
+    device, dtype = raced[0].device, raced[0].dtype
+    return ceilings(working_set=working_set, cache=cache, device=device, dtype=dtype)
 
 
 def _watched(units: Sequence[Unit], progress: bool):

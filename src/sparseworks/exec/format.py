@@ -18,6 +18,8 @@ from sparseworks.core.support import Support
 from sparseworks.exec.int8 import from_int8, to_int8
 
 FORMATS: Registry[Format] = Registry("format")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""Value types of the formats that kernels for GPUs read."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Packed:
         return sum(t.numel() * t.element_size() for t in self.parts.values())
 
     def unpack(self) -> tuple[Float[Tensor, "out in"], Support]:
-        """`Format.unpack` of the form's own format, for parts that may come from a damaged file.
+        """`Format.unpack` of the form's own format, for parts that may come from a damaged file; on the CPU.
 
         Raises:
             KernelError: the parts do not fit together.
@@ -55,10 +57,20 @@ class Packed:
             ptr = self.parts.get("ptr")
             if ptr is not None and ptr.numel() and not 0 <= int(ptr.min()) <= int(ptr.max()) <= longest:
                 raise damaged(self, "'ptr' points outside the other parts")  # before as many entries are made of it
-            weight, support = kind.unpack(self)
+            weight, support = kind.unpack(self.to("cpu"))
         if not tuple(weight.shape) == tuple(support.shape) == self.shape:
             raise damaged(self, f"it unpacks to a weight of {tuple(weight.shape)} and a support of {support.shape}")
         return weight, support
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parts lie."""
+        return next(iter(self.parts.values())).device
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same form with its parts on `device`."""
+        parts = {name: t.to(device) for name, t in self.parts.items()}
+        return Packed(self.format, self.shape, self.dtype, parts, self.meta)
 
 
 def damaged(packed: Packed, reason: str) -> KernelError:

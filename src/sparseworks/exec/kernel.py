@@ -73,4 +73,4 @@ class Kernel:
     ) -> Float[Tensor, "rows out"]:
         """The same with the unpacked weight: what the kernel must equal, and what runs where it refuses."""
         weight, _ = packed.unpack()
-        return torch.nn.functional.linear(x, weight.to(x.dtype), bias)
+        return torch.nn.functional.linear(x, weight.to(x), bias)

@@ -18,6 +18,7 @@ from sparseworks.exec.format import Packed
 from sparseworks.exec.kernel import KERNELS, Call, Kernel
 
 Route = Callable[[Tensor, Tensor | None, Sequence[Tensor]], Tensor]
+_Key = tuple[int, torch.dtype, bool | str]
 _MAX_ROUTES = 4096
 DENSE = "dense"
 
@@ -108,12 +109,16 @@ class Ladder:
             raise KernelError(f"Not a kernel ladder: {spec[:80]!r} ({error}); build it with `write_spec`.") from None
         self.density = float(data.get("density", 1.0))
         self.rungs: list[tuple[int, Kernel, _Form]] = [(least, KERNELS.get(name), form) for least, name, form in rungs]
-        self._routes: dict[tuple[int, torch.dtype, bool], Route] = {}
+        self._routes: dict[_Key, Route] = {}
 
     def __call__(self, x: Float[Tensor, "*lead in"], bias: Tensor | None, parts: Sequence[Tensor]) -> Tensor:
         """`x @ W.T + bias` by the rung for the number of rows of `x`."""
         tokens = x if x.dim() == 2 else x.reshape(-1, self.shape[1])
-        key = (tokens.shape[0], x.dtype, x.is_cpu)
+        key = (
+            tokens.shape[0],
+            x.dtype,
+            x.is_cpu or x.device.type,
+        )  # the name of a device costs more than this question
         route = self._routes.get(key)
         if route is None:
             route = self._find(key, x)
@@ -127,7 +132,7 @@ class Ladder:
     def dense(self, rows: int, parts: Sequence[Tensor]) -> Float[Tensor, "out in"]:
         """The weight as a dense matrix, from the form that serves `rows` rows."""
         form = self.rung(rows)[1]
-        return form.packed(parts).unpack()[0]
+        return form.packed(parts).unpack()[0].to(parts[0].device)
 
     def dense_rows(self) -> list[tuple[int, float, int]]:
         """`(least, limit, form)`: for `least <= rows < limit` the plain dense product runs, on the form of that index."""
@@ -138,12 +143,13 @@ class Ladder:
             if kernel.name == dense_kernel(form.dtype)
         ]
 
-    def _find(self, key: tuple[int, torch.dtype, bool], x: Tensor) -> Route:
+    def _find(self, key: _Key, x: Tensor) -> Route:
         if len(self._routes) >= _MAX_ROUTES:  # a server may see every length once
             self._routes.clear()
         rows = key[0]
         call = Call(rows, self.shape, self.density, x.dtype, torch.get_num_threads(), x.device.type)
-        route = self._routes[key] = _empty(self.shape[0]) if rows == 0 else self._take(call)
+        blank = rows == 0 or x.is_meta
+        route = self._routes[key] = _empty(self.shape[0]) if blank else self._take(call)
         return route
 
     def _take(self, call: Call) -> Route:
@@ -191,7 +197,7 @@ def _reference(kernel: Kernel, form: _Form) -> Route:
 
 
 def _empty(out_features: int) -> Route:
-    return lambda x, bias, parts: x.new_empty(0, out_features)
+    return lambda x, bias, parts: x.new_empty(x.shape[0], out_features)
 
 
 _LADDERS: dict[str, Ladder] = {}

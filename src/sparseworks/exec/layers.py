@@ -106,7 +106,7 @@ def layer_of(module: nn.Module) -> Layer:
 
 
 def pack_for(layer: Layer, support: Support, rungs: Sequence[tuple[int, str]]) -> SparseLinear:
-    """Pack the layer's weight once per form that the `(min_rows, kernel)` rungs need.
+    """Pack the layer's weight once per form that the `(min_rows, kernel)` rungs need, onto the device of the weight.
 
     Raises:
         ShapeError: support and weight differ in shape.
@@ -129,7 +129,7 @@ def pack_for(layer: Layer, support: Support, rungs: Sequence[tuple[int, str]]) -
         Rung(least, name, forms[KERNELS.get(name).format, KERNELS.get(name).value_dtype]) for least, name in rungs
     ]
     sparse = SparseLinear(ladder, bias, density=support.density)
-    return sparse.train(layer.module.training)
+    return sparse.to(weight.device).train(layer.module.training)
 
 
 def why_not(model: nn.Module, name: str) -> str | None:

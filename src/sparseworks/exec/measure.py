@@ -98,7 +98,12 @@ class Comparison(Mapping[str, Timing]):
 
 
 def compare(
-    contenders: Mapping[str, Callable[[], Any]], *, rounds: int = 15, block_us: float = 300.0, warmup: int = 2
+    contenders: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int = 15,
+    block_us: float = 300.0,
+    warmup: int = 2,
+    device: str = "cpu",
 ) -> Comparison:
     """Time all contenders in the same rounds, in rotating order.
 
@@ -111,15 +116,17 @@ def compare(
         rounds: rounds to keep.
         block_us: length of a block.
         warmup: calls of each before the first sample.
+        device: type of the device that works: on "cuda" a block begins idle and ends when the GPU has done it.
     """
-    calls = {name: _calls(fn, block_us, warmup) for name, fn in contenders.items()}
+    wait = waiting(device)
+    calls = {name: _calls(fn, block_us, warmup, wait) for name, fn in contenders.items()}
     names = list(contenders)
     clean: list[dict[str, float]] = []
     disturbed: list[dict[str, float]] = []
     for number in range(2 * rounds):
         start = number % len(names)
         before = _switches()
-        sample = {name: _block(contenders[name], calls[name]) for name in names[start:] + names[:start]}
+        sample = {name: _block(contenders[name], calls[name], wait) for name in names[start:] + names[:start]}
         (clean if _switches() == before else disturbed).append(sample)
         if len(clean) >= rounds or (not clean and number + 1 >= rounds):
             break
@@ -135,7 +142,8 @@ def time_call(fn: Callable[[], Any], **options: Any) -> Timing:
 
 def machine() -> dict[str, Any]:
     """Facts a figure depends on: processor, cores, threads, instruction set, versions."""
-    return {
+    gpu = {"gpu": device_name("cuda")} if torch.cuda.is_available() else {}
+    return gpu | {
         "cpu": cpu_name(),
         "cores": _cores(),
         "threads": torch.get_num_threads(),
@@ -145,6 +153,12 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+@cache
+def device_name(device: str) -> str:
+    """The model of the current GPU for "cuda", else the type itself: figures of one GPU say nothing about another."""
+    return torch.cuda.get_device_name() if device == "cuda" else device
 
 
 @cache
@@ -170,15 +184,22 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _calls(fn: Callable[[], Any], block_us: float, warmup: int) -> int:
-    took = min(_block(fn, 1) for _ in range(max(warmup, 1)))
+def waiting(device: str) -> Callable[[], Any]:
+    """A function that returns when a device of this type has done all it was given."""
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def _calls(fn: Callable[[], Any], block_us: float, warmup: int, wait: Callable[[], Any]) -> int:
+    took = min(_block(fn, 1, wait) for _ in range(max(warmup, 1)))
     return max(1, min(10_000, round(block_us / took))) if took else 1
 
 
-def _block(fn: Callable[[], Any], calls: int) -> float:
+def _block(fn: Callable[[], Any], calls: int, wait: Callable[[], Any]) -> float:
+    wait()
     start = time.perf_counter_ns()
     for _ in range(calls):
         fn()
+    wait()
     return (time.perf_counter_ns() - start) / calls / 1000
 
 

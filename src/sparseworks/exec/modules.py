@@ -193,7 +193,8 @@ class SparseLinear(nn.Module):
     def dense_weight(self) -> Float[Tensor, "out in"]:
         """The weight as a dense matrix with exact zeros, from the most precise form."""
         best = max(range(len(self._forms)), key=lambda i: self._forms[i][1].itemsize)
-        return self._form(best).unpack()[0]
+        form = self._form(best)
+        return form.unpack()[0].to(form.device)
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:

@@ -77,7 +77,7 @@ def linear(
     Plain eager inference calls the kernel directly, everything else (autograd, compile, export, autocast, vmap, dispatch
     modes) goes through the registered op: two passes through the dispatcher cost more than a small product.
 
-    Under autocast the product is made in float32 and returned in the autocast type.
+    Under autocast the product is made in float32 on the CPU, in the autocast type on a GPU, and returned in the autocast type.
 
     Raises:
         ShapeError: `x` has another number of features.
@@ -148,10 +148,11 @@ def _autocast(device: str) -> Callable[..., Tensor]:
     key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
 
     def run(x, bias, parts, kernel, out_features, in_features):
+        short = torch.get_autocast_dtype(device)
+        inner = torch.float64 if x.dtype is torch.float64 else torch.float32 if device == "cpu" else short
         with torch._C._ExcludeDispatchKeyGuard(key):
-            wide = torch.promote_types(x.dtype, torch.float32)
-            y = _linear_op(x.to(wide), bias, parts, kernel, out_features, in_features)
-        return y if wide == torch.float64 else y.to(torch.get_autocast_dtype(device))
+            y = _linear_op(x.to(inner), bias, parts, kernel, out_features, in_features)
+        return y if inner is torch.float64 else y.to(short)
 
     return run
 

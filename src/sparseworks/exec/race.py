@@ -66,7 +66,9 @@ def candidates(support: Support, call: Call, dtypes: Sequence[torch.dtype]) -> t
     for name, kernel in KERNELS.items():
         if name == itself or kernel.value_dtype not in dtypes:
             continue
-        said = FORMATS.get(kernel.format).refuses(support, kernel.value_dtype) or refusal(kernel, call)
+        said = refusal(kernel, call) or FORMATS.get(kernel.format).refuses(
+            support, kernel.value_dtype
+        )  # the cheap question first
         if said:
             refused[name] = said
         else:
@@ -90,16 +92,16 @@ def race(layer: Layer, support: Support, kernels: Sequence[str], rows: int, *, w
     modules = {DENSE: layer.module, **{name: layer.wrap(sparse) for name, sparse in _packed(layer, support, kernels)}}
     rough = _rough(modules, layer, rows) if rows > _ROUGH_ROWS else {}
     worth = [name for name in kernels if name not in rough or rough[name].ratio > _SENSELESS]
-    size = layer.weight().numel() * layer.weight().element_size()
+    size, device = layer.weight().numel() * layer.weight().element_size(), layer.weight().device.type
     fill = max(1, round(working_set / size)) if rows <= _FEW_ROWS and size else 1
     x = layer.example(rows)
     runs = {name: _turns(modules[name], x, fill) for name in (DENSE, *worth)}
     with torch.inference_mode():
-        first = measure.compare(runs, rounds=_SCREEN_ROUNDS, warmup=2)
+        first = measure.compare(runs, rounds=_SCREEN_ROUNDS, warmup=2, device=device)
         ranked = sorted(worth, key=lambda k: first[k].us)
         best = [k for k in ranked if first.ratio(DENSE, k).median > _HOPELESS][:FINALISTS]
         heat = max(5, min(rounds, round(_FINAL_US / sum(first[k].us for k in (DENSE, *best)))))
-        final = measure.compare({k: runs[k] for k in (DENSE, *best)}, rounds=heat) if best else first
+        final = measure.compare({k: runs[k] for k in (DENSE, *best)}, rounds=heat, device=device) if best else first
     entries = {k: _entry(final if k in best else first, k, k in best) for k in ranked}
     return Race(final[DENSE].us, rough | entries)
 
@@ -107,8 +109,9 @@ def race(layer: Layer, support: Support, kernels: Sequence[str], rows: int, *, w
 def _rough(modules: Mapping[str, nn.Module], layer: Layer, rows: int) -> dict[str, Entry]:
     """Entries from a glance at fewer rows: some kernels are made for one row and would take seconds for thousands."""
     x = layer.example(_ROUGH_ROWS)
+    options = {"rounds": 3, "block_us": 0.0, "warmup": 1, "device": x.device.type}
     with torch.inference_mode():
-        glance = measure.compare({k: partial(m, x) for k, m in modules.items()}, rounds=3, block_us=0.0, warmup=1)
+        glance = measure.compare({k: partial(m, x) for k, m in modules.items()}, **options)
     entries = {k: _entry(glance, k, False) for k in modules if k != DENSE}
     return {k: replace(e, us=e.us * rows / _ROUGH_ROWS) for k, e in entries.items()}
 
@@ -212,7 +215,7 @@ def race_key(
         "stride": getattr(module, "stride", None),
         "bias": layer.bias() is not None,
         "dtype": str(call.dtype),
-        "device": call.device,
+        "device": measure.device_name(call.device),
         "rows": call.rows,
         "threads": call.threads,
         "rounds": rounds,

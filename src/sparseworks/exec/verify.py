@@ -42,7 +42,9 @@ def verify(dense: nn.Module, planned: nn.Module, batch: Any, *, rounds: int = 9)
         if expected is None or got is None:
             raise ModelError("Neither tensor nor container of tensors came out of the model; nothing can be compared.")
         timing = measure.compare(
-            {"dense": lambda: call(dense, batch), "planned": lambda: call(planned, batch)}, rounds=rounds
+            {"dense": lambda: call(dense, batch), "planned": lambda: call(planned, batch)},
+            rounds=rounds,
+            device=expected.device.type,
         )
     largest, apart = float(expected.abs().max()), float((expected.float() - got.float()).abs().max())
     return Check(apart / largest if largest else apart, timing.ratio("dense", "planned"))

@@ -22,7 +22,7 @@ class Bitmask(Format):
     """
 
     registered_name = "bitmask"
-    dtypes = VALUE_TYPES
+    dtypes = (*VALUE_TYPES, torch.float16)
 
     def refuses(self, support: Support, dtype: torch.dtype = torch.float32) -> str | None:
         """See `Format.refuses`."""

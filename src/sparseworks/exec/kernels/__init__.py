@@ -6,6 +6,9 @@ import sparseworks.exec.formats  # noqa: F401  kernels read their packed forms
 from sparseworks.exec.kernels.dense import DenseKernel as DenseKernel
 from sparseworks.exec.kernels.few_rows import GemvKernel as GemvKernel
 from sparseworks.exec.kernels.few_rows import InputMajorKernel as InputMajorKernel
+from sparseworks.exec.kernels.gpu import BitmaskGpuKernel as BitmaskGpuKernel
+from sparseworks.exec.kernels.gpu import BsrGpuKernel as BsrGpuKernel
+from sparseworks.exec.kernels.gpu import SemiGpuKernel as SemiGpuKernel
 from sparseworks.exec.kernels.sparse import BalancedKernel as BalancedKernel
 from sparseworks.exec.kernels.sparse import BitmaskKernel as BitmaskKernel
 from sparseworks.exec.kernels.sparse import CsrKernel as CsrKernel

@@ -21,18 +21,57 @@ Arguments = tuple[Any, ...]
 _Known = tuple[list[weakref.ref[Tensor]], list[int], tuple[int, int], Any, Arguments]
 
 
-class NativeKernel(Kernel):
+class CheckedKernel(Kernel):
+    """A kernel that follows addresses: each packed form is inspected once, before its buffers are first followed.
+
+    Subclasses say, in `inspect`, which buffers they may follow.
+    """
+
+    def __init__(self, name: str, value_dtype: torch.dtype):
+        self.name, self.value_dtype = name, value_dtype
+        self._checked: dict[int, _Known] = {}
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """What the kernel needs beyond x and bias, after checking every buffer."""
+        raise NotImplementedError
+
+    def arguments(self, packed: Packed) -> Arguments:
+        """What `inspect` gives, once per packed form: kept until a buffer is replaced or written to.
+
+        Raises:
+            KernelError: another format or type, or damaged buffers.
+        """
+        parts = list(packed.parts.values())
+        if not parts:
+            raise damaged(packed, "it has no parts")
+        key, meta = id(parts[0]), packed.meta
+        stamp = _stamp(parts)
+        known = self._checked.get(key)
+        same = known is not None and known[0][0]() is parts[0] and known[1] == stamp and known[2] == packed.shape
+        if known is not None and same and (known[3] is meta or known[3] == meta):
+            return known[4]
+        if packed.format != self.format or packed.dtype is not self.value_dtype:
+            wanted = f"{self.format!r} in {self.value_dtype}"
+            raise KernelError(f"Kernel {self.name!r} reads {wanted}, not {packed.format!r} in {packed.dtype}.")
+        with inspecting(packed):
+            found = self.inspect(packed)
+        # When any part is gone, another may come to lie at its address.
+        forget = [weakref.ref(t, lambda _: self._checked.pop(key, None)) for t in parts]
+        self._checked[key] = (forget, stamp, packed.shape, meta, found)
+        return found
+
+
+class NativeKernel(CheckedKernel):
     """A kernel of the extension: float32 input and output on the CPU, values in the type that the subclass names.
 
-    Subclasses name the format and the entry point and say, in `inspect`, which buffers it may follow.
+    Subclasses name the format and the entry point; what they inspect are sizes and addresses.
     """
 
     entry: ClassVar[str]
 
     def __init__(self, name: str, value_dtype: torch.dtype):
-        self.name, self.value_dtype = name, value_dtype
+        super().__init__(name, value_dtype)
         self._run: Callable[..., None] | None = None
-        self._checked: dict[int, _Known] = {}
 
     def refuses(self, call: Call) -> str | None:
         """No extension, another device, or an input that is not float32."""
@@ -41,10 +80,6 @@ class NativeKernel(Kernel):
         if call.dtype is not torch.float32:
             return f"it takes float32 inputs, not {str(call.dtype).removeprefix('torch.')}"
         return why_missing()
-
-    def inspect(self, packed: Packed) -> Arguments:
-        """What the entry point needs beyond pointers to x, y, bias: sizes and pointers, after checking every buffer."""
-        raise NotImplementedError
 
     def __call__(
         self, x: Float[Tensor, "rows in"], packed: Packed, bias: Float[Tensor, " out"] | None
@@ -67,9 +102,9 @@ class NativeKernel(Kernel):
         out, width = packed.shape
         rows, *rest = x.shape
         if rest != [width] or x.dtype is not torch.float32 or not x.is_contiguous() or not x.is_cpu:
-            raise KernelError(f"Kernel {self.name!r} takes a contiguous float32 (rows, {width}), got {_facts(x)}.")
+            raise KernelError(f"Kernel {self.name!r} takes a contiguous float32 (rows, {width}), got {facts(x)}.")
         if bias is not None and not (bias.dtype is torch.float32 and bias.shape == (out,) and bias.is_contiguous()):
-            raise KernelError(f"Kernel {self.name!r} takes a contiguous float32 bias ({out},), got {_facts(bias)}.")
+            raise KernelError(f"Kernel {self.name!r} takes a contiguous float32 bias ({out},), got {facts(bias)}.")
         arguments = self.arguments(packed)
         if last:
             arguments = (*arguments[: -len(last)], *last)
@@ -101,31 +136,6 @@ class NativeKernel(Kernel):
         self._run = run
         return run
 
-    def arguments(self, packed: Packed) -> Arguments:
-        """What `inspect` gives, once per packed form: kept until a buffer is replaced or written to.
-
-        Raises:
-            KernelError: another format or type, or damaged buffers.
-        """
-        parts = list(packed.parts.values())
-        if not parts:
-            raise damaged(packed, "it has no parts")
-        key, meta = id(parts[0]), packed.meta
-        stamp = _stamp(parts)
-        known = self._checked.get(key)
-        same = known is not None and known[0][0]() is parts[0] and known[1] == stamp and known[2] == packed.shape
-        if known is not None and same and (known[3] is meta or known[3] == meta):
-            return known[4]
-        if packed.format != self.format or packed.dtype is not self.value_dtype:
-            wanted = f"{self.format!r} in {self.value_dtype}"
-            raise KernelError(f"Kernel {self.name!r} reads {wanted}, not {packed.format!r} in {packed.dtype}.")
-        with inspecting(packed):
-            found = self.inspect(packed)
-        # When any part is gone, another may come to lie at its address.
-        forget = [weakref.ref(t, lambda _: self._checked.pop(key, None)) for t in parts]
-        self._checked[key] = (forget, stamp, packed.shape, meta, found)
-        return found
-
 
 def _stamp(parts: list[Tensor]) -> list[int]:
     """Changes when a buffer is replaced or written to (inference tensors keep no count of writes)."""
@@ -147,7 +157,7 @@ def part(packed: Packed, name: str, dtype: torch.dtype, *shape: int | None) -> T
     fits = found.dim() == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=False))
     if not (fits and found.dtype is dtype and found.is_cpu and found.is_contiguous()):
         want = tuple("any" if s is None else s for s in shape)
-        raise damaged(packed, f"part {name!r} should be a contiguous {dtype} of shape {want}, is {_facts(found)}")
+        raise damaged(packed, f"part {name!r} should be a contiguous {dtype} of shape {want}, is {facts(found)}")
     return found
 
 
@@ -184,6 +194,7 @@ def below(packed: Packed, name: str, values: Tensor, limit: int | Tensor) -> Non
         raise damaged(packed, f"part {name!r} holds indices beyond the matrix")
 
 
-def _facts(t: Tensor) -> str:
+def facts(t: Tensor) -> str:
+    """A tensor in the words of an error message: layout, type, shape, device."""
     layout = "" if t.is_contiguous() else "non-contiguous "
     return f"{layout}{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)} on {t.device}"

@@ -44,5 +44,5 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-for _name, _dtype in (("dense", torch.float32), ("dense-bf16", torch.bfloat16)):
+for _name, _dtype in (("dense", torch.float32), ("dense-bf16", torch.bfloat16), ("dense-fp16", torch.float16)):
     KERNELS.register(_name)(DenseKernel(_name, _dtype))

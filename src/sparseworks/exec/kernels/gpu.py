@@ -1,0 +1,163 @@
+"""The kernels for NVIDIA GPUs by format. Triton is imported when one of them first runs, never before."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparseworks.core.errors import KernelError
+from sparseworks.exec.format import FLOATS, FORMATS, Packed
+from sparseworks.exec.formats.bsr import SIZES
+from sparseworks.exec.kernel import KERNELS, Call
+from sparseworks.exec.kernels.cpu import Arguments, CheckedKernel, below, damaged, facts, number, part, pointers
+from sparseworks.exec.kernels.sparse import BitmaskKernel, NMKernel
+from sparseworks.exec.triton import why_missing
+
+
+class GpuKernel(CheckedKernel):
+    """A kernel for GPUs: input in the type of its values, output in the type of the input, sums in float32.
+
+    Buffers are inspected on the CPU, once per packed form; then they are followed where they lie.
+    """
+
+    def refuses(self, call: Call) -> str | None:
+        """Another device or input type, or no Triton."""
+        if call.device != "cuda":
+            return f"it runs on a GPU, not on {'the CPU' if call.device == 'cpu' else call.device}"
+        if call.dtype is not self.value_dtype:
+            return f"its values are {_short(self.value_dtype)}, the input {_short(call.dtype)}"
+        return self.unsupported()
+
+    def unsupported(self) -> str | None:
+        """Why it cannot run on this machine, or None."""
+        return why_missing()
+
+    def __call__(
+        self, x: Float[Tensor, "rows in"], packed: Packed, bias: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "rows out"]:
+        """x W^T + bias.
+
+        Raises:
+            KernelError: input, bias or buffers that the kernel cannot read.
+        """
+        out, width = packed.shape
+        if x.dim() != 2 or x.shape[1] != width or x.dtype is not self.value_dtype or not x.is_contiguous():
+            raise KernelError(
+                f"Kernel {self.name!r} takes a contiguous {_short(self.value_dtype)} (rows, {width}), got {facts(x)}."
+            )
+        if bias is not None and not (bias.dtype is x.dtype and bias.shape == (out,) and bias.is_contiguous()):
+            raise KernelError(
+                f"Kernel {self.name!r} takes a contiguous {_short(x.dtype)} bias ({out},), got {facts(bias)}."
+            )
+        arguments = self.arguments(packed)
+        if x.shape[0] == 0 or out == 0 or width == 0:
+            return x.new_zeros(x.shape[0], out) + (0 if bias is None else bias)
+        return self.multiply(x, bias, *arguments)
+
+    def multiply(self, x: Tensor, bias: Tensor | None, *arguments: object) -> Tensor:
+        """x W^T + bias with what `inspect` gave."""
+        raise NotImplementedError
+
+
+class BitmaskGpuKernel(GpuKernel):
+    """Any support, few rows: positions of packed values from population counts (`exec.triton.bitmap`)."""
+
+    format = "bitmask"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `CheckedKernel.inspect`."""
+        BitmaskKernel(self.name, self.value_dtype).inspect(packed.to("cpu"))
+        return packed.parts["bits"], packed.parts["values"], packed.parts["ptr"]
+
+    def multiply(self, x: Tensor, bias: Tensor | None, *arguments: object) -> Tensor:
+        """See `GpuKernel.multiply`."""
+        from sparseworks.exec.triton.bitmap import bitmap_linear
+
+        return bitmap_linear(x, *arguments, bias)  # type: ignore[arg-type]
+
+
+class BsrGpuKernel(GpuKernel):
+    """Whole blocks, any number of rows: tensor-core products of the kept blocks only (`exec.triton.blocks`)."""
+
+    format = "bsr"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `CheckedKernel.inspect`."""
+        from sparseworks.exec.triton.blocks import Layout
+
+        check_blocks(packed.to("cpu"), self.value_dtype)
+        at = (packed.parts["ptr"], packed.parts["columns"])
+        return packed.parts["blocks"], Layout.of(packed.shape, int(packed.meta["block"]), *at)
+
+    def multiply(self, x: Tensor, bias: Tensor | None, *arguments: object) -> Tensor:
+        """See `GpuKernel.multiply`."""
+        from sparseworks.exec.triton.blocks import block_linear
+
+        return block_linear(x, *arguments, bias)  # type: ignore[arg-type]
+
+
+class SemiGpuKernel(GpuKernel):
+    """2:4 on sparse tensor cores through torch (`torch.sparse.to_sparse_semi_structured`), at most twice the dense rate.
+
+    Torch's own layout is made at the first call and kept beside the packed form as long as that lives.
+    """
+
+    format = "semi"
+    rate = 2.0
+
+    def unsupported(self) -> str | None:
+        """No GPU with sparse tensor cores."""
+        return _no_sparse_tensor_cores()
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `CheckedKernel.inspect`."""
+        here = packed.to("cpu")
+        NMKernel(self.name, self.value_dtype).inspect(here)
+        weight, _ = FORMATS.get(self.format).unpack(here)
+        return (torch.sparse.to_sparse_semi_structured(weight.to(packed.parts["values"].device)),)
+
+    def multiply(self, x: Tensor, bias: Tensor | None, *arguments: object) -> Tensor:
+        """See `GpuKernel.multiply`."""
+        return F.linear(x, *arguments, bias)  # type: ignore[arg-type]
+
+
+def check_blocks(packed: Packed, dtype: torch.dtype) -> None:
+    """The parts of a `bsr` form fit together.
+
+    Raises:
+        KernelError: otherwise.
+    """
+    out, width = packed.shape
+    block = number(packed, "block", SIZES[-1], SIZES[0])
+    if block not in SIZES or out % block or width % block:
+        raise damaged(packed, f"blocks of {block} do not tile it")
+    columns = part(packed, "columns", torch.int32, None)
+    part(packed, "blocks", dtype, columns.numel(), block, block)
+    pointers(packed, out // block, columns.numel())
+    below(packed, "columns", columns, width // block)
+    below(packed, "columns", -columns, 1)
+
+
+@cache
+def _no_sparse_tensor_cores() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    found = torch.cuda.get_device_capability()
+    if found < (8, 0):
+        return f"sparse tensor cores need compute capability 8.0, this GPU has {found[0]}.{found[1]}"
+    return None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+for _kind, _dtypes in ((BitmaskGpuKernel, FLOATS), (BsrGpuKernel, FLOATS), (SemiGpuKernel, FLOATS[1:])):
+    for _dtype in _dtypes:
+        _name = f"{_kind.format}-gpu-{_SUFFIX[_dtype]}"
+        KERNELS.register(_name)(_kind(_name, _dtype))

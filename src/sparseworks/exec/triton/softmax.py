@@ -1,0 +1,34 @@
+"""One step of a softmax over keys that arrive in parts, shared by prefill and decode (Milakov & Gimelshein 2018, arXiv 1805.02867)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sparseworks.exec.triton.product import multiply
+
+LOG2E = 1.4426950408889634
+
+
+@triton.jit
+def absorb(
+    s: tl.tensor, v: tl.tensor, top: tl.tensor, total: tl.tensor, acc: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Scores `s` (queries, keys) in powers of two, -inf where a key is not seen, and values `v` (keys, d) enter the running
+    maximum, sum and weighted values. A query that has seen no key keeps the maximum -inf and the sum 0."""
+    new = tl.maximum(top, tl.max(s, axis=1))
+    safe = tl.where(new == -float("inf"), 0.0, new)
+    p = tl.exp2(s - safe[:, None])
+    fade = tl.exp2(top - safe)
+    total = total * fade + tl.sum(p, axis=1)
+    acc = multiply(p.to(v.dtype), v, acc * fade[:, None])
+    return new, total, acc
+
+
+@triton.jit
+def finish(top: tl.tensor, total: tl.tensor, acc: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Weighted mean of the values and natural log of the sum of exponentials: zeros and -inf for a query without keys."""
+    seen = total > 0.0
+    mean = acc / tl.where(seen, total, 1.0)[:, None]
+    lse = tl.where(seen, (top + tl.log2(tl.where(seen, total, 1.0))) * 0.6931471805599453, -float("inf"))
+    return mean, lse

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+KERNELS = Path(__file__).parents[3] / "src/sparseworks/exec/triton"
+NO_PRODUCT = {"bitmap._one", "columns._list", "columns._add", "decode._merge", "decode._bounds", "decode._scores"}
+SHARED_MEMORY = 227 * 1024  # of a program on an H100
+
+
+def test_every_kernel_compiles_for_hopper_and_multiplies_in_tensor_cores(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    command = [sys.executable, str(FOLDER / "compiling.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    written = {
+        f"{path.stem}.{name}"
+        for path in KERNELS.glob("*.py")
+        for name in re.findall(r"@triton\.jit\ndef (_\w+)", path.read_text(encoding="utf-8"))
+    }
+    helpers = {"bitmap._bits_set", "launch._probe"}
+    assert {m["kernel"] for m in made} == written - helpers
+    assert {m["kernel"] for m in made if not m["tensor cores"]} == NO_PRODUCT
+    assert max(m["shared"] for m in made) <= SHARED_MEMORY
