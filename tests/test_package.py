@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "stream": {"core"},
     "exec": {"core", "stream"},
     "io": SHARED,
-    "report": {"core"},
+    "report": {"core", "exec"},
     "evaluate": SHARED | {"io"},
     "testing": SHARED,
     "jobs": SHARED | {"io", "report", "evaluate", "weights"},

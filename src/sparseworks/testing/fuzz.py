@@ -21,7 +21,7 @@ from sparseworks.exec.format import Packed
 from sparseworks.exec.kernel import Call
 from sparseworks.testing.examples import random_weight, require
 
-_SHAPES = ((1, 2), (5, 8), (16, 32), (24, 96), (37, 300), (70, 64))
+_SHAPES = ((1, 2), (5, 8), (16, 32), (24, 96), (32, 64), (37, 300), (70, 64))
 _ROWS = (1, 2, 3, 5, 9, 17, 33, 65)
 _SMALL = (0, -1, 1, 2, 3, 7, 8, 15, 16, 64, 255, 256)
 _HUGE = (32767, 32768, 65535, 65536, 2**24, 2**31 - 1, -(2**31), 2**31 - 8, -16, 2**40, -(2**63), 2**63 - 1)
