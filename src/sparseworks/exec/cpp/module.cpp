@@ -54,4 +54,6 @@ NB_MODULE(_native, m) {
     m.def("features", &sparseworks::features);
     m.def("use_portable", &sparseworks::use_portable);
     sparseworks::bind_linear(m);
+    sparseworks::bind_search(m);
+    sparseworks::bind_codes(m);
 }
