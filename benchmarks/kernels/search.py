@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import common

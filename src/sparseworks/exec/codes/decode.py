@@ -94,7 +94,7 @@ def _inside(indices: Tensor, width: int) -> Tensor:
 
 
 def _save(ctx, inputs, output):
-    values, indices, dictionary, bias = inputs
+    values, indices, dictionary, _ = inputs
     ctx.save_for_backward(values, indices, dictionary)
 
 
