@@ -24,7 +24,7 @@ K = 10
 
 def draw(rng: np.random.Generator, rows: int, terms: int, per_row: int, topics: np.ndarray) -> sp.csr_matrix:
     """Rows of about `per_row` log-normal weights, half of the terms from one topic."""
-    zipf = (rng.pareto(1.0, (rows, per_row // 2)) * 20).astype(np.int64) % terms
+    zipf = (rng.random((rows, per_row // 2)) ** 4 * terms).astype(np.int64)
     topic = topics[rng.integers(0, len(topics), rows)]
     own = np.take_along_axis(topic, rng.integers(0, topics.shape[1], (rows, per_row - per_row // 2)), 1)
     columns = np.concatenate([zipf, own], 1)
