@@ -86,9 +86,9 @@ class Rows:
             if not csr.has_canonical_format:
                 csr = csr.copy()
                 csr.sum_duplicates()
-            return cls(*(torch.from_numpy(part) for part in (csr.indptr, csr.indices, csr.data)), csr.shape[1])
+            return cls(*(torch.from_numpy(part) for part in (csr.indptr, csr.indices, csr.data)), csr.shape[1])  # pyright: ignore[reportCallIssue]
         if isinstance(given, Sequence) and len(given) == 3 and width is not None:
-            return cls(*given, width)
+            return cls(*given, width)  # pyright: ignore[reportCallIssue]
         raise ShapeError(
             "Sparse rows are a scipy sparse matrix, Rows, or (ptr, indices, values) together with a width."
         )
