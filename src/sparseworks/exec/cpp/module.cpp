@@ -91,4 +91,6 @@ NB_MODULE(_native, m) {
     m.def("lanes", &sparseworks::lanes);
     sparseworks::bind_linear(m);
     sparseworks::bind_training(m);
+    sparseworks::bind_search(m);
+    sparseworks::bind_codes(m);
 }

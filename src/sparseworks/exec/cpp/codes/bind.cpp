@@ -1,0 +1,41 @@
+// Sparse codes: arguments of each kernel.
+#include "../bind.h"
+#include "codes.h"
+
+namespace sparseworks {
+namespace {
+
+void offer_tile(Address tile, int64_t rows, int64_t cols, int64_t first, int64_t k, int64_t size, bool relu, bool last,
+                Address values, Address indices, Address bad, int threads) {
+    SW_RUN(offer, {at<float>(tile), rows, cols, first, k, size, relu, last, to<float>(values), to<int64_t>(indices),
+                   to<int32_t>(bad), threads});
+}
+
+void decode_codes(Address indices, int64_t rows, int64_t k, int64_t width, int64_t features, int threads, Address values,
+                  Address dictionary, Address bias, Address y) {
+    SW_RUN(decode, {{at<int64_t>(indices), rows, k, width, features, threads}, at<float>(values), at<float>(dictionary),
+                    at<float>(bias), to<float>(y)});
+}
+
+void grad_values(Address indices, int64_t rows, int64_t k, int64_t width, int64_t features, int threads, Address grad,
+                 Address dictionary, Address out) {
+    SW_RUN(decode_values, {{at<int64_t>(indices), rows, k, width, features, threads}, at<float>(grad),
+                           at<float>(dictionary), to<float>(out)});
+}
+
+void grad_dictionary(Address indices, int64_t rows, int64_t k, int64_t width, int64_t features, int threads, Address grad,
+                     Address values, Address out) {
+    SW_RUN(decode_dictionary, {{at<int64_t>(indices), rows, k, width, features, threads}, at<float>(grad),
+                               at<float>(values), to<float>(out)});
+}
+
+}  // namespace
+
+void bind_codes(nb::module_& m) {
+    m.def("codes_offer", &offer_tile);
+    m.def("codes_decode", &decode_codes);
+    m.def("codes_grad_values", &grad_values);
+    m.def("codes_grad_dictionary", &grad_dictionary);
+}
+
+}  // namespace sparseworks

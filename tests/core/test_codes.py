@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparseworks.core.codes import Codes
+from sparseworks.core.errors import DtypeError, ShapeError
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_dense_writes_zeros_out_and_carries_gradients(dtype):
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    codes = Codes(values, torch.tensor([[2, 0], [1, 2]], dtype=dtype), 4)
+    assert codes.dense().tolist() == [[2, 0, 1, 0], [0, 3, 4, 0]] and len(codes) == 2
+    codes.dense().sum().backward()
+    assert values.grad is not None and values.grad.tolist() == [[1, 1], [1, 1]]
+
+
+def test_moves_and_empty_codes():
+    codes = Codes(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long), 1)
+    assert codes.to("cpu").dense().tolist() == [[1]]
+    for shape in [(0, 3), (3, 0), (0, 0)]:
+        empty = Codes(torch.zeros(shape), torch.zeros(shape, dtype=torch.int32), 5)
+        assert empty.dense().shape == (shape[0], 5)
+
+
+@pytest.mark.parametrize(
+    ("values", "indices", "width", "error"),
+    [
+        (torch.ones(1, 1, dtype=torch.int32), torch.zeros(1, 1, dtype=torch.long), 2, DtypeError),
+        (torch.ones(1, 1), torch.zeros(1, 1), 2, DtypeError),
+        (torch.ones(1, 1), torch.zeros(1, 2, dtype=torch.long), 2, ShapeError),
+        (torch.ones(1), torch.zeros(1, dtype=torch.long), 2, ShapeError),
+        (torch.ones(1, 3), torch.tensor([[0, 1, 2]]), 2, ShapeError),
+        (torch.ones(1, 1), torch.tensor([[2]]), 2, ShapeError),
+        (torch.ones(1, 1), torch.tensor([[-1]]), 2, ShapeError),
+        (torch.ones(1, 2), torch.tensor([[1, 1]]), 2, ShapeError),
+    ],
+)
+def test_refusals(values, indices, width, error):
+    with pytest.raises(error):
+        Codes(values, indices, width)
