@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +82,7 @@ def units(model: nn.Module, supports: Mapping[str, Support]) -> tuple[list[Unit]
     for site in chosen:
         if site.name not in reasons:
             modules.setdefault(site.module, []).append(site)
-    return [_unit(model, name, members) for name, members in modules.items()], reasons
+    return [unit_of(model, name, members) for name, members in modules.items()], reasons
 
 
 def _why_dense(model: nn.Module, site: Site) -> str | None:
@@ -93,7 +93,8 @@ def _why_dense(model: nn.Module, site: Site) -> str | None:
     return why_not(model, site.module)
 
 
-def _unit(model: nn.Module, module: str, members: list[Site]) -> Unit:
+def unit_of(model: nn.Module, module: str, members: Sequence[Site]) -> Unit:
+    """The unit of one module and the sites in it."""
     total = members[0].tensor(model).numel() // members[0].shape[1]
     spans = sorted((*(site.rows or (0, total)), site.name) for site in members)
     return Unit(module, (total, members[0].shape[1]), tuple((name, start, end) for start, end, name in spans))

@@ -207,3 +207,27 @@ def test_what_cannot_be_made_trainable_is_named():
         sw.trainable(model, {"7": support_of(6, 4)})
     with pytest.raises(ShapeError):
         sw.trainable(model, {"0": support_of(4, 6)})
+
+
+class Fused(nn.Module):
+    """q, k and v in one layer, which sites see as three."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(12, 36)
+
+    def forward(self, x):
+        return self.qkv(x)
+
+
+def test_slices_of_a_fused_layer_become_one_layer():
+    model = nn.Sequential(Fused())
+    names = [s.name for s in sw.sites(model, include=["*"])]
+    assert len(names) == 3
+    kept = {names[0]: support_of(12, 12, 0.3), names[2]: support_of(12, 12, 0.3, seed=1)}
+    sparse = sw.trainable(model, kept)
+    mask = torch.cat([kept[names[0]].mask(), torch.ones(12, 12, dtype=torch.bool), kept[names[2]].mask()])
+    assert torch.equal(sparse[0].qkv.support().mask(), mask)
+    masked(model[0].qkv, Support.from_mask(mask))
+    x = torch.randn(5, 12)
+    assert torch.allclose(sparse(x), model(x), atol=1e-6)

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from sparseworks.core.errors import ModelError, ShapeError, UnknownNameError
+from sparseworks.core.errors import ModelError, UnknownNameError
+from sparseworks.core.site import Site
 from sparseworks.core.support import Support
 from sparseworks.exec.training.conv import TrainableSparseConv2d
 from sparseworks.exec.training.linear import TrainableSparseLinear
+from sparseworks.exec.units import unit_of
 from sparseworks.stream import sites
 
 
@@ -22,7 +24,8 @@ def trainable(model: nn.Module, supports: Mapping[str, Support]) -> nn.Module:
 
     Args:
         model: any module, left as it is.
-        supports: site name (see `sparseworks.sites`) -> kept entries; each site must be a whole linear layer or convolution.
+        supports: site name (see `sparseworks.sites`) -> kept entries. Slices of a fused layer (q, k, v) without one are kept
+            whole.
 
     Raises:
         UnknownNameError: a support names no site.
@@ -30,18 +33,17 @@ def trainable(model: nn.Module, supports: Mapping[str, Support]) -> nn.Module:
         ModelError: a site is not a layer of its own, is tied, or is a convolution with groups.
     """
     known = {site.name: site for site in sites(model, include=["*"])} if supports else {}
-    names = {}
-    for name, support in supports.items():
+    members: dict[str, list[Site]] = {}
+    for name in supports:
         if name not in known:
             raise UnknownNameError("site", name, known)
         site = known[name]
-        if tuple(support.shape) != site.shape:
-            raise ShapeError(f"Site {name!r} is {site.shape}, its support {tuple(support.shape)}.")
-        if site.rows is not None or site.parameter != f"{site.module}.weight" or site.tied:
+        if site.expert is not None or site.parameter != f"{site.module}.weight" or site.tied:
             raise ModelError(
-                f"Site {name!r} is not a whole layer of its own (a slice, an expert, or tied); leave it dense."
+                f"Site {name!r} is not the weight of a layer of its own (an expert, or tied); leave it dense."
             )
-        names[site.module] = support
+        members.setdefault(site.module, []).append(site)
+    names = {module: unit_of(model, module, found).support(supports) for module, found in members.items()}
     made = {module: _layer(model.get_submodule(module), support) for module, support in names.items()}
     shared = {id(w): w for module in names if (w := model.get_submodule(module).weight) is not None}
     twin = copy.deepcopy(model, memo=dict(shared))  # dense weights that go away are not copied first
