@@ -5,7 +5,7 @@ same training, paid in full) and with trainable sparse layers. Losses of the fir
 Images of 32 pixels in patches of 4 make 65 tokens, of 224 pixels in patches of 16 make 197. `--memory` measures the peak of the
 resident memory beyond the imports, each model in a process of its own.
 
-    python benchmarks/kernels/train_models.py --threads 2 --memory --json kernels/train_models
+    python benchmarks/kernels/train_models.py --threads 2 --memory --json train_models
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ layer's weight is as large as its shape says, whatever is zero in it. The ceilin
 machine's multiply-add rate. A change of the support drops and grows a tenth of the entries and moves Adam's moments along; its
 share is that of one change every hundred steps.
 
-    python benchmarks/kernels/training.py --threads 1 --json kernels/training
+    python benchmarks/kernels/training.py --threads 1 --json training
 """
 
 from __future__ import annotations
