@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sparseworks.exec import SparseConv1x1 as SparseConv1x1
     from sparseworks.exec import SparseLinear as SparseLinear
     from sparseworks.exec import plan as plan
+    from sparseworks.exec.attention import attend as attend
     from sparseworks.io import load as load
     from sparseworks.io import load_tokenizer as load_tokenizer
     from sparseworks.jobs import Goal as Goal
@@ -48,6 +49,7 @@ _PUBLIC = {
     "SparseLinear": "exec",
     "SparseConv1x1": "exec",
     "Plan": "exec",
+    "attend": "exec.attention",
     "Recover": "jobs",
     "Result": "jobs",
     "plan": "exec",

@@ -24,5 +24,6 @@ T* to(Address address) {
 
 bool has_encoder();
 void bind_linear(nb::module_& m);
+void bind_attention(nb::module_& m);
 
 }  // namespace sparseworks

@@ -54,4 +54,5 @@ NB_MODULE(_native, m) {
     m.def("features", &sparseworks::features);
     m.def("use_portable", &sparseworks::use_portable);
     sparseworks::bind_linear(m);
+    sparseworks::bind_attention(m);
 }

@@ -26,6 +26,19 @@ void split(int64_t n, int threads, int64_t work, const Body& body) {
     body(0, n);
 }
 
+// body(i) for each of n items of unequal work: a thread that is free takes the next.
+template <class Body>
+void dynamic(int64_t n, int threads, const Body& body) {
+#ifdef _OPENMP
+    if (threads > 1 && n > 1 && !omp_in_parallel()) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+        for (int64_t i = 0; i < n; ++i) body(i);
+        return;
+    }
+#endif
+    for (int64_t i = 0; i < n; ++i) body(i);
+}
+
 // All threads of a team wait for each other.
 static inline void barrier() {
 #ifdef _OPENMP
