@@ -113,9 +113,7 @@ def test_opcheck():
     q, k, v = (t.requires_grad_() for t in tensors(1, 2, 1, 70, 70, 32))
     ptr, idx = block_lists(Support.full((2, 2)), 1, 2, 2, 2, True)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(
-        torch.ops.sparseworks.attend.default, (q, k, v, ptr, idx, 64, True, 0.2), test_utils=tests
-    )
+    torch.library.opcheck(torch.ops.sparseworks.attend.default, (q, k, v, ptr, idx, 64, True, 0.2), test_utils=tests)
 
 
 @settings(max_examples=25, deadline=None)
@@ -124,9 +122,7 @@ def test_disjoint_parts_merge_to_the_union(queries, keys, seed, count):
     torch.manual_seed(seed)
     q, k, v = tensors(1, 2, 1, queries, keys, 32)
     owner = torch.randint(0, count + 1, (2, -(-queries // 32), -(-keys // 32)))
-    parts = [
-        sw.attend(q, k, v, Support.from_mask(owner == i), block=32, return_lse=True) for i in range(count)
-    ]
+    parts = [sw.attend(q, k, v, Support.from_mask(owner == i), block=32, return_lse=True) for i in range(count)]
     union = sw.attend(q, k, v, Support.from_mask(owner < count), block=32, return_lse=True)
     for got, want in zip(merge(parts), union, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

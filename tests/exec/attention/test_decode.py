@@ -68,7 +68,9 @@ def test_bounds_are_least_upper_bounds_of_the_box(isa):
     bound = pages.bounds(q)
     assert (scores <= expanded(bound, 1300) + 1e-4).all()
     least, most = (t.repeat_interleave(2, 0) for t in pages.limits())
-    torch.testing.assert_close(bound, torch.where(q[:, None] < 0, q[:, None] * least, q[:, None] * most).sum(-1) * 48**-0.5)
+    torch.testing.assert_close(
+        bound, torch.where(q[:, None] < 0, q[:, None] * least, q[:, None] * most).sum(-1) * 48**-0.5
+    )
 
 
 @settings(max_examples=25, deadline=None)

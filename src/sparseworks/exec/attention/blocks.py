@@ -71,7 +71,7 @@ def block_lists(
     if not fits or support.shape[-2:] != (rows, cols):
         raise ShapeError(f"The support of blocks should have shape {wanted}, has {support.shape}.")
     mask = support.mask().view(*lead, rows, cols)
-    mask = (mask.tril() if causal else mask).expand(batch, heads, rows, cols).reshape(-1, cols)
+    mask = (mask.tril() if causal else mask).expand(batch, heads, rows, cols).reshape(batch * heads * rows, cols)
     ptr = torch.zeros(len(mask) + 1, dtype=torch.int32)
     torch.cumsum(mask.sum(-1), 0, out=ptr[1:])
     return ptr, mask.nonzero()[:, 1].int().contiguous()
@@ -85,7 +85,15 @@ def _attend(q, k, v, ptr, idx, block: int, causal: bool, scale: float) -> tuple[
     check_lists(ptr, idx, batch * heads * blocks, key_blocks)
     wide = torch.promote_types(q.dtype, torch.float32)
     module = native()
-    if module is None or not q.is_cpu or wide is not torch.float32 or block % 32 or block > 128 or not q.numel() or not keys:
+    if (
+        module is None
+        or not q.is_cpu
+        or wide is not torch.float32
+        or block % 32
+        or block > 128
+        or not q.numel()
+        or not keys
+    ):
         out, lse = attend_rows(q.to(wide), k.to(wide), v.to(wide), ptr, idx, block, causal, scale)
         return out.to(q.dtype), lse
     qs, ks, vs = prepared(q), prepared(k), prepared(v)
@@ -107,9 +115,7 @@ def _longest_first(ptr: Tensor, key_heads: int) -> Tensor:
 
 def _attend_backward(grad, grad_lse, q, k, v, out, lse, ptr, idx, block: int, causal: bool, scale: float):
     wide = lse.dtype
-    grads = attend_backward(
-        *(t.to(wide) for t in (grad, grad_lse, q, k, v, out, lse)), ptr, idx, block, causal, scale
-    )
+    grads = attend_backward(*(t.to(wide) for t in (grad, grad_lse, q, k, v, out, lse)), ptr, idx, block, causal, scale)
     return tuple(g.to(q.dtype) for g in grads)
 
 

@@ -27,7 +27,9 @@ class KeyPages:
 
     def __init__(self, kv_heads: int, d: int, *, tokens: int = 0):
         if kv_heads < 1 or d < 1 or tokens < 0:
-            raise ShapeError(f"A cache needs heads and a head size of at least 1; got {kv_heads}, {d}, tokens={tokens}.")
+            raise ShapeError(
+                f"A cache needs heads and a head size of at least 1; got {kv_heads}, {d}, tokens={tokens}."
+            )
         self.kv_heads, self.d, self.tokens, self._width = kv_heads, d, 0, d + -d % STEP
         self._allocate(-(-tokens // PAGE))
 
@@ -104,7 +106,9 @@ class KeyPages:
         """
         q, factor = self._query(q, scale)
         if top is not None and (pages is not None or top < 1):
-            raise BudgetError(f"Give either pages or top >= 1; got top={top}{' and pages' if pages is not None else ''}.")
+            raise BudgetError(
+                f"Give either pages or top >= 1; got top={top}{' and pages' if pages is not None else ''}."
+            )
         if pages is not None and pages.shape != (len(q), self.pages):
             raise ShapeError(f"The support of pages should be ({len(q)}, {self.pages}), is {pages.shape}.")
         if not self.pages:
@@ -120,7 +124,11 @@ class KeyPages:
         heads, capacity = len(q), self._k.shape[1]
         out, lse = torch.empty_like(q), torch.empty(heads)
         scores = torch.empty(heads, capacity)
-        chosen = torch.ones(heads, capacity, dtype=torch.uint8) if top == 0 else torch.empty(heads, capacity, dtype=torch.uint8)
+        chosen = (
+            torch.ones(heads, capacity, dtype=torch.uint8)
+            if top == 0
+            else torch.empty(heads, capacity, dtype=torch.uint8)
+        )
         if top > 0:
             chosen.zero_()
         if pages is not None:

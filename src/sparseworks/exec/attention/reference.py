@@ -54,7 +54,7 @@ def attend_backward(
     P = e^{S - lse}; dV = P' dO; dS = P (dO V' - rowsum(dO O) + dlse); dQ = scale dS K; dK = scale dS' Q
     (Dao 2023, arXiv 2307.08691; the log-sum-exp's own gradient joins the row sum).
     """
-    batch, heads, queries, d = q.shape
+    _, heads, queries, _ = q.shape
     kv_heads, keys = k.shape[1:3]
     blocks, key_blocks = -(-queries // block), -(-keys // block)
     base = (grad * out).sum(-1) - grad_lse
