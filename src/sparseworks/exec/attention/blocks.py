@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -51,12 +53,11 @@ def attend(
     check_heads(q, k, v, 4)
     if block < 1:
         raise ShapeError(f"A block has at least one token, got block={block}.")
-    ptr, idx = block_lists(support, q.shape[0], q.shape[1], -(-q.shape[2] // block), -(-k.shape[2] // block), causal)
+    ptr, idx = _eager_lists(support, q.shape[0], q.shape[1], -(-q.shape[2] // block), -(-k.shape[2] // block), causal)
     out, lse = torch.ops.sparseworks.attend(q, k, v, ptr, idx, block, causal, scale_of(scale, q.shape[-1]))
     return (out, lse) if return_lse else out
 
 
-@torch.compiler.disable
 def block_lists(
     support: Support, batch: int, heads: int, rows: int, cols: int, causal: bool
 ) -> tuple[Int[Tensor, " lists+1"], Int[Tensor, " count"]]:
@@ -75,6 +76,10 @@ def block_lists(
     ptr = torch.zeros(len(mask) + 1, dtype=torch.int32)
     torch.cumsum(mask.sum(-1), 0, out=ptr[1:])
     return ptr, mask.nonzero()[:, 1].int().contiguous()
+
+
+# Supports are no tensors: a compiled caller breaks its graph here.
+_eager_lists: Callable[..., tuple[Tensor, Tensor]] = torch.compiler.disable(block_lists)
 
 
 def _attend(q, k, v, ptr, idx, block: int, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -114,8 +119,9 @@ def _longest_first(ptr: Tensor, key_heads: int) -> Tensor:
 
 
 def _attend_backward(grad, grad_lse, q, k, v, out, lse, ptr, idx, block: int, causal: bool, scale: float):
-    wide = lse.dtype
-    grads = attend_backward(*(t.to(wide) for t in (grad, grad_lse, q, k, v, out, lse)), ptr, idx, block, causal, scale)
+    grad, grad_lse, out = grad.to(lse.dtype), grad_lse.to(lse.dtype), out.to(lse.dtype)
+    qs, ks, vs = (t.to(lse.dtype) for t in (q, k, v))
+    grads = attend_backward(grad, grad_lse, qs, ks, vs, out, lse, ptr, idx, block, causal, scale)
     return tuple(g.to(q.dtype) for g in grads)
 
 

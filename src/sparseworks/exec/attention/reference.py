@@ -22,7 +22,11 @@ def softmax_attend(
     return weight @ v, lse
 
 
-def attend_rows(q, k, v, ptr, idx, block: int, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def attend_rows(
+    q: Float[Tensor, "batch heads queries d"], k: Float[Tensor, "batch kv_heads keys d"],
+    v: Float[Tensor, "batch kv_heads keys d"], ptr: Int[Tensor, " rows+1"], idx: Int[Tensor, " count"],
+    block: int, causal: bool, scale: float,
+) -> tuple[Float[Tensor, "batch heads queries d"], Float[Tensor, "batch heads queries"]]:  # fmt: skip
     """Attention over the kept blocks, one block of queries at a time; never queries x keys at once."""
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
