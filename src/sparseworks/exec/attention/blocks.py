@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -79,7 +79,7 @@ def block_lists(
 
 
 # Supports are no tensors: a compiled caller breaks its graph here.
-_eager_lists: Callable[..., tuple[Tensor, Tensor]] = torch.compiler.disable(block_lists)
+_eager_lists: Any = torch.compiler.disable(block_lists)
 
 
 def _attend(q, k, v, ptr, idx, block: int, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
