@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sparseworks.exec import SparseConv1x1 as SparseConv1x1
     from sparseworks.exec import SparseLinear as SparseLinear
     from sparseworks.exec import plan as plan
+    from sparseworks.exec.attention import attend as attend
     from sparseworks.exec.training import TrainableSparseConv2d as TrainableSparseConv2d
     from sparseworks.exec.training import TrainableSparseLinear as TrainableSparseLinear
     from sparseworks.exec.training import trainable as trainable
@@ -51,6 +52,7 @@ _PUBLIC = {
     "SparseLinear": "exec",
     "SparseConv1x1": "exec",
     "Plan": "exec",
+    "attend": "exec.attention",
     "Recover": "jobs",
     "Result": "jobs",
     "plan": "exec",

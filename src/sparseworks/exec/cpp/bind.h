@@ -27,5 +27,6 @@ void bind_linear(nb::module_& m);
 void bind_training(nb::module_& m);
 void bind_search(nb::module_& m);
 void bind_codes(nb::module_& m);
+void bind_attention(nb::module_& m);
 
 }  // namespace sparseworks

@@ -93,4 +93,5 @@ NB_MODULE(_native, m) {
     sparseworks::bind_training(m);
     sparseworks::bind_search(m);
     sparseworks::bind_codes(m);
+    sparseworks::bind_attention(m);
 }

@@ -26,6 +26,19 @@ void split(int64_t n, int threads, int64_t work, const Body& body) {
     body(0, n);
 }
 
+// body(i) for each of n items of unequal work: a thread that is free takes the next.
+template <class Body>
+void dynamic(int64_t n, int threads, const Body& body) {
+#ifdef _OPENMP
+    if (threads > 1 && n > 1 && !omp_in_parallel()) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+        for (int64_t i = 0; i < n; ++i) body(i);
+        return;
+    }
+#endif
+    for (int64_t i = 0; i < n; ++i) body(i);
+}
+
 // All threads of a team wait for each other.
 static inline void barrier() {
 #ifdef _OPENMP
@@ -64,7 +77,7 @@ void teams(int64_t n, int threads, int64_t shared, int64_t own, const Memory& me
 // Rows [first(begin), first(end)) such that parts hold equally many entries; `ptr` may be null (equal rows).
 static inline int64_t balanced(const int32_t* ptr, int64_t rows, int64_t part, int64_t parts) {
     if (!ptr || part == 0 || part == parts) return rows * part / parts;
-    const int64_t goal = static_cast<int64_t>(ptr[rows]) * part / parts;
+    const int64_t goal = ptr[0] + static_cast<int64_t>(ptr[rows] - ptr[0]) * part / parts;
     int64_t low = 0, high = rows;
     while (low < high) {
         const int64_t mid = (low + high) / 2;

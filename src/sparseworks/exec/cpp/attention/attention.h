@@ -1,0 +1,79 @@
+// Attention over chosen keys: blocks of a long prompt, forward and backward; pages of a cache, or tokens of one, for one query.
+#pragma once
+#include <cstdint>
+
+#include "../isa.h"
+
+namespace sparseworks {
+
+// A tensor (batch, heads, tokens, d) by its strides; the last is 1.
+struct View {
+    float* data;
+    int64_t batch, head, token;
+    float* rows(int64_t b, int64_t h, int64_t t) const { return data + b * batch + h * head + t * token; }
+};
+
+// Which key blocks each query block attends to: of row r = head * query blocks + block, columns[ptr[r] .. ptr[r + 1]). `ptr` may be
+// null (all).
+struct Blocks {
+    const int32_t *ptr, *columns;
+    int64_t heads;  // 1: the same for all heads
+    int64_t tall, wide;  // queries and keys of a block
+};
+
+struct Sizes {
+    int64_t batch, heads, kv_heads, queries, keys, d;
+};
+
+// out = softmax(scale q k^T) v and lse = log sum e^(scale q k^T), over the kept blocks. `causal`: query i sees keys 0 .. i.
+struct Prefill {
+    View q, k, v, out;
+    float* lse;  // (batch, heads, queries)
+    Blocks blocks;
+    Sizes n;
+    bool causal;
+    float scale;
+    int threads;
+};
+
+// Gradients of out and of lse (may be null) to q, k, v.
+struct PrefillGradient {
+    View q, k, v, out, dout, dq, dk, dv;
+    const float *lse, *dlse;
+    Blocks blocks;
+    Sizes n;
+    bool causal;
+    float scale;
+    int threads;
+};
+
+constexpr int64_t kPage = 64;    // tokens of a page
+constexpr int64_t kBounds = 16;  // pages whose bounds lie side by side
+
+// k (kv_heads, capacity, d, 64), v (kv_heads, capacity, 64, d), bounds (kv_heads, capacity / 16, 2, d, 16): largest, smallest.
+struct Pages {
+    const float *q, *k, *v, *bounds;
+    float *out, *lse, *scores;  // scores (heads, capacity)
+    uint8_t* chosen;            // (heads, capacity)
+    int64_t heads, kv_heads, pages, capacity, tokens, d, top;
+    float scale;
+    int threads;
+};
+
+// List l (a head's, or a key head's) is idx[ptr[l]:ptr[l + 1]].
+struct Tokens {
+    const float *q, *k, *v;
+    const int32_t *ptr, *idx;
+    float *out, *lse;
+    int64_t heads, kv_heads, lists, queries, tokens, d;
+    float scale;
+    int threads;
+};
+
+SW_KERNEL(prefill, Prefill)
+SW_KERNEL(prefill_gradient, PrefillGradient)
+SW_KERNEL(bound_pages, Pages)
+SW_KERNEL(attend_pages, Pages)
+SW_KERNEL(attend_tokens, Tokens)
+
+}  // namespace sparseworks
