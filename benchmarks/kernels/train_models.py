@@ -41,11 +41,12 @@ class Block(nn.Module):
         self.heads, self.norm1, self.norm2 = heads, nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.attend = F.scaled_dot_product_attention
 
     def forward(self, x: Tensor) -> Tensor:
         n, tokens, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width))
+        x = x + self.out(self.attend(q, k, v).transpose(1, 2).reshape(n, tokens, width))
         return x + self.mlp(self.norm2(x))
 
 
@@ -101,12 +102,14 @@ def masked(model: nn.Module, kept: dict[str, Support]) -> nn.Module:
 
 
 def sparse(model: nn.Module, kept: dict[str, Support]) -> nn.Module:
-    """Trainable sparse layers; an MLP of two of them runs in one pass."""
+    """Trainable sparse layers; an MLP of two of them runs in one pass, and attention, all of it, through `sw.attend`."""
     twin = sw.trainable(model, kept)
     for module in twin.modules():
         inner = getattr(module, "mlp", None)
         if isinstance(inner, nn.Sequential) and isinstance(inner[0], TrainableSparseLinear):
             module.mlp = TrainableSparseMLP(inner[0], "gelu", inner[2])
+        if isinstance(module, Block):
+            module.attend = sw.attend
     return twin
 
 
