@@ -41,7 +41,9 @@ def measured(side: int, skipped: float, rounds: int) -> list[Line]:
     for suffix, dtype in TYPES.items():
         read = round(side * side * dtype.itemsize * (1 - skipped))
         call = Call(1, (side, side), threads=torch.get_num_threads())
-        bound = measure.bound_us(call, read, round(side * side * (1 - skipped)), measure.ceilings(working_set=128 << 20))
+        bound = measure.bound_us(
+            call, read, round(side * side * (1 - skipped)), measure.ceilings(working_set=128 << 20)
+        )
         case = f"{side}x{side} {skipped:.0%} skipped"
         lines += [line(case, timings, f"inmajor-{suffix}", peer, bound) for peer in ("torch fp32", f"gemv-{suffix}")]
     return [*lines, line(f"{side}x{side}", timings, "torch bf16", "torch fp32")]
