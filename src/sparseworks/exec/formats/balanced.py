@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparseworks.core.support import Support
-from sparseworks.exec.format import FORMATS, Format, Packed
+from sparseworks.exec.format import FORMATS, Format, Packed, damaged
 from sparseworks.exec.formats.segments import (
     VALUE_TYPES,
     padding,
@@ -64,6 +64,11 @@ class Balanced(Format):
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
         """See `Format.unpack`."""
         (out, width), starts = packed.shape, packed.parts["starts"].long()
+        rises = starts.shape == (_segments(width) + 1,) and int(starts[0]) == 0 and not bool((starts.diff() < 0).any())
+        if (
+            not rises or int(starts[-1]) * out != packed.parts["columns"].numel()
+        ):  # before as many entries are made of it
+            raise damaged(packed, "'starts' should rise from 0 to the entries of a row")
         ptr = pointers(starts.diff().repeat(out))
         segment = segment_of(ptr)
         local, values = packed.parts["columns"].flatten().long(), packed.parts["values"].flatten()
