@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparseworks.core.errors import ModelError, ShapeError
+from sparseworks.core.errors import KernelError, ModelError, ShapeError
 from sparseworks.core.support import Support
 from sparseworks.exec.native import native
 from sparseworks.exec.training import TrainableSparseLinear, TrainableSparseMLP
 from sparseworks.exec.training import feedforward as module
-from sparseworks.exec.training.mlp import ACTIVATIONS
+from sparseworks.exec.training.mlp import ACTIVATIONS, mlp
 
 needs_extension = pytest.mark.skipif(native() is None, reason="the compiled extension is not built")
 
@@ -104,3 +104,11 @@ def test_layers_that_do_not_fit_are_refused():
         TrainableSparseMLP(bare, "relu", mlp.down)
     with pytest.raises(ShapeError):
         mlp(torch.randn(5, 29))
+
+
+@needs_extension
+def test_the_one_pass_refuses_other_types():
+    model = made()
+    weights = [model.up.values, model.up.bias, model.down.values, model.down.bias]
+    with pytest.raises(KernelError, match="float32"):
+        mlp(torch.randn(4, 30).double(), weights, model.up.index, model.down.index, 0)

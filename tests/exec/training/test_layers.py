@@ -231,3 +231,16 @@ def test_slices_of_a_fused_layer_become_one_layer():
     masked(model[0].qkv, Support.from_mask(mask))
     x = torch.randn(5, 12)
     assert torch.allclose(sparse(x), model(x), atol=1e-6)
+
+
+def test_a_convolution_under_compile_and_autocast():
+    layer = TrainableSparseConv2d.from_support(support_of(12, 72, 0.3), Window((3, 3), padding=(1, 1)))
+    x = torch.randn(2, 8, 9, 9)
+    expected = layer(x)
+    with torch.no_grad():  # with gradients torch warns of its own way past a broken graph
+        assert torch.equal(torch.compile(layer, backend="aot_eager")(x), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x.bfloat16())
+    assert y.dtype is torch.bfloat16 and torch.allclose(y.float(), expected, atol=0.05)
+    y.float().sum().backward()
+    assert layer.values.grad is not None and layer.values.grad.dtype is torch.float32

@@ -156,3 +156,15 @@ def test_no_dense_weight_and_no_dense_gradient_is_formed(monkeypatch):
     monkeypatch.setattr(module, "_sample_dense", forbidden)
     spmm(x, values, None, index).sum().backward()
     assert values.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_bias_of_another_type_changes_nothing_else(way, dtype):
+    index = index_of(20, 30)
+    x, values, g = torch.randn(5, 30), torch.randn(index.count, requires_grad=True), torch.randn(5, 20)
+    bias = torch.randn(20).to(dtype).requires_grad_()
+    y = spmm(x, values, bias, index)
+    y.backward(g)
+    assert y.dtype is torch.float32 and bias.grad.dtype is dtype
+    assert close(y.detach(), x @ index.scatter(values.detach()).T + bias.detach().float())
+    assert close(values.grad, index.gather(g.T @ x))

@@ -137,9 +137,18 @@ class TrainableSparseConv2d(SparseWeight):
         if self.window.plain:
             y = spmm(maps.flatten(2), self.values, self.bias, self.index)
         else:
-            y = _Patches.apply(maps, self.values, self.bias, self.index, self.window)
+            y = self._through_patches(maps)
         y = y.reshape(-1, self.out_channels, *out)
         return y if x.dim() == 4 else y[0]
+
+    @torch.compiler.disable  # the patches of a few images at a time are no graph
+    def _through_patches(self, maps: Tensor) -> Tensor:
+        """Under autocast as `spmm`: in the type of the values, returned in the autocast type."""
+        device = maps.device.type
+        if not torch.is_autocast_enabled(device):
+            return _Patches.apply(maps, self.values, self.bias, self.index, self.window)
+        y = _Patches.apply(maps.to(self.values.dtype), self.values, self.bias, self.index, self.window)
+        return y.to(torch.get_autocast_dtype(device))
 
     def extra_repr(self) -> str:
         """Channels, window and kept entries."""

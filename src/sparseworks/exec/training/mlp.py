@@ -66,6 +66,10 @@ def multiply(
 ) -> tuple[Tensor, Tensor]:
     """`mlp` without gradient, and the tiles of x if `keep`."""
     module, tokens, width, out = _extension(up, down), x.shape[0], up.shape[1], down.shape[0]
+    if not all(t.dtype is torch.float32 and t.is_cpu for t in (x, *weights)):
+        raise KernelError(
+            "The sparse MLP runs in one pass in float32 on the CPU only; call the module, which does without."
+        )
     x, weights = x.contiguous(), [t.contiguous() for t in weights]
     sizes = ((up.count,), (up.shape[0],), (down.count,), (out,))
     if x.shape[1:] != (width,) or any(t.shape != s for t, s in zip(weights, sizes, strict=True)):

@@ -73,12 +73,12 @@ def multiply(
         raise ShapeError(
             f"A sparse weight with {index.count} entries and {out} outputs got {tuple(values.shape)} values."
         )
-    module = _compiled(x, values, bias)
+    module = _compiled(x, values)
     if module is None:
         y = _dense(x, index.scatter(values).to(x.dtype), bias)
         return y, x.clone() if keep else x.new_empty(0)
     index.ensure_safe()
-    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+    values, bias = values.contiguous(), None if bias is None else bias.to(x.dtype).contiguous()
     tiles = _tiles(module, x)
     return _multiply(module, tiles, x, index.forward, values, bias), tiles if keep else tiles.new_empty(0)
 
