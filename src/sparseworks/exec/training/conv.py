@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -137,18 +138,9 @@ class TrainableSparseConv2d(SparseWeight):
         if self.window.plain:
             y = spmm(maps.flatten(2), self.values, self.bias, self.index)
         else:
-            y = self._through_patches(maps)
+            y = _eager_patches(maps, self.values, self.bias, self.index, self.window)
         y = y.reshape(-1, self.out_channels, *out)
         return y if x.dim() == 4 else y[0]
-
-    @torch.compiler.disable  # the patches of a few images at a time are no graph
-    def _through_patches(self, maps: Tensor) -> Tensor:
-        """Under autocast as `spmm`: in the type of the values, returned in the autocast type."""
-        device = maps.device.type
-        if not torch.is_autocast_enabled(device):
-            return _Patches.apply(maps, self.values, self.bias, self.index, self.window)
-        y = _Patches.apply(maps.to(self.values.dtype), self.values, self.bias, self.index, self.window)
-        return y.to(torch.get_autocast_dtype(device))
 
     def extra_repr(self) -> str:
         """Channels, window and kept entries."""
@@ -190,3 +182,15 @@ def _parts(maps: Tensor, index: SparseIndex, window: Window) -> tuple[Tensor, ..
     high, wide = window.outputs((maps.shape[2], maps.shape[3]))
     each = index.shape[1] * high * wide * maps.element_size()
     return maps.split(max(1, _PATCH_BYTES // max(each, 1)))
+
+
+def _through_patches(maps: Tensor, values: Tensor, bias: Tensor | None, index: SparseIndex, window: Window) -> Tensor:
+    """Under autocast as `spmm`: in the type of the values, returned in the autocast type."""
+    device = maps.device.type
+    if not torch.is_autocast_enabled(device):
+        return _Patches.apply(maps, values, bias, index, window)
+    return _Patches.apply(maps.to(values.dtype), values, bias, index, window).to(torch.get_autocast_dtype(device))
+
+
+# The patches of a few images at a time are no graph: a compiled caller breaks its graph here.
+_eager_patches: Any = torch.compiler.disable(_through_patches)
