@@ -83,14 +83,13 @@ SW_INLINE void transpose_block(const float* from, int64_t from_stride, int64_t r
     }
 }
 
-// x (tokens, width) at `stride` -> feature-major tile [width][T]; missing tokens are zero. Sixteen columns at a time: one line.
+// x (tokens, width) at `stride` -> feature-major tile [width][T]; missing tokens are zero. Along eight rows of x: eight streams
+// are fetched by the processor itself, lines of rows a multiple of 4 KiB apart are not.
 template <int T>
 void pack_tokens(const float* x, int64_t stride, int64_t width, int64_t tokens, float* tile) {
-    for (int64_t k = 0; k < width; k += 16) {
-        for (int64_t t = 0; t < T; t += 8) {
-            for (int64_t c = k; c < k + 16 && c < width; c += 8) {
-                transpose_block(x + t * stride + c, stride, tokens - t, width - c, tile + c * T + t, T, width - c, 8);
-            }
+    for (int64_t t = 0; t < T; t += 8) {
+        for (int64_t k = 0; k < width; k += 8) {
+            transpose_block(x + t * stride + k, stride, tokens - t, width - k, tile + k * T + t, T, width - k, 8);
         }
     }
 }

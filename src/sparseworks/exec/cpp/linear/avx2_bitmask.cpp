@@ -52,6 +52,8 @@ SW_INLINE __m256 spread(const float* values, uint32_t mask) {
     return _mm256_and_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(values), lanes), _mm256_castsi256_ps(kept));
 }
 
+constexpr int64_t kAhead = 1024;  // bytes of values fetched ahead; beyond the end a prefetch does nothing
+
 // R rows of x against one row of W.
 template <int R, class Value>
 SW_INLINE void row(const Bitmask& a, int64_t n, int64_t m) {
@@ -65,6 +67,9 @@ SW_INLINE void row(const Bitmask& a, int64_t n, int64_t m) {
     for (; k + 32 <= a.in; k += 32) {
         uint32_t word;
         __builtin_memcpy(&word, bits + k / 8, 4);
+        if constexpr (sizeof(typename Value::Type) > 1) {  // bytes arrive in time by themselves
+            _mm_prefetch(reinterpret_cast<const char*>(values) + kAhead, _MM_HINT_T0);
+        }
         each<4>([&](auto b) {
             const uint32_t mask = word >> (8 * b) & 0xFF;
             const __m256 w = spread(values, mask);

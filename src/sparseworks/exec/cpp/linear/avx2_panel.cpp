@@ -21,6 +21,8 @@ SW_INLINE void finish(__m256 v, const float* scale, const float* bias, bool firs
     }
 }
 
+constexpr int64_t kAhead = 2048;  // bytes of weights fetched ahead for few tokens; beyond the end a prefetch does nothing
+
 // T tokens times a panel of 8V outputs: the entries of one K-block.
 template <int V, int T, class Value>
 SW_INLINE void outputs(const float* x, int64_t stride, const uint16_t* columns, const typename Value::Type* values,
@@ -29,7 +31,12 @@ SW_INLINE void outputs(const float* x, int64_t stride, const uint16_t* columns, 
     __m256 sum[C][T][V];
     each<C>([&](auto c) { each<T>([&](auto t) { each<V>([&](auto v) { sum[c][t][v] = _mm256_setzero_ps(); }); }); });
     int64_t i = 0;
+    constexpr int kBytes = 8 * V * sizeof(typename Value::Type);  // of one entry
     for (; i + C <= n; i += C) {
+        if constexpr (C > 1) {
+            const char* next = reinterpret_cast<const char*>(values) + i * kBytes + kAhead;
+            each<(C * kBytes + 63) / 64>([&](auto l) { _mm_prefetch(next + 64 * l, _MM_HINT_T0); });
+        }
         each<C>([&](auto c) {
             __m256 w[V];
             each<V>([&](auto v) { w[v] = Value::load8(values + ((i + c) * V + v) * 8); });
