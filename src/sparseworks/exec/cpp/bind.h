@@ -28,5 +28,6 @@ void bind_training(nb::module_& m);
 void bind_search(nb::module_& m);
 void bind_codes(nb::module_& m);
 void bind_attention(nb::module_& m);
+void bind_between(nb::module_& m);
 
 }  // namespace sparseworks

@@ -94,4 +94,5 @@ NB_MODULE(_native, m) {
     sparseworks::bind_search(m);
     sparseworks::bind_codes(m);
     sparseworks::bind_attention(m);
+    sparseworks::bind_between(m);
 }

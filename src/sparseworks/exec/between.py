@@ -1,0 +1,154 @@
+"""Between sparse products of a decoder layer: the norm and the gated activation as one pass each.
+
+With one token and sparse matrices, a LLaMA block spends more time in the small operations of its norms and its activation than in
+two of its products. The model keeps its modules and names; only `forward` of a norm and of a gated MLP is replaced, and goes back to
+torch wherever the extension does not apply.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparseworks.core.errors import DtypeError, ShapeError, UnknownNameError
+from sparseworks.exec.modules import SparseLinear
+from sparseworks.exec.native import native
+from sparseworks.exec.ops import plain
+
+_NUMBERS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3}
+_TORCH = {
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "relu": nn.functional.relu,
+    "silu": nn.functional.silu,
+}
+_ACTIVATIONS = {
+    "SiLU": "silu", "SiLUActivation": "silu", "GELUActivation": "gelu", "GELUTanh": "gelu_tanh", "PytorchGELUTanh": "gelu_tanh",
+    "ReLU": "relu",
+}  # fmt: skip
+_FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Olmo2", "SmolLM3", "Granite")
+GATED = tuple(f"{family}MLP" for family in (*_FAMILIES, "Gemma"))
+"""Classes of transformers whose forward is down(act(gate(x)) * up(x)), by name."""
+NORMS = tuple(f"{family}RMSNorm" for family in (*_FAMILIES, "Mixtral", "Phi3"))
+"""Classes of transformers whose forward is weight * x / sqrt(mean(x^2) + eps), by name. Gemma's adds 1 to the weight."""
+
+
+def rms_norm(
+    x: Float[Tensor, "*lead features"], weight: Float[Tensor, " features"], eps: float = 1e-6
+) -> Float[Tensor, "*lead features"]:
+    """weight * x / sqrt(mean(x^2) + eps) over the last dimension (Zhang and Sennrich, 2019, arXiv 1910.07467).
+
+    One pass of the extension for plain float32 inference on the CPU, torch otherwise.
+
+    Raises:
+        ShapeError: the weight does not fit.
+    """
+    if weight.dim() != 1 or x.dim() == 0 or x.shape[-1] != len(weight):
+        raise ShapeError(f"A norm of {tuple(weight.shape)} weights does not fit an input of shape {tuple(x.shape)}.")
+    module = native()
+    if module is None or not (_runs(x, weight) and x.numel()):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+    x, weight, width = x.contiguous(), weight.contiguous(), len(weight)
+    y = torch.empty_like(x)
+    module.rms_norm(
+        x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // width, width, eps, torch.get_num_threads()
+    )
+    return y
+
+
+def gated(
+    gate: Float[Tensor, "*lead features"], up: Float[Tensor, "*lead features"], activation: str = "silu"
+) -> Float[Tensor, "*lead features"]:
+    """activation(gate) * up (Shazeer, 2020, arXiv 2002.05202).
+
+    One pass of the extension for plain float32 inference on the CPU, torch otherwise.
+
+    Args:
+        activation: "silu", "gelu", "gelu_tanh" or "relu".
+
+    Raises:
+        ShapeError: the two differ in shape.
+        DtypeError: the two differ in type or device.
+        UnknownNameError: another activation.
+    """
+    if activation not in _NUMBERS:
+        raise UnknownNameError("activation", activation, _NUMBERS)
+    if gate.shape != up.shape:
+        raise ShapeError(f"A gate of shape {tuple(gate.shape)} does not fit values of shape {tuple(up.shape)}.")
+    if gate.dtype != up.dtype or gate.device != up.device:
+        raise DtypeError(
+            f"The gate is {gate.dtype} on {gate.device}, the values are {up.dtype} on {up.device}; make them equal."
+        )
+    module = native()
+    if module is None or not _runs(gate, up):
+        return _TORCH[activation](gate) * up
+    gate, up = gate.contiguous(), up.contiguous()
+    y = torch.empty_like(gate)
+    module.gated(gate.data_ptr(), up.data_ptr(), y.data_ptr(), y.numel(), _NUMBERS[activation], torch.get_num_threads())
+    return y
+
+
+def _runs(*operands: Tensor) -> bool:
+    return plain(operands[0], operands[1]) and all(
+        type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype is torch.float32 for t in operands
+    )
+
+
+class NormForward:
+    """What stands for `norm.forward`: `rms_norm` with the module's weight."""
+
+    def __init__(self, norm: nn.Module):
+        self.norm: Any = norm
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        """As the module's own `forward`."""
+        weight = self.norm.weight
+        if hidden_states.dtype is not torch.float32 or weight.dtype is not torch.float32:
+            return type(self.norm).forward(self.norm, hidden_states)
+        return rms_norm(hidden_states, weight, self.norm.variance_epsilon)
+
+
+class GatedForward:
+    """What stands for `mlp.forward`: its three products, with the activation and the gate in one pass between them."""
+
+    def __init__(self, mlp: nn.Module):
+        self.mlp: Any = mlp
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """As the module's own `forward`; hooks on its matrices run, one on its activation sends it back to the modules."""
+        mlp, activation = self.mlp, _activation(self.mlp.act_fn)
+        if activation is None:
+            return type(mlp).forward(mlp, x)
+        return mlp.down_proj(gated(mlp.gate_proj(x), mlp.up_proj(x), activation))
+
+
+def join(model: nn.Module) -> nn.Module:
+    """Replace `forward` of the norms and gated MLPs of a model with sparse layers; `exec.fuse` does this.
+
+    Gated MLPs need a `SparseLinear` among their matrices, norms one anywhere in the model. A `forward` that somebody else has
+    replaced stays.
+    """
+    sparse = any(isinstance(m, SparseLinear) for m in model.modules())
+    for module in list(model.modules()) if sparse else ():
+        name = type(module).__name__
+        if "forward" in module.__dict__ or not type(module).__module__.startswith("transformers."):
+            continue
+        if name in NORMS and hasattr(module, "variance_epsilon"):
+            module.forward = NormForward(module)
+        elif name in GATED and any(isinstance(m, SparseLinear) for m in module.children()):
+            module.forward = GatedForward(module)
+    return model
+
+
+def _activation(module: nn.Module) -> str | None:
+    """Its name here, if it is one of torch or transformers that nobody has hooked or patched."""
+    home, own = type(module).__module__, type(module).__name__
+    if not home.startswith(("torch.nn.", "transformers.")) or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    if "forward" in module.__dict__ or (type(module) is nn.GELU and module.approximate != "none"):
+        return None
+    return _ACTIVATIONS.get(own)

@@ -1,0 +1,29 @@
+// What lies between the sparse products of a layer: as many small passes in torch cost a decoder more than its products at one token.
+#pragma once
+#include <cstdint>
+
+#include "../isa.h"
+
+namespace sparseworks {
+
+// y = weight x / sqrt(mean(x^2) + eps), rows of `width`.
+struct RmsNorm {
+    const float *x, *weight;
+    float* y;
+    int64_t rows, width;
+    float eps;
+    int threads;
+};
+// y = activation(gate) up.
+struct Gated {
+    const float *gate, *up;
+    float* y;
+    int64_t count;
+    int activation;
+    int threads;
+};
+
+SW_KERNEL(rms_norm, RmsNorm)
+SW_KERNEL(gated, Gated)
+
+}  // namespace sparseworks
