@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kBins = 1024, kShift = 6;  // of sums below 65536
 constexpr int kWhole = 257;              // query weights sum to at most this: 257 * 255 = 65535 fits 16 bits
+constexpr int kAhead = 4;                // documents whose lines are asked for before they are scored
 
 SW_INLINE Lanes widened(const float* p) { return load(p); }
 SW_INLINE Lanes widened(const uint16_t* p) {  // fp16, finite: the exponent's offset is a product with 2^112
@@ -55,6 +56,12 @@ struct Search {
         return n;
     }
 
+    void list_ahead(int64_t term) {
+        const int64_t from = a.ptr_of[term], to = a.ptr_of[term + 1];
+        for (int64_t p = from; p < to; p += 16) __builtin_prefetch(a.posting + p);
+        for (int64_t p = from; p < to; p += 64) __builtin_prefetch(a.impact + p);
+    }
+
     int64_t gather(int64_t terms) {
         float total = 0;
         for (int64_t i = 0; i < terms; ++i) total += a.weights[strong[i]];
@@ -64,6 +71,7 @@ struct Search {
             w = w < 1 ? 1 : w;
             w = w > left ? left : w;
             left -= w;
+            if (i + 1 < terms) list_ahead(a.terms[strong[i + 1]]);
             const int64_t term = a.terms[strong[i]];
             for (int64_t p = a.ptr_of[term]; p < a.ptr_of[term + 1]; ++p) sums[a.posting[p]] += w * a.impact[p];
         }
@@ -98,13 +106,11 @@ struct Search {
     }
 
     void ahead(int64_t document) {
-        const int64_t from = a.forward[document];
+        const int64_t from = a.forward[document], n = a.forward[document + 1] - from;
         const char* terms = reinterpret_cast<const char*>(static_cast<const Term*>(a.forward_terms) + from);
         const char* values = reinterpret_cast<const char*>(static_cast<const Value*>(a.forward_values) + from);
-        for (int line = 0; line < 4; ++line) {
-            __builtin_prefetch(terms + 64 * line);
-            __builtin_prefetch(values + 64 * line);
-        }
+        for (int64_t at = 0; at < n * static_cast<int64_t>(sizeof(Term)); at += 64) __builtin_prefetch(terms + at);
+        for (int64_t at = 0; at < n * static_cast<int64_t>(sizeof(Value)); at += 64) __builtin_prefetch(values + at);
     }
 
     void one(int64_t q) {
@@ -113,7 +119,7 @@ struct Search {
         for (int64_t t = from; t < to; ++t) query[a.terms[t]] = a.weights[t];
         Best best{a.scores + q * a.k, a.ids + q * a.k, a.k, 0};
         for (int64_t i = 0; i < m; ++i) {
-            if (i + 2 < m) ahead(chosen[i + 2]);
+            if (i + kAhead < m) ahead(chosen[i + kAhead]);
             const int64_t d = chosen[i], at = a.forward[d];
             best.push(score(query, static_cast<const Term*>(a.forward_terms) + at,
                             static_cast<const Value*>(a.forward_values) + at, a.forward[d + 1] - at), d);
