@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from sparseworks.exec.native import native
 from sparseworks.exec.search.rows import Found, Guard, Rows, asked, best, dense
 
 _MOST_TERMS = 64
+_LARGE = 2**21  # bytes
 _WHOLE = 257  # query weights sum to at most this, so that sums of impacts up to 255 fit 16 bits
 
 
@@ -46,6 +48,7 @@ class TwoStageIndex:
         self._wide = self.width > 65536
         self._terms = rows.indices if self._wide else rows.indices.to(torch.uint16)
         self._ptr, self._posting, self._impact = _impact_ordered(rows, postings)
+        self._terms, self._values = _large_pages(self._terms), _large_pages(self._values)
         self._guard = Guard(rows.ptr, self._terms, self._values, self._ptr, self._posting, self._impact)
 
     def search(self, queries: Any, k: int, *, terms: int = 8, candidates: int = 100) -> Found:
@@ -110,6 +113,16 @@ class TwoStageIndex:
     def _score(self, query: Tensor, document: int) -> Tensor:
         at = slice(int(self.rows.ptr[document]), int(self.rows.ptr[document + 1]))
         return (query[self.rows.indices[at].long()] * self._values[at].float()).sum()
+
+
+def _large_pages(t: Tensor) -> Tensor:
+    """A copy on pages of 2 MiB where the system has them: each document scored lies on other pages than the last."""
+    if not hasattr(mmap, "MADV_HUGEPAGE") or t.nbytes < _LARGE:
+        return t
+    room = mmap.mmap(-1, -(-t.nbytes // _LARGE) * _LARGE)
+    room.madvise(mmap.MADV_HUGEPAGE)
+    with torch.inference_mode(False):
+        return torch.frombuffer(room, dtype=t.dtype, count=t.numel()).copy_(t)
 
 
 def _impact_ordered(rows: Rows, postings: int) -> tuple[Tensor, Tensor, Tensor]:

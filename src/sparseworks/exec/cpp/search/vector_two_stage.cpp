@@ -42,7 +42,7 @@ struct Search {
     uint16_t* reached;  // (longest) their sums
     int32_t* chosen;    // (candidates)
     int64_t strong[64];
-    int32_t counts[kBins];
+    int32_t counts[2][kBins];  // most sums share few bins: neighbours count in turn, so that none waits for the one before
 
     int64_t strongest(int64_t from, int64_t to) {
         int64_t n = 0;
@@ -75,7 +75,7 @@ struct Search {
             const int64_t term = a.terms[strong[i]];
             for (int64_t p = a.ptr_of[term]; p < a.ptr_of[term + 1]; ++p) sums[a.posting[p]] += w * a.impact[p];
         }
-        for (int i = 0; i < kBins; ++i) counts[i] = 0;
+        for (int i = 0; i < kBins; ++i) counts[0][i] = counts[1][i] = 0;
         int64_t n = 0;
         for (int64_t i = 0; i < terms; ++i) {
             const int64_t term = a.terms[strong[i]];
@@ -85,7 +85,7 @@ struct Search {
                 sums[d] = 0;
                 touched[n] = d, reached[n] = s;
                 n += s != 0;
-                counts[s >> kShift] += s != 0;
+                counts[p & 1][s >> kShift] += s != 0;
             }
         }
         return n;
@@ -93,9 +93,10 @@ struct Search {
 
     // The bins above the cut whole, the last one in the order it was met.
     int64_t choose(int64_t n) {
+        for (int i = 0; i < kBins; ++i) counts[0][i] += counts[1][i];
         int bin = kBins - 1;
         int64_t above = 0;
-        while (bin > 0 && above + counts[bin] < a.candidates) above += counts[bin--];
+        while (bin > 0 && above + counts[0][bin] < a.candidates) above += counts[0][bin--];
         int64_t room = a.candidates - above, m = 0;
         for (int64_t i = 0; i < n; ++i) {
             const int at = reached[i] >> kShift;
