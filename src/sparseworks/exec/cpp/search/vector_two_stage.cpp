@@ -10,25 +10,33 @@ constexpr int kWhole = 257;              // query weights sum to at most this: 2
 constexpr int kAhead = 4;                // documents whose lines are asked for before they are scored
 
 SW_INLINE Lanes widened(const float* p) { return load(p); }
-SW_INLINE Lanes widened(const uint16_t* p) {  // fp16, finite: the exponent's offset is a product with 2^112
+SW_INLINE Lanes widened(const uint16_t* p) {  // fp16, finite
+#if SW_LANES == 8
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else  // the exponent's offset is a product with 2^112
     const Ints h = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Ints);
     return floats(bits(floats((h & 0x7fff) << 13) * 0x1p112f) | ((h & 0x8000) << 16));
+#endif
 }
 
+template <class Term>
+SW_INLINE Lanes looked_up(const float* query, const Term* terms) {
+    Lanes q;
+    each<W>([&](auto i) { q[int{i}] = query[terms[i]]; });
+    return q;
+}
+
+// The last vector reads into the next document, or the zeros after the last one, and leaves them out.
 template <class Term, class Value>
 SW_INLINE float score(const float* query, const Term* terms, const Value* values, int64_t n) {
     Lanes total = zero();
     int64_t j = 0;
-    for (; j + W <= n; j += W) {
-        Lanes q;
-        each<W>([&](auto i) { q[int{i}] = query[terms[j + i]]; });
-        total = multiply_add(widened(values + j), q, total);
-    }
+    for (; j + W <= n; j += W) total = multiply_add(widened(values + j), looked_up(query, terms + j), total);
     if (j < n) {
-        Value last[W] = {};
-        Lanes q = zero();
-        for (int i = 0; i < n - j; ++i) last[i] = values[j + i], q[i] = query[terms[j + i]];
-        total = multiply_add(widened(last), q, total);
+        Ints lane;
+        each<W>([&](auto i) { lane[int{i}] = i; });
+        const Ints inside = lane < static_cast<int32_t>(n - j);
+        total = multiply_add(widened(values + j), floats(bits(looked_up(query, terms + j)) & inside), total);
     }
     return sum(total);
 }
@@ -42,7 +50,7 @@ struct Search {
     uint16_t* reached;  // (longest) their sums
     int32_t* chosen;    // (candidates)
     int64_t strong[64];
-    int32_t counts[2][kBins];  // most sums share few bins: neighbours count in turn, so that none waits for the one before
+    int32_t counts[kBins];
 
     int64_t strongest(int64_t from, int64_t to) {
         int64_t n = 0;
@@ -75,7 +83,7 @@ struct Search {
             const int64_t term = a.terms[strong[i]];
             for (int64_t p = a.ptr_of[term]; p < a.ptr_of[term + 1]; ++p) sums[a.posting[p]] += w * a.impact[p];
         }
-        for (int i = 0; i < kBins; ++i) counts[0][i] = counts[1][i] = 0;
+        for (int i = 0; i < kBins; ++i) counts[i] = 0;
         int64_t n = 0;
         for (int64_t i = 0; i < terms; ++i) {
             const int64_t term = a.terms[strong[i]];
@@ -85,7 +93,7 @@ struct Search {
                 sums[d] = 0;
                 touched[n] = d, reached[n] = s;
                 n += s != 0;
-                counts[p & 1][s >> kShift] += s != 0;
+                counts[s >> kShift] += s != 0;
             }
         }
         return n;
@@ -93,15 +101,15 @@ struct Search {
 
     // The bins above the cut whole, the last one in the order it was met.
     int64_t choose(int64_t n) {
-        for (int i = 0; i < kBins; ++i) counts[0][i] += counts[1][i];
         int bin = kBins - 1;
         int64_t above = 0;
-        while (bin > 0 && above + counts[0][bin] < a.candidates) above += counts[0][bin--];
+        while (bin > 0 && above + counts[bin] < a.candidates) above += counts[bin--];
         int64_t room = a.candidates - above, m = 0;
         for (int64_t i = 0; i < n; ++i) {
             const int at = reached[i] >> kShift;
             if (at < bin || (at == bin && room-- <= 0)) continue;
             chosen[m++] = touched[i];
+            __builtin_prefetch(a.forward + touched[i]);
         }
         return m;
     }
