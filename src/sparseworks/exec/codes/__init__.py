@@ -1,8 +1,9 @@
-"""Kernels of sparse codes: encoder products that keep k a row, and sums of k dictionary rows."""
+"""Kernels of sparse codes: encoder products that keep k a row, sums of k dictionary rows, and least squares on growing sets of them."""
 
 from __future__ import annotations
 
+from sparseworks.exec.codes.cholesky import BatchCholesky
 from sparseworks.exec.codes.decode import decode
 from sparseworks.exec.codes.encode import encode_topk
 
-__all__ = ["decode", "encode_topk"]
+__all__ = ["BatchCholesky", "decode", "encode_topk"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from sparseworks.exec.native import native
 from sparseworks.exec.search.rows import Found, Guard, Rows, asked, best, dense
 
 _MOST_TERMS = 64
+_LANES = 16  # a kernel may read so many entries beyond a document
+_LARGE = 2**21  # bytes
 _WHOLE = 257  # query weights sum to at most this, so that sums of impacts up to 255 fit 16 bits
 
 
@@ -40,12 +43,15 @@ class TwoStageIndex:
             raise DtypeError(f"Documents are kept in float16 or float32, not {dtype}.")
         rows = Rows.of(documents, width)
         self.rows, self.documents, self.width, self.postings = rows, len(rows), rows.width, postings
-        self._values = rows.values.to(dtype)
+        self._values = torch.cat([rows.values, rows.values.new_zeros(_LANES)]).to(dtype)
         if not bool(torch.isfinite(self._values).all()):
             raise NonFiniteError("Values exceed float16; use dtype=torch.float32.")
         self._wide = self.width > 65536
-        self._terms = rows.indices if self._wide else rows.indices.to(torch.uint16)
+        self._terms = torch.cat([rows.indices, rows.indices.new_zeros(_LANES)])
+        if not self._wide:
+            self._terms = self._terms.to(torch.uint16)
         self._ptr, self._posting, self._impact = _impact_ordered(rows, postings)
+        self._terms, self._values = _large_pages(self._terms), _large_pages(self._values)
         self._guard = Guard(rows.ptr, self._terms, self._values, self._ptr, self._posting, self._impact)
 
     def search(self, queries: Any, k: int, *, terms: int = 8, candidates: int = 100) -> Found:
@@ -110,6 +116,16 @@ class TwoStageIndex:
     def _score(self, query: Tensor, document: int) -> Tensor:
         at = slice(int(self.rows.ptr[document]), int(self.rows.ptr[document + 1]))
         return (query[self.rows.indices[at].long()] * self._values[at].float()).sum()
+
+
+def _large_pages(t: Tensor) -> Tensor:
+    """A copy on pages of 2 MiB where the system has them: each document scored lies on other pages than the last."""
+    if not hasattr(mmap, "MADV_HUGEPAGE") or t.nbytes < _LARGE:
+        return t
+    room = mmap.mmap(-1, -(-t.nbytes // _LARGE) * _LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    room.madvise(mmap.MADV_HUGEPAGE)
+    with torch.inference_mode(False):
+        return torch.frombuffer(room, dtype=t.dtype, count=t.numel()).copy_(t)
 
 
 def _impact_ordered(rows: Rows, postings: int) -> tuple[Tensor, Tensor, Tensor]:

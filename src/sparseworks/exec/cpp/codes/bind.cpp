@@ -1,5 +1,6 @@
 // Sparse codes: arguments of each kernel.
 #include "../bind.h"
+#include "cholesky.h"
 #include "codes.h"
 
 namespace sparseworks {
@@ -29,6 +30,16 @@ void grad_dictionary(Address indices, int64_t rows, int64_t k, int64_t width, in
                                at<float>(values), to<float>(out)});
 }
 
+void append(Address factor, Address known, int64_t signals, int64_t size, int64_t most, int threads, Address gram,
+            Address right, int64_t atoms, Address added, Address chosen, Address grown, float least) {
+    SW_RUN(cholesky_append, {{signals, size, most, to<float>(factor), to<float>(known), threads}, at<float>(gram),
+                             at<float>(right), atoms, at<int64_t>(added), to<int32_t>(chosen), to<uint8_t>(grown), least});
+}
+
+void solve(Address factor, Address known, int64_t signals, int64_t size, int64_t most, int threads, Address out) {
+    SW_RUN(cholesky_solve, {{signals, size, most, to<float>(factor), to<float>(known), threads}, to<float>(out)});
+}
+
 }  // namespace
 
 void bind_codes(nb::module_& m) {
@@ -36,6 +47,8 @@ void bind_codes(nb::module_& m) {
     m.def("codes_decode", &decode_codes);
     m.def("codes_grad_values", &grad_values);
     m.def("codes_grad_dictionary", &grad_dictionary);
+    m.def("cholesky_append", &append);
+    m.def("cholesky_solve", &solve);
 }
 
 }  // namespace sparseworks

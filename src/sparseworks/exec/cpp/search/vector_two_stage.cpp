@@ -7,27 +7,36 @@ namespace {
 
 constexpr int kBins = 1024, kShift = 6;  // of sums below 65536
 constexpr int kWhole = 257;              // query weights sum to at most this: 257 * 255 = 65535 fits 16 bits
+constexpr int kAhead = 4;                // documents whose lines are asked for before they are scored
 
 SW_INLINE Lanes widened(const float* p) { return load(p); }
-SW_INLINE Lanes widened(const uint16_t* p) {  // fp16, finite: the exponent's offset is a product with 2^112
+SW_INLINE Lanes widened(const uint16_t* p) {  // fp16, finite
+#if SW_LANES == 8
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else  // the exponent's offset is a product with 2^112
     const Ints h = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Ints);
     return floats(bits(floats((h & 0x7fff) << 13) * 0x1p112f) | ((h & 0x8000) << 16));
+#endif
 }
 
+template <class Term>
+SW_INLINE Lanes looked_up(const float* query, const Term* terms) {
+    Lanes q;
+    each<W>([&](auto i) { q[int{i}] = query[terms[i]]; });
+    return q;
+}
+
+// The last vector reads into the next document, or the zeros after the last one, and leaves them out.
 template <class Term, class Value>
 SW_INLINE float score(const float* query, const Term* terms, const Value* values, int64_t n) {
     Lanes total = zero();
     int64_t j = 0;
-    for (; j + W <= n; j += W) {
-        Lanes q;
-        each<W>([&](auto i) { q[int{i}] = query[terms[j + i]]; });
-        total = multiply_add(widened(values + j), q, total);
-    }
+    for (; j + W <= n; j += W) total = multiply_add(widened(values + j), looked_up(query, terms + j), total);
     if (j < n) {
-        Value last[W] = {};
-        Lanes q = zero();
-        for (int i = 0; i < n - j; ++i) last[i] = values[j + i], q[i] = query[terms[j + i]];
-        total = multiply_add(widened(last), q, total);
+        Ints lane;
+        each<W>([&](auto i) { lane[int{i}] = i; });
+        const Ints inside = lane < static_cast<int32_t>(n - j);
+        total = multiply_add(widened(values + j), floats(bits(looked_up(query, terms + j)) & inside), total);
     }
     return sum(total);
 }
@@ -55,6 +64,12 @@ struct Search {
         return n;
     }
 
+    void list_ahead(int64_t term) {
+        const int64_t from = a.ptr_of[term], to = a.ptr_of[term + 1];
+        for (int64_t p = from; p < to; p += 16) __builtin_prefetch(a.posting + p);
+        for (int64_t p = from; p < to; p += 64) __builtin_prefetch(a.impact + p);
+    }
+
     int64_t gather(int64_t terms) {
         float total = 0;
         for (int64_t i = 0; i < terms; ++i) total += a.weights[strong[i]];
@@ -64,6 +79,7 @@ struct Search {
             w = w < 1 ? 1 : w;
             w = w > left ? left : w;
             left -= w;
+            if (i + 1 < terms) list_ahead(a.terms[strong[i + 1]]);
             const int64_t term = a.terms[strong[i]];
             for (int64_t p = a.ptr_of[term]; p < a.ptr_of[term + 1]; ++p) sums[a.posting[p]] += w * a.impact[p];
         }
@@ -93,18 +109,17 @@ struct Search {
             const int at = reached[i] >> kShift;
             if (at < bin || (at == bin && room-- <= 0)) continue;
             chosen[m++] = touched[i];
+            __builtin_prefetch(a.forward + touched[i]);
         }
         return m;
     }
 
     void ahead(int64_t document) {
-        const int64_t from = a.forward[document];
+        const int64_t from = a.forward[document], n = a.forward[document + 1] - from;
         const char* terms = reinterpret_cast<const char*>(static_cast<const Term*>(a.forward_terms) + from);
         const char* values = reinterpret_cast<const char*>(static_cast<const Value*>(a.forward_values) + from);
-        for (int line = 0; line < 4; ++line) {
-            __builtin_prefetch(terms + 64 * line);
-            __builtin_prefetch(values + 64 * line);
-        }
+        for (int64_t at = 0; at < n * static_cast<int64_t>(sizeof(Term)); at += 64) __builtin_prefetch(terms + at);
+        for (int64_t at = 0; at < n * static_cast<int64_t>(sizeof(Value)); at += 64) __builtin_prefetch(values + at);
     }
 
     void one(int64_t q) {
@@ -113,7 +128,7 @@ struct Search {
         for (int64_t t = from; t < to; ++t) query[a.terms[t]] = a.weights[t];
         Best best{a.scores + q * a.k, a.ids + q * a.k, a.k, 0};
         for (int64_t i = 0; i < m; ++i) {
-            if (i + 2 < m) ahead(chosen[i + 2]);
+            if (i + kAhead < m) ahead(chosen[i + kAhead]);
             const int64_t d = chosen[i], at = a.forward[d];
             best.push(score(query, static_cast<const Term*>(a.forward_terms) + at,
                             static_cast<const Value*>(a.forward_values) + at, a.forward[d + 1] - at), d);
