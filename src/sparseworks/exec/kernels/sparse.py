@@ -9,7 +9,16 @@ from sparseworks.exec.formats.balanced import SEGMENT
 from sparseworks.exec.formats.grid import block_sizes
 from sparseworks.exec.formats.segments import from_u16, segment_of
 from sparseworks.exec.kernel import KERNELS
-from sparseworks.exec.kernels.cpu import Arguments, NativeKernel, below, number, part, pointers, rounded_rows, scale_address
+from sparseworks.exec.kernels.cpu import (
+    Arguments,
+    NativeKernel,
+    below,
+    number,
+    part,
+    pointers,
+    rounded_rows,
+    scale_address,
+)
 
 _BLOCK_MOST = 1 << 20
 _OVERREAD = 16

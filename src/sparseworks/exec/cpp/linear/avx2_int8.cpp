@@ -13,6 +13,8 @@ constexpr int kOutputs = 4;                                 // of a register til
 
 SW_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 SW_INLINE int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
+// Rows start a vector later each: at distances that are powers of two, loads side by side would meet in one bank of L1.
+SW_INLINE int64_t stride(int64_t inputs) { return padded(inputs) + 16; }
 
 SW_INLINE __m256i load(const int16_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
 SW_INLINE void store(int16_t* p, __m256i v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
@@ -46,7 +48,7 @@ void round_rows(const Int8& a, int64_t begin, int64_t end, int16_t* cells, float
         scales[m] = finite ? most / limit : NAN;
         for (int64_t k = 0; k < a.in; k += kInputs) {
             const int64_t width = least(kInputs, a.in - k);
-            int16_t* to = cells + k * a.rows + m * padded(width);
+            int16_t* to = cells + k / kInputs * stride(kInputs) * a.rows + m * stride(width);
             if (finite) round_row(x + k, width, inverse, to);
             else std::memset(to, 0, padded(width) * sizeof *to);
         }
@@ -69,13 +71,15 @@ void widen_row(const int8_t* w, int64_t n, const int8_t* ahead, int16_t* to) {
 // R rows of x times kOutputs rows of weights: sums[r] are the outputs of row r.
 template <int R>
 SW_INLINE void multiply(const int16_t* x, const int16_t* w, int64_t width, __m128i (&sums)[R]) {
+    const int64_t apart = stride(width);
     __m256i sum[R][kOutputs];
     each<R>([&](auto r) { each<kOutputs>([&](auto n) { sum[r][n] = _mm256_setzero_si256(); }); });
+#pragma GCC unroll 2
     for (int64_t k = 0; k < width; k += 16) {
         __m256i lanes[R];
-        each<R>([&](auto r) { lanes[r] = load(x + r * width + k); });
+        each<R>([&](auto r) { lanes[r] = load(x + r * apart + k); });
         each<kOutputs>([&](auto n) {
-            const __m256i weights = load(w + n * width + k);
+            const __m256i weights = load(w + n * apart + k);
             each<R>([&](auto r) { sum[r][n] = Fixed::multiply_add(weights, lanes[r], sum[r][n]); });
         });
     }
@@ -100,10 +104,10 @@ SW_INLINE void finish(const Int8& a, const Block& block, __m128i sums, float sca
 template <int R>
 void tile(const Int8& a, const Block& block, const int16_t* x, const int16_t* w, const float* scales, int64_t m, int64_t n,
           int64_t outputs) {
-    const int64_t width = padded(block.width);
+    const int64_t apart = stride(block.width);
     for (int64_t i = 0; i < outputs; i += kOutputs) {
         __m128i sums[R];
-        multiply<R>(x + m * width, w + i * width, width, sums);
+        multiply<R>(x + m * apart, w + i * apart, block.width, sums);
         each<R>([&](auto r) { finish(a, block, sums[r], scales[m + r], m + r, n + i, least(kOutputs, outputs - i)); });
     }
 }
@@ -111,17 +115,16 @@ void tile(const Int8& a, const Block& block, const int16_t* x, const int16_t* w,
 // Outputs [begin, end) of rows [m, last).
 void panels(const Int8& a, const Block& block, const int16_t* x, const float* scales, int64_t m, int64_t last, int64_t begin,
             int64_t end, int16_t* w) {
-    const int64_t width = padded(block.width);
+    const int64_t apart = stride(block.width);
     for (int64_t n = begin; n < end; n += kPanel) {
         const int64_t outputs = least(kPanel, end - n);
         for (int64_t i = 0; i < kPanel; ++i) {
             const int8_t* from = a.weight + (n + i) * a.in + block.start;
-            if (i < outputs) widen_row(from, block.width, n + i + kPanel < a.out ? from + kPanel * a.in : from, w + i * width);
-            else std::memset(w + i * width, 0, width * sizeof *w);
+            if (i < outputs) widen_row(from, block.width, n + i + kPanel < a.out ? from + kPanel * a.in : from, w + i * apart);
+            else std::memset(w + i * apart, 0, apart * sizeof *w);
         }
         int64_t r = m;
         for (; r + 2 <= last; r += 2) tile<2>(a, block, x, w, scales, r, n, outputs);
-        if (r + 2 <= last) tile<2>(a, block, x, w, scales, r, n, outputs), r += 2;
         if (r < last) tile<1>(a, block, x, w, scales, r, n, outputs);
     }
 }
@@ -131,18 +134,17 @@ thread_local Scratch rounded, widened;
 }  // namespace
 
 void int8(const Int8& a) {
-    // Blocks before the last are whole, so only the last one is padded.
-    const int64_t cells = a.rows * (a.in / kInputs * kInputs + padded(a.in % kInputs)), work = a.rows * a.in * a.out;
+    const int64_t cells = a.rows * (a.in / kInputs * stride(kInputs) + stride(a.in % kInputs)), work = a.rows * a.in * a.out;
     float* memory = rounded.floats(cells / 2 + a.rows);
     auto* x = reinterpret_cast<int16_t*>(memory);
     float* scales = memory + cells / 2;
     split(a.rows, a.threads, a.rows * a.in, [&](int64_t begin, int64_t end) { round_rows(a, begin, end, x, scales); });
     split((a.out + kPanel - 1) / kPanel, a.threads, work, [&](int64_t begin, int64_t end) {
-        auto* w = reinterpret_cast<int16_t*>(widened.floats(kPanel * kInputs / 2));
+        auto* w = reinterpret_cast<int16_t*>(widened.floats(kPanel * stride(kInputs) / 2));
         for (int64_t m = 0; m < a.rows; m += kRows) {
             for (int64_t k = 0; k < a.in; k += kInputs) {
                 const Block block{k, least(kInputs, a.in - k), k == 0, k + kInputs >= a.in};
-                panels(a, block, x + k * a.rows, scales, m, least(m + kRows, a.rows), begin * kPanel,
+                panels(a, block, x + k / kInputs * stride(kInputs) * a.rows, scales, m, least(m + kRows, a.rows), begin * kPanel,
                        least(end * kPanel, a.out), w);
             }
         }
