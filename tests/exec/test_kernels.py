@@ -13,6 +13,7 @@ from sparseworks.exec.kernels.cpu import NativeKernel
 from sparseworks.exec.native import native
 
 NATIVE = [name for name, kernel in KERNELS.items() if isinstance(kernel, NativeKernel)]
+FIXED_POINT = ("pairs-int16", "gemm-int8")
 UNREAD_BITS = ("dense", "inmajor")
 ROWS = [0, 1, 2, 5, 8, 12, 16, 63, 64, 65, 300]
 SHAPES = [(1, 1), (37, 21), (64, 300), (300, 1033)]
@@ -221,9 +222,10 @@ def test_kernels_compute_by_themselves(name: str, rows: int, monkeypatch):
 
 
 @needs_extension
+@pytest.mark.parametrize("name", FIXED_POINT)
 @pytest.mark.parametrize("rows", [3, 65])
-def test_pairs_give_nan_for_rows_that_are_not_finite_and_nothing_else(rows: int, every_isa):
-    kernel, packed = KERNELS.get("pairs-int16"), packed_for("pairs-int16", support_for("pairs-int16", 40, 70))
+def test_rows_that_are_not_finite_give_nan_and_nothing_else(rows: int, name, every_isa):
+    kernel, packed = KERNELS.get(name), packed_for(name, support_for(name, 40, 70))
     x, bias = torch.randn(rows, 70), torch.randn(40)
     clean = kernel(x, packed, bias)
     x[0, 3], x[2, 69] = float("inf"), float("nan")
@@ -234,9 +236,10 @@ def test_pairs_give_nan_for_rows_that_are_not_finite_and_nothing_else(rows: int,
 
 
 @needs_extension
-def test_pairs_take_rows_of_any_size(every_isa):
+@pytest.mark.parametrize("name", FIXED_POINT)
+def test_fixed_point_takes_rows_of_any_size(name, every_isa):
     """Rows are scaled one by one: each is as precise as any other, zeros and what is next to nothing give the bias."""
-    kernel, packed = KERNELS.get("pairs-int16"), packed_for("pairs-int16", support_for("pairs-int16", 24, 64))
+    kernel, packed = KERNELS.get(name), packed_for(name, support_for(name, 24, 64))
     x, bias = torch.randn(1, 64), torch.randn(24)
     sizes = torch.tensor([1.0, 1e-20, 1e20, 0.0, 1e-33, 1e-40])[:, None]
     y = kernel(x * sizes, packed, None)
@@ -260,10 +263,38 @@ def test_pairs_are_closer_to_float32_than_bfloat16_values(shape):
 
 
 @needs_extension
-@pytest.mark.parametrize("name", [n for n in NATIVE if KERNELS.get(n).format in UNREAD_BITS])
+@pytest.mark.parametrize("name", [n for n in NATIVE if n.startswith(("gemv", "inmajor"))])
 def test_few_rows_only(name):
     assert KERNELS.get(name).refuses(Call(8, (8, 8))) is None
     assert "8 rows, not 9" in (KERNELS.get(name).refuses(Call(9, (8, 8))) or "")
+
+
+@needs_extension
+@pytest.mark.parametrize("threads", [1, 2])
+def test_int8_sums_fill_32_bits_and_no_more(threads, every_isa):
+    """Every weight and input at its largest, over several blocks of inputs: 845 levels of x are left, and the sums are exact."""
+    torch.set_num_threads(threads)
+    weight, x = (
+        torch.full((13, 20000), -3.0),
+        torch.ones(7, 20000) * torch.tensor([1.0, -1.0, 2, 5, -7, 0, 1e-9])[:, None],
+    )
+    packed = FORMATS.get("dense").pack(weight, Support.full((13, 20000)), dtype=torch.int8)
+    y = KERNELS.get("gemm-int8")(x, packed, None)
+    torch.testing.assert_close(y, F.linear(x.double(), weight.double()).float(), rtol=1e-6, atol=0.0)
+
+
+@needs_extension
+def test_int8_loses_to_the_rounding_of_weights_only():
+    """Beside the product of the rounded weights with exact inputs: a thousandth of what torch's rounding of both is off."""
+    from sparseworks.exec.rivals import RIVALS, error
+
+    weight, x = torch.randn(64, 2048), torch.randn(32, 2048)
+    support = Support.full((64, 2048))
+    packed = FORMATS.get("dense").pack(weight, support, dtype=torch.int8)
+    stored, kernel = packed.unpack()[0], KERNELS.get("gemm-int8")
+    assert 1e-6 < error(lambda x: kernel(x, packed, None), stored, x) < 1e-4
+    whole = error(lambda x: kernel(x, packed, None), weight, x)
+    assert whole < 0.6 * error(RIVALS.get("torch dense int8 (dynamic)").build(weight, support), weight, x)
 
 
 def test_int8_values_are_as_close_as_a_level_of_their_row():

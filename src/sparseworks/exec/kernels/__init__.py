@@ -9,6 +9,7 @@ from sparseworks.exec.kernels.few_rows import InputMajorKernel as InputMajorKern
 from sparseworks.exec.kernels.gpu import BitmaskGpuKernel as BitmaskGpuKernel
 from sparseworks.exec.kernels.gpu import BsrGpuKernel as BsrGpuKernel
 from sparseworks.exec.kernels.gpu import SemiGpuKernel as SemiGpuKernel
+from sparseworks.exec.kernels.many_rows import Int8Kernel as Int8Kernel
 from sparseworks.exec.kernels.sparse import BalancedKernel as BalancedKernel
 from sparseworks.exec.kernels.sparse import BitmaskKernel as BitmaskKernel
 from sparseworks.exec.kernels.sparse import CsrKernel as CsrKernel

@@ -18,6 +18,7 @@ from sparseworks.exec.kernel import Call, Kernel
 from sparseworks.exec.native import native, why_missing
 
 Arguments = tuple[Any, ...]
+_TINY = 1e-30  # of a row that is nowhere larger, the levels could not be told apart in float32
 _Known = tuple[list[weakref.ref[Tensor]], list[int], tuple[int, int], Any, Arguments]
 
 
@@ -168,6 +169,13 @@ def scale_address(packed: Packed) -> int:
         KernelError: it is missing or different.
     """
     return part(packed, "scale", torch.float32, packed.shape[0]).data_ptr() if packed.dtype is torch.int8 else 0
+
+
+def rounded_rows(x: Float[Tensor, "rows in"], limit: int) -> Float[Tensor, "rows in"]:
+    """x_mk = round(limit x_mk / most_m) most_m / limit with most_m = max_k |x_mk|: fixed point as the kernels round it."""
+    most = x.float().abs().amax(dim=-1, keepdim=True) if x.numel() else x.new_zeros(x.shape[0], 1)
+    inverse = torch.where(most > _TINY, torch.full_like(most, float(limit)) / most, 0.0)
+    return ((x.float() * inverse).round() * (most / float(limit))).to(x.dtype)
 
 
 def pointers(packed: Packed, segments: int, entries: int, multiple: int = 1) -> Tensor:

@@ -9,11 +9,19 @@ from sparseworks.exec.formats.balanced import SEGMENT
 from sparseworks.exec.formats.grid import block_sizes
 from sparseworks.exec.formats.segments import from_u16, segment_of
 from sparseworks.exec.kernel import KERNELS
-from sparseworks.exec.kernels.cpu import Arguments, NativeKernel, below, number, part, pointers, scale_address
+from sparseworks.exec.kernels.cpu import (
+    Arguments,
+    NativeKernel,
+    below,
+    number,
+    part,
+    pointers,
+    rounded_rows,
+    scale_address,
+)
 
 _BLOCK_MOST = 1 << 20
 _OVERREAD = 16
-_TINY = 1e-30  # of a row that is nowhere larger, the levels could not be told apart in float32
 
 
 class TileKernel(NativeKernel):
@@ -72,12 +80,7 @@ class PairsKernel(NativeKernel):
 
     def reference(self, x: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
         """See `Kernel.reference`; with the inputs rounded as the kernel rounds them."""
-        most = x.float().abs().amax(dim=-1, keepdim=True) if x.numel() else x.new_zeros(x.shape[0], 1)
-        limit = float(packed.meta["limit"])
-        rounded = (x.float() * torch.where(most > _TINY, torch.full_like(most, limit) / most, 0.0)).round() * (
-            most / limit
-        )
-        return super().reference(rounded.to(x.dtype), packed, bias)
+        return super().reference(rounded_rows(x, number(packed, "limit", 1, (1 << 15) - 1)), packed, bias)
 
 
 class PanelKernel(NativeKernel):

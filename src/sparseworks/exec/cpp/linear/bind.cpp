@@ -14,12 +14,15 @@ struct Table {
     void (*csr)(const Csr&) = portable::csr;
     void (*segmented)(const Balanced&) = portable::segmented;
     void (*bitmask)(const Bitmask&) = portable::bitmask;
+    void (*int8)(const Int8&) = portable::int8;
     void (*encoder)(const EncoderLayer&) = nullptr;  // without it the layer's modules run one by one
 };
 
 Table table() {
 #ifdef SPARSEWORKS_AVX2
-    if (isa != Isa::base) return {avx2::tile, avx2::pairs, avx2::panel, avx2::csr, avx2::segmented, avx2::bitmask, avx2::encoder};
+    if (isa != Isa::base) {
+        return {avx2::tile, avx2::pairs, avx2::panel, avx2::csr, avx2::segmented, avx2::bitmask, avx2::int8, avx2::encoder};
+    }
 #endif
     return {};
 }
@@ -61,6 +64,12 @@ void bitmask(Address x, Address y, Address bias, int64_t rows, int threads, int6
     table().bitmask({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
                    at<int32_t>(ptr), at<uint8_t>(bits), at<void>(values), row_bytes, per_row,
                      at<float>(scale)});
+}
+
+void int8(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, Address weight,
+          Address scale, int64_t limit) {
+    table().int8({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads}, at<int8_t>(weight),
+                  at<float>(scale), limit});
 }
 
 void gemv(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored,
@@ -112,6 +121,7 @@ void bind_linear(nb::module_& m) {
     m.def("segmented", &segmented, nb::call_guard<nb::gil_scoped_release>());
     m.def("inmajor", &inmajor, nb::call_guard<nb::gil_scoped_release>());
     m.def("gemv", &gemv, nb::call_guard<nb::gil_scoped_release>());
+    m.def("int8", &int8, nb::call_guard<nb::gil_scoped_release>());
     m.def("encoder", &encoder);
 }
 

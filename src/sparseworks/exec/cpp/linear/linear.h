@@ -76,6 +76,13 @@ struct Balanced : Product {
     const float* scale;
 };
 
+// Every weight as int8, row-major, weight = value * scale[row]; rows of x are rounded as for `Pairs` (kernel `gemm-int8`).
+struct Int8 : Product {
+    const int8_t* weight;
+    const float* scale;
+    int64_t limit;
+};
+
 enum class Stored : int { fp32, bf16, int8 };
 
 // Every weight, row-major; int8 rows have a scale each (kernels `gemv`).
@@ -129,7 +136,8 @@ struct EncoderLayer {
     void panel(const Panel& a);  \
     void csr(const Csr& a);      \
     void segmented(const Balanced& a); \
-    void bitmask(const Bitmask& a);
+    void bitmask(const Bitmask& a);  \
+    void int8(const Int8& a);
 
 namespace portable {
 SPARSEWORKS_KERNELS

@@ -1,10 +1,8 @@
 // Plain C++: what runs on processors without AVX2. Correct and simple; the loops over x rows vectorise where the compiler can.
-#include <algorithm>
-#include <cmath>
 #include <vector>
 
-#include "linear.h"
 #include "../parallel.h"
+#include "plain_rounding.h"
 
 namespace sparseworks::portable {
 namespace {
@@ -44,14 +42,7 @@ void pairs(const Pairs& a) {
     split(a.rows, a.threads, a.rows * a.ptr[a.out * k_blocks], [&](int64_t begin, int64_t end) {
         std::vector<int64_t> rounded(a.in);
         for (int64_t m = begin; m < end; ++m) {
-            const float* x = a.x + m * a.in;
-            float most = 0.0f;
-            bool finite = true;
-            for (int64_t k = 0; k < a.in; ++k) most = std::max(most, std::fabs(x[k])), finite = finite && std::isfinite(x[k]);
-            const float limit = static_cast<float>(a.limit), inverse = finite && most > kTiny ? limit / most : 0.0f;
-            for (int64_t k = 0; k < a.in; ++k) {
-                rounded[k] = finite ? static_cast<int64_t>(std::nearbyint(x[k] * inverse)) : 0;
-            }
+            const float scale = round_row(a.x + m * a.in, a.in, a.limit, rounded.data());
             for (int64_t first = 0; first < a.out; first += a.row_block) {
                 const int64_t height = std::min(a.out - first, a.row_block);
                 std::vector<int64_t> sum(height, 0);
@@ -65,7 +56,6 @@ void pairs(const Pairs& a) {
                     }
                 }
                 for (int64_t r = 0; r < height; ++r) {
-                    const float scale = finite ? most / limit : NAN;
                     a.y[m * a.out + first + r] = static_cast<float>(sum[r]) * scale * a.scale[first + r] +
                                                  (a.bias ? a.bias[first + r] : 0.0f);
                 }
