@@ -192,18 +192,16 @@ class SparseConv2d(nn.Module):
 
     def _run(self, x: Tensor, bias: Tensor | None) -> Tensor:
         size = x.shape[-2], x.shape[-1]
-        high, wide = self.window.outputs(size)
-        y = x.new_empty(*x.shape[:-3], self.out_channels, high, wide)
+        taps, x = self._taps(size), x.contiguous()
+        y = x.new_empty(*x.shape[:-3], self.out_channels, *taps.size)
         if y.numel() == 0:
             return y
-        taps, x = self._taps(size), x.contiguous()
         bias = None if bias is None else bias.detach().contiguous()
-        blocks = taps.starts.shape[0] - 1
         images = x.shape[0] if x.dim() == 4 else 1
         module: Any = native()
         module.conv(
             x.data_ptr(), y.data_ptr(), 0 if bias is None else bias.data_ptr(), taps.starts.data_ptr(), taps.offsets.data_ptr(),
-            self.get_buffer("values").data_ptr(), [images, self.out_channels, high, wide, blocks, *taps.layout.numbers],
+            self.get_buffer("values").data_ptr(), [images, self.out_channels, *taps.size, *taps.numbers],
             torch.get_num_threads(),
         )  # fmt: skip
         return y

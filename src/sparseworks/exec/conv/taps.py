@@ -95,9 +95,12 @@ class Taps:
     Attributes:
         starts: where the entries of each block of channels and output begin.
         offsets: where each entry starts in the padded map.
+        size: height and width of the output.
+        numbers: blocks, and those of the layout.
     """
 
-    layout: Layout
+    size: tuple[int, int]
+    numbers: list[int]
     starts: Int[Tensor, "blocks+1 out"]
     offsets: Int[Tensor, " kept"]
 
@@ -117,7 +120,7 @@ def taps_of(parts: Mapping[str, Tensor], out: int, layout: Layout) -> Taps:
     blocks = ceil(layout.channels / layout.block)
     edges = torch.arange(blocks + 1).mul_(layout.block).clamp_(max=layout.channels)
     starts = torch.searchsorted(keys, torch.arange(out) * layout.channels + edges[:, None])
-    return Taps(layout, starts.int(), layout.offsets(columns).int())
+    return Taps(layout.window.outputs(layout.size), [blocks, *layout.numbers], starts.int(), layout.offsets(columns).int())
 
 
 def checked(parts: Mapping[str, Float[Tensor, " n"]], out: int, width: int) -> None:

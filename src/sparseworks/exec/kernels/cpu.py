@@ -139,10 +139,7 @@ class NativeKernel(CheckedKernel):
 
 def stamp(parts: list[Tensor]) -> list[int]:
     """Changes when a buffer is replaced or written to (inference tensors keep no count of writes)."""
-    try:
-        return [t.data_ptr() for t in parts] + [t._version for t in parts]
-    except RuntimeError:
-        return [t.data_ptr() for t in parts]
+    return [t.data_ptr() for t in parts] + [t._version for t in parts if not t.is_inference()]
 
 
 def part(packed: Packed, name: str, dtype: torch.dtype, *shape: int | None) -> Tensor:
