@@ -25,7 +25,9 @@ DENSITIES = (0.2, 0.1, 0.05)
 def main() -> None:
     """One line per layer and share of kept weights; the ceiling is what bandwidth and arithmetic allow."""
     given = arguments(
-        __doc__ or "", only={"type": int, "default": None, "help": "number of the one layer to run"}, images={"type": int, "default": 1}
+        __doc__ or "",
+        only={"type": int, "default": None, "help": "number of the one layer to run"},
+        images={"type": int, "default": 1},
     )
     layers = LAYERS if given.only is None else [LAYERS[given.only]]
     lines = []
@@ -52,7 +54,8 @@ def compare(c: int, out: int, kernel: int, stride: int, side: int, density: floa
     x = torch.randn(images, c, side, side)
     y = x.to(memory_format=torch.channels_last)
     times = measure.compare(
-        {kind: lambda run=run, kind=kind: run(y if kind == "channels last" else x) for kind, run in runs.items()}, rounds=rounds
+        {kind: lambda run=run, kind=kind: run(y if kind == "channels last" else x) for kind, run in runs.items()},
+        rounds=rounds,
     )
     print(name, ", ".join(f"{k} {t.us:.0f} us" for k, t in times.items()), file=sys.stderr)
     peer = min((k for k in runs if k != "sparse"), key=lambda k: times[k].us)

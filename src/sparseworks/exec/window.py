@@ -28,7 +28,9 @@ class Window:
             ModelError: not a plain `nn.Conv2d` (groups, padding that is not zeros or not the same on both sides).
         """
         if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.padding_mode != "zeros":
-            raise ModelError(f"{conv} is not a 2-d convolution with zeros as padding and without groups; leave it dense.")
+            raise ModelError(
+                f"{conv} is not a 2-d convolution with zeros as padding and without groups; leave it dense."
+            )
         (kh, kw), (dh, dw) = conv.kernel_size, conv.dilation
         reach = dh * (kh - 1), dw * (kw - 1)
         padding = conv.padding

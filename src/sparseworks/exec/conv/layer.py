@@ -110,12 +110,17 @@ class SparseConv2d(nn.Module):
             if kept is None:
                 parts = {"weight": torch.zeros(out, width, *window.kernel, dtype=kind)}
             else:
-                parts = {"ptr": torch.zeros(out + 1, dtype=torch.int32), "columns": torch.zeros(kept, dtype=torch.int32)}
+                parts = {
+                    "ptr": torch.zeros(out + 1, dtype=torch.int32),
+                    "columns": torch.zeros(kept, dtype=torch.int32),
+                }
                 parts["values"] = torch.zeros(kept, dtype=kind)
             bias = None if meta["bias"] is None else nn.Parameter(torch.zeros(out, dtype=getattr(torch, meta["bias"])))
             return cls(parts, bias, window=window, shape=(out, width))
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise KernelError(f"Not the metadata of a SparseConv2d ({error!r}); write them with `metadata()`.") from None
+            raise KernelError(
+                f"Not the metadata of a SparseConv2d ({error!r}); write them with `metadata()`."
+            ) from None
 
     def metadata(self) -> dict[str, Any]:
         """JSON-able description from which `from_metadata` builds the empty layer."""

@@ -120,7 +120,9 @@ def taps_of(parts: Mapping[str, Tensor], out: int, layout: Layout) -> Taps:
     blocks = ceil(layout.channels / layout.block)
     edges = torch.arange(blocks + 1).mul_(layout.block).clamp_(max=layout.channels)
     starts = torch.searchsorted(keys, torch.arange(out) * layout.channels + edges[:, None])
-    return Taps(layout.window.outputs(layout.size), [blocks, *layout.numbers], starts.int(), layout.offsets(columns).int())
+    return Taps(
+        layout.window.outputs(layout.size), [blocks, *layout.numbers], starts.int(), layout.offsets(columns).int()
+    )
 
 
 def checked(parts: Mapping[str, Float[Tensor, " n"]], out: int, width: int) -> None:
