@@ -33,14 +33,15 @@ def main() -> None:
     lines = []
     for layer in layers[-1:] if given.quick else layers:
         for density in DENSITIES[1:2] if given.quick else DENSITIES:
-            lines.append(compare(*layer, density, given.images, 3 if given.quick else given.rounds))
+            lines.append(compare(layer, density, given.images, 3 if given.quick else given.rounds))
     show(lines, f"sparse convolution, {given.images} image(s), {given.threads} thread(s)")
     store("conv", lines, given.json)
 
 
 @torch.inference_mode()
-def compare(c: int, out: int, kernel: int, stride: int, side: int, density: float, images: int, rounds: int) -> Line:
+def compare(layer: tuple[int, int, int, int, int], density: float, images: int, rounds: int) -> Line:
     """One layer with random supports."""
+    c, out, kernel, stride, side = layer
     name = f"{c}-{out} {kernel}x{kernel}/{stride} {side}x{side} kept {density:.0%}"
     conv = nn.Conv2d(c, out, kernel, stride, kernel // 2)
     last = nn.Conv2d(c, out, kernel, stride, kernel // 2)

@@ -113,7 +113,7 @@ def test_other_types_and_autocast_run_the_dense_weight():
 
 @torch.no_grad()
 def test_copied_saved_and_built_empty():
-    conv, sparse, _ = pair(padding=1, stride=2)
+    _, sparse, _ = pair(padding=1, stride=2)
     x = torch.randn(2, 5, 9, 11)
     sparse(x)
     empty = build_empty("x", describe(sparse))

@@ -248,10 +248,10 @@ class _Conv(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):  # type: ignore[override]
         w, needs = ctx.layer.window, ctx.needs_input_grad
+        grads, size = (dy, ctx.size) if dy.dim() == 4 else (dy[None], (1, *ctx.size))
         weight = ctx.layer.dense_weight()
-        dx = conv2d_input(ctx.size, weight, dy, w.stride, w.padding, w.dilation) if needs[0] else None
-        batched = dy if dy.dim() == 4 else dy[None]
-        return dx, batched.sum((0, 2, 3)) if needs[1] else None, None
+        dx = conv2d_input(size, weight, grads, w.stride, w.padding, w.dilation) if needs[0] else None
+        return None if dx is None else dx.view(ctx.size), grads.sum((0, 2, 3)) if needs[1] else None, None
 
 
 def _with_gradients(layer: SparseConv2d, x: Tensor) -> Tensor:
