@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparseworks.core.support import Support as Support
     from sparseworks.exec import Plan as Plan
     from sparseworks.exec import SparseConv1x1 as SparseConv1x1
+    from sparseworks.exec import SparseConv2d as SparseConv2d
     from sparseworks.exec import SparseLinear as SparseLinear
     from sparseworks.exec import plan as plan
     from sparseworks.exec.attention import attend as attend
@@ -51,6 +52,7 @@ _PUBLIC = {
     "Support": "core.support",
     "SparseLinear": "exec",
     "SparseConv1x1": "exec",
+    "SparseConv2d": "exec",
     "Plan": "exec",
     "attend": "exec.attention",
     "Recover": "jobs",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from sparseworks.core.errors import CheckpointError, KernelError, ModelError
+from sparseworks.exec.conv import SparseConv2d
 from sparseworks.exec.modules import SparseConv1x1, SparseLinear
 
 
@@ -32,6 +33,7 @@ def _build_conv(meta: Mapping[str, Any]) -> SparseConv1x1:
 KINDS: dict[str, Kind] = {
     "SparseLinear": Kind(SparseLinear, SparseLinear.metadata, SparseLinear.from_metadata),
     "SparseConv1x1": Kind(SparseConv1x1, _describe_conv, _build_conv),
+    "SparseConv2d": Kind(SparseConv2d, SparseConv2d.metadata, SparseConv2d.from_metadata),
 }
 
 

@@ -24,6 +24,7 @@ T* to(Address address) {
 
 bool has_encoder();
 void bind_linear(nb::module_& m);
+void bind_conv(nb::module_& m);
 void bind_training(nb::module_& m);
 void bind_search(nb::module_& m);
 void bind_codes(nb::module_& m);

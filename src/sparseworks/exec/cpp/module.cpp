@@ -90,6 +90,7 @@ NB_MODULE(_native, m) {
     m.def("use", &sparseworks::use);
     m.def("lanes", &sparseworks::lanes);
     sparseworks::bind_linear(m);
+    sparseworks::bind_conv(m);
     sparseworks::bind_training(m);
     sparseworks::bind_search(m);
     sparseworks::bind_codes(m);

@@ -46,9 +46,9 @@ class CheckedKernel(Kernel):
         if not parts:
             raise damaged(packed, "it has no parts")
         key, meta = id(parts[0]), packed.meta
-        stamp = _stamp(parts)
+        now = stamp(parts)
         known = self._checked.get(key)
-        same = known is not None and known[0][0]() is parts[0] and known[1] == stamp and known[2] == packed.shape
+        same = known is not None and known[0][0]() is parts[0] and known[1] == now and known[2] == packed.shape
         if known is not None and same and (known[3] is meta or known[3] == meta):
             return known[4]
         if packed.format != self.format or packed.dtype is not self.value_dtype:
@@ -58,7 +58,7 @@ class CheckedKernel(Kernel):
             found = self.inspect(packed)
         # When any part is gone, another may come to lie at its address.
         forget = [weakref.ref(t, lambda _: self._checked.pop(key, None)) for t in parts]
-        self._checked[key] = (forget, stamp, packed.shape, meta, found)
+        self._checked[key] = (forget, now, packed.shape, meta, found)
         return found
 
 
@@ -138,12 +138,9 @@ class NativeKernel(CheckedKernel):
         return run
 
 
-def _stamp(parts: list[Tensor]) -> list[int]:
+def stamp(parts: list[Tensor]) -> list[int]:
     """Changes when a buffer is replaced or written to (inference tensors keep no count of writes)."""
-    try:
-        return [t.data_ptr() for t in parts] + [t._version for t in parts]
-    except RuntimeError:
-        return [t.data_ptr() for t in parts]
+    return [t.data_ptr() for t in parts] + [t._version for t in parts if not t.is_inference()]
 
 
 def part(packed: Packed, name: str, dtype: torch.dtype, *shape: int | None) -> Tensor:

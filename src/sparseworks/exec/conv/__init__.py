@@ -1,0 +1,5 @@
+"""Sparse convolutions for inference, on channel-major maps, without patches."""
+
+from __future__ import annotations
+
+from sparseworks.exec.conv.layer import SparseConv2d as SparseConv2d
