@@ -9,8 +9,8 @@ from __future__ import annotations
 import sparseworks.exec.formats
 import sparseworks.exec.kernels  # noqa: F401 - both register what they hold
 from sparseworks.exec import measure
-    "SparseConv1x1", "SparseConv2d", "SparseLinear", "fuse", "gated", "measure", "plan", "reuse_memory", "rms_norm", "unfuse",
-    "verify",
+from sparseworks.exec.between import gated, rms_norm
+from sparseworks.exec.conv import SparseConv2d
 from sparseworks.exec.format import FORMATS, Format, Packed
 from sparseworks.exec.fusion import fuse, unfuse
 from sparseworks.exec.kernel import KERNELS, Call, Kernel
