@@ -80,6 +80,18 @@ def test_convolutions_are_unpacked(kind, shape):
     assert torch.equal(unpacked(model)(x), conv(x))
 
 
+@pytest.mark.parametrize(
+    "settings", [{"padding": 1}, {"stride": 2, "padding": (0, 2)}, {"dilation": (2, 1), "bias": False}]
+)
+def test_convolutions_of_any_window_are_unpacked(settings):
+    conv = nn.Conv2d(3, 5, 3, **settings)
+    keep = torch.rand(5, 27) < 0.5
+    conv.weight.data *= keep.view(5, 3, 3, 3).permute(0, 3, 1, 2)
+    model = nn.Sequential(sw.SparseConv2d.from_conv(conv, sw.Support.from_mask(keep)))
+    x, dense = torch.randn(2, 3, 9, 8), unpacked(model)
+    assert type(dense[0]) is nn.Conv2d and torch.equal(dense(x), conv(x))
+
+
 def test_plain_modules_and_taken_places_are_refused(tmp_path, toy, bert):
     with pytest.raises(ModelError, match="no Hugging Face configuration"):
         export_dense(tmp_path / "out", toy.model)

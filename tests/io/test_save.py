@@ -14,7 +14,7 @@ from sparseworks.core.config import to_config
 from sparseworks.core.errors import CheckpointError, ModelError, RecipeError, ShapeError
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.support import Support
-from sparseworks.exec import SparseConv1x1, SparseLinear
+from sparseworks.exec import SparseConv1x1, SparseLinear, fuse
 from sparseworks.io import folder as folders
 from sparseworks.io import read, save
 
@@ -58,7 +58,7 @@ def test_round_trip_is_equal_to_the_bit(tmp_path, case, skeleton, layout, dtype)
 
 @pytest.mark.parametrize("kernel", ["tile-fp32", "tile-bf16", "csr16-fp32", "bitmask-bf16", "dense"])
 def test_packed_layers_come_back_as_they_were(tmp_path, case, skeleton, kernel):
-    fast = pack(case.model, case.supports, kernel)
+    fast = fuse(pack(case.model, case.supports, kernel))  # as `load` and `Plan.apply` do
     save(tmp_path / "out", fast, case.supports, layout="packed")
     back = sw.load(tmp_path / "out", model=skeleton)
     assert torch.equal(case.output(back), case.output(fast))

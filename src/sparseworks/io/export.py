@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from sparseworks.core.errors import ModelError
+from sparseworks.exec.conv import SparseConv2d
 from sparseworks.exec.modules import SparseConv1x1
 from sparseworks.io.assets import asset_files, config_text
 from sparseworks.io.folder import draft
@@ -65,14 +66,16 @@ def unpacked(model: nn.Module) -> nn.Module:
 
 
 def _dense_layer(layer: nn.Module) -> nn.Module:
-    conv = isinstance(layer, SparseConv1x1)
     weight = layer.dense_weight()  # type: ignore[operator]
-    bias = (layer.linear if conv else layer).bias
-    out, features = weight.shape
-    if conv:
+    bias = (layer.linear if isinstance(layer, SparseConv1x1) else layer).bias
+    out, features = weight.shape[:2]
+    if isinstance(layer, SparseConv2d):
+        moves = {name: getattr(layer.window, name) for name in ("stride", "padding", "dilation")}
+        dense: nn.Module = nn.Conv2d(features, out, layer.window.kernel, **moves, bias=bias is not None, device="meta")
+    elif isinstance(layer, SparseConv1x1):
         strides = layer.stride
         kind = nn.Conv1d if len(strides) == 1 else nn.Conv2d
-        dense: nn.Module = kind(features, out, 1, stride=strides, bias=bias is not None, device="meta")  # type: ignore[arg-type]
+        dense = kind(features, out, 1, stride=strides, bias=bias is not None, device="meta")  # type: ignore[arg-type]
         weight = weight.reshape(out, features, *[1] * len(strides))
     else:
         dense = nn.Linear(features, out, bias=bias is not None, device="meta")
