@@ -1,5 +1,5 @@
-// Dense int8 weights and many rows of x in 16-bit fixed point. vpmaddwd multiplies and adds pairs of 16 bits at the rate at which
-// vpmaddubsw and its widening do pairs of 8, without saturating, so rounding x to 8 bits would gain nothing on AVX2.
+// Dense int8 weights and many rows of x in 16-bit fixed point: vpmaddwd cannot saturate here, unlike vpmaddubsw, and the rounding of
+// x does not show beside that of the weights. Products of 8 bits need fewer instructions; torch's, which round x to 8, are faster.
 //
 // A block of x rounded to 16 bits stays in L2; a panel of weights is widened into L1 once for all its rows. Sums are whole numbers
 // and wait in y between blocks of inputs.
@@ -13,7 +13,7 @@ constexpr int kOutputs = 4;                                 // of a register til
 
 SW_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 SW_INLINE int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
-// Rows start a vector later each: at distances that are powers of two, loads side by side would meet in one bank of L1.
+// Rows start a vector later each, so that their distances are no powers of two.
 SW_INLINE int64_t stride(int64_t inputs) { return padded(inputs) + 16; }
 
 SW_INLINE __m256i load(const int16_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
