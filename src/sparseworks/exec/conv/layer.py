@@ -151,7 +151,11 @@ class SparseConv2d(nn.Module):
             return self._torch(x, self.get_buffer("weight"))
         if plain(x, self.bias) and self._compiled(x):
             return self._run(x, self.bias)
-        return _eager(self, x)
+        if torch.compiler.is_compiling():
+            from sparseworks.exec.conv.uncompiled import convolve
+
+            return convolve(self, x)
+        return with_gradients(self, x)
 
     def dense_weight(self) -> Float[Tensor, "out in height width"]:
         """The kernel with exact zeros outside the support.
@@ -254,14 +258,11 @@ class _Conv(torch.autograd.Function):
         return None if dx is None else dx.view(ctx.size), grads.sum((0, 2, 3)) if needs[1] else None, None
 
 
-def _with_gradients(layer: SparseConv2d, x: Tensor) -> Tensor:
+def with_gradients(layer: SparseConv2d, x: Tensor) -> Tensor:
+    """The convolution with what autograd needs; torch's own where another transform than a gradient is at work."""
     with torch.no_grad():
         usual = plain(x, layer.bias) and layer._compiled(x)  # no transform but a gradient is at work
     return _Conv.apply(x, layer.bias, layer) if usual else layer._torch(x, layer.dense_weight())
-
-
-# Entries found for one size of maps are no graph: a compiled caller breaks its graph here.
-_eager: Any = torch.compiler.disable(_with_gradients)
 
 
 def _name(dtype: torch.dtype) -> str:
