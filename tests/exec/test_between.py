@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GemmaConfig, LlamaCon
 from sparseworks.core import errors as sw_errors
 from sparseworks.core.support import Support
 from sparseworks.exec import fuse, unfuse
-from sparseworks.exec.between import GatedForward, NormForward, gated, rms_norm
+from sparseworks.exec.between import GATED, NORMS, GatedForward, NormForward, gated, rms_norm
 from sparseworks.exec.layers import layer_of, pack_for
 from sparseworks.exec.native import features, native
 
@@ -49,7 +49,11 @@ def norm_of(x, weight, eps):
 def decoder(config=LlamaConfig, seed=0, **options):
     """A small decoder in which every linear layer but the last is packed; norms have weights that are not all one."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config(**SIZES, num_key_value_heads=2, **options)).eval()
+    return packed(AutoModelForCausalLM.from_config(config(**SIZES, num_key_value_heads=2, **options)))
+
+
+def packed(model):
+    model.eval()
     for name, p in model.named_parameters():
         if "norm" in name:
             p.data.add_(torch.randn_like(p) * 0.3)
@@ -57,8 +61,8 @@ def decoder(config=LlamaConfig, seed=0, **options):
         if isinstance(module, nn.Linear):
             keep = torch.rand_like(module.weight) < 0.5
             owner, _, leaf = name.rpartition(".")
-            packed = pack_for(layer_of(module), Support.from_mask(keep), [(0, "csr16-fp32")])
-            setattr(model.model.get_submodule(owner), leaf, packed)
+            sparse = pack_for(layer_of(module), Support.from_mask(keep), [(0, "csr16-fp32")])
+            setattr(model.model.get_submodule(owner), leaf, sparse)
     return model
 
 
@@ -146,6 +150,22 @@ def test_fused_decoder_equals_its_modules(config, calls):
         assert calls.count("rms_norm") == 5 and calls.count("gated") == 2
 
 
+def test_every_named_family_computes_the_same(calls):
+    """Each class in the lists has the formula that its name stands for here."""
+    found = set()
+    for kind in ("llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "granite", "mixtral", "phi3", "gemma"):
+        tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        own = {"mixtral": {"num_local_experts": 2}}.get(kind, {})
+        config = AutoConfig.for_model(kind, **SIZES, **tokens, **own, num_key_value_heads=2, head_dim=12)
+        model = packed(AutoModelForCausalLM.from_config(config))
+        expected = logits(model)
+        calls.clear()
+        torch.testing.assert_close(logits(fuse(model)), expected, rtol=1e-4, atol=1e-5)
+        found |= {type(m).__name__ for m in replaced(model, NormForward | GatedForward)}
+        assert calls or features()["isa"] == "none", kind
+    assert found == set(GATED) | set(NORMS)
+
+
 def test_the_weight_of_the_norm_is_read_at_each_call():
     model = fuse(decoder())
     before = logits(model)
@@ -200,18 +220,3 @@ def test_norms_learn_in_a_fused_model():
     model = fuse(decoder())
     model(input_ids=torch.arange(6)[None]).logits.sum().backward()
     assert all(m.weight.grad is not None for m in replaced(model, NormForward))
-
-
-def test_configurations_are_found_by_name():
-    """The classes named in the lists exist: a renamed one would silently be left alone."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    from sparseworks.exec.between import GATED, NORMS
-
-    named = set()
-    for kind in ("llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "granite", "gemma", "mixtral", "phi3"):
-        assert kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        module = __import__(f"transformers.models.{kind}.modeling_{kind}", fromlist=["x"])
-        named |= set(vars(module))
-        assert AutoConfig.for_model(kind) is not None
-    assert set(GATED) | set(NORMS) <= named

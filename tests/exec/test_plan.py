@@ -263,7 +263,10 @@ def test_convolutions(clock, random_support, masked):
     model = nn.Sequential(nn.Conv2d(6, 8, 1, stride=2), nn.Conv2d(8, 4, 3))
     supports = {"0": random_support(8, 6, 0.5), "1": random_support(4, 72, 0.5)}
     drawn = plan(model, supports, batch=10)
-    assert drawn.rows[1].reason == "dense stays: a Conv2d has no packed counterpart"
+    assert (
+        drawn.rows[1].reason
+        == "dense stays: kernels larger than 1x1 are not planned yet; SparseConv2d.from_conv packs and times one convolution"
+    )
     fast = drawn.apply(model)
     assert isinstance(fast[0], SparseConv1x1)
     image = torch.randn(2, 6, 9, 9)

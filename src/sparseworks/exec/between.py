@@ -1,7 +1,7 @@
 """Between sparse products of a decoder layer: the norm and the gated activation as one pass each.
 
-With one token and sparse matrices, a LLaMA block spends more time in the small operations of its norms and its activation than in
-two of its products. The model keeps its modules and names; only `forward` of a norm and of a gated MLP is replaced, and goes back to
+With one token and sparse matrices, the small operations of a LLaMA block's norms and activation cost about as much as one of its
+products (`benchmarks/kernels/decoder.py`). The model keeps its modules and names; only `forward` of a norm and of a gated MLP is replaced, and goes back to
 torch wherever the extension does not apply.
 """
 

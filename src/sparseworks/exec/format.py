@@ -73,6 +73,11 @@ class Packed:
         return Packed(self.format, self.shape, self.dtype, parts, self.meta)
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """Its name as an attribute of torch: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def damaged(packed: Packed, reason: str) -> KernelError:
     """The error for a form whose buffers do not fit together."""
     size = "x".join(map(str, packed.shape))
@@ -119,7 +124,7 @@ class Format(ABC):
         if len(support.shape) != 2:
             return f"it packs matrices, not {len(support.shape)} dimensions"
         if dtype not in self.dtypes:
-            known = ", ".join(str(d).removeprefix("torch.") for d in self.dtypes)
+            known = ", ".join(name_of(d) for d in self.dtypes)
             return f"it stores {known}, not {str(dtype).removeprefix('torch.')}"
         return None
 

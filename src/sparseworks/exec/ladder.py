@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.errors import KernelError
-from sparseworks.exec.format import Packed
+from sparseworks.exec.format import Packed, name_of
 from sparseworks.exec.kernel import KERNELS, Call, Kernel
 
 Route = Callable[[Tensor, Tensor | None, Sequence[Tensor]], Tensor]
@@ -55,8 +55,7 @@ def write_spec(rungs: Sequence[Rung], density: float) -> tuple[str, list[Packed]
         "shape": list(rungs[0].packed.shape),
         "density": round(density, 6),
         "forms": [
-            {"format": f.format, "dtype": str(f.dtype).removeprefix("torch."), "parts": list(f.parts), "meta": f.meta}
-            for f in forms
+            {"format": f.format, "dtype": name_of(f.dtype), "parts": list(f.parts), "meta": f.meta} for f in forms
         ],
         "rungs": [[r.min_rows, r.kernel, next(i for i, f in enumerate(forms) if f is r.packed)] for r in rungs],
     }

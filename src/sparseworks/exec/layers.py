@@ -139,6 +139,8 @@ def why_not(model: nn.Module, name: str) -> str | None:
     except AttributeError:
         return "it is not a module of its own (a slice of a fused matrix, or an expert)"
     weight = getattr(module, "weight", None)
+    if type(module) is nn.Conv2d and not is_conv1x1(module):
+        return "kernels larger than 1x1 are not planned yet; SparseConv2d.from_conv packs and times one convolution"
     if not any(kind.takes(module) for kind in KINDS):
         return f"a {type(module).__name__} has no packed counterpart"
     if not isinstance(weight, nn.Parameter):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sparseworks.core.errors import KernelError, ShapeError, UnknownNameError
 from sparseworks.core.support import Support
-from sparseworks.exec.format import Packed
+from sparseworks.exec.format import Packed, name_of
 from sparseworks.exec.kernel import KERNELS, Kernel
 from sparseworks.exec.ladder import Rung, ladder, write_spec
 from sparseworks.exec.ops import linear as linear_op
@@ -150,13 +150,13 @@ class SparseLinear(nn.Module):
         return {
             "shape": [self.out_features, self.in_features],
             "density": self.density,
-            "bias": None if self.bias is None else _name(self.bias.dtype),
+            "bias": None if self.bias is None else name_of(self.bias.dtype),
             "forms": [
                 {
                     "format": f.format,
-                    "dtype": _name(f.dtype),
+                    "dtype": name_of(f.dtype),
                     "meta": dict(f.meta),
-                    "parts": {k: [_name(t.dtype), list(t.shape)] for k, t in f.parts.items()},
+                    "parts": {k: [name_of(t.dtype), list(t.shape)] for k, t in f.parts.items()},
                 }
                 for f in self.forms
             ],
@@ -316,11 +316,7 @@ def is_conv1x1(module: nn.Module) -> bool:
 
 
 def _key(form: Packed) -> str:
-    return f"{form.format}_{_SHORT.get(form.dtype, _name(form.dtype))}".replace("-", "_").replace(".", "_")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return f"{form.format}_{_SHORT.get(form.dtype, name_of(form.dtype))}".replace("-", "_").replace(".", "_")
 
 
 def _empty_form(shape: Sequence[int], form: Mapping[str, Any]) -> Packed:

@@ -55,6 +55,20 @@ def test_coefficients_solve_each_signals_equations(kernels, signals, atoms, k, d
             torch.testing.assert_close(found.double(), direct(gram, right, chosen[:, : n + 1]), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.skipif(not features()["built"], reason="no compiled extension")
+def test_the_extension_computes_by_itself(monkeypatch):
+    def forbidden(*_args, **_options):
+        raise AssertionError("torch's solver ran")
+
+    gram, right = problem(5, 6, 12)
+    want = direct(gram, right, torch.tensor([[0, 3]]).expand(5, 2))
+    monkeypatch.setattr(torch.linalg, "solve_triangular", forbidden)
+    factors = BatchCholesky(gram, right, 2)
+    for atom in (0, 3):
+        factors.append(torch.full((5,), atom))
+    torch.testing.assert_close(factors.solve().double(), want, rtol=1e-3, atol=1e-4)
+
+
 def test_dependent_atoms_are_refused_one_signal_at_a_time(kernels):
     gram, right = problem(20, 9, 30)
     gram[3], gram[:, 3] = gram[5], gram[:, 5]  # atom 3 is atom 5 again

@@ -67,6 +67,28 @@ def test_plain_maps_are_read_where_they_lie(every_isa, c, side):
     assert torch.equal(x, before)
 
 
+@torch.no_grad()
+def test_the_extension_computes_by_itself(every_isa, monkeypatch):
+    conv, sparse, _ = pair(padding=1, stride=2)
+    x = torch.randn(2, 5, 9, 11)
+    expected = conv(x)
+
+    def forbidden(*_args, **_options):
+        raise AssertionError("the dense convolution ran")
+
+    if every_isa != "none":
+        monkeypatch.setattr("sparseworks.exec.conv.layer.F.conv2d", forbidden)
+        monkeypatch.setattr(SparseConv2d, "dense_weight", forbidden)
+    close(sparse(x), expected)
+
+
+@torch.no_grad()
+def test_compiled_callers_break_their_graph_here():
+    conv, sparse, _ = pair(padding=1)
+    x = torch.randn(2, 5, 9, 11)
+    close(torch.compile(nn.Sequential(sparse, nn.ReLU()), backend="eager")(x), conv(x).relu())
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @torch.no_grad()
 def test_padding_by_name(padding):

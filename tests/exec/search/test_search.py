@@ -68,6 +68,17 @@ def test_two_stages_are_exact_where_nothing_is_cut(kernels, dtype, width):
     assert np.array_equal(scores.numpy(), want) and np.array_equal(ids.numpy(), order)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_documents_on_large_pages_are_the_same(kernels, dtype, monkeypatch):
+    documents, queries = whole(200, 30, 0.2, 4, signed=False), whole(9, 30, 0.3, 5, signed=False)
+    small = TwoStageIndex(documents, postings=50, dtype=dtype)
+    monkeypatch.setattr(two_stage, "_LARGE", 4096)
+    large = TwoStageIndex(documents, postings=50, dtype=dtype)
+    assert large._values.nbytes >= 2 * 1024 and torch.equal(large._values, small._values)
+    for a, b in zip(small.search(queries, 5), large.search(queries, 5), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_cuts_lower_recall_and_scores_stay_exact(kernels):
     documents, queries = whole(400, 30, 0.3, 6, signed=False), whole(20, 30, 0.5, 7, signed=False)
     scores, ids = TwoStageIndex(documents, postings=20).search(queries, 10, terms=3, candidates=15)

@@ -17,6 +17,7 @@ from sparseworks.core.support import Support
 from sparseworks.exec import measure
 from sparseworks.exec.choose import MARGIN
 from sparseworks.exec.conv.taps import Layout, Taps, checked, taps_of
+from sparseworks.exec.format import name_of
 from sparseworks.exec.formats.segments import pointers, scatter, segment_of
 from sparseworks.exec.kernels.cpu import stamp
 from sparseworks.exec.native import native
@@ -128,9 +129,9 @@ class SparseConv2d(nn.Module):
         return {
             "shape": [self.out_channels, self.in_channels],
             "window": [list(w.kernel), list(w.stride), list(w.padding), list(w.dilation)],
-            "dtype": _name(stored.dtype),
+            "dtype": name_of(stored.dtype),
             "kept": None if self.dense else stored.numel(),
-            "bias": None if self.bias is None else _name(self.bias.dtype),
+            "bias": None if self.bias is None else name_of(self.bias.dtype),
         }
 
     # -- use ------------------------------------------------------------------------------------------------------
@@ -263,7 +264,3 @@ def with_gradients(layer: SparseConv2d, x: Tensor) -> Tensor:
     with torch.no_grad():
         usual = plain(x, layer.bias) and layer._compiled(x)  # no transform but a gradient is at work
     return _Conv.apply(x, layer.bias, layer) if usual else layer._torch(x, layer.dense_weight())
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

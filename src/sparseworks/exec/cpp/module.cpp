@@ -2,6 +2,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#ifdef SPARSEWORKS_AVX2
+#include <cpuid.h>
+#endif
+
 #include "bind.h"
 
 namespace sparseworks {
@@ -16,11 +20,20 @@ struct Named {
 constexpr Named kIsas[] = {
     {Isa::base, "portable"}, {Isa::wide, "wide"}, {Isa::avx2, "avx2"}, {Isa::avx512, "avx512"}};
 
+#ifdef SPARSEWORKS_AVX2
+// F16C, which older compilers cannot be asked for by name.
+bool half_floats() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 // Whether this build has the kernels of an instruction set, and this processor can run them.
 bool available(Isa isa) {
 #ifdef SPARSEWORKS_AVX2
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+                      half_floats();
     if (isa == Isa::avx2) return avx2;
 #else
     [[maybe_unused]] const bool avx2 = true;  // `wide` is then compiled for the baseline

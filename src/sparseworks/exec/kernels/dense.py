@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseworks.exec.format import Packed, damaged
+from sparseworks.exec.format import Packed, damaged, name_of
 from sparseworks.exec.kernel import KERNELS, Call, Kernel
 
 
@@ -23,7 +23,7 @@ class DenseKernel(Kernel):
     def refuses(self, call: Call) -> str | None:
         """Only another input type than the stored one: `F.linear` does not mix them."""
         if call.dtype is not self.value_dtype:
-            return f"its weight is {_short(self.value_dtype)}, the input {_short(call.dtype)}"
+            return f"its weight is {name_of(self.value_dtype)}, the input {name_of(call.dtype)}"
         return None
 
     def __call__(
@@ -36,12 +36,8 @@ class DenseKernel(Kernel):
         """
         weight = packed.parts.get("weight")
         if weight is None or weight.shape != packed.shape or weight.dtype is not self.value_dtype:
-            raise damaged(packed, f"'weight' should be {_short(self.value_dtype)} of shape {packed.shape}")
+            raise damaged(packed, f"'weight' should be {name_of(self.value_dtype)} of shape {packed.shape}")
         return F.linear(x, weight, bias)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 for _name, _dtype in (("dense", torch.float32), ("dense-bf16", torch.bfloat16), ("dense-fp16", torch.float16)):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparseworks.core.errors import KernelError
-from sparseworks.exec.format import FLOATS, FORMATS, Packed
+from sparseworks.exec.format import FLOATS, FORMATS, Packed, name_of
 from sparseworks.exec.formats.bsr import SIZES
 from sparseworks.exec.kernel import KERNELS, Call
 from sparseworks.exec.kernels.cpu import Arguments, CheckedKernel, below, damaged, facts, number, part, pointers
@@ -29,7 +29,7 @@ class GpuKernel(CheckedKernel):
         if call.device != "cuda":
             return f"it runs on a GPU, not on {'the CPU' if call.device == 'cpu' else call.device}"
         if call.dtype is not self.value_dtype:
-            return f"its values are {_short(self.value_dtype)}, the input {_short(call.dtype)}"
+            return f"its values are {name_of(self.value_dtype)}, the input {name_of(call.dtype)}"
         return self.unsupported()
 
     def unsupported(self) -> str | None:
@@ -47,11 +47,11 @@ class GpuKernel(CheckedKernel):
         out, width = packed.shape
         if x.dim() != 2 or x.shape[1] != width or x.dtype is not self.value_dtype or not x.is_contiguous():
             raise KernelError(
-                f"Kernel {self.name!r} takes a contiguous {_short(self.value_dtype)} (rows, {width}), got {facts(x)}."
+                f"Kernel {self.name!r} takes a contiguous {name_of(self.value_dtype)} (rows, {width}), got {facts(x)}."
             )
         if bias is not None and not (bias.dtype is x.dtype and bias.shape == (out,) and bias.is_contiguous()):
             raise KernelError(
-                f"Kernel {self.name!r} takes a contiguous {_short(x.dtype)} bias ({out},), got {facts(bias)}."
+                f"Kernel {self.name!r} takes a contiguous {name_of(x.dtype)} bias ({out},), got {facts(bias)}."
             )
         arguments = self.arguments(packed)
         if x.shape[0] == 0 or out == 0 or width == 0:
@@ -150,10 +150,6 @@ def _no_sparse_tensor_cores() -> str | None:
     if found < (8, 0):
         return f"sparse tensor cores need compute capability 8.0, this GPU has {found[0]}.{found[1]}"
     return None
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
