@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from sparseworks.core.errors import KernelError, ShapeError, UnknownNameError
+from sparseworks.core.errors import DtypeError, KernelError, ShapeError, UnknownNameError
 from sparseworks.exec import FORMATS, Rung, SparseConv1x1, SparseLinear
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -143,6 +143,9 @@ def test_dense_rungs_are_torchs_own_product(two_forms, linear, support, monkeypa
     assert two_forms.half()(torch.randn(9, 12)).dtype == torch.float32
     with pytest.raises(ShapeError, match="takes 12 features"):
         two_forms(torch.randn(24, 6))
+    for rows in (8, 9):
+        with pytest.raises(DtypeError, match="floating point"):
+            two_forms(torch.ones(rows, 12, dtype=torch.int32))
 
 
 def test_deepcopy_is_independent(sparse):

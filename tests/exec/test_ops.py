@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparseworks.core.errors import KernelError, ShapeError
+from sparseworks.core.errors import DtypeError, KernelError, ShapeError
 from sparseworks.exec import FORMATS, ops
 from sparseworks.exec.ladder import Rung, write_spec
 
@@ -149,6 +149,12 @@ def test_fake_tensors_with_symbolic_rows(packed):
 def test_wrong_features(packed):
     with pytest.raises(ShapeError, match=r"takes 12 features, got an input of shape \(3, 8\)"):
         op(torch.randn(3, 8), None, packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, torch.complex64])
+def test_only_floating_point_is_taken(packed, dtype):
+    with pytest.raises(DtypeError, match="floating point"):
+        op(torch.ones(3, 12, dtype=dtype), None, packed)
 
 
 def test_damaged_spec(packed):

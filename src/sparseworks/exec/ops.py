@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.core.errors import KernelError, ShapeError
+from sparseworks.core.errors import DtypeError, KernelError, ShapeError
 from sparseworks.exec.ladder import ladder
 
 _LIBRARY = torch.library.Library("sparseworks", "FRAGMENT")
@@ -45,6 +45,8 @@ def _linear(
 ) -> Float[Tensor, "*lead out"]:
     if x.shape[-1] != in_features:
         raise ShapeError(f"This layer takes {in_features} features, got an input of shape {tuple(x.shape)}.")
+    if not x.is_floating_point():  # the weights would be cut to whole numbers
+        raise DtypeError(f"This layer takes floating point inputs, got {x.dtype}; convert them with `x.float()`.")
     return ladder(kernel)(x, bias, parts)
 
 
@@ -81,6 +83,7 @@ def linear(
 
     Raises:
         ShapeError: `x` has another number of features.
+        DtypeError: `x` holds whole or complex numbers.
         KernelError: the spec is not a ladder, or torch.func's grad or jvp is at work.
     """
     if plain(x, bias):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sparseworks.core.errors import CheckpointError, KernelError, ModelError, ShapeError
+from sparseworks.core.errors import CheckpointError, DtypeError, KernelError, ModelError, ShapeError
 from sparseworks.core.support import Support
 from sparseworks.exec import SparseConv2d, measure
 from sparseworks.exec.native import native
@@ -182,6 +182,9 @@ def test_refusals():
     for x in (torch.randn(2, 3, 9, 9), torch.randn(2, 4, 2, 9), torch.randn(4, 9), torch.randn(4)):
         with pytest.raises(ShapeError, match="4 channels"):
             layer(x)
+    for dtype in (torch.int32, torch.float64):
+        with pytest.raises(DtypeError, match=r"bias of torch\.float32"):
+            layer(torch.zeros(1, 4, 9, 9, dtype=dtype))
     with pytest.raises(ShapeError, match="bias"):
         SparseConv2d(dict(layer.named_buffers()), torch.zeros(3), window=layer.window, shape=(4, 4))
     with pytest.raises(KernelError, match="metadata"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-from sparseworks.core.errors import KernelError, ShapeError
+from sparseworks.core.errors import DtypeError, KernelError, ShapeError
 from sparseworks.core.support import Support
 from sparseworks.exec import measure
 from sparseworks.exec.choose import MARGIN
@@ -141,12 +141,17 @@ class SparseConv2d(nn.Module):
 
         Raises:
             ShapeError: another number of channels, or maps smaller than the kernel.
+            DtypeError: an input of another type than the bias, outside of autocast.
             KernelError: damaged buffers.
         """
         high, wide = self.window.outputs((x.shape[-2], x.shape[-1])) if x.dim() > 1 else (0, 0)
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or min(high, wide) < 1:
             raise ShapeError(
                 f"This convolution takes {self.in_channels} channels and maps of its kernel's size or more, got {tuple(x.shape)}."
+            )
+        if self.bias is not None and x.dtype is not self.bias.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise DtypeError(
+                f"This convolution has a bias of {self.bias.dtype}, got an input of {x.dtype}; convert one of them."
             )
         if self.dense:
             return self._torch(x, self.get_buffer("weight"))
