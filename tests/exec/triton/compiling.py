@@ -14,10 +14,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sparseworks.exec.triton import attention, bitmap, blocks, columns, decode, launch, topk
+from sparseworks.exec.triton import attention, bitmap, blocks, columns, csr, decode, launch, select
 
 HOPPER = GPUTarget("cuda", 90, 32)
-SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.uint8: "u8"}
+SHORT = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int32: "i32",
+    torch.uint8: "u8",
+    torch.int16: "i16",
+}
 
 
 def compile_only(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
@@ -45,7 +52,7 @@ def compile_only(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options:
 
 def main() -> None:
     launch.INTERPRETED = True  # lets tensors of the CPU pass; the kernels are made already
-    for module in (attention, bitmap, blocks, columns, decode, topk):
+    for module in (attention, bitmap, blocks, columns, csr, decode, select):
         module.run = compile_only
 
     def half(*shape: int) -> torch.Tensor:
@@ -56,16 +63,22 @@ def main() -> None:
 
     for rows in (1, 32):
         bitmap.bitmap_linear(half(rows, 256), torch.zeros(64, 32, dtype=torch.uint8), half(64), whole(65), half(64))
-    layout = blocks.Layout.of((256, 256), 64, torch.arange(5), torch.arange(4))
-    blocks.block_linear(half(128, 256), half(4, 64, 64), layout)
-    blocks.block_linear_dw(half(128, 256), half(128, 256), layout)
+    for size, dtype in ((64, torch.bfloat16), (128, torch.float32), (16, torch.bfloat16)):
+        n = 256 // size
+        layout = blocks.Layout.of((256, 256), size, torch.arange(n + 1), torch.arange(n))
+        x, kept = torch.zeros(256, 256, dtype=dtype), torch.zeros(n, size, size, dtype=dtype)
+        blocks.block_linear(x, kept, layout)
+        blocks.block_linear_dw(x, x, layout)
     q, k = half(1, 4, 256, 128), half(1, 2, 256, 128)
     attention.block_attention(q, k, k, torch.arange(5), torch.arange(4), 64, True)
     decode.page_attention(q[:, :, 0].contiguous(), k, k, whole(1, 2, 8), 16)
     bounds = decode.page_bounds(k, 16)
     decode.page_scores(q[:, :, 0].contiguous(), *bounds)
-    columns.column_linear(half(2, 2048), half(2048, 256))
-    topk.topk_encode(half(64, 256), half(2048, 256), half(2048), 32)
+    for rows in (1, 2):
+        columns.column_linear(half(rows, 2048), half(2048, 256))
+    for rows in (1, 2):
+        csr.csr_linear(half(rows, 256), torch.zeros(64, dtype=torch.int16), half(64), whole(9), half(8))
+    select.largest(half(64, 2048), 32)
 
 
 if __name__ == "__main__":

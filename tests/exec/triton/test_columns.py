@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparseworks.core.errors import DtypeError, ShapeError
-from sparseworks.exec.triton.columns import active_inputs, column_linear
+from sparseworks.exec.triton.columns import column_linear
 
 
 def case(rows: int, width: int, out: int, share: float, dtype, device):
@@ -20,15 +20,6 @@ def test_equals_the_dense_product(rows, width, out, share, dtype, device, close)
     bias = torch.randn(out, device=device).to(dtype)
     close(column_linear(x, weight_t), (x.double() @ weight_t.double()).to(dtype))
     close(column_linear(x, weight_t, bias), (x.double() @ weight_t.double() + bias.double()).to(dtype))
-
-
-@pytest.mark.parametrize("width", [1, 1024, 2500])
-def test_active_inputs_are_listed_in_order(width, device):
-    x, _ = case(3, width, 1, 0.4, torch.float32, device)
-    x[0] = 0.0
-    active, count = active_inputs(x)
-    expected = (x != 0).any(0).nonzero()[:, 0]
-    assert int(count) == expected.numel() and torch.equal(active[: int(count)].long(), expected)
 
 
 def test_small_entries_count_as_zero_in_every_row(device, close):

@@ -56,7 +56,7 @@ def test_equals_attention_over_the_listed_tokens(shape, lists, page, count, dtyp
 @pytest.mark.parametrize("parts", [1, 2, 7])
 def test_splitting_the_list_changes_nothing(parts, device, monkeypatch, close):
     q, k, v, pages = case((1, 2, 1, 200, 64), 1, 16, 7, torch.float32, device)
-    monkeypatch.setattr("sparseworks.exec.triton.decode.splits", lambda *_: parts)
+    monkeypatch.setattr("sparseworks.exec.triton.decode.splits", lambda *_, **__: parts)
     out, lse = page_attention(q, k, v, pages, 16, 2.0)
     expected, sums = reference(q, k, v, pages, 16, 2.0)
     close(out, expected)

@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparseworks.core.errors import KernelError, ShapeError
+from sparseworks.exec.triton.select import MOST
 from sparseworks.exec.triton.topk import topk_encode
 
 
 def reference(x, weight, bias, k: int):
-    """Stable sort of the sums in float32, as the kernel sums them up to rounding."""
-    s = x.float() @ weight.float().T + (0.0 if bias is None else bias.float())
+    """Stable sort of the sums, rounded to the type of x."""
+    s = (x.float() @ weight.float().T + (0.0 if bias is None else bias.float())).to(x.dtype).float()
     values, indices = s.sort(dim=1, descending=True, stable=True)
     return values[:, :k], indices[:, :k]
 
@@ -32,8 +33,8 @@ def test_values_and_indices_equal_a_stable_sort(rows, width, latents, k, dtype, 
 
 
 def test_the_most_it_keeps(device):
-    x, weight = whole(1, 8, device=device), whole(140, 8, device=device)
-    assert torch.equal(topk_encode(x, weight, None, 128)[1], reference(x, weight, None, 128)[1])
+    x, weight = whole(1, 8, device=device), whole(MOST + 9, 8, device=device)
+    assert torch.equal(topk_encode(x, weight, None, MOST)[1], reference(x, weight, None, MOST)[1])
 
 
 def test_real_numbers(device, close):
@@ -45,15 +46,6 @@ def test_real_numbers(device, close):
         reference(x, weight, bias, 300)[0].gather(1, reference(x, weight, bias, 300)[1].argsort(1)).gather(1, indices),
     )
     assert bool((values.diff(dim=1) <= 0).all())
-
-
-@pytest.mark.parametrize("parts", [1, 3, 5])
-def test_splitting_the_latents_changes_nothing(parts, device, monkeypatch):
-    monkeypatch.setattr("sparseworks.exec.triton.topk.splits", lambda *_: parts)
-    x, weight = whole(4, 24, device=device, most=1), whole(500, 24, device=device, most=1)
-    values, indices = topk_encode(x, weight, None, 6)
-    expected = reference(x, weight, None, 6)
-    assert torch.equal(indices, expected[1]) and torch.equal(values, expected[0])
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "equal"])
@@ -68,6 +60,14 @@ def test_hard_orders(order, device):
     assert torch.equal(indices.cpu(), expected.expand(2, 10))
 
 
+def test_rows_are_taken_as_many_at_a_time_as_the_cache_holds(device, monkeypatch):
+    monkeypatch.setattr("sparseworks.exec.triton.topk._BYTES", 4 * 128 * 50)
+    x, weight = whole(130, 5, device=device), whole(50, 5, device=device)
+    values, indices = topk_encode(x, weight, None, 3)
+    expected = reference(x, weight, None, 3)
+    assert torch.equal(indices, expected[1]) and torch.equal(values, expected[0])
+
+
 @settings(max_examples=8)
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(1, 150), st.data())
 def test_any_size(rows, width, latents, data):
@@ -80,11 +80,11 @@ def test_any_size(rows, width, latents, data):
 
 
 def test_refusals(device):
-    x, weight = torch.zeros(2, 8, device=device), torch.zeros(200, 8, device=device)
-    with pytest.raises(KernelError, match="at most 128"):
-        topk_encode(x, weight, None, 129)
-    with pytest.raises(ShapeError, match="between 0 and all 200"):
-        topk_encode(x, weight, None, 201)
+    x, weight = torch.zeros(2, 8, device=device), torch.zeros(600, 8, device=device)
+    with pytest.raises(KernelError, match="at most 512"):
+        topk_encode(x, weight, None, 513)
+    with pytest.raises(ShapeError, match="between 0 and all 600"):
+        topk_encode(x, weight, None, 601)
     with pytest.raises(ShapeError, match="takes a weight"):
         topk_encode(x, weight[:, :4].contiguous(), None, 2)
     assert topk_encode(x[:0], weight, None, 3)[0].shape == (0, 3)

@@ -31,7 +31,7 @@ class Csr16(Format):
     """Parts: `columns` (16-bit patterns), `values`, `ptr` (out + 1); int8: `scale` (out). Padding as in `segments`."""
 
     registered_name = "csr16"
-    dtypes = VALUE_TYPES
+    dtypes = (*VALUE_TYPES, torch.float16)
 
     def refuses(self, support: Support, dtype: torch.dtype = torch.float32) -> str | None:
         """See `Format.refuses`."""

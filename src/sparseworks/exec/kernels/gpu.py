@@ -14,7 +14,7 @@ from sparseworks.exec.format import FLOATS, FORMATS, Packed, name_of
 from sparseworks.exec.formats.bsr import SIZES
 from sparseworks.exec.kernel import KERNELS, Call
 from sparseworks.exec.kernels.cpu import Arguments, CheckedKernel, below, damaged, facts, number, part, pointers
-from sparseworks.exec.kernels.sparse import BitmaskKernel, NMKernel
+from sparseworks.exec.kernels.sparse import BitmaskKernel, CsrKernel, NMKernel
 from sparseworks.exec.triton import why_missing
 
 
@@ -78,6 +78,23 @@ class BitmaskGpuKernel(GpuKernel):
         from sparseworks.exec.triton.bitmap import bitmap_linear
 
         return bitmap_linear(x, *arguments, bias)  # type: ignore[arg-type]
+
+
+class CsrGpuKernel(GpuKernel):
+    """Any support, few rows: time and bytes follow the kept entries (`exec.triton.csr`)."""
+
+    format = "csr16"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `CheckedKernel.inspect`."""
+        CsrKernel(self.name, self.value_dtype).inspect(packed.to("cpu"))
+        return packed.parts["columns"], packed.parts["values"], packed.parts["ptr"]
+
+    def multiply(self, x: Tensor, bias: Tensor | None, *arguments: object) -> Tensor:
+        """See `GpuKernel.multiply`."""
+        from sparseworks.exec.triton.csr import csr_linear
+
+        return csr_linear(x, *arguments, bias)  # type: ignore[arg-type]
 
 
 class BsrGpuKernel(GpuKernel):
@@ -153,7 +170,12 @@ def _no_sparse_tensor_cores() -> str | None:
 
 
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-for _kind, _dtypes in ((BitmaskGpuKernel, FLOATS), (BsrGpuKernel, FLOATS), (SemiGpuKernel, FLOATS[1:])):
+for _kind, _dtypes in (
+    (BitmaskGpuKernel, FLOATS),
+    (CsrGpuKernel, FLOATS),
+    (BsrGpuKernel, FLOATS),
+    (SemiGpuKernel, FLOATS[1:]),
+):
     for _dtype in _dtypes:
         _name = f"{_kind.format}-gpu-{_SUFFIX[_dtype]}"
         KERNELS.register(_name)(_kind(_name, _dtype))

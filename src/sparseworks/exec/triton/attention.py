@@ -23,36 +23,57 @@ from torch import Tensor
 from sparseworks.core.errors import ShapeError
 from sparseworks.exec.triton.launch import floats, run, together
 from sparseworks.exec.triton.product import multiply
-from sparseworks.exec.triton.softmax import LOG2E, absorb, finish
+from sparseworks.exec.triton.softmax import absorb, finish, positive
 
 BLOCKS = (16, 32, 64, 128)
 WIDTHS = (16, 32, 64, 128)
 
 
 @triton.jit
+def _walk(a, k, v, idx, begin, end, keys, reach, scale, top, total, acc, MASKED: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, D: tl.constexpr):  # fmt: skip
+    """The key blocks idx[begin:end], `BN` keys a step; masked: keys below `keys` and up to `reach` of each query."""
+    d, step, parts = tl.arange(0, D), tl.arange(0, BN), B // BN
+    for p in range(begin * parts, end * parts):
+        n = tl.load(idx + p // parts) * B + p % parts * BN + step
+        if MASKED:
+            known = n < keys
+            kt = tl.load(k + n[None, :] * D + d[:, None], mask=known[None, :], other=0.0)
+            vt = tl.load(v + n[:, None] * D + d[None, :], mask=known[:, None], other=0.0)
+        else:
+            kt = tl.load(k + n[None, :] * D + d[:, None])
+            vt = tl.load(v + n[:, None] * D + d[None, :])
+        s = multiply(a, kt, tl.zeros([B, BN], dtype=tl.float32))
+        if MASKED:
+            s = tl.where((n < keys)[None, :] & (n[None, :] <= reach[:, None]), s, -float("inf"))
+        top, total, acc = absorb(s, vt, scale, top, total, acc)
+    return top, total, acc
+
+
+@triton.jit
 def _prefill(q, k, v, out, lse, ptr, idx, heads, kv_heads, queries, keys, per_head, scale, CAUSAL: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, D: tl.constexpr):  # fmt: skip
-    head, at, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head, batch = tl.program_id(0), tl.program_id(2)
+    at = tl.num_programs(1) - 1 - tl.program_id(1)  # the longest lists first
     line = head * per_head + at
     first, last = tl.load(ptr + line), tl.load(ptr + line + 1)
-    m, d, step = at * B + tl.arange(0, B), tl.arange(0, D), tl.arange(0, BN)
+    m, d = at * B + tl.arange(0, B), tl.arange(0, D)
     mine = (batch * heads + head).to(tl.int64) * queries
     theirs = (batch * kv_heads + head // (heads // kv_heads)).to(tl.int64) * keys * D
     where = (mine + m)[:, None] * D + d[None, :]
     a = tl.load(q + where, mask=(m < queries)[:, None], other=0.0)
+    reach = m + (keys - queries) if CAUSAL else tl.zeros([B], dtype=tl.int32) + keys
+    # Blocks before `free` are seen whole by every query: no mask is made for them.
+    whole = keys // B
+    if CAUSAL:
+        whole = tl.minimum(whole, (at * B + keys - queries + 1) // B)
+    free = last
+    while tl.load(idx + free - 1, mask=free > first, other=-1) >= whole:
+        free -= 1
     top = tl.full([B], -float("inf"), dtype=tl.float32)
     total = tl.zeros([B], dtype=tl.float32)
     acc = tl.zeros([B, D], dtype=tl.float32)
-    parts = B // BN
-    for p in range(first * parts, last * parts):
-        n = tl.load(idx + p // parts) * B + p % parts * BN + step
-        known = n < keys
-        kt = tl.load(k + theirs + n[None, :] * D + d[:, None], mask=known[None, :], other=0.0)
-        vt = tl.load(v + theirs + n[:, None] * D + d[None, :], mask=known[:, None], other=0.0)
-        s = multiply(a, kt, tl.zeros([B, BN], dtype=tl.float32)) * scale
-        seen = known[None, :]
-        if CAUSAL:
-            seen = seen & (n[None, :] <= m[:, None] + (keys - queries))
-        top, total, acc = absorb(tl.where(seen, s, -float("inf")), vt, top, total, acc)
+    k, v = k + theirs, v + theirs
+    top, total, acc = _walk(a, k, v, idx, first, free, keys, reach, scale, top, total, acc, False, B, BN, D)
+    top, total, acc = _walk(a, k, v, idx, free, last, keys, reach, scale, top, total, acc, True, B, BN, D)
     mean, log_sum = finish(top, total, acc)
     tl.store(out + where, mean.to(out.dtype.element_ty), mask=(m < queries)[:, None])
     tl.store(lse + mine + m, log_sum, mask=m < queries)
@@ -71,7 +92,7 @@ def block_attention(
     """softmax(scale q k^T over the kept blocks) v, and log sum exp (natural, float32). Without any key: zeros and -inf.
 
     Args:
-        ptr, idx: of a support over (heads or 1, query blocks, key blocks); a list of one head serves all.
+        ptr, idx: of a support over (heads or 1, query blocks, key blocks), ascending; a list of one head serves all.
         block: tokens of a block: 16, 32, 64 or 128.
         causal: query i sees keys up to i + keys - queries.
         scale: default 1 / sqrt(d).
@@ -93,7 +114,7 @@ def block_attention(
     out = torch.empty_like(q)
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=device)
     per_head = lines if ptr.numel() - 1 == heads * lines else 0
-    scaled = LOG2E * (d**-0.5 if scale is None else scale)
+    q, scaled = positive(q, scale)
     options = _tiles(block, d, dtype)
     run(
         _prefill, (heads, lines, batch), q, k, v, out, lse, ptr, idx, heads, kv_heads, queries, keys,
@@ -114,7 +135,6 @@ def _fitting(q: Tensor, k: Tensor, v: Tensor) -> tuple[torch.Size, torch.Size]:
 
 def _tiles(block: int, d: int, dtype: torch.dtype) -> dict[str, int]:
     """Keys a step: 64 in two stages leave room for two programs on a multiprocessor; float32 takes operands three times."""
-    warps = 8 if block * d >= 128 * 128 else 4
     if dtype is torch.float32:
-        return {"BN": min(block, 32), "num_warps": warps, "num_stages": 1}
-    return {"BN": min(block, 64), "num_warps": warps, "num_stages": 2}
+        return {"BN": min(block, 32), "num_warps": 8 if block * d >= 128 * 128 else 4, "num_stages": 1}
+    return {"BN": min(block, 64), "num_warps": 4, "num_stages": 2}

@@ -113,14 +113,20 @@ def _some(x, y, bits, values, ptr, bias, width, row_bytes) -> None:
     rows, out = y.shape
     given = bias is not None
     buffers = (x, y, bias if given else x, bits, values, ptr)
-    if rows == 1:
-        full = 4 * multiprocessors(x.device)  # programs of four warps, four on a multiprocessor
-        tile = next(t for t in (4, 2, 1) if t == 1 or out >= t * full)
-        span = min(128, triton.next_power_of_2(max(row_bytes, 16)))
-        options = {"TILE": tile, "BYTES": span, "num_warps": 4 if tile * span >= 256 else 1}
-        run(_one, (triton.cdiv(out, tile),), *buffers, out, width, row_bytes, HAS_BIAS=given, **options)
-        return
-    padded = max(16, triton.next_power_of_2(rows))
-    options = {"ROWS": padded, "TILE": 16 if out < 8192 else 32, "BK": 128, "num_warps": 4, "num_stages": 2}
+    options = _tiles(rows, out, row_bytes, multiprocessors(x.device))
     grid = (triton.cdiv(out, options["TILE"]),)
-    run(_few, grid, *buffers, rows, out, width, row_bytes, HAS_BIAS=given, **options)
+    if rows == 1:
+        run(_one, grid, *buffers, out, width, row_bytes, HAS_BIAS=given, **options)
+    else:
+        run(_few, grid, *buffers, rows, out, width, row_bytes, HAS_BIAS=given, **options)
+
+
+def _tiles(rows: int, out: int, row_bytes: int, processors: int) -> dict[str, int]:
+    """Rows of W of a program, and bytes (one row of x) or columns (more) of a step."""
+    if rows == 1:
+        span = min(64, triton.next_power_of_2(max(row_bytes, 16)))
+        return {"TILE": 4, "BYTES": span, "num_warps": 4}
+    padded = max(16, triton.next_power_of_2(rows))
+    if out <= 64 * processors:
+        return {"ROWS": padded, "TILE": 16, "BK": 256, "num_warps": 4, "num_stages": 2}
+    return {"ROWS": padded, "TILE": 16, "BK": 64, "num_warps": 2, "num_stages": 3}

@@ -44,9 +44,13 @@ def _walk(x, y, bias, blocks, ptr, places, slots, rows, x_width, y_width, stride
     for start in range(0, length, BK):
         k = start + tl.arange(0, BK)
         live = k < length
-        p, inner = first + k // B, k % B
-        place = tl.load(places + p, mask=live, other=0)
-        slot = tl.load(slots + p, mask=live, other=0).to(tl.int64)
+        if B >= BK:  # one block a step: its place is one number, not one for every entry
+            p, inner = first + start // B, start // BK % (B // BK) * BK + tl.arange(0, BK)
+            place, slot = tl.load(places + p), tl.load(slots + p).to(tl.int64)
+        else:
+            p, inner = first + k // B, k % B
+            place = tl.load(places + p, mask=live, other=0)
+            slot = tl.load(slots + p, mask=live, other=0).to(tl.int64)
         a = tl.load(x_row + (place * B + inner)[None, :], mask=(m < rows)[:, None] & live[None, :], other=0.0)
         inside = (slot * (B * B) + inner * stride_k)[:, None] + n[None, :] * stride_n
         w = tl.load(blocks + inside, mask=live[:, None], other=0.0).to(x.dtype.element_ty)
@@ -155,8 +159,20 @@ def block_linear_dw(
     if dy.shape != (x.shape[0], out) or x.shape[1] != width:
         raise ShapeError(f"dy {tuple(dy.shape)} and x {tuple(x.shape)} do not fit a weight of {layout.shape}.")
     grad = torch.empty((n, b, b), dtype=dtype, device=device)
-    options = {"B": b, "BM": 64 if b < 128 else 32, "num_warps": 4 if b < 128 else 8, "num_stages": 3}
-    run(_sample, (n,), dy, x, grad, layout.lines, layout.columns, x.shape[0], out, width, **options)
+    run(
+        _sample,
+        (n,),
+        dy,
+        x,
+        grad,
+        layout.lines,
+        layout.columns,
+        x.shape[0],
+        out,
+        width,
+        B=b,
+        **_sample_tiles(b, dtype.itemsize > 2),
+    )
     return grad
 
 
@@ -169,7 +185,7 @@ def _product(x, blocks, layout: Layout, bias, at, widths: tuple[int, int], strid
             f"{tuple(x.shape)} and blocks {tuple(blocks.shape)} do not fit {places.numel()} blocks of {b} in a weight of {layout.shape}."
         )
     y = torch.empty((rows, y_width), dtype=x.dtype, device=device)
-    options = _tiles(rows, b)
+    options = _tiles(rows, b, x.dtype.itemsize > 2)
     grid = (triton.cdiv(rows, options["BM"]), y_width // b)
     given = bias is not None
     run(
@@ -179,8 +195,19 @@ def _product(x, blocks, layout: Layout, bias, at, widths: tuple[int, int], strid
     return y
 
 
-def _tiles(rows: int, block: int) -> dict[str, int]:
-    """Tile of rows: as tall as rows allow; with wide blocks at most 128, so that 128 x 128 sums stay in the registers of 8 warps."""
-    tall = max(16, min(128, triton.next_power_of_2(rows)))
-    warps = 8 if tall * block >= 128 * 128 else 4
-    return {"BM": tall, "BK": 64, "num_warps": warps, "num_stages": 3}
+def _sample_tiles(block: int, wide: bool) -> dict[str, int]:
+    """Rows a step of the sampled product."""
+    rows, warps, stages = {16: (32, 2, 3), 32: (64, 2, 2), 64: (64, 4, 4), 128: (64, 8, 5)}[block]
+    return {"BM": rows, "num_warps": warps, "num_stages": 2 if wide else stages}
+
+
+def _tiles(rows: int, block: int, wide: bool) -> dict[str, int]:
+    """Tiles of rows of x and of kept columns. Short blocks want tall tiles, wide ones (128 x 128 sums) short ones.
+
+    Five stages keep enough loads in flight; types of four bytes have room for two.
+    """
+    if rows <= 64:
+        tall, deep, warps, stages = max(16, triton.next_power_of_2(rows)), 64, 2 if block < 128 else 4, 5
+    else:
+        tall, deep, warps, stages = {16: (256, 64, 8, 2), 32: (128, 32, 4, 5), 64: (128, 64, 4, 5), 128: (64, 64, 4, 5)}[block]  # fmt: skip
+    return {"BM": tall, "BK": deep, "num_warps": warps, "num_stages": 2 if wide else stages}

@@ -4,12 +4,11 @@ Shapes: x (rows <= 8, in), `weight_t` (in, out) input-major, so that the weights
 An input is active where |x| > threshold in any row; below it an entry counts as zero. This is the product of contextual sparsity (Deja Vu,
 Liu et al. 2023, arXiv 2310.17157; TEAL, Liu et al. 2024, arXiv 2408.14690).
 
-First one program lists the active inputs in ascending order (a prefix sum over tiles of 1024), and leaves their number on the device:
-nothing waits for the host, so the calls can be captured in a CUDA graph. Then a grid of output tiles x splits of the list multiplies: each program gathers
-`BK` listed runs of `BN` weights (64 to 256 bytes, whole sectors) and multiplies them in tensor cores with the listed activations,
-padded to 16 rows, which costs nothing beside the loads. A mask over all inputs without a list would issue the loads of inactive inputs, too, and
-leave programs unequal work; a split of the list is equal work by construction. Splits are added up by a third kernel in a fixed
-order, not by atomics: the same input gives the same bits.
+A program has a tile of outputs and a part of the inputs. It first lists the active inputs of its part (a prefix sum; the list goes through
+memory, which only this program reads), then takes the listed runs of weights, `BK` at a time. Loading under a mask without a list costs
+instructions for every weight, which on an H200 takes longer than its bytes from 14336 x 4096 on; a list by a kernel of its own costs a launch.
+One row is multiplied where the weights arrive, in registers; more rows are padded to 16 for tensor cores. Parts are
+added up by a second kernel in a fixed order, not by atomics: the same input gives the same bits.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.errors import ShapeError
@@ -26,73 +25,49 @@ from sparseworks.exec.triton.product import multiply
 
 MOST_ROWS = 8
 _ROWS = 16  # the least that a tensor-core product takes
+_MOST_PARTS = 64  # that are added up at once
+_LEAST = 128  # inputs of a part
 
 
 @triton.jit
-def _list(x, active, count, rows, width, threshold, ROWS: tl.constexpr, BK: tl.constexpr):
-    m = tl.arange(0, ROWS)
-    found = tl.zeros([1], dtype=tl.int32)
-    for start in range(0, width, BK):
-        k = start + tl.arange(0, BK)
-        live = (m < rows)[:, None] & (k < width)[None, :]
-        size = tl.abs(tl.load(x + m[:, None] * width + k[None, :], mask=live, other=0.0).to(tl.float32))
-        # `not <=` keeps NaN: it must reach the result.
-        on = tl.max(tl.where(live & ~(size <= threshold), 1, 0), axis=0)
-        tl.store(active + found + tl.cumsum(on, axis=0) - on, k, mask=on != 0)
-        found += tl.sum(on, axis=0)
-    tl.store(count + tl.arange(0, 1), found)
-
-
-@triton.jit
-def _gather(x, w, active, count, parts, rows, width, out, threshold, ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+def _gather(x, w, lists, parts, rows, width, out, span, threshold, ROWS: tl.constexpr, SPAN: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
     n, split = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1)
-    m = tl.arange(0, ROWS)
-    found = tl.load(count)
-    span = tl.cdiv(found, tl.num_programs(1))
-    last = tl.minimum((split + 1) * span, found)
-    total = tl.zeros([ROWS, BN], dtype=tl.float32)
-    for start in range(split * span, last, BK):
+    m, place = tl.arange(0, ROWS), tl.arange(0, SPAN)
+    k = split * span + place
+    mine = (m < rows)[:, None] & ((place < span) & (k < width))[None, :]
+    size = tl.abs(tl.load(x + m[:, None] * width + k[None, :], mask=mine, other=0.0).to(tl.float32))
+    active = tl.max((~(size <= threshold)).to(tl.int32), axis=0)  # `not <=` keeps NaN: it must reach the result
+    found = tl.sum(active, axis=0)
+    listed = lists + (split * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * SPAN
+    tl.store(listed + tl.cumsum(active, axis=0) - active, k, mask=active != 0)
+    tl.debug_barrier()
+    total = tl.zeros([BK if ROWS == 1 else ROWS, BN], dtype=tl.float32)
+    for start in range(0, found, BK):
         i = start + tl.arange(0, BK)
-        k = tl.load(active + i, mask=i < last, other=0)
-        a = tl.load(x + m[:, None] * width + k[None, :], mask=(m < rows)[:, None] & (i < last)[None, :], other=0.0)
-        a = tl.where(tl.abs(a.to(tl.float32)) <= threshold, 0.0, a)
-        b = tl.load(
-            w + k.to(tl.int64)[:, None] * out + n[None, :], mask=(i < last)[:, None] & (n < out)[None, :], other=0.0
-        )
-        total = multiply(a.to(x.dtype.element_ty), b, total)
-    where = parts + (split * rows + m)[:, None] * out + n[None, :]
-    tl.store(where, total, mask=(m < rows)[:, None] & (n < out)[None, :])
+        c = tl.load(listed + i, mask=i < found, other=0)
+        from_w = w + c.to(tl.int64)[:, None] * out + n[None, :]
+        b = tl.load(from_w, mask=(i < found)[:, None] & (n < out)[None, :], other=0.0)
+        if ROWS == 1:
+            a = tl.load(x + c, mask=i < found, other=0.0).to(tl.float32)
+            total += a[:, None] * b.to(tl.float32)
+        else:
+            a = tl.load(x + m[:, None] * width + c[None, :], mask=(m < rows)[:, None] & (i < found)[None, :], other=0.0)
+            total = multiply(tl.where(tl.abs(a.to(tl.float32)) <= threshold, 0.0, a).to(b.dtype), b, total)
+    if ROWS == 1:
+        tl.store(parts + split * out + n, tl.sum(total, axis=0), mask=n < out)
+    else:
+        where = parts + (split * rows + m)[:, None] * out + n[None, :]
+        tl.store(where, total, mask=(m < rows)[:, None] & (n < out)[None, :])
 
 
 @triton.jit
-def _add(parts, bias, y, size, out, count, HAS_BIAS: tl.constexpr, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    total = tl.zeros([TILE], dtype=tl.float32)
-    for split in range(count):
-        total += tl.load(parts + split * size + i, mask=i < size, other=0.0)
+def _add(parts, bias, y, size, out, count, HAS_BIAS: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr):
+    i, split = tl.program_id(0) * TILE + tl.arange(0, TILE), tl.arange(0, PARTS)
+    mask = (split < count)[:, None] & (i < size)[None, :]
+    total = tl.sum(tl.load(parts + split[:, None] * size + i[None, :], mask=mask, other=0.0), axis=0)
     if HAS_BIAS:
         total += tl.load(bias + i % out, mask=i < size, other=0.0).to(tl.float32)
     tl.store(y + i, total.to(y.dtype.element_ty), mask=i < size)
-
-
-def active_inputs(x: Float[Tensor, "rows in"], threshold: float = 0.0) -> tuple[Int[Tensor, " in"], Int[Tensor, " 1"]]:
-    """Inputs with |x| > threshold in any row, ascending, and how many they are; what follows them in the list is undefined.
-
-    Raises:
-        ShapeError: more than eight rows.
-        KernelError: a tensor that is not contiguous on a GPU.
-    """
-    device = together("The list of active inputs", x)
-    rows, width = x.shape
-    if rows > MOST_ROWS:
-        raise ShapeError(
-            f"Inputs are listed for at most {MOST_ROWS} rows, got {rows}: with more, hardly any is zero in all."
-        )
-    active = torch.empty(max(width, 1), dtype=torch.int32, device=device)
-    count = torch.empty(1, dtype=torch.int32, device=device)
-    padded = triton.next_power_of_2(max(rows, 1))
-    run(_list, (1,), x, active, count, rows, width, float(threshold), ROWS=padded, BK=1024, num_warps=8)
-    return active, count
 
 
 def column_linear(
@@ -114,15 +89,28 @@ def column_linear(
     (rows, width), out = x.shape, weight_t.shape[1]
     if weight_t.shape[0] != width:
         raise ShapeError(f"{what} takes a weight ({width}, out), input-major, got {tuple(weight_t.shape)}.")
-    active, count = active_inputs(x, threshold)
-    tile = 128 if out >= 8192 else 64
-    tiles = triton.cdiv(out, tile)
-    parts_n = splits(device, tiles, max(1, width // 256), waves=4)
+    if rows > MOST_ROWS:
+        raise ShapeError(
+            f"{what} takes at most {MOST_ROWS} rows, got {rows}: with more, hardly any input is zero in all."
+        )
+    options = _tiles(rows)
+    tiles = triton.cdiv(out, options["BN"])
+    parts_n = splits(device, tiles, min(_MOST_PARTS, triton.cdiv(width, _LEAST)), 16 if rows == 1 else 8)
+    span = max(triton.cdiv(triton.cdiv(width, max(parts_n, 1)), 16) * 16, 16)
+    parts_n = triton.cdiv(width, span)
+    options["SPAN"] = triton.next_power_of_2(span)
     parts = torch.empty((parts_n, rows, out), dtype=torch.float32, device=device)
+    lists = torch.empty((parts_n, tiles, options["SPAN"]), dtype=torch.int32, device=device)
     y = torch.empty((rows, out), dtype=x.dtype, device=device)
-    options = {"ROWS": _ROWS, "BN": tile, "BK": 64, "num_warps": 4, "num_stages": 3}
-    run(_gather, (tiles, parts_n), x, weight_t, active, count, parts, rows, width, out, float(threshold), **options)
-    given, size = bias is not None, rows * out
-    grid = (triton.cdiv(size, 256),)
-    run(_add, grid, parts, bias if given else y, y, size, out, parts_n, HAS_BIAS=given, TILE=256, num_warps=4)
+    run(_gather, (tiles, parts_n), x, weight_t, lists, parts, rows, width, out, span, float(threshold), **options)
+    size, given = rows * out, bias is not None
+    added = {"HAS_BIAS": given, "PARTS": triton.next_power_of_2(parts_n), "TILE": 64, "num_warps": 4}
+    run(_add, (triton.cdiv(size, 64),), parts, bias if given else y, y, size, out, parts_n, **added)
     return y
+
+
+def _tiles(rows: int) -> dict[str, int]:
+    """Tile of weights: one row accumulates it in registers of one warp, more rows pass it through shared memory."""
+    if rows == 1:
+        return {"ROWS": 1, "BN": 64, "BK": 32, "num_warps": 1}
+    return {"ROWS": _ROWS, "BN": 128, "BK": 32, "num_warps": 2, "num_stages": 3}

@@ -9,7 +9,7 @@ lists, count), page numbers with -1 for none, one list per head or per key-value
 
 Decoding reads every listed key once and multiplies it with one query, so memory is the limit and the device must be full of loads in flight: the
 list of one head is split over several programs (flash decoding), each leaves its weighted values with their log-sum-exp, and a
-second, small kernel merges them. Heads that share a list and its keys are one program: their queries, padded to 16, are the rows of one
+second, small kernel merges them. A step takes the tokens of several short pages together. Heads that share a list and its keys are one program: their queries, padded to 16, are the rows of one
 tensor-core product, so grouped heads read the cache once.
 """
 
@@ -27,17 +27,17 @@ from sparseworks.core.errors import ShapeError
 from sparseworks.exec.triton.attention import WIDTHS
 from sparseworks.exec.triton.launch import floats, run, splits, together
 from sparseworks.exec.triton.product import multiply
-from sparseworks.exec.triton.softmax import LOG2E, absorb, finish
+from sparseworks.exec.triton.softmax import absorb, finish, positive
 
 PAGES = (16, 32, 64, 128)
 _MOST_PARTS = 64  # the merge holds one vector of each in registers
 
 
 @triton.jit
-def _part(q, k, v, pages, means, sums, heads, kv_heads, lists, length, count, span, scale, GROUP: tl.constexpr, P: tl.constexpr, D: tl.constexpr):  # fmt: skip
+def _part(q, k, v, pages, means, sums, heads, kv_heads, lists, length, count, span, scale, GROUP: tl.constexpr, P: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr):  # fmt: skip
     split, one, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     group = heads // lists
-    g, d, step = tl.arange(0, GROUP), tl.arange(0, D), tl.arange(0, P)
+    g, d, slot, step = tl.arange(0, GROUP), tl.arange(0, D), tl.arange(0, TOKENS // P), tl.arange(0, P)
     head = batch * heads + one * group + g
     a = tl.load(q + head[:, None] * D + d[None, :], mask=(g < group)[:, None], other=0.0)
     shared = one * kv_heads // lists
@@ -46,14 +46,15 @@ def _part(q, k, v, pages, means, sums, heads, kv_heads, lists, length, count, sp
     top = tl.full([GROUP], -float("inf"), dtype=tl.float32)
     total = tl.zeros([GROUP], dtype=tl.float32)
     acc = tl.zeros([GROUP, D], dtype=tl.float32)
-    for i in range(split * span, tl.minimum((split + 1) * span, count)):
-        page = tl.load(row + i)
-        n = page * P + step
+    last = tl.minimum((split + 1) * span, count)
+    for i in range(split * span, last, TOKENS // P):
+        page = tl.load(row + i + slot, mask=i + slot < last, other=-1)
+        n = tl.reshape(page[:, None] * P + step[None, :], [TOKENS])
         known = (n >= 0) & (n < length)  # page -1 lies before the cache
         kt = tl.load(k + theirs + n[None, :] * D + d[:, None], mask=known[None, :], other=0.0)
         vt = tl.load(v + theirs + n[:, None] * D + d[None, :], mask=known[:, None], other=0.0)
-        s = multiply(a, kt, tl.zeros([GROUP, P], dtype=tl.float32)) * scale
-        top, total, acc = absorb(tl.where(known[None, :], s, -float("inf")), vt, top, total, acc)
+        s = multiply(a, kt, tl.zeros([GROUP, TOKENS], dtype=tl.float32))
+        top, total, acc = absorb(tl.where(known[None, :], s, -float("inf")), vt, scale, top, total, acc)
     mean, log_sum = finish(top, total, acc)
     at = split * tl.num_programs(2) * heads + head
     tl.store(means + at[:, None] * D + d[None, :], mean, mask=(g < group)[:, None])
@@ -132,21 +133,30 @@ def page_attention(
         raise ShapeError(
             f"{what}: {tuple(pages.shape)} lists for q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
         )
-    parts = splits(device, batch * lists, min(max(1, count), _MOST_PARTS))
-    span = triton.cdiv(count, parts)
+    options = _tiles(page, d)
+    pages_a_step = options["TOKENS"] // page
+    steps = triton.cdiv(count, pages_a_step)
+    parts = splits(device, batch * lists, min(max(1, steps), _MOST_PARTS), waves=4)
+    span = triton.cdiv(steps, parts) * pages_a_step
     parts = triton.cdiv(count, span) if span else 1
     means = torch.empty((parts, batch, heads, d), dtype=torch.float32, device=device)
     sums = torch.empty((parts, batch, heads), dtype=torch.float32, device=device)
     out, lse = torch.empty_like(q), torch.empty((batch, heads), dtype=torch.float32, device=device)
     group = max(16, triton.next_power_of_2(heads // lists))
-    scaled = LOG2E * (d**-0.5 if scale is None else scale)
+    q, scaled = positive(q, scale)
     run(
         _part, (parts, lists, batch), q, k, v, pages, means, sums, heads, kv_heads, lists, length, count, span, scaled,
-        GROUP=group, P=page, D=d, num_warps=4, num_stages=3 if page * d <= 1 << 13 else 2,
+        GROUP=group, P=page, D=d, **options,
     )  # fmt: skip
     merged = {"S": triton.next_power_of_2(parts), "D": d, "num_warps": 4}
     run(_merge, (batch * heads,), means, sums, out, lse, batch * heads, parts, **merged)
     return out, lse
+
+
+def _tiles(page: int, d: int) -> dict[str, int]:
+    """Tokens a step: 64, or a whole page of 128; three stages where shared memory has room for several programs."""
+    tokens = max(page, 64)
+    return {"TOKENS": tokens, "num_warps": 2, "num_stages": 3 if tokens * d <= 1 << 13 else 2}
 
 
 def page_bounds(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
 
 from sparseworks.exec.triton.product import multiply
 
@@ -12,13 +15,13 @@ LOG2E = 1.4426950408889634
 
 @triton.jit
 def absorb(
-    s: tl.tensor, v: tl.tensor, top: tl.tensor, total: tl.tensor, acc: tl.tensor
+    s: tl.tensor, v: tl.tensor, scale: tl.tensor, top: tl.tensor, total: tl.tensor, acc: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Scores `s` (queries, keys) in powers of two, -inf where a key is not seen, and values `v` (keys, d) enter the running
-    maximum, sum and weighted values. A query that has seen no key keeps the maximum -inf and the sum 0."""
-    new = tl.maximum(top, tl.max(s, axis=1))
+    """Products `s` (queries, keys), -inf where a key is not seen, and values `v` (keys, d) enter the running maximum (of
+    `scale * s`, in powers of two; scale > 0), sum and weighted values. A query that has seen no key keeps the maximum -inf and the sum 0."""
+    new = tl.maximum(top, tl.max(s, axis=1) * scale)
     safe = tl.where(new == -float("inf"), 0.0, new)
-    p = tl.exp2(s - safe[:, None])
+    p = tl.exp2(s * scale - safe[:, None])
     fade = tl.exp2(top - safe)
     total = total * fade + tl.sum(p, axis=1)
     acc = multiply(p.to(v.dtype), v, acc * fade[:, None])
@@ -32,3 +35,11 @@ def finish(top: tl.tensor, total: tl.tensor, acc: tl.tensor) -> tuple[tl.tensor,
     mean = acc / tl.where(seen, total, 1.0)[:, None]
     lse = tl.where(seen, (top + tl.log2(tl.where(seen, total, 1.0))) * 0.6931471805599453, -float("inf"))
     return mean, lse
+
+
+def positive(q: Float[Tensor, "*n d"], scale: float | None) -> tuple[Float[Tensor, "*n d"], float]:
+    """Queries and a scale in powers of two that is above 0, as `absorb` takes them; default 1 / sqrt(d)."""
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if scale == 0:
+        return torch.zeros_like(q), 1.0
+    return (-q if scale < 0 else q), LOG2E * abs(scale)
