@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ def _runs(case: str, name: str, fn: Callable[[], Any]) -> bool:
     try:
         fn()
         torch.cuda.synchronize()
-    except (RuntimeError, NotImplementedError) as error:
-        print(f"{case}: {name} does not run here ({str(error).splitlines()[0][:100]})")
+    except Exception as error:  # the compiler's are of many kinds
+        print(f"{case}: {name} does not run here ({str(error)[:100]!r})")
         return False
     return True
 
@@ -154,6 +155,26 @@ def semi(b: Bench) -> None:
             b.add(case, lambda x=x, f=form: kernel(x, f, None), peers, F.linear(x, weight), nbytes, 2.0 * rows * support.count / kernel.rate)  # fmt: skip
 
 
+@cache
+def _flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Callable[[], Tensor]:
+    """Compiled flex_attention over the same blocks of 128: those on the diagonal with a rule, the others whole."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    def lists(kept: Tensor) -> tuple[Tensor, Tensor]:
+        order = kept.int().argsort(dim=1, descending=True, stable=True).int()
+        return kept.sum(1).int()[None, None].cuda(), order[None, None].cuda()
+
+    on = torch.eye(len(mask), dtype=torch.bool)
+    blocks = BlockMask.from_kv_blocks(*lists(mask & on), *lists(mask & ~on), BLOCK_SIZE=128, mask_mod=lambda b, h, i, j: j <= i)  # fmt: skip
+    return lambda: _flex()(q, k, v, block_mask=blocks, enable_gqa=True)
+
+
 def attention(b: Bench) -> None:
     from sparseworks.exec.triton.attention import block_attention
 
@@ -179,6 +200,8 @@ def attention(b: Bench) -> None:
 
                 torch.testing.assert_close(ours()[0][:, :, -2 * block :], some, rtol=0.02, atol=0.02)
                 work = 4.0 * heads * d * (int(mask.sum()) - n / 2) * block * block
+                if block == 128 and share == 0.1:
+                    peers["flex_attention"] = flex(q, k, v, mask)
                 b.add(case, ours, peers, ours()[0], 2.0 * (2 * q.numel() + 2 * k.numel()), work)
 
 
@@ -250,12 +273,18 @@ def main() -> None:
         f"measured: {bench.limits.bandwidth / 1e9:.0f} GB/s, {bench.limits.flops / 1e12:.0f} TFLOP/s of {args.dtype}",
     ]
     print("\n".join(stated))
+    failed = []
     with torch.inference_mode():
         for name in args.only:
             first = len(bench.lines)
-            PARTS[name](bench)
+            try:
+                PARTS[name](bench)
+            except RuntimeError as error:  # the other parts are worth having
+                failed.append(f"{name} stopped: {error}")
             show(bench.lines[first:], name)
-    store("gpu", bench.lines, args.json, gpu=stated, dtype=args.dtype)
+            store("gpu", bench.lines, args.json, gpu=stated, dtype=args.dtype)
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":

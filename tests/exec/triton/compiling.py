@@ -76,7 +76,7 @@ def main() -> None:
     decode.page_scores(q[:, :, 0].contiguous(), *bounds)
     for rows in (1, 2):
         columns.column_linear(half(rows, 2048), half(2048, 256))
-    for rows in (1, 2):
+    for rows in (1, 5):
         csr.csr_linear(half(rows, 256), torch.zeros(64, dtype=torch.int16), half(64), whole(9), half(8))
     select.largest(half(64, 2048), 32)
 

@@ -12,7 +12,7 @@ KERNELS = Path(__file__).parents[3] / "src/sparseworks/exec/triton"
 NO_PRODUCT = {
     "bitmap._one",
     "columns._add",
-    "csr._one",
+    "csr._few",
     "csr._several",
     "decode._merge",
     "decode._bounds",

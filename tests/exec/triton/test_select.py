@@ -25,7 +25,8 @@ def test_equals_a_stable_sort(rows, width, k, dtype, device):
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_parts_of_a_row_change_nothing(parts, device, monkeypatch):
-    monkeypatch.setattr("sparseworks.exec.triton.select.splits", lambda _, programs, most: min(parts, most))
+    monkeypatch.setattr("sparseworks.exec.triton.select._SHARE", 0.5)
+    monkeypatch.setattr("sparseworks.exec.triton.select.splits", lambda _, programs, most: min(parts, int(most)))
     check(torch.randint(-2, 3, (2, 3001), device=device).float(), 17)
     check(torch.randn(2, 3001, device=device), 17)
 

@@ -60,11 +60,21 @@ def test_hard_orders(order, device):
     assert torch.equal(indices.cpu(), expected.expand(2, 10))
 
 
-def test_rows_are_taken_as_many_at_a_time_as_the_cache_holds(device, monkeypatch):
+def test_latents_take_bounded_memory(device, monkeypatch):
+    taken = []
+
+    def seen(latents, k):
+        taken.append(len(latents))
+        return latents.sort(dim=1, descending=True, stable=True)[0][:, :k], latents.argsort(
+            dim=1, descending=True, stable=True
+        )[:, :k]
+
+    monkeypatch.setattr("sparseworks.exec.triton.topk.largest", seen)
     monkeypatch.setattr("sparseworks.exec.triton.topk._BYTES", 4 * 128 * 50)
-    x, weight = whole(130, 5, device=device), whole(50, 5, device=device)
+    x, weight = whole(300, 5, device=device), whole(50, 5, device=device)
     values, indices = topk_encode(x, weight, None, 3)
     expected = reference(x, weight, None, 3)
+    assert taken == [128, 128, 44]
     assert torch.equal(indices, expected[1]) and torch.equal(values, expected[0])
 
 

@@ -21,43 +21,31 @@ from torch import Tensor
 from sparseworks.exec.triton.launch import run, together
 
 MOST_ROWS = 8
+_FEW = 2
 _SHARED = 1 << 16  # bytes of x in shared memory; three programs of a multiprocessor
 
 
 @triton.jit
-def _one(
-    x,
-    y,
-    bias,
-    columns,
-    values,
-    ptr,
-    out,
-    width,
-    HAS_BIAS: tl.constexpr,
-    TILE: tl.constexpr,
-    STEP: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+def _few(x, y, bias, columns, values, ptr, rows, out, width, HAS_BIAS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    row, c = tl.program_id(0) * TILE + tl.arange(0, TILE), tl.arange(0, WIDTH)
     inside = row < out
     first = tl.multiple_of(tl.load(ptr + row, mask=inside, other=0), 8)
     last = tl.multiple_of(tl.load(ptr + row + 1, mask=inside, other=0), 8)
     longest = tl.max(last - first, axis=0)
-    c = tl.arange(0, WIDTH)
-    every = tl.load(x + c, mask=c < width, other=0.0)
-    total = tl.zeros([TILE, STEP], dtype=tl.float32)
-    for start in range(0, longest, STEP):
-        at = first[:, None] + (start + tl.arange(0, STEP))[None, :]
-        live = at < last[:, None]
-        column = tl.load(columns + at, mask=live, other=0).to(tl.int32) & 0xFFFF
-        w = tl.load(values + at, mask=live, other=0.0).to(tl.float32)
-        a = tl.reshape(tl.gather(every, tl.reshape(column, [TILE * STEP]), 0), [TILE, STEP])
-        total += tl.where(live, w * a.to(tl.float32), 0.0)
-    result = tl.sum(total, axis=1)
-    if HAS_BIAS:
-        result += tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + row, result.to(y.dtype.element_ty), mask=inside)
+    for m in range(rows):  # from the second on, the weights come from the L1 cache
+        every = tl.load(x + m * width + c, mask=c < width, other=0.0)
+        total = tl.zeros([TILE, STEP], dtype=tl.float32)
+        for start in range(0, longest, STEP):
+            at = first[:, None] + (start + tl.arange(0, STEP))[None, :]
+            live = at < last[:, None]
+            column = tl.load(columns + at, mask=live, other=0).to(tl.int32) & 0xFFFF
+            w = tl.load(values + at, mask=live, other=0.0).to(tl.float32)
+            a = tl.reshape(tl.gather(every, tl.reshape(column, [TILE * STEP]), 0), [TILE, STEP])
+            total += tl.where(live, w * a.to(tl.float32), 0.0)
+        result = tl.sum(total, axis=1)
+        if HAS_BIAS:
+            result += tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)
+        tl.store(y + m * out + row, result.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -102,10 +90,21 @@ def csr_linear(
         some, into = x[first : first + MOST_ROWS], y[first : first + MOST_ROWS]
         taken = some.shape[0]
         buffers = (into, bias if given else x, columns, values, ptr)
-        if taken == 1 and width * x.itemsize <= _SHARED:
+        if taken <= _FEW and width * x.itemsize <= _SHARED:
             options = _tiles(width)
             grid = (triton.cdiv(out, options["TILE"]),)
-            run(_one, grid, some, *buffers, out, width, HAS_BIAS=given, WIDTH=triton.next_power_of_2(width), **options)
+            run(
+                _few,
+                grid,
+                some,
+                *buffers,
+                taken,
+                out,
+                width,
+                HAS_BIAS=given,
+                WIDTH=triton.next_power_of_2(width),
+                **options,
+            )
             continue
         options = {"ROWS": triton.next_power_of_2(taken), "TILE": 2, "STEP": 128 if taken > 2 else 256}
         x_t = x.new_zeros(width, options["ROWS"])

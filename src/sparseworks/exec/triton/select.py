@@ -29,6 +29,7 @@ from sparseworks.core.errors import KernelError, ShapeError
 from sparseworks.exec.triton.launch import floats, run, splits, together
 
 GROUPS = 1024
+_SHARE = 64  # entries of a group, at least, where a row is cut: the second launch takes as long as a short part
 MOST = GROUPS // 2
 """Largest k: with more, the maxima say too little about single entries."""
 
@@ -175,13 +176,9 @@ def largest(x: Float[Tensor, "rows width"], k: int) -> tuple[Float[Tensor, "rows
     values, indices = room(k, x.dtype), room(k)
     lists = room(GROUPS, torch.float32), room(GROUPS), room(2 * kept, torch.float32), room(2 * kept)
     counter = torch.zeros((rows, parts, 3), dtype=torch.int32, device=device)
-    options = {"LIST": 2 * kept, "STEP": GROUPS, "num_warps": _WARPS}
+    options = {"LIST": 2 * kept, "STEP": GROUPS, "num_warps": 8}
     run(_select, (rows, parts) if k else (0,), x, values, indices, *lists, counter, width, span, k, **options)
     if parts == 1 or k == 0:
         return values.reshape(rows, k), indices.reshape(rows, k)
     best, at = largest(values.reshape(rows, parts * k), k)
     return best, indices.reshape(rows, parts * k).gather(1, at.long())
-
-
-_SHARE = 4  # entries of a group, at least, where rows are cut
-_WARPS = 4
