@@ -68,6 +68,12 @@ class Kernel:
         """x W^T + bias; `x` is contiguous and of a type that `refuses` lets pass."""
         raise NotImplementedError
 
+    def input_gradient(self, grad: Float[Tensor, "rows out"], packed: Packed) -> Float[Tensor, "rows in"]:
+        """grad W; kernels that have no product with the packed form for it unpack the weight."""
+        weight, _ = packed.unpack()
+        wide = torch.promote_types(grad.dtype, weight.dtype)
+        return (grad.to(wide) @ weight.to(grad.device, wide)).to(grad.dtype)
+
     def reference(
         self, x: Float[Tensor, "rows in"], packed: Packed, bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "rows out"]:

@@ -133,6 +133,13 @@ class Ladder:
         form = self.rung(rows)[1]
         return form.packed(parts).unpack()[0].to(parts[0].device)
 
+    def input_gradient(self, grad: Float[Tensor, "*lead out"], parts: Sequence[Tensor]) -> Float[Tensor, "*lead in"]:
+        """`grad @ W` by the kernel for the number of rows of `grad`."""
+        rows = grad.reshape(-1, self.shape[0])
+        kernel, form = self.rung(rows.shape[0])
+        dx = kernel.input_gradient(rows.contiguous(), form.packed(parts))
+        return dx.reshape(*grad.shape[:-1], self.shape[1])
+
     def dense_rows(self) -> list[tuple[int, float, int]]:
         """`(least, limit, form)`: for `least <= rows < limit` the plain dense product runs, on the form of that index."""
         limits = [least for least, _, _ in self.rungs[1:]] + [inf]

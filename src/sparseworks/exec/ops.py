@@ -53,10 +53,7 @@ def _linear(
 def _linear_backward(
     grad: Float[Tensor, "*lead out"], parts: Sequence[Tensor], kernel: str, out_features: int, in_features: int
 ) -> Float[Tensor, "*lead in"]:
-    rows = grad.numel() // max(out_features, 1)
-    weight = ladder(kernel).dense(rows, parts)
-    wide = torch.promote_types(grad.dtype, weight.dtype)
-    return (grad.to(wide) @ weight.to(wide)).to(grad.dtype)
+    return ladder(kernel).input_gradient(grad, parts)
 
 
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparseworks.core.errors import KernelError, ShapeError
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Packed
-from sparseworks.exec.kernel import KERNELS, Call
+from sparseworks.exec.kernel import KERNELS, Call, Kernel
 from sparseworks.exec.kernels.few_rows import InputMajorKernel
+from sparseworks.exec.kernels.gpu import InputMajorGpuKernel
+from sparseworks.exec.triton import on_gpu
 
 FORMAT = "inmajor"
+K = TypeVar("K", bound=Kernel)
 
 
 def kept_by_threshold(x: Float[Tensor, "rows in"], threshold: float) -> Float[Tensor, "rows in"]:
@@ -88,8 +94,6 @@ class SkippingLinear(nn.Module):
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().float().contiguous())
         self.threshold, self.keep, self.exact = threshold, keep, exact
-        found = (k for k in KERNELS if isinstance(k, InputMajorKernel) and k.value_dtype is packed.dtype)
-        self._kernel = next(found)
 
     @classmethod
     def from_linear(
@@ -133,19 +137,42 @@ class SkippingLinear(nn.Module):
         """
         if x.dim() == 0 or x.shape[-1] != self._shape[1]:
             raise ShapeError(f"The layer takes (*, {self._shape[1]}), got {tuple(x.shape)}.")
-        rows = x.reshape(-1, self._shape[1]).float().contiguous()
-        call = Call(rows.shape[0], self._shape, threads=torch.get_num_threads(), device=x.device.type)
-        grad = torch.is_grad_enabled() and rows.requires_grad
-        if grad or self._kernel.refuses(call) is not None:
-            y = self._kernel.reference(self.kept(rows), self.packed, self.bias)
-        elif self.threshold is not None:
-            limit = torch.full((rows.shape[0],), self.threshold)
-            y = self._kernel.skipping(rows, self.packed, self.bias, limit)
+        rows = x.reshape(-1, self._shape[1])
+        if torch.is_grad_enabled() and rows.requires_grad:
+            y = self._dense(rows.float())
+        elif on_gpu(rows):
+            y = self._on_gpu(rows.to(self._dtype if self._dtype.is_floating_point else torch.float32))
         else:
-            y = self._kernel(self.kept(rows), self.packed, self.bias)
+            y = self._on_cpu(rows.float().contiguous())
         return y.reshape(*x.shape[:-1], self._shape[0]).to(x.dtype)
+
+    def _dense(self, x: Tensor) -> Tensor:
+        weight, _ = self.packed.unpack()
+        return F.linear(self.kept(x), weight.to(x), None if self.bias is None else self.bias.to(x.dtype))
+
+    def _on_cpu(self, x: Tensor) -> Tensor:
+        kernel = _kernel(InputMajorKernel, self._dtype)
+        call = Call(x.shape[0], self._shape, threads=torch.get_num_threads(), device=x.device.type)
+        if kernel is None or kernel.refuses(call) is not None:
+            return self._dense(x)
+        if self.threshold is None:
+            return kernel(self.kept(x), self.packed, self.bias)
+        return kernel.skipping(x, self.packed, self.bias, torch.full((x.shape[0],), self.threshold))
+
+    def _on_gpu(self, x: Tensor) -> Tensor:
+        """In the type of the weights: few rows skip, many are multiplied whole."""
+        kernel = _kernel(InputMajorGpuKernel, self._dtype)
+        call = Call(x.shape[0], self._shape, dtype=x.dtype, device=x.device.type)
+        if kernel is None or kernel.refuses(call) is not None:
+            return self._dense(x)
+        return kernel(self.kept(x).contiguous(), self.packed, None if self.bias is None else self.bias.to(x.dtype))
 
     def extra_repr(self) -> str:
         """Shown by `print`."""
         rule = f"threshold={self.threshold}" if self.keep is None else f"keep={self.keep}, exact={self.exact}"
         return f"in={self._shape[1]}, out={self._shape[0]}, {str(self._dtype).removeprefix('torch.')}, {rule}"
+
+
+def _kernel(kind: type[K], dtype: torch.dtype) -> K | None:
+    """The registered kernel of that class for weights of that type."""
+    return next((k for k in KERNELS if isinstance(k, kind) and k.value_dtype is dtype), None)

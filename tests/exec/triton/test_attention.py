@@ -91,6 +91,30 @@ def test_large_scores_do_not_overflow_and_scale_is_used(device, close):
     check(got, reference(q, k, v, support, 16, False, 30.0), close)
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+def test_scales_that_are_not_positive(scale, device, close):
+    q, k, v, support = case((1, 2, 1, 40, 40, 64), 2, 16, 0.6, torch.float32, device)
+    got = block_attention(q, k, v, *lists(support, device), 16, True, scale)
+    check(got, reference(q, k, v, support, 16, True, scale), close)
+
+
+def test_every_sequence_may_have_its_own_lists(device, close):
+    q, k, v, _ = case((2, 2, 1, 40, 40, 64), 1, 16, 1.0, torch.float32, device)
+    support = Support.from_mask(torch.rand(4, 3, 3) < 0.5)
+    out, lse = block_attention(q, k, v, *lists(support, device), 16)
+    for b in range(2):
+        one = Support.from_mask(support.mask()[2 * b : 2 * b + 2])
+        expected = reference(q[b : b + 1], k[b : b + 1], v[b : b + 1], one, 16, False)
+        check((out[b : b + 1], lse[b : b + 1]), expected, close)
+
+
+def test_shift_says_which_keys_a_query_sees(device, close):
+    q, k, v, _ = case((1, 1, 1, 32, 48, 64), 1, 16, 1.0, torch.float32, device)
+    at = lists(Support.full((1, 2, 3)), device)
+    close(block_attention(q, k, v, *at, 16, True, shift=0)[0], F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    close(block_attention(q, k, v, *at, 16, True, shift=16)[0], block_attention(q, k, v, *at, 16, True)[0])
+
+
 def test_halves_merge_by_their_log_sums(device, close):
     """What the log-sum-exp is for: two disjoint supports give the attention over their union."""
     q, k, v, _ = case((1, 1, 1, 32, 64, 64), 1, 16, 1.0, torch.float32, device)

@@ -61,6 +61,22 @@ def test_gradients_agree_with_autograd(device, close):
     close(block_linear_dw(dy, x.detach(), case.layout), tiles[case.layout.lines.long(), case.layout.columns.long()])
 
 
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")
+def test_a_product_trains_its_blocks(device, close):
+    case = Case(16, kept(4, 3, 0.5), torch.float32, device)
+    x, bias = torch.randn(10, 48, device=device, requires_grad=True), torch.randn(64, device=device, requires_grad=True)
+    blocks, dense = case.blocks.clone().requires_grad_(), case.dense.clone().requires_grad_()
+    dy = torch.randn(10, 64, device=device)
+    block_linear(x, blocks, case.layout, bias).backward(dy)
+    dx, db = x.grad, bias.grad
+    x.grad = bias.grad = None
+    (x @ (dense * case.mask.to(device)).T + bias).backward(dy)
+    tiles = dense.grad.reshape(4, 16, 3, 16).transpose(1, 2)[case.layout.lines.long(), case.layout.columns.long()]
+    close(blocks.grad, tiles)
+    close(dx, x.grad)
+    close(db, bias.grad)
+
+
 def test_float32_inputs_of_half_precision_blocks_are_not_rounded(device, close):
     case = Case(16, kept(4, 3, 0.5), torch.bfloat16, device)
     x = torch.randn(5, 48, device=device)

@@ -52,6 +52,15 @@ def test_zeros_of_both_signs_are_equal(device):
     assert largest(x, 5)[1].tolist() == [[0, 1, 2, 3, 4]]
 
 
+@pytest.mark.parametrize("at", [0, 1023, 1500])
+def test_a_nan_is_never_lost(at, device):
+    x = torch.randn(2, 1700, device=device)
+    x[1, at] = float("nan")
+    values, indices = largest(x, 6)
+    assert values[1].isnan().all() and not indices[1].any()
+    assert torch.equal(values[0], x[0].topk(6).values)
+
+
 @settings(max_examples=10)
 @given(st.integers(1, 4), st.integers(1, 300), st.integers(0, 4), st.data())
 def test_any_row(rows, width, spread, data):

@@ -60,6 +60,13 @@ def test_hard_orders(order, device):
     assert torch.equal(indices.cpu(), expected.expand(2, 10))
 
 
+def test_relu_comes_first(device):
+    """Fewer positive latents than k: zeros follow, the first of them."""
+    x, weight = torch.ones(1, 1, device=device), torch.tensor([-1.0, 3.0, -2.0, 0.0, 2.0], device=device)[:, None]
+    values, indices = topk_encode(x, weight, None, 4, relu=True)
+    assert values.tolist() == [[3.0, 2.0, 0.0, 0.0]] and indices.tolist() == [[1, 4, 0, 2]]
+
+
 def test_latents_take_bounded_memory(device, monkeypatch):
     taken = []
 

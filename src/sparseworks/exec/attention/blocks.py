@@ -15,7 +15,9 @@ from sparseworks.core.errors import ShapeError
 from sparseworks.core.support import Support
 from sparseworks.exec.attention.checks import check_heads, check_lists, scale_of
 from sparseworks.exec.attention.reference import attend_backward, attend_rows
+from sparseworks.exec.format import FLOATS
 from sparseworks.exec.native import native
+from sparseworks.exec.triton import on_gpu
 
 _LIBRARY = torch.library.Library("sparseworks", "FRAGMENT")
 _LISTS = "Tensor ptr, Tensor idx, int block, bool causal, float scale"
@@ -40,8 +42,8 @@ def attend(
     """softmax(scale q k' over the kept blocks) v; with `return_lse` also log sum e^{scale q k'} (at least float32).
 
     Query heads share key heads in groups. Rows that attend to nothing give 0 and -inf. Differentiable in q, k, v through both
-    outputs; the backward computes kept blocks only. float32 runs in the extension, bfloat16 and half are widened; everything
-    else runs in plain torch. (Dao 2023, arXiv 2307.08691)
+    outputs; the backward computes kept blocks only. On the CPU float32 runs in the extension, bfloat16 and half are widened;
+    on a GPU blocks of 16 to 128 run in Triton, the backward and everything else in plain torch. (Dao 2023, arXiv 2307.08691)
 
     Args:
         support: kept blocks (default: all), over (query blocks, key blocks), with heads (or 1) and then batch (or 1) in front if they differ.
@@ -72,6 +74,18 @@ def attend(
 def _runs(q: Tensor, wide: torch.dtype, keys: int) -> bool:
     """Whether the extension computes this."""
     return native() is not None and q.is_cpu and wide is torch.float32 and q.numel() > 0 and keys > 0
+
+
+def _runs_on_gpu(q: Tensor, block: int) -> bool:
+    """Whether the Triton kernel computes this."""
+    return on_gpu(q) and q.dtype in FLOATS and block in (16, 32, 64, 128) and q.shape[-1] in (16, 32, 64, 128)
+
+
+def _on_gpu(q, k, v, ptr, idx, block: int, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    from sparseworks.exec.triton.attention import block_attention
+
+    at = ptr.to(q.device), idx.to(q.device)
+    return block_attention(q.contiguous(), k.contiguous(), v.contiguous(), *at, block, causal, scale, shift=0)
 
 
 @dataclass(frozen=True)
@@ -213,6 +227,8 @@ def _attend(q, k, v, ptr, idx, block: int, causal: bool, scale: float) -> tuple[
     check_heads(q, k, v, 4)
     blocks, wide = -(-q.shape[2] // block), torch.promote_types(q.dtype, torch.float32)
     check_lists(ptr, idx, q.shape[0] * q.shape[1] * blocks, -(-k.shape[2] // block))
+    if _runs_on_gpu(q, block):
+        return _on_gpu(q, k, v, ptr, idx, block, causal, scale)
     q_, k_, v_ = (t.to(wide).contiguous() for t in (q, k, v))
     if _runs(q, wide, k.shape[2]):
         out, lse = _forward(q_, k_, v_, _Cut(ptr, idx, q.shape[0], q.shape[1], block, block), causal, scale)

@@ -11,8 +11,10 @@ from torch import Tensor
 from sparseworks.core.codes import Codes
 from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
 from sparseworks.exec.native import native
+from sparseworks.exec.triton import on_gpu
 
 _ROWS, _LATENTS = 256, 512  # a tile of 512 KiB
+MOST_ON_GPU = 512
 
 
 def encode_topk(
@@ -68,6 +70,11 @@ class _Encode(torch.autograd.Function):
 def _encode(
     x: Tensor, weight: Tensor, bias: Tensor | None, k: int, relu: bool
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    if on_gpu(x) and k <= MOST_ON_GPU:
+        from sparseworks.exec.triton.topk import topk_encode
+
+        values, indices = topk_encode(x.contiguous(), weight.contiguous(), bias, k, relu)
+        return _finite(values), indices
     values = x.new_empty(len(x), k)
     indices = torch.empty(len(x), k, dtype=torch.long, device=x.device)
     if k and len(x):
@@ -79,11 +86,13 @@ def _encode(
                 _fast(module, x[rows], weight, bias, relu, values[rows], indices[rows])
             else:
                 _reference(x[rows], weight, bias, relu, values[rows], indices[rows])
-        if not bool(torch.isfinite(values).all()):
-            raise NonFiniteError(
-                "Products of the encoder hold NaN or infinity: check the input, the weight and the bias."
-            )
-    return values, indices
+    return _finite(values), indices
+
+
+def _finite(values: Tensor) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteError("Products of the encoder hold NaN or infinity: check the input, the weight and the bias.")
+    return values
 
 
 def _fast(

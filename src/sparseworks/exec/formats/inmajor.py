@@ -15,7 +15,7 @@ class InputMajor(Format):
     """Parts: `weight` (in, out), zero outside the support; `bits`, one per entry, row-major, little-endian; int8: `scale` (out)."""
 
     registered_name = "inmajor"
-    dtypes = VALUE_TYPES
+    dtypes = (*VALUE_TYPES, torch.float16)
 
     def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.float32) -> Packed:
         """See `Format.pack`."""

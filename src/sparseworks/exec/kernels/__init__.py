@@ -8,6 +8,8 @@ from sparseworks.exec.kernels.few_rows import GemvKernel as GemvKernel
 from sparseworks.exec.kernels.few_rows import InputMajorKernel as InputMajorKernel
 from sparseworks.exec.kernels.gpu import BitmaskGpuKernel as BitmaskGpuKernel
 from sparseworks.exec.kernels.gpu import BsrGpuKernel as BsrGpuKernel
+from sparseworks.exec.kernels.gpu import CsrGpuKernel as CsrGpuKernel
+from sparseworks.exec.kernels.gpu import InputMajorGpuKernel as InputMajorGpuKernel
 from sparseworks.exec.kernels.gpu import SemiGpuKernel as SemiGpuKernel
 from sparseworks.exec.kernels.many_rows import Int8Kernel as Int8Kernel
 from sparseworks.exec.kernels.sparse import BalancedKernel as BalancedKernel

@@ -17,6 +17,8 @@ from sparseworks.exec.kernels.cpu import Arguments, CheckedKernel, below, damage
 from sparseworks.exec.kernels.sparse import BitmaskKernel, CsrKernel, NMKernel
 from sparseworks.exec.triton import why_missing
 
+_COLUMN_ROWS = 8
+
 
 class GpuKernel(CheckedKernel):
     """A kernel for GPUs: input in the type of its values, output in the type of the input, sums in float32.
@@ -97,6 +99,28 @@ class CsrGpuKernel(GpuKernel):
         return csr_linear(x, *arguments, bias)  # type: ignore[arg-type]
 
 
+class InputMajorGpuKernel(GpuKernel):
+    """Up to eight rows with many zeros: weights of inputs that are zero in every row are not read (`exec.triton.columns`)."""
+
+    format = "inmajor"
+
+    def refuses(self, call: Call) -> str | None:
+        """See `GpuKernel.refuses`; also more rows."""
+        most = f"it takes at most {_COLUMN_ROWS} rows, not {call.rows}" if call.rows > _COLUMN_ROWS else None
+        return most or super().refuses(call)
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `CheckedKernel.inspect`."""
+        out, width = packed.shape
+        return (part(packed, "weight", self.value_dtype, width, out),)
+
+    def multiply(self, x: Tensor, bias: Tensor | None, *arguments: object) -> Tensor:
+        """See `GpuKernel.multiply`."""
+        from sparseworks.exec.triton.columns import column_linear
+
+        return column_linear(x, *arguments, bias)  # type: ignore[arg-type]
+
+
 class BsrGpuKernel(GpuKernel):
     """Whole blocks, any number of rows: tensor-core products of the kept blocks only (`exec.triton.blocks`)."""
 
@@ -115,6 +139,15 @@ class BsrGpuKernel(GpuKernel):
         from sparseworks.exec.triton.blocks import block_linear
 
         return block_linear(x, *arguments, bias)  # type: ignore[arg-type]
+
+    def input_gradient(self, grad: Float[Tensor, "rows out"], packed: Packed) -> Float[Tensor, "rows in"]:
+        """grad W from the kept blocks; in another type or place as every kernel does it."""
+        call = Call(grad.shape[0], packed.shape, dtype=grad.dtype, device=grad.device.type)
+        if self.refuses(call) is not None or grad.numel() == 0 or packed.shape[1] == 0:
+            return super().input_gradient(grad, packed)
+        from sparseworks.exec.triton.blocks import block_linear_dx
+
+        return block_linear_dx(grad, *self.arguments(packed))
 
 
 class SemiGpuKernel(GpuKernel):
@@ -173,6 +206,7 @@ _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 for _kind, _dtypes in (
     (BitmaskGpuKernel, FLOATS),
     (CsrGpuKernel, FLOATS),
+    (InputMajorGpuKernel, FLOATS),
     (BsrGpuKernel, FLOATS),
     (SemiGpuKernel, FLOATS[1:]),
 ):

@@ -1,8 +1,8 @@
 """Attention of query blocks to chosen key blocks: softmax(scale q k^T) v over the kept blocks only, with the log-sum-exp of every query.
 
-Shapes: q (batch, heads, queries, d), k and v (batch, kv_heads, keys, d), d a power of two from 16 to 128. The support is over (heads or 1,
-query blocks, key blocks) of `block` tokens, as `(ptr, idx)` of `Support.indices()`. With `causal`, query i sees keys up to i + keys - queries
-(the last query sees all), inside the kept blocks.
+Shapes: q (batch, heads, queries, d), k and v (batch, kv_heads, keys, d), d a power of two from 16 to 128. The support is over ([batch,] heads or 1,
+query blocks, key blocks) of `block` tokens, as `(ptr, idx)` of `Support.indices()`. With `causal`, query i sees keys up to i + shift, inside
+the kept blocks.
 
 A program has one block of queries of one head and walks its kept key blocks as FlashAttention-2 does (Dao 2023, arXiv 2307.08691): scores in
 registers, running maximum and sum per query, values weighted by the second product; nothing of size queries x keys exists. A
@@ -10,8 +10,8 @@ block of keys is loaded transposed, (d, keys), so that both products read operan
 same keys; they lie beside each other in the grid so that the second reading comes from L2.
 """
 
-# pyright: reportOperatorIssue=false
-# Triton's own annotations do not know arithmetic with compile-time constants.
+# pyright: reportOperatorIssue=false, reportArgumentType=false
+# Triton's own annotations do not know compile-time constants.
 from __future__ import annotations
 
 import torch
@@ -50,21 +50,21 @@ def _walk(a, k, v, idx, begin, end, keys, reach, scale, top, total, acc, MASKED:
 
 
 @triton.jit
-def _prefill(q, k, v, out, lse, ptr, idx, heads, kv_heads, queries, keys, per_head, scale, CAUSAL: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, D: tl.constexpr):  # fmt: skip
+def _prefill(q, k, v, out, lse, ptr, idx, heads, kv_heads, queries, keys, shift, per_head, per_batch, scale, CAUSAL: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, D: tl.constexpr):  # fmt: skip
     head, batch = tl.program_id(0), tl.program_id(2)
     at = tl.num_programs(1) - 1 - tl.program_id(1)  # the longest lists first
-    line = head * per_head + at
+    line = batch * per_batch + head * per_head + at
     first, last = tl.load(ptr + line), tl.load(ptr + line + 1)
     m, d = at * B + tl.arange(0, B), tl.arange(0, D)
     mine = (batch * heads + head).to(tl.int64) * queries
     theirs = (batch * kv_heads + head // (heads // kv_heads)).to(tl.int64) * keys * D
     where = (mine + m)[:, None] * D + d[None, :]
     a = tl.load(q + where, mask=(m < queries)[:, None], other=0.0)
-    reach = m + (keys - queries) if CAUSAL else tl.zeros([B], dtype=tl.int32) + keys
+    reach = m + shift if CAUSAL else tl.zeros([B], dtype=tl.int32) + keys
     # Blocks before `free` are seen whole by every query: no mask is made for them.
     whole = keys // B
     if CAUSAL:
-        whole = tl.minimum(whole, (at * B + keys - queries + 1) // B)
+        whole = tl.minimum(whole, (at * B + shift + 1) // B)
     free = last
     while tl.load(idx + free - 1, mask=free > first, other=-1) >= whole:
         free -= 1
@@ -88,14 +88,16 @@ def block_attention(
     block: int,
     causal: bool = False,
     scale: float | None = None,
+    shift: int | None = None,
 ) -> tuple[Float[Tensor, "batch heads queries d"], Float[Tensor, "batch heads queries"]]:
     """softmax(scale q k^T over the kept blocks) v, and log sum exp (natural, float32). Without any key: zeros and -inf.
 
     Args:
-        ptr, idx: of a support over (heads or 1, query blocks, key blocks), ascending; a list of one head serves all.
+        ptr, idx: of a support over ([batch,] heads or 1, query blocks, key blocks), ascending; a list of one head serves all.
         block: tokens of a block: 16, 32, 64 or 128.
-        causal: query i sees keys up to i + keys - queries.
+        causal: query i sees keys up to i + shift.
         scale: default 1 / sqrt(d).
+        shift: default keys - queries: the last query sees all.
 
     Raises:
         ShapeError: shapes, heads or pointers that do not fit, a block or d of another size.
@@ -109,16 +111,20 @@ def block_attention(
     if block not in BLOCKS or d not in WIDTHS:
         raise ShapeError(f"{what} takes blocks of {BLOCKS} tokens and d of {WIDTHS}, got {block} and {d}.")
     lines = triton.cdiv(queries, block)
-    if ptr.numel() - 1 not in (lines, heads * lines):
-        raise ShapeError(f"{what}: {ptr.numel() - 1} lists of blocks for {lines} query blocks and {heads} heads.")
+    lists = ptr.numel() - 1
+    if lists not in (lines, heads * lines, batch * heads * lines):
+        raise ShapeError(
+            f"{what}: {lists} lists of blocks for {lines} query blocks, {heads} heads and {batch} sequences."
+        )
     out = torch.empty_like(q)
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=device)
-    per_head = lines if ptr.numel() - 1 == heads * lines else 0
+    per_head, per_batch = lines if lists > lines else 0, heads * lines if lists > heads * lines else 0
+    shift = keys - queries if shift is None else shift
     q, scaled = positive(q, scale)
     options = _tiles(block, d, dtype)
     run(
         _prefill, (heads, lines, batch), q, k, v, out, lse, ptr, idx, heads, kv_heads, queries, keys,
-        per_head, scaled, CAUSAL=causal, B=block, D=d, **options,
+        shift, per_head, per_batch, scaled, CAUSAL=causal, B=block, D=d, **options,
     )  # fmt: skip
     return out, lse
 

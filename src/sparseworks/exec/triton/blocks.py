@@ -12,12 +12,14 @@ large ones are taken in slices that leave room for three stages in shared memory
 in flight at the same time share the blocks of a line in L2. Walking kept blocks only is the design of Gray et al. (2017, "GPU kernels for
 block-sparse weights"), the sampled product that of MegaBlocks (Gale et al. 2022, arXiv 2211.15841).
 
-For dW a program has one block and walks the rows.
+For dW a program has one block and walks the rows. `block_linear` is differentiable in x, blocks and bias: a layer trains with weights, gradients and
+optimizer state of the kept blocks only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -126,14 +128,31 @@ def block_linear(
     layout: Layout,
     bias: Float[Tensor, " out"] | None = None,
 ) -> Float[Tensor, "rows out"]:
-    """y = x W^T + b, accumulated in float32, in the type of x (blocks are converted to it).
+    """y = x W^T + b, accumulated in float32, in the type of x (blocks are converted to it); differentiable in x, blocks and bias.
 
     Raises:
         KernelError: tensors that are not contiguous on one GPU.
         ShapeError: x or the blocks do not fit the layout.
     """
-    at = (layout.ptr, layout.columns, layout.order)
-    return _product(x, blocks, layout, bias, at, (layout.shape[1], layout.shape[0]), (1, layout.block))
+    return _BlockLinear.apply(x, blocks, layout, bias)  # type: ignore[return-value]
+
+
+class _BlockLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, blocks: Tensor, layout: Layout, bias: Tensor | None) -> Tensor:
+        at = (layout.ptr, layout.columns, layout.order)
+        ctx.save_for_backward(x, blocks)
+        ctx.layout, ctx.bias = layout, None if bias is None else bias.dtype
+        return _product(x, blocks, layout, bias, at, (layout.shape[1], layout.shape[0]), (1, layout.block))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, blocks = ctx.saved_tensors
+        dy = dy.contiguous()
+        dx = block_linear_dx(dy, blocks, ctx.layout) if ctx.needs_input_grad[0] else None
+        dw = block_linear_dw(dy, x, ctx.layout).to(blocks.dtype) if ctx.needs_input_grad[1] else None
+        return dx, dw, None, dy.sum(0).to(ctx.bias) if ctx.needs_input_grad[3] else None
 
 
 def block_linear_dx(

@@ -11,6 +11,8 @@ One row is multiplied where the weights arrive, in registers; more rows are padd
 added up by a second kernel in a fixed order, not by atomics: the same input gives the same bits.
 """
 
+# pyright: reportArgumentType=false
+# Triton's own annotations say that a reduction may return a tuple.
 from __future__ import annotations
 
 import torch

@@ -10,6 +10,8 @@ cache they cost twelve. More rows (and rows too long for shared memory) are gath
 brings its entries for all rows. The form follows Gale et al. (2020, arXiv 2006.10901): short indices, rows padded to vectors.
 """
 
+# pyright: reportArgumentType=false
+# Triton's own annotations say that a reduction may return a tuple.
 from __future__ import annotations
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 from sparseworks.exec.triton.launch import run, together
 
 MOST_ROWS = 8
-_FEW = 2
+_SHORT = 8192  # inputs: two rows of more are gathered transposed
 _SHARED = 1 << 16  # bytes of x in shared memory; three programs of a multiprocessor
 
 
@@ -90,21 +92,9 @@ def csr_linear(
         some, into = x[first : first + MOST_ROWS], y[first : first + MOST_ROWS]
         taken = some.shape[0]
         buffers = (into, bias if given else x, columns, values, ptr)
-        if taken <= _FEW and width * x.itemsize <= _SHARED:
-            options = _tiles(width)
-            grid = (triton.cdiv(out, options["TILE"]),)
-            run(
-                _few,
-                grid,
-                some,
-                *buffers,
-                taken,
-                out,
-                width,
-                HAS_BIAS=given,
-                WIDTH=triton.next_power_of_2(width),
-                **options,
-            )
+        if width * x.itemsize <= _SHARED and (taken == 1 or (taken == 2 and width <= _SHORT)):
+            options = {**_tiles(width), "HAS_BIAS": given, "WIDTH": triton.next_power_of_2(width)}
+            run(_few, (triton.cdiv(out, options["TILE"]),), some, *buffers, taken, out, width, **options)
             continue
         options = {"ROWS": triton.next_power_of_2(taken), "TILE": 2, "STEP": 128 if taken > 2 else 256}
         x_t = x.new_zeros(width, options["ROWS"])

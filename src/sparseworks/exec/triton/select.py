@@ -1,6 +1,6 @@
 """The k largest entries of every row, values and indices, largest first, equal values by ascending index.
 
-Shapes: x (rows, width); values and indices (rows, k). Entries must not be NaN.
+Shapes: x (rows, width); values and indices (rows, k). Where a row holds a NaN, all its values are NaN.
 
 A program reads its part of a row once and keeps the maxima of 1024 groups of entries, a group being every 1024th. Their k-th largest, found by halving
 an interval, bounds the k-th largest entry from below: at least k entries reach it, and hardly more, since with G groups about
@@ -15,8 +15,8 @@ Few rows are cut into parts, each of which leaves its k largest; the same kernel
 values stand by ascending index and parts follow each other, so that ties fall as they would in one piece.
 """
 
-# pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
-# Triton's own annotations say that a reduction may return a tuple.
+# pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# Triton's own annotations say that a reduction may return a tuple, and do not know that its `range` is iterated.
 from __future__ import annotations
 
 import torch
@@ -114,12 +114,12 @@ def _select(x, values, indices, maxima, groups, found, places, counter, width, s
     counter += line * 3
     first, step = part * span, tl.arange(0, STEP)
     last = tl.minimum(first + span, width)
-    most = tl.full([STEP], -float("inf"), dtype=tl.float32)
+    most, bad = tl.full([STEP], -float("inf"), dtype=tl.float32), tl.zeros([STEP], dtype=tl.int32)
     for start in tl.range(first, last, STEP, num_stages=4):
         at = start + step
-        most = tl.maximum(
-            most, tl.load(x + at, mask=at < last, other=-float("inf")).to(tl.float32) + 0.0
-        )  # -0 becomes 0
+        # Adding 0 makes 0 of -0.
+        entry = tl.load(x + at, mask=at < last, other=-float("inf")).to(tl.float32) + 0.0
+        most, bad = tl.maximum(most, entry), bad | (entry != entry).to(tl.int32)
     tl.store(maxima + step, most)
     tl.debug_barrier()
     largest = tl.max(most, axis=0)
@@ -148,10 +148,14 @@ def _select(x, values, indices, maxima, groups, found, places, counter, width, s
     kept = (i < count) & (rank < k)
     tl.store(values + line * k + rank, mine.to(values.dtype.element_ty), mask=kept)
     tl.store(indices + line * k + rank, where, mask=kept)
+    if tl.max(bad, axis=0) > 0:
+        tl.debug_barrier()
+        tl.store(values + line * k + i, float("nan"), mask=i < k)
+        tl.store(indices + line * k + i, i * 0, mask=i < k)
 
 
 def largest(x: Float[Tensor, "rows width"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """The k largest of every row: values in the type of x, indices int32.
+    """The k largest of every row: values in the type of x, indices int32; NaN and 0 throughout for a row with a NaN.
 
     Raises:
         ShapeError: k beyond the width.

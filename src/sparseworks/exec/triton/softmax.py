@@ -39,7 +39,7 @@ def finish(top: tl.tensor, total: tl.tensor, acc: tl.tensor) -> tuple[tl.tensor,
 
 def positive(q: Float[Tensor, "*n d"], scale: float | None) -> tuple[Float[Tensor, "*n d"], float]:
     """Queries and a scale in powers of two that is above 0, as `absorb` takes them; default 1 / sqrt(d)."""
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if scale == 0:
+    factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if factor == 0:
         return torch.zeros_like(q), 1.0
-    return (-q if scale < 0 else q), LOG2E * abs(scale)
+    return (-q if factor < 0 else q), LOG2E * abs(factor)

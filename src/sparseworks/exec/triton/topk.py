@@ -23,11 +23,16 @@ _BYTES = 256 << 20
 
 
 def topk_encode(
-    x: Float[Tensor, "rows d"], weight: Float[Tensor, "latents d"], bias: Float[Tensor, " latents"] | None, k: int
+    x: Float[Tensor, "rows d"],
+    weight: Float[Tensor, "latents d"],
+    bias: Float[Tensor, " latents"] | None,
+    k: int,
+    relu: bool = False,
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """The k largest of x W^T + b per row: values in the type of x, indices int64; largest first, equal ones by ascending index.
+    """The k largest of x W^T + b, or of its relu, per row: values in the type of x, indices int64; largest first, equal ones by
+    ascending index.
 
-    Latents are rounded to the type of x before they are compared, as a dense layer rounds them; they must not be NaN.
+    Latents are rounded to the type of x before they are compared, as a dense layer rounds them. A row with a NaN gives NaN throughout.
 
     Raises:
         ShapeError: a weight or bias that does not fit, or k beyond the latents.
@@ -49,5 +54,6 @@ def topk_encode(
     step = max(128, _BYTES // max(latents * dtype.itemsize, 1) // 128 * 128)
     for first in range(0, rows if k else 0, step):
         some = slice(first, first + step)
-        values[some], indices[some] = largest(F.linear(x[some], weight, bias), k)
+        latent = F.linear(x[some], weight, bias)
+        values[some], indices[some] = largest(latent.relu_() if relu else latent, k)
     return values, indices
