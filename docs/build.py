@@ -48,7 +48,8 @@ def result(path: Path) -> Iterator[str]:
     data = json.loads(path.read_text(encoding="utf-8"))
     machine = data["machine"]
     yield from (f"### {path.stem}", "")
-    yield f"`{data['command']}`: {data['created'][:10]}, {machine['cpu']}, {machine['threads']} of {machine['cores']} threads,"
+    where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} of {machine['cores']} threads"
+    yield f"`{data['command']}`: {data['created'][:10]}, {where},"
     yield from (f"kernels {machine['native']}, torch {machine['torch']}, sparseworks {data['sparseworks']}.", "")
     if data["lines"]:
         yield from table([compared(entry) for entry in data["lines"]])

@@ -187,7 +187,7 @@ def test_ceilings_are_kept_per_gpu_and_type(monkeypatch):
 def test_candidates_on_a_gpu(fake_gpu):
     call = Call(8, (64, 128), 0.5, torch.bfloat16, device="cuda")
     taken, refused = candidates(blocks(64, 128, 16), call, (torch.bfloat16,))
-    assert taken == ["bitmask-gpu-bf16", "bsr-gpu-bf16"]
+    assert taken == ["bitmask-gpu-bf16", "csr16-gpu-bf16", "inmajor-gpu-bf16", "bsr-gpu-bf16"]
     assert refused["csr16-bf16"] == "it runs on the CPU, not on cuda" and "4 consecutive" in refused["semi-gpu-bf16"]
     assert "semi-gpu-bf16" in candidates(two_of_four(64, 128), call, (torch.bfloat16,))[0]
     on_cpu, _ = candidates(blocks(64, 128, 16), Call(8, (64, 128), 0.5, torch.bfloat16), (torch.bfloat16,))
