@@ -16,8 +16,13 @@ struct F32 {
     static SW_INLINE __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
     static SW_INLINE __m256 broadcast(const float* p) { return _mm256_broadcast_ss(p); }
     template <int N>
-    static SW_INLINE void broadcast(const float* p, __m256 (&w)[N]) {
-        each<N>([&](auto i) { w[i] = broadcast(p + i); });
+    static SW_INLINE void broadcast(const float* p, __m256 (&w)[N]) {  // four in one read
+        if constexpr (N == 4) {
+            const __m256 four = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+            each<4>([&](auto i) { w[i] = _mm256_permute_ps(four, i * 0x55); });
+        } else {
+            each<N>([&](auto i) { w[i] = broadcast(p + i); });
+        }
     }
 };
 

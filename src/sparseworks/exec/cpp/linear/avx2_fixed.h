@@ -27,11 +27,16 @@ struct Fixed {
 
     template <int N>
     static SW_INLINE void broadcast(const Pair* p, __m256i (&w)[N]) {
-        each<N>([&](auto i) {
-            int32_t both;
-            std::memcpy(&both, p + i, sizeof both);
-            w[i] = _mm256_set1_epi32(both);
-        });
+        if constexpr (N == 4) {  // four in one read
+            const __m256i four = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+            each<4>([&](auto i) { w[i] = _mm256_shuffle_epi32(four, i * 0x55); });
+        } else {
+            each<N>([&](auto i) {
+                int32_t both;
+                std::memcpy(&both, p + i, sizeof both);
+                w[i] = _mm256_set1_epi32(both);
+            });
+        }
     }
     static SW_INLINE __m256i load(const int32_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
     static SW_INLINE void store(int32_t* p, __m256i v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }

@@ -11,7 +11,7 @@ namespace {
 
 using sparseworks::Product;
 
-constexpr int kPadded = 2;         // segments hold a multiple of this
+constexpr int kPadded = 2;          // segments hold a multiple of this
 constexpr int kUnrolled = 4;
 constexpr int64_t kTokens = 64;     // the largest tile
 constexpr int64_t kSums = 1 << 15;  // kept at once, in L2: 128 KiB
