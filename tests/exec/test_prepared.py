@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -129,6 +130,42 @@ def test_what_changes_under_it_is_seen(layer, change):
     change(layer)
     torch.testing.assert_close(layer(x), dense(layer, x))
     assert not torch.equal(layer(x), before)
+
+
+def test_a_bias_cut_short_where_it_lies_is_not_read_beyond_its_end(layer):
+    x = torch.randn(4, 24)
+    layer(x)
+    layer.bias.data = layer.bias.data[:8]
+    with pytest.raises((KernelError, RuntimeError)):
+        layer(x)
+
+
+def test_a_bias_of_another_type_goes_the_long_way(layer, ways):
+    layer.bias.data = layer.bias.data.double()
+    x = torch.randn(4, 24)
+    for _ in range(2):
+        torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.dense_weight(), layer.bias.float()))
+    assert len(ways) == 2
+
+
+def test_tensors_made_under_inference_mode(layer, ways):
+    with torch.inference_mode():
+        other = copy.deepcopy(layer)
+        x = torch.randn(4, 24)
+        assert other.csr16_fp32_values.is_inference()
+        for _ in range(2):
+            torch.testing.assert_close(other(x), dense(layer, x))
+        other.csr16_fp32_values = other.csr16_fp32_values * 2
+        torch.testing.assert_close(other(x), dense(other, x))
+    assert len(ways) == 1  # what was replaced is seen, and prepared anew at the call after
+
+
+def test_a_layer_that_is_dropped_leaves_no_memory_behind(layer):
+    layer(torch.randn(4, 24))
+    seen = weakref.ref(layer.csr16_fp32_values)
+    layer._buffers.clear()
+    layer._calls.clear()
+    assert seen() is None
 
 
 def test_a_damaged_buffer_raises_and_is_not_followed(layer):

@@ -178,7 +178,9 @@ class SparseLinear(nn.Module):
         if plain(x, bias):
             call = self._calls.get(x.shape) or self._prepare(x)
             y = call(x, bias, buffers)
-            if y is not None:
+            if y is False:
+                self._calls.clear()
+            elif y is not None:
                 return y
         parts: list[Tensor] = [buffers[name] for name in self._names]  # type: ignore[misc]
         return linear_op(x, bias, parts, self._spec, self.out_features, self.in_features)
@@ -188,7 +190,7 @@ class SparseLinear(nn.Module):
         kernel, form = chosen.rung(x.numel() // max(self.in_features, 1))
         names, parts = self._names[form.span], [self._buffers[name] for name in self._names]
         packed = form.packed(parts)  # type: ignore[arg-type]
-        return self._calls.add(x.shape, prepare(self._calls, x.shape, kernel, packed, names, self.bias, self.density))
+        return self._calls.add(x.shape, prepare(x.shape, kernel, packed, names, self.bias, self.density))
 
     def dense_weight(self) -> Float[Tensor, "out in"]:
         """The weight as a dense matrix with exact zeros, from the most precise form."""

@@ -1,12 +1,13 @@
 """Prepared calls: what a layer checked at one shape of input is not checked again until a buffer is replaced or written to.
 
 At one row a small product takes a few microseconds, and the way to it (ladder, packed form, checks of the kernel) took three times
-as long. A prepared call keeps the addresses, and compares stamps instead of contents.
+as long. A prepared call keeps the addresses, and compares stamps instead of contents (`cpp/prepared`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from torch import Tensor
 from sparseworks.exec.format import Packed
 from sparseworks.exec.kernel import Call, Kernel
 from sparseworks.exec.kernels.cpu import NativeKernel
+from sparseworks.exec.native import native
 
 Buffers = Mapping[str, Tensor | None]
-Prepared = Callable[[Tensor, Tensor | None, Buffers], Tensor | None]
+Prepared = Callable[[Tensor, Tensor | None, Buffers], Tensor | Literal[False] | None]
 _MOST = 64
 
 
@@ -39,7 +41,6 @@ def unprepared(x: Tensor, bias: Tensor | None, buffers: Buffers) -> None:
 
 
 def prepare(
-    calls: Calls,
     shape: torch.Size,
     kernel: Kernel,
     packed: Packed,
@@ -47,8 +48,8 @@ def prepare(
     bias: Tensor | None,
     density: float,
 ) -> Prepared:
-    """`call(x, bias, buffers)` for inputs of `shape`; it returns None where the long way must be gone, and forgets itself where a
-    buffer is no longer what it was.
+    """`call(x, bias, buffers)` for inputs of `shape`; it returns None where the long way must be gone, and False where it must also
+    be forgotten, since a buffer or the bias is no longer what it was.
 
     Args:
         packed: the form that `kernel` reads at so many rows.
@@ -66,30 +67,8 @@ def prepare(
         return unprepared
     if kernel.refuses(Call(rows, packed.shape, density, threads=torch.get_num_threads())) is not None:
         return unprepared
-    run, arguments = kernel.entry_point(), kernel.arguments(packed)
-    parts = [packed.parts[name] for name in packed.parts]
-    watched = [(n, t, t.data_ptr()) for n, t in zip(names, parts, strict=True)]
-    counted = [(t, t._version) for t in parts if not t.is_inference()]  # inference tensors keep no count of writes
-    size, biased, float32, threads = (*shape[:-1], out), bias is not None, torch.float32, torch.get_num_threads
-
-    def call(x: Tensor, bias: Tensor | None, buffers: Buffers) -> Tensor | None:
-        for name, part, address in watched:
-            if buffers[name] is not part or part.data_ptr() != address:
-                return calls.clear()
-        for part, version in counted:
-            if part._version != version:
-                return calls.clear()
-        if x.dtype is not float32 or not x.is_cpu or not x.is_contiguous():
-            return None
-        offset = 0
-        if biased:
-            if bias is None or bias.dtype is not float32 or bias.numel() != out or not bias.is_contiguous():
-                return calls.clear()
-            offset = bias.data_ptr()
-        elif bias is not None:
-            return calls.clear()
-        y = x.new_empty(size)
-        run(x.data_ptr(), y.data_ptr(), offset, rows, threads(), *arguments)
-        return y
-
-    return call
+    if bias is not None and not (bias.dtype is torch.float32 and bias.shape == (out,) and bias.is_contiguous()):
+        return unprepared
+    run, parts, size = kernel.entry_point(), tuple(packed.parts.values()), (*shape[:-1], out)
+    asked = (run, kernel.arguments(packed), tuple(names), parts, bias, size, rows, torch.float32, torch.get_num_threads)
+    return cast("Any", native()).Prepared(*asked).multiply

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "common.h"
 #include "parallel.h"
@@ -14,6 +15,15 @@ struct F32 {
     using Type = float;
     static SW_INLINE __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
     static SW_INLINE __m256 broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+    template <int N>
+    static SW_INLINE void broadcast(const float* p, __m256 (&w)[N]) {  // four in one read
+        if constexpr (N == 4) {
+            const __m256 four = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+            each<4>([&](auto i) { w[i] = _mm256_permute_ps(four, i * 0x55); });
+        } else {
+            each<N>([&](auto i) { w[i] = broadcast(p + i); });
+        }
+    }
 };
 
 struct BF16 {
@@ -24,6 +34,16 @@ struct BF16 {
     }
     static SW_INLINE __m256 broadcast(const uint16_t* p) {  // each 32-bit lane holds the value twice; keep the upper half
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_set1_epi16(static_cast<short>(*p)), 16));
+    }
+    template <int N>
+    static SW_INLINE void broadcast(const uint16_t* p, __m256 (&w)[N]) {  // two in one read, N even
+        each<N / 2>([&](auto i) {
+            int32_t two;
+            std::memcpy(&two, p + 2 * i, 4);
+            const __m256i both = _mm256_set1_epi32(two);
+            w[2 * i] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+            w[2 * i + 1] = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int32_t>(0xFFFF0000))));
+        });
     }
 };
 

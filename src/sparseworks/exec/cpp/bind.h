@@ -30,5 +30,6 @@ void bind_search(nb::module_& m);
 void bind_codes(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_between(nb::module_& m);
+void bind_prepared(nb::module_& m);
 
 }  // namespace sparseworks

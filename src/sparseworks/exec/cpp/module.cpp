@@ -109,4 +109,5 @@ NB_MODULE(_native, m) {
     sparseworks::bind_codes(m);
     sparseworks::bind_attention(m);
     sparseworks::bind_between(m);
+    sparseworks::bind_prepared(m);
 }

@@ -45,8 +45,8 @@ class Tile(Format):
 
 
 def _k_block(support: Support) -> int:
-    """Inputs of a K-block: of 64 tokens, 96 inputs stay in L1; where few weights are kept, longer segments are worth more."""
-    return 256 if support.density < 0.07 else 192 if support.density < 0.15 else 128 if support.density < 0.25 else 96
+    """Inputs of a K-block: 256 inputs of 32 tokens fill L1; where few weights are kept, longer segments are worth it."""
+    return 256 if support.density < 0.15 else 192
 
 
 FORMATS.register(Tile.registered_name)(Tile())

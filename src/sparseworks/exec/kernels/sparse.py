@@ -27,7 +27,7 @@ _OVERREAD = 16
 class TileKernel(NativeKernel):
     """Any support, many rows: lanes are tokens; per kept weight one broadcast and contiguous multiply-adds.
 
-    K-blocks of a feature-major tile of up to 64 tokens stay in L1. Follows the 1x1 convolutions of Elsen et al.
+    K-blocks of a feature-major tile of up to 32 tokens stay in L1. Follows the 1x1 convolutions of Elsen et al.
     (2019, arXiv 1911.09723) and the forward pass of SparseProp (Nikdan et al. 2023, arXiv 2302.04852).
     """
 

@@ -19,13 +19,24 @@ struct Fixed {
     using Cell = int32_t;
     using Lanes = __m256i;
 
+    static constexpr bool kByBlock = false;  // scales are known once the whole of a token has been seen
+    static constexpr int64_t kTile = kTokens;
+
     const float* row_scale;
     float limit;
 
-    static SW_INLINE __m256i broadcast(const Pair* p) {
-        int32_t both;
-        std::memcpy(&both, p, sizeof both);
-        return _mm256_set1_epi32(both);
+    template <int N>
+    static SW_INLINE void broadcast(const Pair* p, __m256i (&w)[N]) {
+        if constexpr (N == 4) {  // four in one read
+            const __m256i four = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+            each<4>([&](auto i) { w[i] = _mm256_shuffle_epi32(four, i * 0x55); });
+        } else {
+            each<N>([&](auto i) {
+                int32_t both;
+                std::memcpy(&both, p + i, sizeof both);
+                w[i] = _mm256_set1_epi32(both);
+            });
+        }
     }
     static SW_INLINE __m256i load(const int32_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
     static SW_INLINE void store(int32_t* p, __m256i v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }

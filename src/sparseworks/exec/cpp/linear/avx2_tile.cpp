@@ -10,7 +10,13 @@ struct Float {
     using Cell = float;
     using Lanes = __m256;
 
-    static SW_INLINE __m256 broadcast(const Stored* p) { return Value::broadcast(p); }
+    static constexpr bool kByBlock = true;
+    static constexpr int64_t kTile = 32;  // of 64 tokens half as many inputs would stay in L1, and twice the sums would leave it
+
+    template <int N>
+    static SW_INLINE void broadcast(const Stored* p, __m256 (&w)[N]) {
+        Value::template broadcast<N>(p, w);
+    }
     static SW_INLINE __m256 load(const float* p) { return _mm256_load_ps(p); }
     static SW_INLINE void store(float* p, __m256 v) { _mm256_store_ps(p, v); }
     static SW_INLINE __m256 zero() { return _mm256_setzero_ps(); }
@@ -24,7 +30,7 @@ struct Float {
     Fetch pack(const Segments& a, int64_t kb, int64_t k_blocks, int64_t token, int64_t tokens, float* x, float*) const {
         const int64_t k = kb * a.k_block, width = a.in - k < a.k_block ? a.in - k : a.k_block;
         const float* source = a.x + token * a.in + k;
-        pack_tokens<T>(source, a.in, width, tokens, x + k * T);
+        pack_tokens<T>(source, a.in, width, tokens, x);
         // Not ahead where rows lie a multiple of 4 KiB apart: their lines would displace one another.
         if (kb + 1 == k_blocks || a.in % 1024 == 0) return {};
         return {source + a.k_block, a.in, tokens, (width + 15) / 16};

@@ -2,6 +2,8 @@
 // [K][T] of x, of which a K-block stays in L1; the sums of a stripe of outputs stay in L2. `Arithmetic` says what an entry
 // is: its stored type, the lanes, the multiply-add, how a tile is packed and sums become outputs.
 #pragma once
+#include <cstring>
+
 #include "../avx2.h"
 #include "linear.h"
 
@@ -9,11 +11,12 @@ namespace {
 
 using sparseworks::Product;
 
-constexpr int kPadded = 2;         // segments hold a multiple of this
+constexpr int kPadded = 2;          // segments hold a multiple of this
 constexpr int kUnrolled = 4;
-constexpr int64_t kTokens = 64;    // the largest tile
-constexpr int64_t kStripe = 512;   // outputs whose sums are kept at once
-constexpr int64_t kAhead = 256;    // entries fetched ahead
+constexpr int64_t kTokens = 64;     // the largest tile
+constexpr int64_t kSums = 1 << 15;  // kept at once, in L2: 128 KiB
+constexpr int64_t kAhead = 256;     // entries fetched ahead
+constexpr int64_t kSumsAhead = 6;   // rows whose sums are fetched ahead
 
 // Independent sums per lane group: eight chains hide the latency of a multiply-add.
 template <int V>
@@ -28,14 +31,34 @@ struct Segments : Product {
     int64_t width, k_block, row_block;  // width: cells of a token in the tile
 };
 
+// Where column u of N lies in a tile of 8V tokens, in bytes: all N are read at once, since two reads a cycle are the limit.
+template <int V, int N>
+struct Offsets {
+    static constexpr int kShift = V == 1 ? 5 : V == 2 ? 6 : V == 4 ? 7 : 8;  // 32V bytes
+    uint32_t columns;
+
+    SW_INLINE explicit Offsets(const uint8_t* from) {
+        uint8_t four[4] = {};
+        std::memcpy(four, from, N);
+        std::memcpy(&columns, four, 4);
+    }
+    template <int u>
+    SW_INLINE int64_t at() const {
+        constexpr int right = 8 * u - kShift;
+        return (right >= 0 ? columns >> (right & 31) : columns << (-right & 31)) & (255u << kShift);
+    }
+};
+
 // N entries, each added to its own chain as far as there are enough.
 template <int V, int N, class A, int C>
 SW_INLINE void entries(const typename A::Cell* x, const uint8_t* columns, const typename A::Stored* values,
                        typename A::Lanes (&sum)[C][V]) {
+    const Offsets<V, N> offsets(columns);
+    typename A::Lanes w[N];
+    A::template broadcast<N>(values, w);
     each<N>([&](auto u) {
-        const typename A::Cell* lane = x + static_cast<int64_t>(columns[u]) * (8 * V);
-        const auto w = A::broadcast(values + u);
-        each<V>([&](auto v) { sum[u % C][v] = A::multiply_add(w, A::load(lane + 8 * v), sum[u % C][v]); });
+        const auto* lane = reinterpret_cast<const typename A::Cell*>(reinterpret_cast<const char*>(x) + offsets.template at<u>());
+        each<V>([&](auto v) { sum[u % C][v] = A::multiply_add(w[u], A::load(lane + 8 * v), sum[u % C][v]); });
     });
 }
 
@@ -87,7 +110,9 @@ void block(const Segments& a, int64_t k_blocks, int64_t kb, Rows b, const typena
     for (int64_t i = 0; i < b.height; ++i) {
         const int64_t e = a.ptr[s + i], n = a.ptr[s + i + 1] - e, row = a.row_of[s + i];
         typename A::Cell* to = sums + row * T;
-        if constexpr (V >= 8) fetch.template four<Write>();
+        if constexpr (V >= 4) fetch.template four<Write>();
+        const typename A::Cell* later = sums + a.row_of[s + (i + kSumsAhead < b.height ? i + kSumsAhead : i)] * T;
+        each<(T + 15) / 16>([&](auto l) { __builtin_prefetch(later + 16 * l, 1, 3); });
         __builtin_prefetch(values + e + kAhead);
         __builtin_prefetch(a.columns + e + 2 * kAhead);
         if (kb == 0) segment<V, A>(x, a.columns + e, values + e, n, nullptr, A::start(a.bias, b.first + row), to);
@@ -101,7 +126,8 @@ void tokens_by_rows(const A& arithmetic, const Segments& a, int64_t token, int64
                     typename A::Cell* sums) {
     constexpr int T = 8 * V;
     const int64_t k_blocks = (a.width + a.k_block - 1) / a.k_block, tokens = a.rows - token < T ? a.rows - token : T;
-    const int64_t step = kStripe / a.row_block > 0 ? kStripe / a.row_block : 1;
+    const int64_t step = kSums / T / a.row_block > 0 ? kSums / T / a.row_block : 1;
+    const bool once = to - from <= step && A::kByBlock;  // then a K-block is packed, read and gone, in L1
     float scales[T];
     const auto at = [&](int64_t b) {
         const int64_t first = b * a.row_block;
@@ -110,11 +136,11 @@ void tokens_by_rows(const A& arithmetic, const Segments& a, int64_t token, int64
     for (int64_t stripe = from; stripe < to; stripe += step) {
         const int64_t end = stripe + step < to ? stripe + step : to;
         for (int64_t kb = 0; kb < k_blocks; ++kb) {
+            typename A::Cell* from_x = x + (once ? 0 : kb * a.k_block * T);
             Fetch ahead;
-            if (stripe == from) ahead = arithmetic.template pack<T>(a, kb, k_blocks, token, tokens, x, scales);
+            if (stripe == from) ahead = arithmetic.template pack<T>(a, kb, k_blocks, token, tokens, from_x, scales);
             for (int64_t b = stripe; b < end; ++b) {
                 typename A::Cell* part = sums + (b - stripe) * a.row_block * T;
-                const typename A::Cell* from_x = x + kb * a.k_block * T;
                 if (kb + 1 == k_blocks) {
                     Fetch y{a.y + token * a.out + at(b).first, a.out, tokens, (at(b).height + 15) / 16};
                     block<V, true, A>(a, k_blocks, kb, at(b), from_x, part, y);
@@ -129,21 +155,21 @@ void tokens_by_rows(const A& arithmetic, const Segments& a, int64_t token, int64
 
 template <class A>
 void tiles(const A& arithmetic, const Segments& a) {
-    const int64_t blocks = (a.out + a.row_block - 1) / a.row_block, count = (a.rows + kTokens - 1) / kTokens;
+    const int64_t blocks = (a.out + a.row_block - 1) / a.row_block, count = (a.rows + A::kTile - 1) / A::kTile;
     const int64_t work = a.rows * a.ptr[a.out * ((a.width + a.k_block - 1) / a.k_block)];
     sparseworks::split(count * blocks, a.threads, work, [&](int64_t begin, int64_t end) {
         using Cell = typename A::Cell;
         static thread_local Scratch scratch;
-        Cell* x = reinterpret_cast<Cell*>(scratch.floats((a.width + 8 + kStripe + a.row_block) * kTokens));
-        Cell* sums = x + (a.width + 8) * kTokens;
+        Cell* x = reinterpret_cast<Cell*>(scratch.floats((a.width + 8 + a.row_block) * A::kTile + kSums));
+        Cell* sums = x + (a.width + 8) * A::kTile;
         while (begin < end) {
-            const int64_t tile = begin / blocks, from = begin % blocks, left = a.rows - tile * kTokens;
+            const int64_t tile = begin / blocks, from = begin % blocks, left = a.rows - tile * A::kTile;
             const int64_t to = from + end - begin < blocks ? from + end - begin : blocks;
-            const auto size = left > 32   ? tokens_by_rows<8, A>
-                              : left > 16 ? tokens_by_rows<4, A>
-                              : left > 8  ? tokens_by_rows<2, A>
-                                          : tokens_by_rows<1, A>;
-            size(arithmetic, a, tile * kTokens, from, to, x, sums);
+            const auto size = left > 32 && A::kTile > 32 ? tokens_by_rows<A::kTile / 8, A>
+                              : left > 16                ? tokens_by_rows<4, A>
+                              : left > 8                 ? tokens_by_rows<2, A>
+                                                         : tokens_by_rows<1, A>;
+            size(arithmetic, a, tile * A::kTile, from, to, x, sums);
             begin += to - from;
         }
     });
