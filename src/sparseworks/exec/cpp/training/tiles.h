@@ -5,7 +5,10 @@
 
 namespace {
 
+using sparseworks::Index;
+
 constexpr int64_t kTile = 8 * W;
+constexpr int64_t kStripe = 512;  // outputs whose sums are kept at once
 
 SW_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -31,12 +34,35 @@ inline void pack(const float* matrix, int64_t width, int64_t tokens, int64_t siz
     }
 }
 
-// Features of a tile into columns of a matrix at `stride`.
-inline void unpack(const float* tile, int64_t features, int64_t tokens, int64_t size, float* matrix, int64_t stride) {
+// Features of a tile into columns of a matrix at `stride`, plus those of `add` (may be null), which lie alike.
+inline void unpack(const float* tile, int64_t features, int64_t tokens, int64_t size, float* matrix, int64_t stride,
+                   const float* add = nullptr) {
     for (int64_t t = 0; t < tokens; t += W) {
         for (int64_t r = 0; r < features; r += W) {
             transpose(tile + r * size + t, size, features - r, W, matrix + t * stride + r, stride, tokens - t, features - r);
         }
+    }
+    for (int64_t t = 0; add && t < tokens; ++t) {
+        float* row = matrix + t * stride;
+        const float* other = add + t * stride;
+        int64_t c = 0;
+        for (; c + W <= features; c += W) store(row + c, load(row + c) + load(other + c));
+        for (; c < features; ++c) row[c] += other[c];
+    }
+}
+
+inline int64_t row_blocks(const Index& w) { return (w.rows + w.row_block - 1) / w.row_block; }
+inline int64_t entry_count(const Index& w) { return w.first[row_blocks(w) * ((w.width + w.k_block - 1) / w.k_block)]; }
+// Row blocks of a stripe, and its outputs.
+inline int64_t stripe_blocks(const Index& w) { return kStripe / w.row_block > 0 ? kStripe / w.row_block : 1; }
+inline int64_t stripe_rows(const Index& w) { return smaller(stripe_blocks(w), row_blocks(w)) * w.row_block; }
+
+// sums[row] += sum over tokens of tile[row].
+SW_INLINE void add_rows(const float* tile, int64_t rows, int64_t size, float* sums) {
+    for (int64_t r = 0; r < rows; ++r) {
+        Lanes total = zero();
+        for (int64_t t = 0; t < size; t += W) total += load(tile + r * size + t);
+        sums[r] += sum(total);
     }
 }
 
