@@ -120,10 +120,10 @@ class _Attention(torch.autograd.Function):
         qkv = qkv.view(n, tokens, 3, facts.heads, -1)
         seen, lse = attend_packed(qkv, causal=facts.causal)
         add = flat if facts.residual else None
-        y, second = onepass.forward(module, seen.flatten(0, 1).flatten(1), values[1], out_bias, facts.out, add=add, keep=keep)
-        ctx.save_for_backward(
-            first.tiles, first.scale, second.tiles, qkv, seen, lse, *values, norm_weight, norm_bias
+        y, second = onepass.forward(
+            module, seen.flatten(0, 1).flatten(1), values[1], out_bias, facts.out, add=add, keep=keep
         )
+        ctx.save_for_backward(first.tiles, first.scale, second.tiles, qkv, seen, lse, *values, norm_weight, norm_bias)
         ctx.facts, ctx.eps, ctx.shape = facts, eps, x.shape
         return y.view(n, tokens, -1)
 

@@ -38,13 +38,16 @@ void sample(const Index& w, const float* dy, const float* x, bool add, int64_t b
                 Lanes& chain = v % 2 ? odd : even;
                 chain = multiply_add(g[v + 2], load(lane + W * (v + 2)), chain);
             });
-            return sum(even + odd);
+            return Lanes(even + odd);
         };
-        if (!add) {
-            for (int64_t e = 0; e < n; ++e) to[e] = dot(e);
-        } else {
-            for (int64_t e = 0; e < n; ++e) to[e] += dot(e);
+        if (!add) std::memset(to, 0, n * sizeof(float));
+        int64_t e = 0;
+        for (; e + 4 <= n; e += 4) {
+            Lanes dots[4];
+            each<4>([&](auto u) { dots[u] = dot(e + u); });
+            add_sums(dots, to + e);
         }
+        for (; e < n; ++e) to[e] += sum(dot(e));
     }
 }
 

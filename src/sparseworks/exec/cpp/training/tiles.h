@@ -25,10 +25,24 @@ SW_INLINE void with_vectors(int64_t tokens, const Body& body) {
     }
 }
 
+// W rows at `stride` are read or written column by column, each in lines that the processor fetches one at a time: lines that come
+// some columns later, after the last column those of the next rows, are asked for now.
+template <bool Write>
+SW_INLINE void fetch_ahead(const float* row, int64_t stride, int64_t rows, int64_t c, int64_t begin, int64_t end) {
+    constexpr int64_t kLine = 16, kColumnsAhead = 64;
+    if (c % kLine) return;
+    const bool inside = c + kColumnsAhead < end;
+    if (!inside) row += W * stride, rows -= W;
+    const float* at = row + (inside ? c + kColumnsAhead : smaller(begin + c + kColumnsAhead - end, end - 1));
+    if (rows < W) return;
+    each<W>([&](auto i) { __builtin_prefetch(at + i * stride, Write, Write ? 3 : 2); });
+}
+
 // Columns [k, end) of a matrix (tokens, width) into a tile of `size` tokens; those that do not exist are zero.
 inline void pack(const float* matrix, int64_t width, int64_t tokens, int64_t size, int64_t k, int64_t end, float* tile) {
     for (int64_t t = 0; t < size; t += W) {
         for (int64_t c = k; c < end; c += W) {
+            fetch_ahead<false>(matrix + t * width, width, tokens - t, c, k, end);
             transpose(matrix + t * width + c, width, tokens - t, end - c, tile + c * size + t, size, end - c, W);
         }
     }
@@ -39,15 +53,21 @@ inline void unpack(const float* tile, int64_t features, int64_t tokens, int64_t 
                    const float* add = nullptr) {
     for (int64_t t = 0; t < tokens; t += W) {
         for (int64_t r = 0; r < features; r += W) {
-            transpose(tile + r * size + t, size, features - r, W, matrix + t * stride + r, stride, tokens - t, features - r);
+            fetch_ahead<true>(matrix + t * stride, stride, tokens - t, r, 0, features);
+            float* to = matrix + t * stride + r;
+            if (add && tokens - t >= W && features - r >= W) {
+                const float* from = add + t * stride + r;
+                Lanes block[W];
+                each<W>([&](auto i) { block[i] = load(tile + (r + i) * size + t); });
+                transpose(block);
+                each<W>([&](auto i) { store(to + i * stride, block[i] + load(from + i * stride)); });
+                continue;
+            }
+            transpose(tile + r * size + t, size, features - r, W, to, stride, tokens - t, features - r);
+            for (int64_t i = 0; add && i < smaller(W, tokens - t); ++i) {
+                for (int64_t j = 0; j < smaller(W, features - r); ++j) to[i * stride + j] += add[(t + i) * stride + r + j];
+            }
         }
-    }
-    for (int64_t t = 0; add && t < tokens; ++t) {
-        float* row = matrix + t * stride;
-        const float* other = add + t * stride;
-        int64_t c = 0;
-        for (; c + W <= features; c += W) store(row + c, load(row + c) + load(other + c));
-        for (; c < features; ++c) row[c] += other[c];
     }
 }
 

@@ -8,9 +8,12 @@
 namespace sparseworks::SW_ISA {
 namespace {
 
-template <class F>
-SW_INLINE void over(int64_t floats, const F& f) {
-    for (int64_t i = 0; i < floats; i += W) f(i);
+// body(first row, rows) for row blocks, whose sums are still in the nearest caches.
+template <class Body>
+SW_INLINE void in_blocks(const Index& w, const Body& body) {
+    for (int64_t b = 0; b < row_blocks(w); ++b) {
+        body(b, b * w.row_block, smaller(w.rows - b * w.row_block, w.row_block));
+    }
 }
 
 template <int V>
@@ -25,9 +28,12 @@ void forward(const Mlp& a, int64_t token, float* scratch) {
         stretch<V>(x, in, a.norm.weight, a.norm.bias, normed);
         x = normed;
     }
-    multiply<V>(a.up, a.up_values, a.up_bias, x, 0, row_blocks(a.up), hidden);
     with_activation(static_cast<Activation>(a.activation), [&](auto f) {
-        over(wide * T, [&](int64_t i) { store(hidden + i, activate<f()>(load(hidden + i))); });
+        in_blocks(a.up, [&](int64_t block, int64_t row, int64_t rows) {
+            float* h = hidden + row * T;
+            multiply<V>(a.up, a.up_values, a.up_bias, x, block, block + 1, h);
+            for (int64_t i = 0; i < rows * T; i += W) store(h + i, activate<f()>(load(h + i)));
+        });
     });
     multiply<V>(a.down, a.down_values, a.down_bias, hidden, 0, row_blocks(a.down), y);
     unpack(y, out, tokens, T, a.y + token * out, out, a.add ? a.add + token * out : nullptr);
@@ -47,13 +53,16 @@ void backward(const MlpGradient& a, int64_t token, float* gradients, float* scra
         stretch<V>(kept, in, a.norm.weight, a.norm.bias, normed);
         x = normed;
     }
-    multiply<V>(a.down_t, a.down_t_values, nullptr, dy, 0, row_blocks(a.down_t), dhidden);
-    multiply<V>(a.up, a.up_values, a.up_bias, x, 0, row_blocks(a.up), hidden);
     with_activation(static_cast<Activation>(a.activation), [&](auto f) {
-        over(wide * T, [&](int64_t i) {
-            const Lanes u = load(hidden + i);
-            store(hidden + i, activate<f()>(u));
-            store(dhidden + i, load(dhidden + i) * slope<f()>(u));
+        in_blocks(a.up, [&](int64_t block, int64_t row, int64_t rows) {  // which are those of down_t: both have as many rows
+            float *h = hidden + row * T, *dh = dhidden + row * T;
+            multiply<V>(a.down_t, a.down_t_values, nullptr, dy, block, block + 1, dh);
+            multiply<V>(a.up, a.up_values, a.up_bias, x, block, block + 1, h);
+            for (int64_t i = 0; i < rows * T; i += W) {
+                const Sloped y = activate_with_slope<f()>(load(h + i));
+                store(h + i, y.value);
+                store(dh + i, load(dh + i) * y.slope);
+            }
         });
     });
     sample_all<V>(a.down, dy, hidden, down);
