@@ -51,20 +51,21 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """ViT-Tiny: width 192, 12 blocks of 3 heads (Touvron et al. 2021, arXiv 2012.12877)."""
+    """ViT-Tiny: width 192, 12 blocks of 3 heads (Touvron et al. 2021, arXiv 2012.12877); patches go through a linear layer."""
 
     def __init__(self, size: int, patch: int):
         super().__init__()
-        self.embed = nn.Conv2d(3, 192, patch, patch)
+        self.patch, self.embed = patch, nn.Linear(3 * patch * patch, 192)
         self.token = nn.Parameter(torch.zeros(1, 1, 192))
         self.place = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2 + 1, 192))
         self.blocks = nn.Sequential(*(Block(192, 3) for _ in range(12)))
         self.norm, self.head = nn.LayerNorm(192), nn.Linear(192, WORDS)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
+        x = self.embed(x.contiguous())
         x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.place
-        return self.head(self.norm(self.blocks(x))[:, 0])
+        return self.head(self.norm(self.blocks(x)[:, 0]))
 
 
 def mlp() -> nn.Module:

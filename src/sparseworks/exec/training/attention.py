@@ -83,15 +83,17 @@ class TrainableSparseAttention(nn.Module):
         return _Attention.apply(x, a.values, a.bias, b.values, b.bias, *norm, facts)
 
     def _in_one_pass(self, x: Tensor) -> bool:
+        if torch.compiler.is_compiling():
+            return False
         module, tokens = native(), x.shape[0] * x.shape[1]
-        if module is None or torch.compiler.is_compiling() or not tokens:
+        if module is None or not tokens:
             return False
         if not all(suits(module, tokens, layer.index) for layer in (self.qkv, self.out)):
             return False
         return runs_in_one_pass(self, x, self.qkv.in_features)
 
     def _attention(self, qkv: Tensor) -> Tensor:
-        n, tokens, width = qkv.shape[0], qkv.shape[1], self.out.in_features
+        n, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         q, k, v = qkv.view(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         y: Any = attend(q, k, v, causal=self.causal)
         return y.transpose(1, 2).reshape(n, tokens, width)
