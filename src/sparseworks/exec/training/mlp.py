@@ -49,11 +49,10 @@ def mlp(
     if torch.compiler.is_compiling():
         from sparseworks.exec.training.ops import mlp_op
 
-        inner = x if norm is None else F.layer_norm(x, norm.weight.shape, *norm)
+        inner = x if norm is None else F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
         y = mlp_op(inner, weights, up, down, activation)
         return x + y if residual else y
-    affine, eps = (None, None, 0.0) if norm is None else norm, 0.0 if norm is None else norm.eps
-    return _Mlp.apply(x, *weights, *affine[:2], eps, up, down, activation, residual)
+    return _Mlp.apply(x, *weights, *(norm or (None, None, 0.0)), up, down, activation, residual)
 
 
 class _Mlp(torch.autograd.Function):
@@ -71,7 +70,7 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx, dy):  # type: ignore[override]
         tiles, scale, *weights, norm_weight, norm_bias = ctx.saved_tensors
         norm = None if norm_weight is None else Norm(norm_weight, norm_bias, ctx.eps)
-        found = differentiate(dy, Kept(tiles, scale), weights, *ctx.facts, norm, residual=ctx.residual)
+        found = differentiate(dy, Kept(tiles, scale), weights, *ctx.facts, norm=norm, residual=ctx.residual)
         found += [None] * (7 - len(found))
         needed = [g if need else None for g, need in zip(found, ctx.needs_input_grad[:7], strict=True)]
         return *needed, None, None, None, None, None

@@ -55,7 +55,7 @@ def tile_floats(tokens: int, width: int) -> int:
 def suits(module: ModuleType, tokens: int, index: SparseIndex) -> bool:
     """Whether tiles keep all threads busy, and the gradients that each thread adds up are smaller than the activations."""
     threads, tiles = torch.get_num_threads(), tokens / (8 * module.lanes())
-    return threads == 1 or (tiles >= _TILES_A_THREAD * threads and threads * index.count <= tokens * index.shape[0])
+    return (threads == 1 or tiles >= _TILES_A_THREAD * threads) and threads * index.count <= tokens * index.shape[0]
 
 
 def norm_of(module: nn.Module, features: int) -> Norm:
