@@ -26,7 +26,7 @@ from torch.nn import functional as F
 import sparseworks as sw
 from sparseworks.core.support import Support
 from sparseworks.exec import measure
-from sparseworks.exec.training import TrainableSparseLinear, TrainableSparseMLP
+from sparseworks.exec.training import TrainableSparseAttention, TrainableSparseLinear, TrainableSparseMLP
 
 DENSITY, WORDS = 0.05, 10
 WIDTHS = (3072, 2048, 2048, 2048)
@@ -41,30 +41,31 @@ class Block(nn.Module):
         self.heads, self.norm1, self.norm2 = heads, nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.attend = F.scaled_dot_product_attention
 
     def forward(self, x: Tensor) -> Tensor:
         n, tokens, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        x = x + self.out(self.attend(q, k, v).transpose(1, 2).reshape(n, tokens, width))
+        seen = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(seen.transpose(1, 2).reshape(n, tokens, width))
         return x + self.mlp(self.norm2(x))
 
 
 class ViT(nn.Module):
-    """ViT-Tiny: width 192, 12 blocks of 3 heads (Touvron et al. 2021, arXiv 2012.12877)."""
+    """ViT-Tiny: width 192, 12 blocks of 3 heads (Touvron et al. 2021, arXiv 2012.12877); patches go through a linear layer."""
 
     def __init__(self, size: int, patch: int):
         super().__init__()
-        self.embed = nn.Conv2d(3, 192, patch, patch)
+        self.patch, self.embed = patch, nn.Linear(3 * patch * patch, 192)
         self.token = nn.Parameter(torch.zeros(1, 1, 192))
         self.place = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2 + 1, 192))
         self.blocks = nn.Sequential(*(Block(192, 3) for _ in range(12)))
         self.norm, self.head = nn.LayerNorm(192), nn.Linear(192, WORDS)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
+        x = self.embed(x.contiguous())
         x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.place
-        return self.head(self.norm(self.blocks(x))[:, 0])
+        return self.head(self.norm(self.blocks(x)[:, 0]))
 
 
 def mlp() -> nn.Module:
@@ -102,19 +103,23 @@ def masked(model: nn.Module, kept: dict[str, Support]) -> nn.Module:
 
 
 def sparse(model: nn.Module, kept: dict[str, Support]) -> nn.Module:
-    """Trainable sparse layers; an MLP of two of them runs in one pass, and attention, all of it, through `sw.attend`."""
+    """Trainable sparse layers; the halves of a transformer block, each with its norm and its residual, run in one pass each."""
     twin = sw.trainable(model, kept)
-    for module in twin.modules():
-        inner = getattr(module, "mlp", None)
-        if isinstance(inner, nn.Sequential) and isinstance(inner[0], TrainableSparseLinear):
-            module.mlp = TrainableSparseMLP(inner[0], "gelu", inner[2])
-        if isinstance(module, Block):
-            module.attend = sw.attend
+    for module in [m for m in twin.modules() if isinstance(m, nn.Sequential)]:
+        for i, block in enumerate(module):
+            if isinstance(block, Block):
+                module[i] = halves(block)
     return twin
 
 
+def halves(block: Block) -> nn.Module:
+    attention = TrainableSparseAttention(block.qkv, block.out, block.heads, norm=block.norm1, residual=True)
+    mlp = TrainableSparseMLP(block.mlp[0], "gelu", block.mlp[2], norm=block.norm2, residual=True)
+    return nn.Sequential(attention, mlp)
+
+
 def training(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float]:
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
 
     def step() -> float:
         optimizer.zero_grad()

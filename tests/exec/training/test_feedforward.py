@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from sparseworks.core.errors import KernelError, ModelError, ShapeError
 from sparseworks.core.support import Support
@@ -13,17 +14,18 @@ from sparseworks.exec.training.mlp import ACTIVATIONS, mlp
 needs_extension = pytest.mark.skipif(native() is None, reason="the compiled extension is not built")
 
 
-def made(activation: str = "gelu", sizes=(30, 250, 20), density: float = 0.2) -> TrainableSparseMLP:
+def made(activation: str = "gelu", sizes=(30, 250, 20), density: float = 0.2, **options) -> TrainableSparseMLP:
     draw = torch.Generator().manual_seed(0)
     width, wide, out = sizes
     up, down = (Support.from_mask(torch.rand(s, generator=draw) < density) for s in ((wide, width), (out, wide)))
-    return TrainableSparseMLP(
-        TrainableSparseLinear.from_support(up), activation, TrainableSparseLinear.from_support(down)
-    )
+    layers = TrainableSparseLinear.from_support(up), activation, TrainableSparseLinear.from_support(down)
+    return TrainableSparseMLP(*layers, **options)
 
 
 def by_modules(mlp: TrainableSparseMLP, x: torch.Tensor) -> torch.Tensor:
-    return mlp.down(module._activate(mlp.up(x), mlp.activation))
+    y = x if mlp.norm is None else mlp.norm(x)
+    y = mlp.down(module._activate(mlp.up(y), mlp.activation))
+    return x + y if mlp.residual else y
 
 
 def gradients(mlp: TrainableSparseMLP, run, x: torch.Tensor, g: torch.Tensor) -> list[torch.Tensor]:
@@ -49,6 +51,39 @@ def test_one_pass_equals_the_modules_with_all_gradients(every_isa, activation, t
                 assert torch.allclose(a, b, rtol=1e-4, atol=2e-5 * (1 + float(b.abs().max()) if b.numel() else 1))
     finally:
         torch.set_num_threads(before)
+
+
+def normed(width: int) -> nn.LayerNorm:
+    norm = nn.LayerNorm(width, eps=1e-3)
+    with torch.no_grad():
+        norm.weight.uniform_(-1.5, 1.5)
+        norm.bias.uniform_(-1, 1)
+        norm.weight[0] = 0.0  # the input cannot be had back from the output
+    return norm
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_half_a_transformer_block_equals_the_modules_with_all_gradients(every_isa, threads):
+    mlp, before = made(sizes=(30, 130, 30), norm=normed(30), residual=True), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for tokens in (0, 1, 9, 64, 65, 200):
+            x, g = 1 + 2 * torch.randn(tokens, 30), torch.randn(tokens, 30)
+            ours = gradients(mlp, mlp, x, g)
+            theirs = gradients(mlp, lambda t: by_modules(mlp, t), x, g)
+            for a, b in zip(ours, theirs, strict=True):
+                assert a.shape == b.shape
+                assert torch.allclose(a, b, rtol=1e-4, atol=3e-5 * (1 + float(b.abs().max()) if b.numel() else 1))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_norm_without_eps_and_one_with_a_hook_run_as_modules():
+    for norm in (nn.LayerNorm(30, eps=0.0), nn.LayerNorm(30)):
+        mlp, x, calls = made(norm=norm), torch.randn(70, 30), []
+        norm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        assert torch.allclose(mlp(x), by_modules(mlp, x), atol=1e-5)
+        assert len(calls) == 2
 
 
 @needs_extension
@@ -104,6 +139,12 @@ def test_layers_that_do_not_fit_are_refused():
         TrainableSparseMLP(bare, "relu", mlp.down)
     with pytest.raises(ShapeError):
         mlp(torch.randn(5, 29))
+    with pytest.raises(ShapeError, match="residual"):
+        TrainableSparseMLP(mlp.up, "relu", mlp.down, residual=True)
+    with pytest.raises(ShapeError, match="norm"):
+        TrainableSparseMLP(mlp.up, "relu", mlp.down, norm=nn.LayerNorm(31))
+    with pytest.raises(ModelError, match="LayerNorm"):
+        TrainableSparseMLP(mlp.up, "relu", mlp.down, norm=nn.LayerNorm(30, elementwise_affine=False))
 
 
 @needs_extension

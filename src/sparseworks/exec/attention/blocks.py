@@ -147,7 +147,7 @@ class _Attend(torch.autograd.Function):
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, cut: _Cut, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp by the extension."""
-    out, lse = torch.empty(q.shape), torch.empty(q.shape[:3])
+    out, lse = torch.empty_like(q), torch.empty(q.shape[:3])
     for b, sizes in _sequences(q, k, cut):
         views = [_view(t[b]) for t in (q, k, v, out)]
         native().prefill(*views, lse[b].data_ptr(), *sizes, causal, scale, torch.get_num_threads())  # type: ignore[union-attr]
@@ -165,11 +165,12 @@ def _backward(
     cut: _Cut,
     causal: bool,
     scale: float,
+    into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v by the extension."""
+    """Gradients of q, k and v by the extension, written where told."""
     grad = grad if grad.stride(3) == 1 else grad.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    dq, dk, dv = torch.empty(q.shape), torch.empty(k.shape), torch.empty(v.shape)
+    dq, dk, dv = into or (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v))
     for b, sizes in _sequences(q, k, cut):
         views = [_view(t[b]) for t in (q, k, v, out, grad, dq, dk, dv)]
         logs = lse[b].data_ptr(), 0 if grad_lse is None else grad_lse[b].data_ptr()

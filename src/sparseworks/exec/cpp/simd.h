@@ -101,6 +101,17 @@ SW_INLINE float sum(Lanes v) {
 #endif
 }
 
+// The sums of four vectors, added to four numbers.
+SW_INLINE void add_sums(const Lanes (&v)[4], float* to) {
+#if SW_LANES == 8
+    const __m256 half = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), four));
+#else
+    each<4>([&](auto i) { to[i] += sum(v[i]); });
+#endif
+}
+
 SW_INLINE float largest(Lanes v) {
     float most = v[0];
     for (int i = 1; i < W; ++i) most = v[i] > most ? v[i] : most;

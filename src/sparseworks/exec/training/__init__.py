@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparseworks.exec.training.attention import TrainableSparseAttention as TrainableSparseAttention
 from sparseworks.exec.training.conv import TrainableSparseConv2d as TrainableSparseConv2d
 from sparseworks.exec.training.feedforward import TrainableSparseMLP as TrainableSparseMLP
 from sparseworks.exec.training.index import SparseIndex as SparseIndex

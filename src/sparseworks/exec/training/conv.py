@@ -114,7 +114,7 @@ class _Patches(torch.autograd.Function):
         dmaps, dvalues, dbias = [], None, None
         for part, d in zip(parts, dy.split([len(p) for p in parts]), strict=True):
             if ctx.needs_input_grad[0]:
-                dmaps.append(window.overlap(differentiate(d, d, values, index, True, False)[0], size))
+                dmaps.append(window.overlap(differentiate(d, d, values, index, (True, False, False))[0], size))
             if ctx.needs_input_grad[1]:
                 here = sddmm(d, window.patches(part), index)
                 dvalues = here if dvalues is None else dvalues.add_(here)

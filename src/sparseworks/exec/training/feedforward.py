@@ -13,6 +13,7 @@ from sparseworks.core.errors import ModelError, ShapeError
 from sparseworks.exec.native import native
 from sparseworks.exec.training.linear import TrainableSparseLinear
 from sparseworks.exec.training.mlp import ACTIVATIONS, mlp
+from sparseworks.exec.training.onepass import norm_of
 
 _COMPILED = native() is not None
 
@@ -20,19 +21,31 @@ _COMPILED = native() is not None
 class TrainableSparseMLP(nn.Module):
     """y = down(activation(up(x))) with two trainable sparse layers, which stay modules of their own.
 
-    float32 on the CPU runs in one compiled pass; everything else, and layers with hooks, run one after the other.
+    With a norm and a residual it is the second half of a pre-norm transformer block, y = x + down(activation(up(norm(x)))).
+    float32 on the CPU runs in one compiled pass; everything else, and parts with hooks, run one after the other.
 
     Attributes:
         up, down: the layers; both need a bias.
         activation: "gelu", "gelu_tanh", "relu" or "silu".
+        norm: LayerNorm of the input, or None.
+        residual: whether the input is added to the output.
     """
 
-    def __init__(self, up: TrainableSparseLinear, activation: str, down: TrainableSparseLinear):
-        """The two layers, which are taken over as they are.
+    def __init__(
+        self,
+        up: TrainableSparseLinear,
+        activation: str,
+        down: TrainableSparseLinear,
+        *,
+        norm: nn.LayerNorm | None = None,
+        residual: bool = False,
+    ):
+        """The parts, which are taken over as they are.
 
         Raises:
-            ShapeError: the outputs of `up` are not the inputs of `down`, or a layer has no bias.
-            ModelError: an unknown activation.
+            ShapeError: the outputs of `up` are not the inputs of `down`, a layer has no bias, a norm over other features, or a
+                residual of another size than the output.
+            ModelError: an unknown activation, or a norm without weight or bias.
         """
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -41,31 +54,42 @@ class TrainableSparseMLP(nn.Module):
             raise ShapeError(f"{up.out_features} hidden outputs do not fit {down.in_features} inputs.")
         if up.bias is None or down.bias is None:
             raise ShapeError("Both layers of a sparse MLP need a bias; a bias of zeros costs nothing.")
-        self.up, self.down, self.activation = up, down, activation
+        if residual and up.in_features != down.out_features:
+            raise ShapeError(f"A residual of {up.in_features} features cannot be added to {down.out_features} outputs.")
+        if norm is not None:
+            norm_of(norm, up.in_features)
+        self.norm, self.up, self.down = norm, up, down
+        self.activation, self.residual = activation, residual
 
     def forward(self, x: Float[Tensor, "*lead in"]) -> Float[Tensor, "*lead out"]:
-        """`down(activation(up(x)))`.
+        """`down(activation(up(norm(x))))`, plus `x` if there is a residual.
 
         Raises:
             ShapeError: `x` has another number of features.
         """
-        if not self._in_one_pass(x):
-            return self.down(_activate(self.up(x), self.activation))
+        if not _COMPILED or not runs_in_one_pass(self, x, self.up.in_features):
+            y = x if self.norm is None else self.norm(x)
+            y = self.down(_activate(self.up(y), self.activation))
+            return x + y if self.residual else y
         a, b = self.up, self.down
         weights = cast("list[Tensor]", [a.values, a.bias, b.values, b.bias])
-        y = mlp(x.reshape(-1, x.shape[-1]), weights, a.index, b.index, ACTIVATIONS[self.activation])
+        norm = None if self.norm is None else norm_of(self.norm, a.in_features)
+        flat, kind = x.reshape(-1, x.shape[-1]), ACTIVATIONS[self.activation]
+        y = mlp(flat, weights, a.index, b.index, kind, norm, residual=self.residual)
         return y.reshape(*x.shape[:-1], b.out_features)
-
-    def _in_one_pass(self, x: Tensor) -> bool:
-        layers = (self.up, self.down)
-        hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in layers)
-        tensors = (x, *(p for m in layers for p in m.parameters()))
-        plain = all(t.dtype is torch.float32 and t.is_cpu for t in tensors) and not torch.is_autocast_enabled("cpu")
-        return plain and not hooked and x.shape[-1:] == (self.up.in_features,) and _COMPILED
 
     def extra_repr(self) -> str:
         """The activation."""
-        return f"activation={self.activation}"
+        return f"activation={self.activation}, residual={self.residual}"
+
+
+def runs_in_one_pass(module: nn.Module, x: Tensor, features: int) -> bool:
+    """Whether everything is float32 on the CPU, of the right size and without hooks on the parts, which one pass would not call."""
+    hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.children())
+    tensors = (x, *module.parameters())
+    plain = all(t.dtype is torch.float32 and t.is_cpu for t in tensors) and not torch.is_autocast_enabled("cpu")
+    normal = all(m.eps > 0 for m in module.children() if isinstance(m, nn.LayerNorm))
+    return plain and normal and not hooked and x.shape[-1:] == (features,)
 
 
 def _activate(x: Tensor, name: str) -> Tensor:

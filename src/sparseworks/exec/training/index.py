@@ -138,7 +138,7 @@ class SparseIndex:
             raise ShapeError(f"Grown positions are distinct and lie in [0, {out * width}).")
         old, before = self.forward.in_row_order()
         ptr = pointers(torch.bincount(places // max(width, 1), minlength=out)).int()
-        rows, found = exchange(old, kept[before.long()], Rows(ptr, (places % max(width, 1)).int(), self.shape))
+        rows, found = exchange(old, kept.index_select(0, before), Rows(ptr, (places % max(width, 1)).int(), self.shape))
         same_row = torch.ones_like(rows.columns[1:], dtype=torch.bool)
         inner = rows.ptr[1:-1].long()
         same_row[inner[(inner > 0) & (inner < rows.columns.numel())] - 1] = False

@@ -13,90 +13,128 @@ from types import ModuleType
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparseworks.core.errors import KernelError, ShapeError
 from sparseworks.exec.native import native, why_missing
 from sparseworks.exec.training.index import SparseIndex
-from sparseworks.exec.training.products import tile_floats, transposed
+from sparseworks.exec.training.onepass import Kept, Norm, address, parted, room, transposed
 
 ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3}
 """Activations with their number in the extension; GELU is the exact one."""
 
 
 def mlp(
-    x: Float[Tensor, "tokens in"], weights: Sequence[Tensor], up: SparseIndex, down: SparseIndex, activation: int
+    x: Float[Tensor, "tokens in"],
+    weights: Sequence[Tensor],
+    up: SparseIndex,
+    down: SparseIndex,
+    activation: int,
+    norm: Norm | None = None,
+    *,
+    residual: bool = False,
 ) -> Float[Tensor, "tokens out"]:
-    """down(activation(up(x))) in float32 on the CPU; differentiable in x and the weights.
+    """down(activation(up(norm(x)))), plus x if `residual`, in float32 on the CPU; differentiable in x, the weights and the norm.
 
     Args:
         weights: values and bias of `up`, values and bias of `down`.
         activation: a number of `ACTIVATIONS`.
+        norm: of the input, or none.
+        residual: needs as many outputs as inputs.
 
     Raises:
         ShapeError: sizes do not fit.
-        KernelError: there is no compiled extension.
+        KernelError: there is no compiled extension, or another type.
     """
     if torch.compiler.is_compiling():
         from sparseworks.exec.training.ops import mlp_op
 
-        return mlp_op(x, weights, up, down, activation)
-    return _Mlp.apply(x, *weights, up, down, activation)
+        inner = x if norm is None else F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+        y = mlp_op(inner, weights, up, down, activation)
+        return x + y if residual else y
+    return _Mlp.apply(x, *weights, *(norm or (None, None, 0.0)), up, down, activation, residual)
 
 
 class _Mlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, up_values, up_bias, down_values, down_bias, up, down, activation):  # type: ignore[override]
-        weights = (up_values, up_bias, down_values, down_bias)
-        y, kept = multiply(x, weights, up, down, activation, keep=any(ctx.needs_input_grad))
-        ctx.save_for_backward(kept, *weights)
-        ctx.facts = (up, down, activation)
+    def forward(ctx, x, uv, ub, dv, db, norm_weight, norm_bias, eps, up, down, activation, residual):  # type: ignore[override]
+        norm = None if norm_weight is None else Norm(norm_weight, norm_bias, eps)
+        keep, weights = any(ctx.needs_input_grad), (uv, ub, dv, db)
+        y, kept = multiply(x, weights, up, down, activation, norm, residual=residual, keep=keep)
+        ctx.save_for_backward(kept.tiles, kept.scale, *weights, norm_weight, norm_bias)
+        ctx.facts, ctx.eps, ctx.residual = (up, down, activation), eps, residual
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):  # type: ignore[override]
-        kept, *weights = ctx.saved_tensors
-        found = differentiate(dy, kept, weights, *ctx.facts)
-        needed = [g if need else None for g, need in zip(found, ctx.needs_input_grad[:5], strict=True)]
-        return *needed, None, None, None
+        tiles, scale, *weights, norm_weight, norm_bias = ctx.saved_tensors
+        norm = None if norm_weight is None else Norm(norm_weight, norm_bias, ctx.eps)
+        found = differentiate(dy, Kept(tiles, scale), weights, *ctx.facts, norm=norm, residual=ctx.residual)
+        found += [None] * (7 - len(found))
+        needed = [g if need else None for g, need in zip(found, ctx.needs_input_grad[:7], strict=True)]
+        return *needed, None, None, None, None, None
 
 
 def multiply(
-    x: Tensor, weights: Sequence[Tensor], up: SparseIndex, down: SparseIndex, activation: int, *, keep: bool
-) -> tuple[Tensor, Tensor]:
-    """`mlp` without gradient, and the tiles of x if `keep`."""
+    x: Tensor,
+    weights: Sequence[Tensor],
+    up: SparseIndex,
+    down: SparseIndex,
+    activation: int,
+    norm: Norm | None = None,
+    *,
+    residual: bool = False,
+    keep: bool,
+) -> tuple[Tensor, Kept]:
+    """`mlp` without gradient, and what the gradient needs if `keep`."""
     module, tokens, width, out = _extension(up, down), x.shape[0], up.shape[1], down.shape[0]
-    if not all(t.dtype is torch.float32 and t.is_cpu for t in (x, *weights)):
+    affine = [] if norm is None else [norm.weight, norm.bias]
+    if not all(t.dtype is torch.float32 and t.is_cpu for t in (x, *weights, *affine)):
         raise KernelError(
             "The sparse MLP runs in one pass in float32 on the CPU only; call the module, which does without."
         )
     x, weights = x.contiguous(), [t.contiguous() for t in weights]
     sizes = ((up.count,), (up.shape[0],), (down.count,), (out,))
-    if x.shape[1:] != (width,) or any(t.shape != s for t, s in zip(weights, sizes, strict=True)):
+    fits = all(t.shape == s for t, s in zip(weights, sizes, strict=True)) and all(t.shape == (width,) for t in affine)
+    if x.shape[1:] != (width,) or not fits or (residual and width != out):
         raise ShapeError(
             f"Input {tuple(x.shape)}, values and biases do not fit an MLP of {width}, {up.shape[0]}, {out}."
         )
-    y, kept = torch.empty(tokens, out), torch.empty(tile_floats(tokens, width) if keep else 0)
-    at = (x.data_ptr(), y.data_ptr(), kept.data_ptr() if keep else 0, tokens, activation, torch.get_num_threads())
-    module.mlp(*at, [*up.forward.addresses, *down.forward.addresses], [t.data_ptr() for t in weights])
+    y, kept = torch.empty(tokens, out), room(tokens, width, norm, keep=keep)
+    data = [x.data_ptr(), address(x if residual else None), y.data_ptr()]
+    data += [kept.tiles.data_ptr() if keep else 0, kept.scale.data_ptr()]
+    norms, eps = ([], 0.0) if norm is None else (norm.addresses, norm.eps)
+    cuts = [*up.forward.addresses, *down.forward.addresses]
+    at = [t.data_ptr() for t in weights]
+    module.mlp(data, cuts, at, norms, eps, tokens, activation, torch.get_num_threads())
     return y, kept
 
 
 def differentiate(
-    dy: Tensor, kept: Tensor, weights: Sequence[Tensor], up: SparseIndex, down: SparseIndex, activation: int
+    dy: Tensor,
+    kept: Kept,
+    weights: Sequence[Tensor],
+    up: SparseIndex,
+    down: SparseIndex,
+    activation: int,
+    norm: Norm | None = None,
+    *,
+    residual: bool = False,
 ) -> list[Tensor]:
-    """Gradients of x and of the four weights."""
+    """Gradients of x, of the four weights, and of weight and bias of the norm if there is one."""
     module, threads = _extension(up, down), torch.get_num_threads()
     up_values, up_bias, down_values, _ = weights = [t.contiguous() for t in weights]
     dy, dx = dy.contiguous(), torch.empty(dy.shape[0], up.shape[1])
-    parts = [t.numel() for t in weights]
+    parts = [t.numel() for t in (*weights, *(() if norm is None else norm[:2]))]
     gradients = torch.zeros(threads, sum(parts))  # every thread adds up its own
     values = (up_values, up_bias, transposed(module, up_values, up), transposed(module, down_values, down))
-    cuts = (up.forward, down.forward, up.backward, down.backward)
-    at = (dy.data_ptr(), kept.data_ptr(), dx.data_ptr(), gradients.data_ptr(), dy.shape[0], activation, threads)
-    module.mlp_gradient(*at, [n for cut in cuts for n in cut.addresses], [t.data_ptr() for t in values])
-    total = gradients[0] if threads == 1 else gradients.sum(dim=0)
-    return [dx, *(g.clone() for g in total.split(parts))]
+    cuts = [n for cut in (up.forward, down.forward, up.backward, down.backward) for n in cut.addresses]
+    data = (dy, dy if residual else None, kept.tiles, kept.scale, dx, gradients)
+    norms, eps = ([], 0.0) if norm is None else (norm.addresses, norm.eps)
+    at = [t.data_ptr() for t in values]
+    module.mlp_gradient([address(t) for t in data], cuts, at, norms, eps, dy.shape[0], activation, threads)
+    return [dx, *parted(gradients, parts)]
 
 
 def _extension(up: SparseIndex, down: SparseIndex) -> ModuleType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import sqrt
 from typing import Any, cast
 
@@ -105,15 +105,15 @@ class SparseWeight(nn.Module):
     def _move(
         self, index: SparseIndex, source: Int[Tensor, " entries"], optimizers: Iterable[torch.optim.Optimizer]
     ) -> None:
-        old = self.values.shape
+        old, move = self.values.shape, _mover(source)
         for optimizer in optimizers:
             state = optimizer.state.get(self.values, {})
             for name, tensor in state.items():
                 if isinstance(tensor, Tensor) and tensor.shape == old:
-                    state[name] = _moved(tensor, source)
+                    state[name] = move(tensor)
         gradient, self.values.grad = self.values.grad, None
-        self._put(_moved(self.values.detach(), source))
-        self.values.grad = None if gradient is None else _moved(gradient, source)
+        self._put(move(self.values.detach()))
+        self.values.grad = None if gradient is None else move(gradient)
         self.index = index
 
     def _put(self, values: Tensor) -> None:
@@ -160,9 +160,13 @@ def fresh(support: Support, *, bias: bool) -> tuple[SparseIndex, Tensor, Tensor 
     return index, values, torch.empty(index.shape[0]).uniform_(-bound, bound) if bias else None
 
 
-def _moved(tensor: Tensor, source: Int[Tensor, " entries"]) -> Tensor:
-    """`tensor[source]`, zero where there is no source."""
-    if not tensor.numel():
-        return tensor.new_zeros(source.shape)
-    source = source.to(tensor.device)
-    return torch.where(source >= 0, tensor.index_select(0, source.clamp(min=0)), 0)
+def _mover(source: Int[Tensor, " entries"]) -> Callable[[Tensor], Tensor]:
+    """`tensor[source]`, zero where there is no source; what all tensors share is found once."""
+    at, new = source.clamp(min=0), (source < 0).nonzero().flatten()
+
+    def move(tensor: Tensor) -> Tensor:
+        if not tensor.numel():
+            return tensor.new_zeros(source.shape)
+        return tensor.index_select(0, at.to(tensor.device)).index_fill_(0, new.to(tensor.device), 0)
+
+    return move

@@ -11,13 +11,14 @@ from sparseworks.exec.native import native
 from sparseworks.exec.training import mlp as mlp_products
 from sparseworks.exec.training.cut import Cut
 from sparseworks.exec.training.index import SparseIndex
-from sparseworks.exec.training.products import bias_gradient, differentiate, multiply, tile_floats
+from sparseworks.exec.training.onepass import Kept, tile_floats
+from sparseworks.exec.training.products import differentiate, multiply
 
 _COMPILED = native() is not None
 _LIBRARY = torch.library.Library("sparseworks", "FRAGMENT")
 _INDEX = "Tensor[] index, int out, int width, int[] blocks"
 _LIBRARY.define(f"spmm(Tensor x, Tensor values, Tensor? bias, {_INDEX}, bool keep) -> (Tensor, Tensor)")
-_LIBRARY.define(f"spmm_backward(Tensor dy, Tensor kept, Tensor values, {_INDEX}, bool[] needs) -> (Tensor, Tensor)")
+_LIBRARY.define(f"spmm_backward(Tensor dy, Tensor kept, Tensor values, {_INDEX}, bool[] needs) -> Tensor[]")
 _WEIGHTS = "Tensor up_values, Tensor up_bias, Tensor down_values, Tensor down_bias"
 _TWO = "Tensor[] up, Tensor[] down, int[] sizes, int[] blocks, int activation"
 _LIBRARY.define(f"mlp(Tensor x, {_WEIGHTS}, {_TWO}, bool keep) -> (Tensor, Tensor)")
@@ -55,7 +56,7 @@ def _spmm(x, values, bias, tensors, out, width, blocks, keep):
 
 
 def _spmm_backward(dy, kept, values, tensors, out, width, blocks, needs):
-    return differentiate(dy, kept, values, _index(tensors, out, width, blocks), *needs)
+    return list(differentiate(dy, kept, values, _index(tensors, out, width, blocks), tuple(needs)))
 
 
 def _fake_spmm(x, values, bias, index, out, width, blocks, keep):
@@ -69,7 +70,8 @@ def _fake_spmm(x, values, bias, index, out, width, blocks, keep):
 
 def _fake_spmm_backward(dy, kept, values, index, out, width, blocks, needs):
     dx = dy.new_empty(dy.shape[0], width, *dy.shape[2:]) if needs[0] else dy.new_empty(0)
-    return dx, torch.empty_like(values) if needs[1] else values.new_empty(0)
+    dvalues = torch.empty_like(values) if needs[1] else values.new_empty(0)
+    return [dx, dvalues, dy.new_empty(out if needs[2] else 0)]
 
 
 def _save_spmm(ctx, inputs, output):
@@ -80,10 +82,9 @@ def _save_spmm(ctx, inputs, output):
 
 def _grad_spmm(ctx, dy, _):
     values, kept, *tensors = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:2])
-    dx, dvalues = torch.ops.sparseworks.spmm_backward(dy, kept, values, tensors, *ctx.statics, needs)
-    has_bias = ctx.bias_dtype is not None and ctx.needs_input_grad[2]
-    dbias = bias_gradient(dy).to(ctx.bias_dtype) if has_bias else None
+    needs = [*ctx.needs_input_grad[:2], ctx.bias_dtype is not None and ctx.needs_input_grad[2]]
+    dx, dvalues, dbias = torch.ops.sparseworks.spmm_backward(dy, kept, values, tensors, *ctx.statics, needs)
+    dbias = dbias.to(ctx.bias_dtype) if needs[2] else None
     return dx if needs[0] else None, dvalues if needs[1] else None, dbias, [None] * len(tensors), None, None, None, None
 
 
@@ -108,11 +109,13 @@ def _pair(up, down, sizes, blocks):
 
 def _mlp(x, up_values, up_bias, down_values, down_bias, up, down, sizes, blocks, activation, keep):
     weights = (up_values, up_bias, down_values, down_bias)
-    return mlp_products.multiply(x, weights, *_pair(up, down, sizes, blocks), activation, keep=keep)
+    y, kept = mlp_products.multiply(x, weights, *_pair(up, down, sizes, blocks), activation, keep=keep)
+    return y, kept.tiles
 
 
 def _mlp_backward(dy, kept, up_values, up_bias, down_values, down_bias, up, down, sizes, blocks, activation):
     weights = (up_values, up_bias, down_values, down_bias)
+    kept = Kept(kept, kept.new_empty(0))
     return mlp_products.differentiate(dy, kept, weights, *_pair(up, down, sizes, blocks), activation)
 
 

@@ -17,6 +17,7 @@ from sparseworks.core.errors import ShapeError
 from sparseworks.exec.native import native
 from sparseworks.exec.training.cut import Cut
 from sparseworks.exec.training.index import SparseIndex
+from sparseworks.exec.training.onepass import Kept, backward, forward, suits, tile_floats, transposed
 
 
 def spmm(
@@ -53,9 +54,9 @@ class _Spmm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):  # type: ignore[override]
         values, kept = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        dx, dvalues = differentiate(dy, kept, values, ctx.index, needs[0], needs[1])
-        dbias = bias_gradient(dy).to(ctx.bias_dtype) if needs[2] else None
+        needs = ctx.needs_input_grad[:3]
+        dx, dvalues, dbias = differentiate(dy, kept, values, ctx.index, needs)
+        dbias = dbias.to(ctx.bias_dtype) if needs[2] else None
         return dx if needs[0] else None, dvalues if needs[1] else None, dbias, None
 
 
@@ -79,24 +80,33 @@ def multiply(
         return y, x.clone() if keep else x.new_empty(0)
     index.ensure_safe()
     values, bias = values.contiguous(), None if bias is None else bias.to(x.dtype).contiguous()
+    if x.dim() == 2 and suits(module, x.shape[0], index):
+        y, kept = forward(module, x.contiguous(), values, bias, index, keep=keep)
+        return y, kept.tiles
     tiles = _tiles(module, x)
     return _multiply(module, tiles, x, index.forward, values, bias), tiles if keep else tiles.new_empty(0)
 
 
 def differentiate(
-    dy: Tensor, kept: Tensor, values: Tensor, index: SparseIndex, need_x: bool, need_values: bool
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of the values; empty where not needed."""
-    empty = dy.new_empty(0)
+    dy: Tensor, kept: Tensor, values: Tensor, index: SparseIndex, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of the values and of a bias; empty where not needed."""
+    empty, (need_x, need_values, need_bias) = dy.new_empty(0), needs
     module = _compiled(dy, values)
     if module is None:
         dx = _dense(dy, index.scatter(values).T.to(dy.dtype)) if need_x else empty
-        return dx, _sample_dense(dy, kept, index).to(values.dtype) if need_values else values.new_empty(0)
+        dvalues = _sample_dense(dy, kept, index).to(values.dtype) if need_values else values.new_empty(0)
+        return dx, dvalues, _over_tokens(dy) if need_bias else empty
     index.ensure_safe()
+    dy, values = dy.contiguous(), values.contiguous()
+    if dy.dim() == 2 and suits(module, dy.shape[0], index):
+        dx, (dvalues, dbias) = backward(module, dy, Kept(kept, empty), values, index, needs=needs)
+        return dx, dvalues if need_values else empty, dbias if need_bias else empty
     dx, tiles = empty, _tiles(module, dy)
     if need_x:
-        dx = _multiply(module, tiles, dy, index.backward, transposed(module, values.contiguous(), index))
-    return dx, _sample(module, tiles, kept, _tokens(dy), index.forward) if need_values else empty
+        dx = _multiply(module, tiles, dy, index.backward, transposed(module, values, index))
+    dvalues = _sample(module, tiles, kept, _tokens(dy), index.forward) if need_values else empty
+    return dx, dvalues, _over_tokens(dy) if need_bias else empty
 
 
 def sddmm(
@@ -122,19 +132,6 @@ def sddmm(
     return _sample(module, _tiles(module, dy), _tiles(module, x), _tokens(x), index.forward)
 
 
-def bias_gradient(dy: Tensor) -> Tensor:
-    """The sum over tokens, or over images and positions."""
-    return dy.sum(dim=(0, *range(2, dy.dim())))
-
-
-def transposed(module: ModuleType, values: Tensor, index: SparseIndex) -> Tensor:
-    """The values in the order of the transpose."""
-    moved = torch.empty_like(values)
-    at = (values.data_ptr(), index.order.data_ptr(), moved.data_ptr())
-    module.reorder(*at, moved.numel(), torch.get_num_threads())
-    return moved
-
-
 # -- the compiled products ------------------------------------------------------------------------------------------------------
 
 
@@ -144,21 +141,17 @@ def _compiled(*tensors: Tensor | None) -> ModuleType | None:
     return native() if fits else None
 
 
+def _over_tokens(dy: Tensor) -> Tensor:
+    """The sum over tokens, or over images and positions."""
+    return dy.sum(dim=(0, *range(2, dy.dim())))
+
+
 def _tokens(x: Tensor) -> int:
     return x.shape[0] * (x.shape[2] if x.dim() == 3 else 1)
 
 
 def _positions(x: Tensor) -> int:
     return x.shape[2] if x.dim() == 3 else 0
-
-
-def tile_floats(tokens: int, width: int) -> int:
-    """Floats of `tokens` tokens in tiles: full tiles of eight vectors, and a last one of eight, four, two or one."""
-    module = native()
-    lanes = 8 if module is None else module.lanes()
-    rest = tokens % (8 * lanes)
-    last = next((v * lanes for v in (1, 2, 4, 8) if rest <= v * lanes), 0) if rest else 0
-    return (tokens - rest + last) * width
 
 
 def _tiles(module: ModuleType, x: Tensor) -> Tensor:

@@ -80,22 +80,57 @@ Index nth(const std::vector<int64_t>& n, size_t i) {
     return index(address(0), address(1), address(2), address(3), value(4), value(5), value(6), value(7));
 }
 
-// `indices`: up and down, eight numbers each in the order of Index; `weights`: values and bias of up, then of down.
-void run_mlp(Address x, Address y, Address kept, int64_t tokens, int activation, int threads, const std::vector<int64_t>& indices,
-             const std::vector<Address>& weights) {
-    if (indices.size() != 2 * kIndex || weights.size() != 4) throw nb::value_error("not the numbers of two layers");
-    const Mlp a{at<float>(x), to<float>(y), to<float>(kept), nth(indices, 0), nth(indices, 1), at<float>(weights[0]),
-                at<float>(weights[1]), at<float>(weights[2]), at<float>(weights[3]), tokens, activation, threads};
+using Addresses = std::vector<Address>;
+
+void expect(bool fits) {
+    if (!fits) throw nb::value_error("not the numbers of this layer");
+}
+
+// (weight, bias) or nothing.
+Norm norm_of(const Addresses& n, float eps) {
+    expect(n.empty() || n.size() == 2);
+    return n.empty() ? Norm{} : Norm{at<float>(n[0]), at<float>(n[1]), eps};
+}
+
+// `data`: x, add, y, kept, scale; `index`: eight numbers in the order of Index; `weights`: values and bias.
+void run_layer(const Addresses& data, const std::vector<int64_t>& index, const Addresses& weights, const Addresses& norm, float eps,
+               int64_t tokens, int threads) {
+    expect(data.size() == 5 && index.size() == kIndex && weights.size() == 2);
+    const Layer a{at<float>(data[0]), at<float>(data[1]), to<float>(data[2]), to<float>(data[3]), to<float>(data[4]), nth(index, 0),
+                  at<float>(weights[0]), at<float>(weights[1]), norm_of(norm, eps), tokens, threads};
+    nb::gil_scoped_release release;
+    SW_RUN(layer, a);
+}
+
+// `data`: dy, add, kept, scale, dx, gradients; `indices`: the index and its transpose; `values`: in the order of the transpose.
+void run_layer_gradient(const Addresses& data, const std::vector<int64_t>& indices, Address values, const Addresses& norm, float eps,
+                        int64_t tokens, bool wants_values, bool wants_bias, int threads) {
+    expect(data.size() == 6 && indices.size() == 2 * kIndex);
+    const LayerGradient a{at<float>(data[0]), at<float>(data[1]), at<float>(data[2]), at<float>(data[3]), to<float>(data[4]),
+                          to<float>(data[5]), nth(indices, 0), nth(indices, 1), at<float>(values), norm_of(norm, eps), tokens,
+                          wants_values, wants_bias, threads};
+    nb::gil_scoped_release release;
+    SW_RUN(layer_gradient, a);
+}
+
+// `data` as for a layer; `indices`: up and down; `weights`: values and bias of up, then of down.
+void run_mlp(const Addresses& data, const std::vector<int64_t>& indices, const Addresses& weights, const Addresses& norm, float eps,
+             int64_t tokens, int activation, int threads) {
+    expect(data.size() == 5 && indices.size() == 2 * kIndex && weights.size() == 4);
+    const Mlp a{at<float>(data[0]), at<float>(data[1]), to<float>(data[2]), to<float>(data[3]), to<float>(data[4]), norm_of(norm, eps),
+                nth(indices, 0), nth(indices, 1), at<float>(weights[0]), at<float>(weights[1]), at<float>(weights[2]),
+                at<float>(weights[3]), tokens, activation, threads};
     nb::gil_scoped_release release;
     SW_RUN(mlp, a);
 }
 
 // `indices`: up, down and their transposes; `weights`: values and bias of up, values in the order of the transposes.
-void run_mlp_gradient(Address dy, Address kept, Address dx, Address gradients, int64_t tokens, int activation, int threads,
-                      const std::vector<int64_t>& indices, const std::vector<Address>& weights) {
-    if (indices.size() != 4 * kIndex || weights.size() != 4) throw nb::value_error("not the numbers of two layers");
-    const MlpGradient a{at<float>(dy), at<float>(kept), to<float>(dx), to<float>(gradients), nth(indices, 0), nth(indices, 1),
-                        nth(indices, 2), nth(indices, 3), at<float>(weights[0]), at<float>(weights[1]), at<float>(weights[2]), at<float>(weights[3]), tokens, activation,
+void run_mlp_gradient(const Addresses& data, const std::vector<int64_t>& indices, const Addresses& weights, const Addresses& norm,
+                      float eps, int64_t tokens, int activation, int threads) {
+    expect(data.size() == 6 && indices.size() == 4 * kIndex && weights.size() == 4);
+    const MlpGradient a{at<float>(data[0]), at<float>(data[1]), at<float>(data[2]), at<float>(data[3]), to<float>(data[4]),
+                        to<float>(data[5]), norm_of(norm, eps), nth(indices, 0), nth(indices, 1), nth(indices, 2), nth(indices, 3),
+                        at<float>(weights[0]), at<float>(weights[1]), at<float>(weights[2]), at<float>(weights[3]), tokens, activation,
                         threads};
     nb::gil_scoped_release release;
     SW_RUN(mlp_gradient, a);
@@ -115,6 +150,8 @@ void bind_training(nb::module_& m) {
     m.def("to_tiles", &tiles, free);
     m.def("reorder", &run_reorder, free);
     m.def("spmm", &run_spmm, free);
+    m.def("layer", &run_layer);
+    m.def("layer_gradient", &run_layer_gradient);
     m.def("mlp", &run_mlp);
     m.def("mlp_gradient", &run_mlp_gradient);
     m.def("sddmm", &run_sddmm, free);

@@ -5,8 +5,6 @@
 
 namespace {
 
-using sparseworks::Index;
-
 constexpr int64_t kRowsAhead = 4;  // rows come in the order of their counts, which the processor cannot foresee
 
 // One cell for one tile: sets the gradient, or adds to it.
@@ -40,13 +38,25 @@ void sample(const Index& w, const float* dy, const float* x, bool add, int64_t b
                 Lanes& chain = v % 2 ? odd : even;
                 chain = multiply_add(g[v + 2], load(lane + W * (v + 2)), chain);
             });
-            return sum(even + odd);
+            return Lanes(even + odd);
         };
-        if (!add) {
-            for (int64_t e = 0; e < n; ++e) to[e] = dot(e);
-        } else {
-            for (int64_t e = 0; e < n; ++e) to[e] += dot(e);
+        if (!add) std::memset(to, 0, n * sizeof(float));
+        int64_t e = 0;
+        for (; e + 4 <= n; e += 4) {
+            Lanes dots[4];
+            each<4>([&](auto u) { dots[u] = dot(e + u); });
+            add_sums(dots, to + e);
         }
+        for (; e < n; ++e) to[e] += sum(dot(e));
+    }
+}
+
+// All cells of one tile, added to the gradient.
+template <int V>
+void sample_all(const Index& w, const float* dy, const float* x, float* gradient) {
+    const int64_t k_blocks = (w.width + w.k_block - 1) / w.k_block;
+    for (int64_t b = 0; b < row_blocks(w); ++b) {
+        for (int64_t kb = 0; kb < k_blocks; ++kb) sample<V>(w, dy, x, true, b, kb, gradient);
     }
 }
 

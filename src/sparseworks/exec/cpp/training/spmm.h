@@ -5,9 +5,6 @@
 
 namespace {
 
-using sparseworks::Index;
-
-constexpr int64_t kStripe = 512;  // outputs whose sums are kept at once
 constexpr int64_t kAhead = 256;   // entries fetched ahead
 
 // Independent sums per vector: eight chains hide the latency of a multiply-add.
@@ -63,7 +60,7 @@ void cell(const Index& w, const float* values, const float* bias, const float* x
 // Row blocks [from, to) of w times a tile; `sums` begins at block `from`, [row][token].
 template <int V>
 void multiply(const Index& w, const float* values, const float* bias, const float* x, int64_t from, int64_t to, float* sums) {
-    const int64_t k_blocks = (w.width + w.k_block - 1) / w.k_block, tall = kStripe / w.row_block > 0 ? kStripe / w.row_block : 1;
+    const int64_t k_blocks = (w.width + w.k_block - 1) / w.k_block, tall = stripe_blocks(w);
     for (int64_t stripe = from; stripe < to; stripe += tall) {
         for (int64_t kb = 0; kb < k_blocks; ++kb) {
             for (int64_t b = stripe; b < smaller(stripe + tall, to); ++b) {
@@ -72,7 +69,5 @@ void multiply(const Index& w, const float* values, const float* bias, const floa
         }
     }
 }
-
-inline int64_t row_blocks(const Index& w) { return (w.rows + w.row_block - 1) / w.row_block; }
 
 }  // namespace

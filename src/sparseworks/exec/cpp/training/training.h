@@ -54,11 +54,41 @@ struct Reorder {
     int threads;
 };
 
-// y = down act(up x + b) + b, a tile of tokens from the first product to the last. `kept`: the tiles of x, for the gradient.
+// LayerNorm of the input of a layer; without a weight there is none.
+struct Norm {
+    const float *weight, *bias;
+    float eps;
+};
+
+// y = W norm(x) + b + add. `kept`: the tiles of x, normalised but not stretched, and `scale` its factors, for the gradient.
+struct Layer {
+    const float *x, *add;  // add may be null
+    float *y, *kept, *scale;  // kept may be null
+    Index w;
+    const float *values, *bias;  // bias may be null
+    Norm norm;
+    int64_t tokens;
+    int threads;
+};
+
+// Gradients of the same. `values` are those of the transposed index, `add` is added to dx (which may be null); every thread adds
+// up gradients of its own: [thread][entries, outputs, and with a norm its weight and bias].
+struct LayerGradient {
+    const float *dy, *add, *kept, *scale;
+    float *dx, *gradients;
+    Index w, transposed;
+    const float* values;
+    Norm norm;
+    int64_t tokens;
+    bool wants_values, wants_bias;
+    int threads;
+};
+
+// y = down act(up norm(x) + b) + b + add, a tile of tokens from the first product to the last. `kept` and `scale` as above.
 struct Mlp {
-    const float* x;
-    float* y;
-    float* kept;  // may be null
+    const float *x, *add;
+    float *y, *kept, *scale;
+    Norm norm;
     Index up, down;
     const float *up_values, *up_bias, *down_values, *down_bias;  // biases may be null
     int64_t tokens;
@@ -67,12 +97,12 @@ struct Mlp {
 };
 
 // Gradients of the same. `up_t` and `down_t` are the transposed indices with their values; every thread adds up gradients of its
-// own: [thread][up entries, up outputs, down entries, down outputs].
+// own: [thread][up entries, up outputs, down entries, down outputs, and with a norm its weight and bias].
 struct MlpGradient {
-    const float* dy;
-    const float* kept;
+    const float *dy, *add, *kept, *scale;
     float* dx;  // may be null
     float* gradients;
+    Norm norm;
     Index up, down, up_t, down_t;
     const float *up_values, *up_bias, *up_t_values, *down_t_values;
     int64_t tokens;
@@ -80,6 +110,8 @@ struct MlpGradient {
     int threads;
 };
 
+SW_KERNEL(layer, Layer)
+SW_KERNEL(layer_gradient, LayerGradient)
 SW_KERNEL(mlp, Mlp)
 SW_KERNEL(mlp_gradient, MlpGradient)
 SW_KERNEL(reorder, Reorder)

@@ -28,7 +28,7 @@ void put(const Spmm& a, const float* sums, int64_t first, int64_t height, int64_
 void spmm(const Spmm& a) {
     const Index& w = a.w;
     const int64_t blocks = row_blocks(w), tiles = (a.tokens + kTile - 1) / kTile;
-    const int64_t tall = kStripe / w.row_block > 0 ? kStripe / w.row_block : 1;
+    const int64_t tall = stripe_blocks(w);
     split(tiles * blocks, a.threads, a.tokens * w.rows * 8, [&](int64_t begin, int64_t end) {
         static thread_local Scratch scratch;
         float* sums = scratch.floats(tall * w.row_block * kTile);
