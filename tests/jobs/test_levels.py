@@ -11,7 +11,7 @@ from sparseworks.jobs.levels import Level, level_table, total_us
 
 
 def table(net, batches, method="wanda", patterns=("row",), densities=(0.5, 0.25)):
-    return level_table(net, sw.sites(net), sw.method(method), batches, rows=128, patterns=patterns, densities=densities)
+    return level_table(net, sw.sites(net), sw.method(method), batches, example=batches[0], patterns=patterns, densities=densities)
 
 
 def test_every_site_has_its_levels_dense_first(net, batches, paced):
@@ -41,7 +41,7 @@ def test_patterns_that_do_not_fit_a_site_leave_it_dense(net, batches, paced):
 def test_modules_that_cannot_be_replaced_stay_dense(net, batches):
     net.layers[0].up.register_forward_hook(lambda *_: None)
     found = level_table(
-        net, sw.sites(net)[:1], sw.method("wanda"), batches, rows=4, patterns=("row",), densities=(0.5,)
+        net, sw.sites(net)[:1], sw.method("wanda"), batches, example=batches[0], patterns=("row",), densities=(0.5,)
     )
     assert [level.label for level in found["layers.0.up"]] == ["dense"]
     assert found["layers.0.up"][0].us == 0.0

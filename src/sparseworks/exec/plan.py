@@ -17,12 +17,13 @@ from sparseworks.exec.choose import OBJECTIVES
 from sparseworks.exec.draw import Drawing, draw
 from sparseworks.exec.fusion import fuse
 from sparseworks.exec.ladder import DENSE
-from sparseworks.exec.layers import layer_of, pack_for, why_not
+from sparseworks.exec.layers import layer_of, why_not
 from sparseworks.exec.measure import machine
 from sparseworks.exec.race import RaceCache
 from sparseworks.exec.row import Row, rows_text
-from sparseworks.exec.units import Unit, units
+from sparseworks.exec.units import Unit, inputs_of, units
 from sparseworks.stream import sites
+from sparseworks.stream.memory import tokens_in
 
 SCHEMA = 1
 Rungs = tuple[tuple[int, str], ...]
@@ -107,7 +108,7 @@ class Plan:
 
     def _pack(self, model: nn.Module, unit: Unit, supports: Mapping[str, Support]) -> nn.Module:
         layer = layer_of(model.get_submodule(unit.module))
-        return layer.wrap(pack_for(layer, unit.support(supports), self.ladders[unit.module]))
+        return layer.build(unit.support(supports), self.ladders[unit.module])
 
     # -- as text and as data --------------------------------------------------------------------------------------
 
@@ -207,7 +208,8 @@ def plan(
     model: nn.Module,
     supports: Mapping[str, Support],
     *,
-    batch: int | Sequence[int] = 1,
+    batch: int | Sequence[int] | None = None,
+    examples: Sequence[Any] | None = None,
     dtypes: Sequence[torch.dtype] = (torch.float32,),
     objective: str = "latency",
     cache: bool = True,
@@ -228,10 +230,15 @@ def plan(
     Tied, hooked and parametrised modules, experts and attention that reads its weight itself stay dense, and the reason is
     in the row. A fused module is planned as one matrix; slices of it without a support are kept whole.
 
+    Convolutions larger than 1x1 need `examples`, since their time depends on the size of the maps. What they must beat is the
+    faster of both memory formats of torch's convolution.
+
     Args:
         model: any module.
         supports: site name (see `sparseworks.sites`) -> kept entries.
-        batch: rows of the matrix products, that is tokens; several for a ladder. The first is the one `Plan.rows` shows.
+        batch: rows of the matrix products, that is tokens (default 1); several for a ladder. The first is the one `Plan.rows` shows.
+        examples: inputs of the model instead (each a tensor, a tuple of arguments or a dict of them): every layer is timed for
+            what it receives in one forward pass of each. `batch` of the rows is then their number of tokens or positions.
         dtypes: types in which kept values may be stored; the weight's own type, which rounds nothing, is always allowed.
         objective: "latency" or "bytes" (the smallest forms that still beat dense).
         cache: read and write measurements on disk.
@@ -242,15 +249,24 @@ def plan(
     Raises:
         UnknownNameError: a support names no site, or an unknown objective.
         ShapeError: a support has another shape than its site.
-        KernelError: no number of rows, or one below 1.
+        KernelError: no number of rows, one below 1, or examples beside them.
     """
-    batches = tuple(dict.fromkeys([batch] if isinstance(batch, int) else [int(b) for b in batch]))
+    if examples is not None:
+        if batch is not None:
+            raise KernelError("Plan for numbers of rows or for examples, not both.")
+        sized: dict[int, Any] = {}
+        for example in examples:
+            sized.setdefault(max(1, tokens_in(example)), example)
+        batch, examples = [*sized], [*sized.values()]
+    asked = 1 if batch is None else batch
+    batches = tuple(dict.fromkeys([asked] if isinstance(asked, int) else [int(b) for b in asked]))
     if not batches or min(batches) < 1:
         raise KernelError(f"Plan for at least one number of rows, each at least 1; got {list(batches)}.")
     if objective not in OBJECTIVES:
         raise UnknownNameError("objective", objective, OBJECTIVES)
-    layers, reasons = units(model, supports)
-    drawing = Drawing(model, batches, tuple(dtypes), objective, rounds, RaceCache(on_disk=cache), measure)
+    seen = inputs_of(model, examples or ())
+    layers, reasons = units(model, supports, seen)
+    drawing = Drawing(model, batches, tuple(dtypes), objective, rounds, RaceCache(on_disk=cache), measure, seen)
     drawn = draw(drawing, layers, supports, progress=progress)
     rows = [row for unit in layers for row in drawn[unit.module].rows]
     rows += [Row.dense(name, b, supports[name].density, why) for name, why in reasons.items() for b in batches]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from math import ceil
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sparseworks.core.errors import KernelError
-from sparseworks.exec.kernels.cpu import facts
+from sparseworks.exec.formats.taps import check
 from sparseworks.exec.window import Window
 
 _NEAR_BYTES = 24 << 10
@@ -111,7 +111,7 @@ def taps_of(parts: Mapping[str, Tensor], out: int, layout: Layout) -> Taps:
     Raises:
         KernelError: damaged buffers, or a map too large for 32-bit offsets.
     """
-    checked(parts, out, layout.channels * layout.window.kernel[0] * layout.window.kernel[1])
+    check(parts, out, layout.channels * layout.window.kernel[0] * layout.window.kernel[1])
     if layout.floats > _INT32:
         raise KernelError(f"A map of {layout.floats} floats is beyond 32-bit offsets; split it.")
     ptr, columns = parts["ptr"].long(), parts["columns"].long()
@@ -123,31 +123,3 @@ def taps_of(parts: Mapping[str, Tensor], out: int, layout: Layout) -> Taps:
     return Taps(
         layout.window.outputs(layout.size), [blocks, *layout.numbers], starts.int(), layout.offsets(columns).int()
     )
-
-
-def checked(parts: Mapping[str, Float[Tensor, " n"]], out: int, width: int) -> None:
-    """Pointers rise from 0 to the number of entries, columns rise within rows and lie inside the kernel.
-
-    Raises:
-        KernelError: otherwise.
-    """
-    ptr, columns, values = (parts[name] for name in ("ptr", "columns", "values"))
-    kept = values.numel()
-    for name, part, dtype, size in (
-        ("ptr", ptr, torch.int32, out + 1),
-        ("columns", columns, torch.int32, kept),
-        ("values", values, torch.float32, kept),
-    ):
-        if not (part.dtype is dtype and part.shape == (size,) and part.is_cpu and part.is_contiguous()):
-            raise _damaged(f"{name!r} should be a contiguous {dtype} of {size} on the CPU, is {facts(part)}")
-    if int(ptr[0]) != 0 or int(ptr[-1]) != kept or bool((ptr.long().diff() < 0).any()):
-        raise _damaged(f"'ptr' should rise from 0 to {kept}")
-    if kept and not (int(columns.min()) >= 0 and int(columns.max()) < width):
-        raise _damaged(f"'columns' should lie in [0, {width})")
-    rows = torch.repeat_interleave(torch.arange(out), ptr.long().diff())
-    if bool(((rows * width + columns.long()).diff() <= 0).any()):
-        raise _damaged("'columns' should rise within each output")
-
-
-def _damaged(reason: str) -> KernelError:
-    return KernelError(f"A sparse convolution is damaged: {reason}. Pack or load it anew.")
