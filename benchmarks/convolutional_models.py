@@ -107,7 +107,11 @@ def compare(name: str, images: list[int], density: float, rounds: int) -> list[L
     for n, x in inputs.items():
         torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-4)
         y = x.to(memory_format=torch.channels_last)
-        runs = {"sparse": lambda x=x: fast(x), "channels first": lambda x=x: model(x), "channels last": lambda y=y: last(y)}
+        runs = {
+            "sparse": lambda x=x: fast(x),
+            "channels first": lambda x=x: model(x),
+            "channels last": lambda y=y: last(y),
+        }
         times = measure.compare(runs, rounds=rounds)
         peer = min(list(runs)[1:], key=lambda kind: times[kind].us)
         lines.append(line(f"{name}, {n} image(s) of {side}x{side}", times, "sparse", peer))

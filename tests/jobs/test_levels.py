@@ -11,7 +11,9 @@ from sparseworks.jobs.levels import Level, level_table, total_us
 
 
 def table(net, batches, method="wanda", patterns=("row",), densities=(0.5, 0.25)):
-    return level_table(net, sw.sites(net), sw.method(method), batches, example=batches[0], patterns=patterns, densities=densities)
+    return level_table(
+        net, sw.sites(net), sw.method(method), batches, example=batches[0], patterns=patterns, densities=densities
+    )
 
 
 def test_every_site_has_its_levels_dense_first(net, batches, paced):

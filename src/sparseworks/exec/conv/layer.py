@@ -127,7 +127,7 @@ class SparseConv2d(nn.Module):
         kernels = {kernel for _, kernel in rungs}
         parts = dict(packed.parts) if KERNEL in kernels else {}
         if DENSE in kernels:
-            parts["weight"] = _as_kernel(packed.unpack()[0], window).contiguous()
+            parts["weight"] = _as_kernel(packed.unpack()[0], window)
         return cls(parts, bias, window=window, shape=(out, channels), rungs=rungs)
 
     @classmethod
@@ -284,7 +284,8 @@ class SparseConv2d(nn.Module):
 
 def _as_kernel(matrix: Float[Tensor, "out taps*in"], window: Window) -> Float[Tensor, "out in height width"]:
     """The site's matrix as torch lays out a kernel."""
-    return matrix.reshape(matrix.shape[0], *window.kernel, -1).movedim(-1, 1)
+    channels = matrix.shape[1] // prod(window.kernel)
+    return matrix.reshape(matrix.shape[0], *window.kernel, channels).movedim(-1, 1).contiguous()
 
 
 def _planned(conv: nn.Conv2d, support: Support, example: Tensor) -> Sequence[tuple[int, str]]:

@@ -74,7 +74,8 @@ def window_of(packed: Packed) -> Window:
         KernelError: the meta data hold no window that fits the matrix.
     """
     try:
-        window = Window(*((int(a), int(b)) for a, b in packed.meta["window"]))
+        kernel, stride, padding, dilation = ((int(a), int(b)) for a, b in packed.meta["window"])
+        window = Window(kernel, stride, padding, dilation)
     except (LookupError, TypeError, ValueError) as error:
         raise damaged(packed, f"'window' is missing or none ({error!r})") from None
     least = min(*window.kernel, *window.stride, *window.dilation, 1 + min(window.padding))
