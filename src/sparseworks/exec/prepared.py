@@ -7,6 +7,7 @@ as long. A prepared call keeps the addresses, and compares stamps instead of con
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,13 +67,37 @@ def prepare(
         return unprepared
     if kernel.refuses(Call(rows, packed.shape, density, threads=torch.get_num_threads())) is not None:
         return unprepared
-    run, arguments = kernel.entry_point(), kernel.arguments(packed)
-    parts = [packed.parts[name] for name in packed.parts]
-    watched = [(n, t, t.data_ptr()) for n, t in zip(names, parts, strict=True)]
-    counted = [(t, t._version) for t in parts if not t.is_inference()]  # inference tensors keep no count of writes
-    size, biased, float32, threads = (*shape[:-1], out), bias is not None, torch.float32, torch.get_num_threads
+    parts = dict(zip(names, packed.parts.values(), strict=True))
+    arguments = kernel.arguments(packed)
+    return guarded(calls, kernel.entry_point(), rows, arguments, parts, (*shape[:-1], out), bias)
 
-    def call(x: Tensor, bias: Tensor | None, buffers: Buffers) -> Tensor | None:
+
+def guarded(
+    calls: Calls,
+    run: Callable[..., None],
+    rows: int,
+    arguments: Sequence[Any],
+    parts: Mapping[str, Tensor],
+    size: Sequence[int],
+    bias: Tensor | None,
+    held: object = None,
+) -> Prepared:
+    """The call itself, for as long as the `parts` are the buffers of these names and were not written to.
+
+    Args:
+        run: `run(x, y, bias, rows, threads, *arguments)`, addresses as integers.
+        size: of the output.
+        bias: the present one: another may take its place later, but none may come or go.
+        held: whatever else the addresses in `arguments` belong to; it lives as long as the call.
+    """
+    watched = [(n, t, t.data_ptr()) for n, t in parts.items()]
+    counted = [
+        (t, t._version) for t in parts.values() if not t.is_inference()
+    ]  # inference tensors keep no count of writes
+    out, biased = 0 if bias is None else bias.numel(), bias is not None
+    float32, threads = torch.float32, torch.get_num_threads
+
+    def call(x: Tensor, bias: Tensor | None, buffers: Buffers, held: object = held) -> Tensor | None:
         for name, part, address in watched:
             if buffers[name] is not part or part.data_ptr() != address:
                 return calls.clear()
