@@ -67,3 +67,13 @@ def test_gradient_methods_get_their_statistics(batches, paced):
 def test_levels_survive_a_journal():
     for level in (Level(None, 3.0, 0.0), Level(sw.method("sparsegpt", pattern="block:16x1", density=0.3), 1.0, 0.1)):
         assert Level.from_data(level.to_data()) == level
+
+
+def test_convolutions_of_other_strides_or_maps_are_timed_apart(paced):
+    def conv(stride):
+        return nn.Conv2d(4, 4, 3, stride=stride, padding=1)
+
+    net = nn.Sequential(conv(1), conv(1), conv(2), conv(1))
+    images = [torch.randn(2, 4, 9, 9)]
+    table(net, images, method="magnitude", densities=(0.5,))
+    assert sorted(paced) == ["0", "2", "3"]  # the second is as the first

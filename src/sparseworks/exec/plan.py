@@ -23,7 +23,7 @@ from sparseworks.exec.race import RaceCache
 from sparseworks.exec.row import Row, rows_text
 from sparseworks.exec.units import Unit, inputs_of, units
 from sparseworks.stream import sites
-from sparseworks.stream.memory import tokens_in
+from sparseworks.stream.memory import tensors_in, tokens_in
 
 SCHEMA = 1
 Rungs = tuple[tuple[int, str], ...]
@@ -42,6 +42,7 @@ class Plan:
         machine: facts the figures depend on.
         supports: what was planned for; not part of the JSON form.
         predicted: the times are expectations of the cost model; nothing was timed.
+        inputs: sizes of the examples that were planned for, one per planned number of rows ("16x3x224x224").
     """
 
     table: tuple[Row, ...]
@@ -52,6 +53,7 @@ class Plan:
     machine: Mapping[str, Any] = field(default_factory=dict)
     supports: Mapping[str, Support] = field(default_factory=dict, compare=False, repr=False)
     predicted: bool = False
+    inputs: tuple[str, ...] = ()
 
     @property
     def rows(self) -> list[Row]:
@@ -120,7 +122,9 @@ class Plan:
     def _summary(self, batch: int) -> str:
         rows = [row for row in self.table if row.batch == batch]
         sparse = sum(row.kernel != DENSE for row in rows)
-        text = f"At {rows_text(batch)} {sparse} of {len(rows)} sites run sparse"
+        given = dict(zip(self.batches, self.inputs, strict=False))
+        at = f"For an input of {given[batch]}" if batch in given else f"At {rows_text(batch)}"
+        text = f"{at} {sparse} of {len(rows)} sites run sparse"
         timed = [row for row in rows if row.us is not None and row.dense_us is not None]
         if not timed:
             return f"{text}."
@@ -150,6 +154,7 @@ class Plan:
             "ladders": {name: [list(rung) for rung in rungs] for name, rungs in self.ladders.items()},
             "table": [asdict(row) for row in self.table],
             "predicted": self.predicted,
+            "inputs": list(self.inputs),
         }
 
     @classmethod
@@ -174,6 +179,7 @@ class Plan:
                 machine=dict(data["machine"]),
                 supports=dict(supports or {}),
                 predicted=bool(data.get("predicted", False)),
+                inputs=tuple(str(size) for size in data.get("inputs", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CheckpointError):
@@ -195,6 +201,11 @@ class Plan:
             return cls.from_dict(json.loads(text) if isinstance(text, str) else text, supports)
         except json.JSONDecodeError as error:
             raise CheckpointError(f"The plan is damaged: {error}.") from None
+
+
+def _size(example: Any) -> str:
+    """Of the tensor that `tokens_in` counts."""
+    return "x".join(map(str, next(iter(tensors_in(example)), torch.empty(())).shape))
 
 
 def _unit(data: Mapping[str, Any]) -> Unit:
@@ -280,4 +291,5 @@ def plan(
         machine=machine(),
         supports=dict(supports),
         predicted=not measure,
+        inputs=tuple(_size(example) for example in examples or ()),
     )
