@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
 from sparseworks.core.errors import DtypeError, KernelError, ShapeError
 from sparseworks.core.support import Support
+from sparseworks.exec.conv.gradients import with_gradients
 from sparseworks.exec.conv.taps import Layout, Taps, taps_of
 from sparseworks.exec.format import FORMATS, Packed, name_of
 from sparseworks.exec.formats.taps import window_of
@@ -305,26 +305,3 @@ def _planned(conv: nn.Conv2d, support: Support, example: Tensor) -> Sequence[tup
 
     drawn = plan(nn.Sequential(OrderedDict(conv=conv)), {"conv": support}, examples=[example])
     return drawn.rungs("conv") or ((0, DENSE),)
-
-
-class _Conv(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, bias, layer):  # type: ignore[override]
-        ctx.layer, ctx.size = layer, x.shape
-        return layer._run(x, bias)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):  # type: ignore[override]
-        w, needs = ctx.layer.window, ctx.needs_input_grad
-        grads, size = (dy, ctx.size) if dy.dim() == 4 else (dy[None], (1, *ctx.size))
-        weight = ctx.layer.dense_weight()
-        dx = conv2d_input(size, weight, grads, w.stride, w.padding, w.dilation) if needs[0] else None
-        return None if dx is None else dx.view(ctx.size), grads.sum((0, 2, 3)) if needs[1] else None, None
-
-
-def with_gradients(layer: SparseConv2d, x: Tensor) -> Tensor:
-    """The convolution with what autograd needs; torch's own where another transform than a gradient is at work."""
-    with torch.no_grad():
-        usual = plain(x, layer.bias) and layer._compiled(x)  # no transform but a gradient is at work
-    return _Conv.apply(x, layer.bias, layer) if usual else layer._torch(x, layer.dense_weight())
