@@ -69,6 +69,14 @@ def test_plain_maps_are_read_where_they_lie(every_isa, c, side):
 
 
 @torch.no_grad()
+def test_without_input_channels_the_bias_is_left(every_isa):
+    packed = FORMATS.get("taps").pack(torch.zeros(3, 0), Support.full((3, 0)))
+    bias = torch.randn(3)
+    y = SparseConv2d.from_packed(packed, bias)(torch.zeros(2, 0, 4, 5))
+    assert torch.equal(y, bias[:, None, None].expand(2, 3, 4, 5))
+
+
+@torch.no_grad()
 def test_the_extension_computes_by_itself(every_isa, monkeypatch):
     conv, sparse, _ = pair(padding=1, stride=2)
     x = torch.randn(2, 5, 9, 11)

@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparseworks.core.errors import KernelError
 from sparseworks.exec.conv.layer import FORMAT, KERNEL, SparseConv2d
 from sparseworks.exec.format import Packed
 from sparseworks.exec.kernel import KERNELS, Call, Kernel
+from sparseworks.exec.kernels.cpu import facts
 from sparseworks.exec.ladder import DENSE
 from sparseworks.exec.native import why_missing
 
@@ -29,8 +31,15 @@ class TapsKernel(Kernel):
     def __call__(
         self, x: Float[Tensor, "n in height width"], packed: Packed, bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "n out high wide"]:
-        """conv2d(x, W) + bias with the window of the packed form."""
-        return SparseConv2d.from_packed(packed, bias)(x)
+        """conv2d(x, W) + bias with the window of the packed form.
+
+        Raises:
+            KernelError: damaged buffers, or maps that they do not fit.
+        """
+        layer = SparseConv2d.from_packed(packed, bias)
+        if x.dim() != 4 or x.shape[1] != layer.in_channels:
+            raise KernelError(f"Kernel {self.name!r} takes maps of {layer.in_channels} channels, got {facts(x)}.")
+        return layer(x)
 
     def reference(
         self, x: Float[Tensor, "n in height width"], packed: Packed, bias: Float[Tensor, " out"] | None

@@ -66,7 +66,7 @@ class Layout:
         """Channels whose part of a tile stays in the first-level cache, evenly divided."""
         span = min(self.plane, _TILE + self._reach(0) * self.pitch + self._reach(1))
         most = max(1, _NEAR_BYTES // (4 * span * self.phases[0] * self.phases[1]))
-        return ceil(self.channels / ceil(self.channels / most))
+        return ceil(self.channels / ceil(self.channels / most)) if self.channels else 1
 
     def offsets(self, columns: Int[Tensor, " kept"]) -> Int[Tensor, " kept"]:
         """Where each entry starts; `columns` count taps within channels."""
@@ -117,7 +117,7 @@ def taps_of(parts: Mapping[str, Tensor], out: int, layout: Layout) -> Taps:
     ptr, columns = parts["ptr"].long(), parts["columns"].long()
     rows = torch.repeat_interleave(torch.arange(out), ptr.diff())
     keys = rows * layout.channels + columns // (layout.window.kernel[0] * layout.window.kernel[1])
-    blocks = ceil(layout.channels / layout.block)
+    blocks = max(1, ceil(layout.channels / layout.block))  # even without inputs, a block is what writes the bias
     edges = torch.arange(blocks + 1).mul_(layout.block).clamp_(max=layout.channels)
     starts = torch.searchsorted(keys, torch.arange(out) * layout.channels + edges[:, None])
     return Taps(
