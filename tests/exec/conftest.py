@@ -98,7 +98,7 @@ class ToyKernel(Kernel):
         return self.reference(x, packed, bias)
 
 
-KEPT = ("dense", "dense-bf16")
+KEPT = ("dense", "dense-bf16", "taps-fp32")
 TOYS = (
     ToyKernel("toy-few", most=64),
     ToyKernel("toy-any"),
@@ -110,8 +110,9 @@ TOYS = (
 
 @pytest.fixture
 def toys(monkeypatch):
-    """Only the dense kernels and the toys are registered."""
-    formats = {"dense": FORMATS.get("dense"), "toy": Toy(), "wide": Wide(), "picky": Picky()}
+    """Only the dense kernels, that of convolutions and the toys are registered."""
+    kept = {name: FORMATS.get(name) for name in ("dense", "taps")}
+    formats = kept | {"toy": Toy(), "wide": Wide(), "picky": Picky()}
     monkeypatch.setattr(FORMATS, "_items", formats)
     monkeypatch.setattr(KERNELS, "_items", {n: KERNELS.get(n) for n in KEPT} | {k.name: k for k in TOYS})
 

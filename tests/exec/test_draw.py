@@ -33,8 +33,8 @@ def planned(monkeypatch):
             supports[name] = Support.from_mask((size > 0.02).repeat_interleave(2, dim=1))
 
     def draw(speeds, slow=None, objective="latency"):
-        def timed(layer, support, kernels, rows, **_):
-            own = dict(speeds[rows])
+        def timed(layer, support, kernels, call, **_):
+            own = dict(speeds[call.rows])
             if slow and layer.module is dense.get_submodule(slow):
                 own["pairs-int16"] = 0.9
             return Race(100.0, {k: Entry(100 / r, r, r, r, True) for k, r in own.items()})

@@ -27,7 +27,7 @@ FAKE = "Some GPU 80GB"
 def fake_gpu(monkeypatch):
     """Weights are said to lie on a GPU; kernels that need Triton or sparse tensor cores say they could run."""
     monkeypatch.setattr(measure, "device_name", lambda device: FAKE if device == "cuda" else device)
-    monkeypatch.setattr("sparseworks.exec.draw.Call", lambda *a: Call(*a[:5], device="cuda"))
+    monkeypatch.setattr("sparseworks.exec.layers.Call", lambda *a: Call(*a[:5], device="cuda"))
     monkeypatch.setattr(gpu, "why_missing", lambda: None)
     monkeypatch.setattr(gpu, "_no_sparse_tensor_cores", lambda: None)
 
@@ -222,5 +222,5 @@ def test_the_planner_takes_what_was_fastest_on_the_gpu(fastest, fake_gpu, monkey
     drawn = plan(model, {"0": blocks(64, 128, 16)}, batch=4, cache=False)
     assert drawn.rows[0].kernel == fastest
     assert limits == [
-        {"working_set": limits[0]["working_set"], "cache": False, "device": "cpu", "dtype": torch.bfloat16}
+        {"working_set": limits[0]["working_set"], "cache": False, "device": "cuda", "dtype": torch.bfloat16}
     ]

@@ -263,9 +263,8 @@ def test_convolutions(clock, random_support, masked):
     model = nn.Sequential(nn.Conv2d(6, 8, 1, stride=2), nn.Conv2d(8, 4, 3))
     supports = {"0": random_support(8, 6, 0.5), "1": random_support(4, 72, 0.5)}
     drawn = plan(model, supports, batch=10)
-    assert (
-        drawn.rows[1].reason
-        == "dense stays: kernels larger than 1x1 are not planned yet; SparseConv2d.from_conv packs and times one convolution"
+    assert drawn.rows[1].reason == (
+        "dense stays: the size of its maps is not known: plan with `examples`, inputs of the model that reach it"
     )
     fast = drawn.apply(model)
     assert isinstance(fast[0], SparseConv1x1)
@@ -443,6 +442,7 @@ def test_few_rows_rotate_over_copies(chain, toys, monkeypatch):
     layer = layer_of(model[0])
     for working_set, rows, copies in ((1536, 1, 0), (15360, 1, 9), (15360, 100, 0), (10**9, 1, 63)):
         seen.clear()
-        module.race(layer, supports["0"], ["toy-any"], rows, working_set=working_set, rounds=1)
+        call = layer.call(supports["0"], rows, None)
+        module.race(layer, supports["0"], ["toy-any"], call, working_set=working_set, rounds=1)
         assert sum(isinstance(m, nn.Linear) for m in seen) == copies
         assert sum(isinstance(m, SparseLinear) for m in seen) == copies

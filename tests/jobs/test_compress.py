@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import sparseworks as sw
 from sparseworks.core.errors import CalibrationError, ModelError
+from sparseworks.exec.race import Entry, Race
 from sparseworks.jobs import Goal, Recover, compress
 from sparseworks.jobs.setting import batches_of
 from sparseworks.weights import SquareHead
@@ -106,3 +108,38 @@ def test_a_goal_with_a_recipe_is_refused(net, batches):
     recipe = sw.Recipe.of(sw.method("magnitude"))
     with pytest.raises(CalibrationError, match="give a method, not a recipe"):
         compress(net, recipe, goal=Goal(speedup=1.5), data=batches, progress=False)
+
+
+class Maps(nn.Module):
+    """A stem, a block of two convolutions, and a head."""
+
+    def __init__(self, width: int = 16):
+        super().__init__()
+        self.stem, self.up = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.point, self.head = nn.Conv2d(2 * width, width, 1), nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.head(self.point(self.up(self.stem(x).relu()).relu()).relu().mean((2, 3)))
+
+
+def test_convolutions_are_planned_at_the_examples(tmp_path: Path, monkeypatch):
+    """The kernel of maps is said to win everywhere; the fast model equals the masked one, also when saved and loaded."""
+    monkeypatch.setattr("sparseworks.exec.conv.kernel.why_missing", lambda: None)
+
+    def race(layer, support, kernels, call, **_):
+        return Race(100.0, {"taps-fp32": Entry(20.0, 5.0, 5.0, 5.0, True)} if "taps-fp32" in kernels else {})
+
+    monkeypatch.setattr("sparseworks.exec.draw.race", race)
+    monkeypatch.setenv("SPARSEWORKS_CACHE", str(tmp_path / "cache"))
+    model, images = Maps().eval(), [torch.randn(4, 3, 12, 12) for _ in range(3)]
+    examples = {"4 images": images[0], "1 image": images[0][:1]}
+    result = compress(model, sw.method("wanda", density=0.3), data=images, examples=examples, progress=False)
+    kernels = {s["name"]: s["kernel"] for s in result.data["sites"]}
+    assert kernels == {"stem": "taps-fp32", "up": "taps-fp32", "point": "taps-fp32", "head": "dense"}
+    assert result.plan.inputs == ("4x3x12x12", "1x3x12x12") and "4 images of 6x6" in result.plan.rows[2].reason
+    torch.testing.assert_close(result.model(images[1]), result.masked(images[1]), rtol=1e-4, atol=1e-5)
+    assert "taps-fp32" in result.report.save(tmp_path / "report.html").read_text()
+    for layout in ("bitmask", "packed"):
+        loaded = sw.load(result.save(tmp_path / layout, layout=layout), model=Maps(), planned=layout == "bitmask")
+        assert isinstance(loaded.up, sw.SparseConv2d)
+        torch.testing.assert_close(loaded(images[2]), result.masked(images[2]), rtol=1e-4, atol=1e-5)

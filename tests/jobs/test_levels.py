@@ -11,7 +11,9 @@ from sparseworks.jobs.levels import Level, level_table, total_us
 
 
 def table(net, batches, method="wanda", patterns=("row",), densities=(0.5, 0.25)):
-    return level_table(net, sw.sites(net), sw.method(method), batches, rows=128, patterns=patterns, densities=densities)
+    return level_table(
+        net, sw.sites(net), sw.method(method), batches, example=batches[0], patterns=patterns, densities=densities
+    )
 
 
 def test_every_site_has_its_levels_dense_first(net, batches, paced):
@@ -41,7 +43,7 @@ def test_patterns_that_do_not_fit_a_site_leave_it_dense(net, batches, paced):
 def test_modules_that_cannot_be_replaced_stay_dense(net, batches):
     net.layers[0].up.register_forward_hook(lambda *_: None)
     found = level_table(
-        net, sw.sites(net)[:1], sw.method("wanda"), batches, rows=4, patterns=("row",), densities=(0.5,)
+        net, sw.sites(net)[:1], sw.method("wanda"), batches, example=batches[0], patterns=("row",), densities=(0.5,)
     )
     assert [level.label for level in found["layers.0.up"]] == ["dense"]
     assert found["layers.0.up"][0].us == 0.0
@@ -65,3 +67,13 @@ def test_gradient_methods_get_their_statistics(batches, paced):
 def test_levels_survive_a_journal():
     for level in (Level(None, 3.0, 0.0), Level(sw.method("sparsegpt", pattern="block:16x1", density=0.3), 1.0, 0.1)):
         assert Level.from_data(level.to_data()) == level
+
+
+def test_convolutions_of_other_strides_or_maps_are_timed_apart(paced):
+    def conv(stride):
+        return nn.Conv2d(4, 4, 3, stride=stride, padding=1)
+
+    net = nn.Sequential(conv(1), conv(1), conv(2), conv(1))
+    images = [torch.randn(2, 4, 9, 9)]
+    table(net, images, method="magnitude", densities=(0.5,))
+    assert sorted(paced) == ["0", "2", "3"]  # the second is as the first

@@ -25,6 +25,12 @@ def test_the_page_shows_shapes_kernels_and_the_bound(drawn):
     )
 
 
+def test_convolutions_are_drawn_at_their_positions():
+    row = Row("a", 16, 0, 0.1, "taps", "taps-fp32", 20.0, 100.0, 5.0, "why", rows=320)
+    page = plan_page(Plan((row,), (16,), (Unit("a", (16, 72), (("a", 0, 16),)),), machine={"threads": 1}))
+    assert "16x72, 320 rows" in page and "taps-fp32" in page
+
+
 def test_what_was_measured(drawn):
     assert measured(drawn.table[0]) == {"tile-fp32": 20.0, "own-kernel": 30.0, "dense": 100.0}
 

@@ -88,8 +88,7 @@ def bound_us(call: Call, nbytes: int, nnz: int, limits: Ceilings | None = None, 
         rate: operations that the kernel can do in the time of one in float32 (`Kernel.rate`).
     """
     limits = limits or ceilings()
-    out_features, in_features = call.shape
-    moved = nbytes + call.rows * (in_features + out_features) * call.dtype.itemsize
+    moved = nbytes + call.entries * call.dtype.itemsize
     return 1e6 * max(moved / limits.bandwidth, 2 * nnz * call.rows / (rate * limits.flops))
 
 

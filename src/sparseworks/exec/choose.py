@@ -38,30 +38,40 @@ def form_of(kernel: str) -> Form:
 
 
 def choose(
-    races: Mapping[int, Race], *, size: Callable[[Form], float], dense: str | None = DENSE, objective: str = "latency"
+    races: Mapping[int, Race],
+    *,
+    size: Callable[[Form], float],
+    rows: Mapping[int, int] | None = None,
+    dense: str | None = DENSE,
+    objective: str = "latency",
 ) -> Choice:
     """The best admissible kernels. Every kernel that is chosen for a number of rows beats dense there beyond noise.
 
     A layer holds at most two packed forms, counting a dense one for numbers of rows at which dense is faster: each is a
-    copy of the weight in memory.
+    copy of the weight in memory. Forms of maps and forms of rows do not go together.
 
     Args:
-        races: rows -> race.
+        races: planned number of rows -> race.
         size: bytes of a form over those of the dense weight.
+        rows: planned number of rows -> rows of this layer's product, where they differ.
         dense: kernel that stands for the dense layer beside a packed form, None if there is none for its type.
         objective: "latency": least time relative to dense, mean over the numbers of rows; "bytes": least memory.
     """
-    admissible = {rows: [k for k, e in race.entries.items() if wins(e)] for rows, race in races.items()}
+    admissible = {batch: [k for k, e in race.entries.items() if wins(e)] for batch, race in races.items()}
     used = dict.fromkeys(form_of(k) for kernels in admissible.values() for k in kernels)
     dense_form = form_of(dense) if dense else None
     best, least = Choice(dict.fromkeys(races, DENSE), ()), float("inf")
+    of_maps = {form_of(k) for race in races.values() for k in race.entries if KERNELS.get(k).of_maps}
     for forms in _sets(list(dict.fromkeys([*used, *([dense_form] if dense_form else [])]))):
-        picked = {rows: _pick(race, admissible[rows], forms, dense_form) for rows, race in races.items()}
-        kernels = {rows: kernel for rows, kernel in picked.items() if kernel is not None}
+        if of_maps.intersection(forms) and not of_maps.union([dense_form]).issuperset(forms):
+            continue
+        picked = {batch: _pick(race, admissible[batch], forms, dense_form) for batch, race in races.items()}
+        kernels = {batch: kernel for batch, kernel in picked.items() if kernel is not None}
         if len(kernels) < len(races) or set(kernels.values()) == {DENSE}:
             continue
-        rungs = ladder_rungs({rows: dense or k if k == DENSE else k for rows, k in kernels.items()})
-        shares = [1.0 if k == DENSE else 1 / races[rows].entries[k].ratio for rows, k in kernels.items()]
+        at = {batch: batch for batch in races} if rows is None else rows
+        rungs = ladder_rungs({at[batch]: dense or k if k == DENSE else k for batch, k in kernels.items()})
+        shares = [1.0 if k == DENSE else 1 / races[batch].entries[k].ratio for batch, k in kernels.items()]
         cost = OBJECTIVES[objective](sum(shares) / len(shares), sum(size(f) for f in {form_of(k) for _, k in rungs}))
         if cost < least:
             best, least = Choice(kernels, rungs), cost

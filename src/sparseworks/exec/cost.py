@@ -37,7 +37,7 @@ class Cost:
     def us(self, call: Call) -> float:
         """Microseconds for `call`."""
         size = call.shape[0] * call.shape[1]
-        moved = size * (self.every + call.density * self.kept) + call.rows * sum(call.shape) * call.dtype.itemsize
+        moved = size * (self.every + call.density * self.kept) + call.entries * call.dtype.itemsize
         share = call.density if self.kept else 1.0
         work = 2 * size * share * call.rows
         return 1e6 * max(moved / BANDWIDTH[call.threads > 1], work / (1e9 * call.threads * self._rate(call))) + CALL_US

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import torch
@@ -20,8 +20,8 @@ from sparseworks.exec.kernel import KERNELS, Call
 from sparseworks.exec.ladder import DENSE, dense_kernel
 from sparseworks.exec.layers import Layer, layer_of
 from sparseworks.exec.race import Entry, Race, RaceCache, candidates, race, race_key
-from sparseworks.exec.row import Row, rows_text
-from sparseworks.exec.units import Unit
+from sparseworks.exec.row import Row
+from sparseworks.exec.units import Seen, Unit
 
 # How far the kernel of whole layers may lie behind the best kernels: of the time of MiniLM with 65 % of its weights, one call
 # per layer saved 28 % at 4096 rows and 40 % at 12.
@@ -39,6 +39,14 @@ class Drawing:
     rounds: int
     cache: RaceCache
     measure: bool = True
+    seen: Seen = field(default_factory=dict)
+
+    def call(self, layer: Layer, module: str, support: Support, batch: int) -> Call:
+        """What the layer is asked to do at a planned number of rows."""
+        shapes = self.seen.get(module)
+        call = layer.call(support, batch, None if shapes is None else shapes[self.batches.index(batch)])
+        assert call is not None  # see `units`
+        return call
 
     @property
     def costs(self) -> CostModel:
@@ -68,16 +76,19 @@ class _Raced:
 
     unit: Unit
     support: Support
-    dtype: torch.dtype
-    device: str
+    calls: Mapping[int, Call]
     races: Mapping[int, Race]
     refusals: Mapping[int, Mapping[str, str]]
     choice: Choice
     whole: frozenset[int] = frozenset()  # numbers of rows at which the layer around it runs in one call
 
     @property
+    def first(self) -> Call:
+        return next(iter(self.calls.values()))
+
+    @property
     def dense_bytes(self) -> int:
-        return self.support.size * self.dtype.itemsize
+        return self.support.size * self.first.dtype.itemsize
 
     @property
     def nbytes(self) -> int:
@@ -111,8 +122,8 @@ def _limits(raced: Sequence[_Raced], working_set: int, cache: bool) -> Ceilings 
     """Those of the device and type of the first layer."""
     if not raced:
         return None
-    device, dtype = raced[0].device, raced[0].dtype
-    return ceilings(working_set=working_set, cache=cache, device=device, dtype=dtype)
+    first = raced[0].first
+    return ceilings(working_set=working_set, cache=cache, device=first.device, dtype=first.dtype)
 
 
 def _watched(units: Sequence[Unit], progress: bool):
@@ -126,26 +137,32 @@ def _watched(units: Sequence[Unit], progress: bool):
 
 def _race(drawing: Drawing, unit: Unit, support: Support, size: int) -> _Raced:
     layer = layer_of(drawing.model.get_submodule(unit.module))
-    weight = layer.weight()
-    dtype, device = weight.dtype, weight.device.type
-    races, refusals = {}, {}
-    for rows in drawing.batches:
-        call = Call(rows, unit.shape, support.density, dtype, torch.get_num_threads(), device)
-        kernels, refusals[rows] = candidates(support, call, (*drawing.dtypes, dtype))
-        if not drawing.measure:
-            races[rows] = _predicted(drawing.costs, kernels, call)
-            continue
-        races[rows] = _cached(drawing, layer, support, kernels, call, size)
-        if spared := [k for k in kernels if k not in races[rows].entries]:
-            refusals[rows] |= _spared(drawing.costs, races[rows], spared, call)
-    choice = _choose(drawing, support, dtype, races)
-    return _Raced(unit, support, dtype, device, races, refusals, choice)
+    calls = {batch: drawing.call(layer, unit.module, support, batch) for batch in drawing.batches}
+    by_rows: dict[int, tuple[Race, dict[str, str]]] = {}
+    for call in calls.values():
+        if call.rows not in by_rows:
+            by_rows[call.rows] = _raced(drawing, layer, support, call, size)
+    races = {batch: by_rows[call.rows][0] for batch, call in calls.items()}
+    refusals = {batch: by_rows[call.rows][1] for batch, call in calls.items()}
+    return _Raced(unit, support, calls, races, refusals, _choose(drawing, support, calls, races))
 
 
-def _choose(drawing: Drawing, support: Support, dtype: torch.dtype, races: Mapping[int, Race]) -> Choice:
+def _raced(drawing: Drawing, layer: Layer, support: Support, call: Call, size: int) -> tuple[Race, dict[str, str]]:
+    """The race at one number of rows, and kernel -> sentence for those that did not run."""
+    kernels, refused = candidates(support, call, (*drawing.dtypes, call.dtype))
+    if not drawing.measure:
+        race = _predicted(drawing.costs, kernels, call)
+        return race, refused | {k: "its time is known only by measuring" for k in kernels if k not in race.entries}
+    race = _cached(drawing, layer, support, kernels, call, size)
+    return race, refused | _spared(drawing.costs, race, [k for k in kernels if k not in race.entries], call)
+
+
+def _choose(drawing: Drawing, support: Support, calls: Mapping[int, Call], races: Mapping[int, Race]) -> Choice:
+    dtype = next(iter(calls.values())).dtype
     return choose(
         races,
         size=lambda form: form_bytes(support, form) / max(support.size * dtype.itemsize, 1),
+        rows={batch: call.rows for batch, call in calls.items()},
         dense=dense_kernel(dtype),
         objective=drawing.objective,
     )
@@ -170,7 +187,7 @@ def _together(drawing: Drawing, group: Sequence[_Raced]) -> Sequence[_Raced]:
         return group
     rows = frozenset(b for b in drawing.batches if _pays([r.races[b] for r in group]))
     while rows:
-        chosen = [_choose(drawing, r.support, r.dtype, _only_whole(r.races, rows)) for r in group]
+        chosen = [_choose(drawing, r.support, r.calls, _only_whole(r.races, rows)) for r in group]
         kept = frozenset(b for b in rows if all(c.kernels[b] == WHOLE for c in chosen))
         if kept == rows:
             others = [b for b in drawing.batches if b not in rows]
@@ -201,7 +218,7 @@ def _cached(drawing: Drawing, layer: Layer, support: Support, kernels: Sequence[
     key = race_key(layer, support, kernels, call, **options)
 
     def run() -> Race:
-        return race(layer, support, drawing.costs.promising(kernels, call, [WHOLE]), call.rows, **options)
+        return race(layer, support, drawing.costs.promising(kernels, call, [WHOLE]), call, **options)
 
     return drawing.cache.get(key, run, call)
 
@@ -217,8 +234,7 @@ def _spared(costs: CostModel, race: Race, kernels: Sequence[str], call: Call) ->
     best = min([race.dense_us, *(e.us for e in race.entries.values())])
     times = {name: us / best for name in kernels if (us := costs.us(name, call)) is not None}
     return {
-        name: f"not timed: expected to take {t:.2g} times as long as the best at {rows_text(call.rows)}"
-        for name, t in times.items()
+        name: f"not timed: expected to take {t:.2g} times as long as the best at {call}" for name, t in times.items()
     }
 
 
@@ -239,14 +255,15 @@ def _row(
     kept = share if dense or not r.support.count else own.count / r.support.count
     nbytes = r.dense_bytes if dense else form_bytes(r.support, form_of(kernel))
     nnz = r.support.size if dense else r.support.count
-    call = Call(batch, r.unit.shape, r.support.density, r.dtype, torch.get_num_threads(), r.device)
+    call = r.calls[batch]
     bound = limits and kept * bound_us(call, nbytes, nnz, limits, rate=1.0 if dense else KERNELS.get(kernel).rate)
     reason = _reason(race, kernel, batch, r) + (_crossover(costs, race, call) if dense else "")
     others = sorted((e.us, name) for name, e in race.entries.items() if name != kernel)
     return Row(
         site=site,
         batch=batch,
-        min_rows=max((least for least, _ in r.choice.rungs if least <= batch), default=0),
+        rows=call.rows,
+        min_rows=max((least for least, _ in r.choice.rungs if least <= call.rows), default=0),
         density=own.density,
         format="dense" if dense else form_of(kernel)[0],
         kernel=kernel,
@@ -262,21 +279,21 @@ def _row(
 def _reason(race: Race, kernel: str, batch: int, r: _Raced) -> str:
     if kernel != DENSE:
         beaten = "" if batch in r.whole else _beaten(race, kernel)
-        return f"{kernel} is {_times(race, kernel):.2f}x faster than dense at {rows_text(batch)}{beaten}"
+        return f"{kernel} is {_times(race, kernel):.2f}x faster than dense at {r.calls[batch]}{beaten}"
     if not race.entries:
         said = "; ".join(f"{name}: {why}" for name, why in list(r.refusals[batch].items())[:3])
         return f"dense stays: no kernel takes it ({said or 'none stores the allowed value types'})"
     best = min(race.entries, key=lambda k: race.entries[k].us)
     entry, times = race.entries[best], _times(race, best)
     if wins(entry):
-        return f"dense stays: {best} is {times:.2f}x faster at {rows_text(batch)}, but a layer holds at most two forms"
+        return f"dense stays: {best} is {times:.2f}x faster at {r.calls[batch]}, but a layer holds at most two forms"
     if times > 1:
         return (
-            f"dense stays: the best sparse kernel ({best}) reaches {times:.2f}x at {rows_text(batch)}, within noise "
+            f"dense stays: the best sparse kernel ({best}) reaches {times:.2f}x at {r.calls[batch]}, within noise "
             f"(it must be {MARGIN - 1:.0%} ahead in three of four rounds)"
         )
     return (
-        f"dense stays: the best sparse kernel ({best}) reaches {times:.2f}x at {rows_text(batch)} "
+        f"dense stays: the best sparse kernel ({best}) reaches {times:.2f}x at {r.calls[batch]} "
         f"and density {r.support.density:.0%}"
     )
 

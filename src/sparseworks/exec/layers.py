@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import ceil, prod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,10 +13,12 @@ from torch import Tensor, nn
 
 from sparseworks.core.errors import KernelError, ModelError, ShapeError
 from sparseworks.core.support import Support
+from sparseworks.exec.conv import SparseConv2d
 from sparseworks.exec.format import FORMATS
-from sparseworks.exec.kernel import KERNELS
+from sparseworks.exec.kernel import KERNELS, Call, Maps
 from sparseworks.exec.ladder import Rung
 from sparseworks.exec.modules import SparseConv1x1, SparseLinear, is_conv1x1
+from sparseworks.exec.window import Window
 
 
 class Layer(ABC):
@@ -36,12 +40,31 @@ class Layer(ABC):
         """The bias, or None."""
         return getattr(self.module, "bias", None)
 
-    def example(self, rows: int) -> Tensor:
-        """A random input of `rows` rows, as the module takes it."""
-        return _noise(rows, self.weight())
+    def call(self, support: Support, rows: int, seen: Sequence[int] | None) -> Call | None:
+        """What a kernel is asked to do for an input of shape `seen`, or of `rows` rows where no input was seen.
+
+        None where the input must have been seen.
+        """
+        weight = self.weight()
+        out, width = weight.shape
+        rows, maps = (rows, None) if seen is None else self.sizes(seen)
+        threads, device = torch.get_num_threads(), weight.device.type
+        return Call(rows, (out, width), support.density, weight.dtype, threads, device, maps)
+
+    def sizes(self, seen: Sequence[int]) -> tuple[int, Maps | None]:
+        """Rows of the product for an input of this shape, and its maps."""
+        return prod(seen[:-1]), None
+
+    def example(self, call: Call) -> Tensor:
+        """A random input for `call`, as the module takes it."""
+        return _noise(self.weight(), call.rows, self.weight().shape[1])
+
+    def build(self, support: Support, rungs: Sequence[tuple[int, str]]) -> nn.Module:
+        """The module that takes the dense one's place, with all that the `(least, kernel)` rungs read."""
+        return self.wrap(pack_for(self, support, rungs))
 
     def wrap(self, linear: SparseLinear) -> nn.Module:
-        """The module that takes the dense one's place."""
+        """The module around a product of rows."""
         return linear
 
 
@@ -67,8 +90,47 @@ class TransposedLinear(Layer):
         return super().weight().T
 
 
+class Convolution(Layer):
+    """nn.Conv2d of any kernel, without groups."""
+
+    @staticmethod
+    def takes(module: nn.Module) -> bool:
+        """See `Window.of`."""
+        try:
+            Window.of(module)
+        except ModelError:
+            return False
+        return True
+
+    def weight(self) -> Float[Tensor, "out taps*in"]:
+        """The matrix of the site, channels last."""
+        return super().weight().movedim(1, -1).flatten(1)
+
+    def call(self, support: Support, rows: int, seen: Sequence[int] | None) -> Call | None:
+        """None where no input was seen: from rows alone the size of the maps is not known."""
+        return None if seen is None else super().call(support, rows, seen)
+
+    def sizes(self, seen: Sequence[int]) -> tuple[int, Maps | None]:
+        """Positions of the output maps, and the maps."""
+        maps = Maps(prod(seen[:-3]), (seen[-2], seen[-1]), Window.of(self.module))
+        return maps.positions, maps
+
+    def example(self, call: Call) -> Tensor:
+        """Random maps."""
+        assert call.maps is not None
+        return _noise(self.weight(), call.maps.images, self.module.in_channels, *call.maps.size)  # type: ignore[arg-type]
+
+    def build(self, support: Support, rungs: Sequence[tuple[int, str]]) -> nn.Module:
+        """The sparse convolution."""
+        return SparseConv2d.from_conv(self.module, support, rungs=rungs)
+
+
 class PointwiseConv(Layer):
-    """1x1 convolution without padding and groups."""
+    """1x1 convolution without padding and groups: its positions are rows, and in two dimensions it is a `Convolution` too."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__(module)
+        self.as_maps = Convolution(module) if Convolution.takes(module) else None
 
     @staticmethod
     def takes(module: nn.Module) -> bool:
@@ -79,30 +141,47 @@ class PointwiseConv(Layer):
         """The weight without its positions."""
         return super().weight().flatten(1)
 
-    def example(self, rows: int) -> Tensor:
-        """`rows` positions of one image."""
-        strides = self.module.stride  # type: ignore[union-attr]
-        x = _noise(rows * strides[0], self.weight()).T  # type: ignore[operator,index]
-        return x.reshape(1, -1, rows * strides[0], *[1] * (len(strides) - 1)).contiguous()  # type: ignore[operator,index,arg-type]
+    def sizes(self, seen: Sequence[int]) -> tuple[int, Maps | None]:
+        """Positions of the output, and the maps where there are two dimensions."""
+        if self.as_maps is not None:
+            return self.as_maps.sizes(seen)
+        stride = self.module.stride[0]  # type: ignore[index]
+        return prod(seen[:-2]) * ceil(seen[-1] / stride), None  # type: ignore[operator]
+
+    def example(self, call: Call) -> Tensor:
+        """Random maps, or `rows` positions of one image."""
+        if call.maps is not None and self.as_maps is not None:
+            return self.as_maps.example(call)
+        strides: Any = self.module.stride
+        shape = 1, self.weight().shape[1], call.rows * strides[0], *[1] * (len(strides) - 1)
+        return _noise(self.weight(), *shape)
+
+    def build(self, support: Support, rungs: Sequence[tuple[int, str]]) -> nn.Module:
+        """A sparse convolution on maps, or one on rows."""
+        if self.as_maps is not None and any(KERNELS.get(name).of_maps for _, name in rungs):
+            return self.as_maps.build(support, rungs)
+        return super().build(support, rungs)
 
     def wrap(self, linear: SparseLinear) -> nn.Module:
-        """The sparse convolution."""
-        return SparseConv1x1(linear, stride=self.module.stride)  # type: ignore[union-attr,arg-type]
+        """The sparse convolution on rows."""
+        return SparseConv1x1(linear, stride=self.module.stride)  # type: ignore[arg-type]
 
 
-KINDS: tuple[type[Layer], ...] = (LinearLayer, TransposedLinear, PointwiseConv)
+OF_ROWS: tuple[type[Layer], ...] = (LinearLayer, TransposedLinear, PointwiseConv)
+KINDS = (*OF_ROWS, Convolution)
 
 
-def layer_of(module: nn.Module) -> Layer:
-    """The view of `module` as a swappable layer.
+def layer_of(module: nn.Module, kinds: Sequence[type[Layer]] = KINDS) -> Layer:
+    """The view of `module` as a swappable layer of one of `kinds`.
 
     Raises:
         ModelError: no kind takes it.
     """
-    for kind in KINDS:
+    for kind in kinds:
         if kind.takes(module):
             return kind(module)
-    raise ModelError(f"A {type(module).__name__} is neither a linear layer nor a 1x1 convolution.")
+    larger = "convolution without groups" if Convolution in kinds else "1x1 convolution"
+    raise ModelError(f"A {type(module).__name__} is neither a linear layer nor a {larger}.")
 
 
 def pack_for(layer: Layer, support: Support, rungs: Sequence[tuple[int, str]]) -> SparseLinear:
@@ -139,10 +218,9 @@ def why_not(model: nn.Module, name: str) -> str | None:
     except AttributeError:
         return "it is not a module of its own (a slice of a fused matrix, or an expert)"
     weight = getattr(module, "weight", None)
-    if type(module) is nn.Conv2d and not is_conv1x1(module):
-        return "kernels larger than 1x1 are not planned yet; SparseConv2d.from_conv packs and times one convolution"
     if not any(kind.takes(module) for kind in KINDS):
-        return f"a {type(module).__name__} has no packed counterpart"
+        kind = "Conv2d with groups or such padding" if type(module) is nn.Conv2d else type(module).__name__
+        return f"a {kind} has no packed counterpart"
     if not isinstance(weight, nn.Parameter):
         return "its weight is computed anew at each call (a parametrisation)"
     if module._forward_hooks or module._forward_pre_hooks:
@@ -156,6 +234,5 @@ def why_not(model: nn.Module, name: str) -> str | None:
     return None
 
 
-def _noise(rows: int, weight: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows, weight.shape[1], generator=generator).to(weight)
+def _noise(like: Tensor, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(like)

@@ -94,16 +94,16 @@ class SparseLinear(nn.Module):
             ShapeError: support and weight differ in shape.
             KernelError: the format refuses the support.
         """
-        from sparseworks.exec.layers import layer_of, pack_for
+        from sparseworks.exec.layers import OF_ROWS, layer_of, pack_for
         from sparseworks.exec.plan import plan
 
+        layer = layer_of(linear, OF_ROWS)
         if kernel is None:
             holder = nn.ModuleDict({"layer": linear})
             drawn = plan(holder, {"layer": support}, batch=batch or 1, dtypes=(dtype or torch.float32,))
             rungs = drawn.rungs("layer") or [(0, "dense")]
         else:
             rungs = [(0, kernel)]
-        layer = layer_of(linear)
         return pack_for(layer, support, rungs)
 
     @classmethod

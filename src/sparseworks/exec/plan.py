@@ -17,12 +17,13 @@ from sparseworks.exec.choose import OBJECTIVES
 from sparseworks.exec.draw import Drawing, draw
 from sparseworks.exec.fusion import fuse
 from sparseworks.exec.ladder import DENSE
-from sparseworks.exec.layers import layer_of, pack_for, why_not
+from sparseworks.exec.layers import layer_of, why_not
 from sparseworks.exec.measure import machine
 from sparseworks.exec.race import RaceCache
 from sparseworks.exec.row import Row, rows_text
-from sparseworks.exec.units import Unit, units
+from sparseworks.exec.units import Unit, inputs_of, units
 from sparseworks.stream import sites
+from sparseworks.stream.memory import tensors_in, tokens_in
 
 SCHEMA = 1
 Rungs = tuple[tuple[int, str], ...]
@@ -41,6 +42,7 @@ class Plan:
         machine: facts the figures depend on.
         supports: what was planned for; not part of the JSON form.
         predicted: the times are expectations of the cost model; nothing was timed.
+        inputs: sizes of the examples that were planned for, one per planned number of rows ("16x3x224x224").
     """
 
     table: tuple[Row, ...]
@@ -51,6 +53,7 @@ class Plan:
     machine: Mapping[str, Any] = field(default_factory=dict)
     supports: Mapping[str, Support] = field(default_factory=dict, compare=False, repr=False)
     predicted: bool = False
+    inputs: tuple[str, ...] = ()
 
     @property
     def rows(self) -> list[Row]:
@@ -107,7 +110,7 @@ class Plan:
 
     def _pack(self, model: nn.Module, unit: Unit, supports: Mapping[str, Support]) -> nn.Module:
         layer = layer_of(model.get_submodule(unit.module))
-        return layer.wrap(pack_for(layer, unit.support(supports), self.ladders[unit.module]))
+        return layer.build(unit.support(supports), self.ladders[unit.module])
 
     # -- as text and as data --------------------------------------------------------------------------------------
 
@@ -119,7 +122,9 @@ class Plan:
     def _summary(self, batch: int) -> str:
         rows = [row for row in self.table if row.batch == batch]
         sparse = sum(row.kernel != DENSE for row in rows)
-        text = f"At {rows_text(batch)} {sparse} of {len(rows)} sites run sparse"
+        given = dict(zip(self.batches, self.inputs, strict=False))
+        at = f"For an input of {given[batch]}" if batch in given else f"At {rows_text(batch)}"
+        text = f"{at} {sparse} of {len(rows)} sites run sparse"
         timed = [row for row in rows if row.us is not None and row.dense_us is not None]
         if not timed:
             return f"{text}."
@@ -149,6 +154,7 @@ class Plan:
             "ladders": {name: [list(rung) for rung in rungs] for name, rungs in self.ladders.items()},
             "table": [asdict(row) for row in self.table],
             "predicted": self.predicted,
+            "inputs": list(self.inputs),
         }
 
     @classmethod
@@ -173,6 +179,7 @@ class Plan:
                 machine=dict(data["machine"]),
                 supports=dict(supports or {}),
                 predicted=bool(data.get("predicted", False)),
+                inputs=tuple(str(size) for size in data.get("inputs", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CheckpointError):
@@ -196,6 +203,11 @@ class Plan:
             raise CheckpointError(f"The plan is damaged: {error}.") from None
 
 
+def _size(example: Any) -> str:
+    """Of the tensor that `tokens_in` counts."""
+    return "x".join(map(str, next(iter(tensors_in(example)), torch.empty(())).shape))
+
+
 def _unit(data: Mapping[str, Any]) -> Unit:
     rows, cols = data["shape"]
     return Unit(
@@ -207,7 +219,8 @@ def plan(
     model: nn.Module,
     supports: Mapping[str, Support],
     *,
-    batch: int | Sequence[int] = 1,
+    batch: int | Sequence[int] | None = None,
+    examples: Sequence[Any] | None = None,
     dtypes: Sequence[torch.dtype] = (torch.float32,),
     objective: str = "latency",
     cache: bool = True,
@@ -228,10 +241,15 @@ def plan(
     Tied, hooked and parametrised modules, experts and attention that reads its weight itself stay dense, and the reason is
     in the row. A fused module is planned as one matrix; slices of it without a support are kept whole.
 
+    Convolutions larger than 1x1 need `examples`, since their time depends on the size of the maps. What they must beat is the
+    faster of both memory formats of torch's convolution.
+
     Args:
         model: any module.
         supports: site name (see `sparseworks.sites`) -> kept entries.
-        batch: rows of the matrix products, that is tokens; several for a ladder. The first is the one `Plan.rows` shows.
+        batch: rows of the matrix products, that is tokens (default 1); several for a ladder. The first is the one `Plan.rows` shows.
+        examples: inputs of the model instead (each a tensor, a tuple of arguments or a dict of them): every layer is timed for
+            what it receives in one forward pass of each. `batch` of the rows is then their number of tokens or positions.
         dtypes: types in which kept values may be stored; the weight's own type, which rounds nothing, is always allowed.
         objective: "latency" or "bytes" (the smallest forms that still beat dense).
         cache: read and write measurements on disk.
@@ -242,15 +260,24 @@ def plan(
     Raises:
         UnknownNameError: a support names no site, or an unknown objective.
         ShapeError: a support has another shape than its site.
-        KernelError: no number of rows, or one below 1.
+        KernelError: no number of rows, one below 1, or examples beside them.
     """
-    batches = tuple(dict.fromkeys([batch] if isinstance(batch, int) else [int(b) for b in batch]))
+    if examples is not None:
+        if batch is not None:
+            raise KernelError("Plan for numbers of rows or for examples, not both.")
+        sized: dict[int, Any] = {}
+        for example in examples:
+            sized.setdefault(max(1, tokens_in(example)), example)
+        batch, examples = [*sized], [*sized.values()]
+    asked = 1 if batch is None else batch
+    batches = tuple(dict.fromkeys([asked] if isinstance(asked, int) else [int(b) for b in asked]))
     if not batches or min(batches) < 1:
         raise KernelError(f"Plan for at least one number of rows, each at least 1; got {list(batches)}.")
     if objective not in OBJECTIVES:
         raise UnknownNameError("objective", objective, OBJECTIVES)
-    layers, reasons = units(model, supports)
-    drawing = Drawing(model, batches, tuple(dtypes), objective, rounds, RaceCache(on_disk=cache), measure)
+    seen = inputs_of(model, examples or ())
+    layers, reasons = units(model, supports, seen)
+    drawing = Drawing(model, batches, tuple(dtypes), objective, rounds, RaceCache(on_disk=cache), measure, seen)
     drawn = draw(drawing, layers, supports, progress=progress)
     rows = [row for unit in layers for row in drawn[unit.module].rows]
     rows += [Row.dense(name, b, supports[name].density, why) for name, why in reasons.items() for b in batches]
@@ -264,4 +291,5 @@ def plan(
         machine=machine(),
         supports=dict(supports),
         predicted=not measure,
+        inputs=tuple(_size(example) for example in examples or ()),
     )

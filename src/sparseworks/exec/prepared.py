@@ -69,6 +69,27 @@ def prepare(
         return unprepared
     if bias is not None and not (bias.dtype is torch.float32 and bias.shape == (out,) and bias.is_contiguous()):
         return unprepared
-    run, parts, size = kernel.entry_point(), tuple(packed.parts.values()), (*shape[:-1], out)
-    asked = (run, kernel.arguments(packed), tuple(names), parts, bias, size, rows, torch.float32, torch.get_num_threads)
-    return cast("Any", native()).Prepared(*asked).multiply
+    parts = dict(zip(names, packed.parts.values(), strict=True))
+    return guarded(kernel.entry_point(), rows, kernel.arguments(packed), parts, (*shape[:-1], out), bias)
+
+
+def guarded(
+    run: Callable[..., None],
+    rows: int,
+    arguments: Sequence[Any],
+    parts: Mapping[str, Tensor],
+    size: Sequence[int],
+    bias: Tensor | None,
+    held: object = None,
+) -> Prepared:
+    """The prepared call itself, which `prepare` describes, for contiguous float32 inputs on the CPU.
+
+    Args:
+        run: `run(x, y, bias, rows, threads, *arguments)`, addresses as integers.
+        parts: buffers by name that were checked, and are read for as long as they are these and were not written to.
+        size: of the output.
+        bias: None or a contiguous float32 vector; it may be written to, but none may come, go or take its place.
+        held: whatever else the addresses in `arguments` belong to; it lives as long as the call.
+    """
+    asked = (run, tuple(arguments), tuple(parts), tuple(parts.values()), bias, tuple(size), rows, held)
+    return cast("Any", native()).Prepared(*asked, torch.float32, torch.get_num_threads).multiply

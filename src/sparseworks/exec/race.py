@@ -21,7 +21,7 @@ from sparseworks.exec import measure
 from sparseworks.exec.ceilings import cache_folder, machine_key, read_json, write_json
 from sparseworks.exec.cost import Known
 from sparseworks.exec.format import FORMATS, Packed
-from sparseworks.exec.kernel import KERNELS, Call
+from sparseworks.exec.kernel import KERNELS, Call, Kernel
 from sparseworks.exec.ladder import DENSE, Rung, dense_kernel, refusal
 from sparseworks.exec.layers import Layer, pack_for
 from sparseworks.exec.modules import SparseLinear
@@ -30,6 +30,7 @@ FINALISTS = 3
 _ROUGH_ROWS, _SENSELESS = 256, 0.4
 _SCREEN_ROUNDS, _HOPELESS = 3, 0.8
 _FINAL_US = 3e6
+_LAST = "dense, channels last"
 _FEW_ROWS, _MOST_COPIES, _BEYOND_CACHE = 64, 64, 1 << 27
 
 
@@ -64,7 +65,7 @@ def candidates(support: Support, call: Call, dtypes: Sequence[torch.dtype]) -> t
     taken, refused = [], {}
     itself = dense_kernel(call.dtype)
     for name, kernel in KERNELS.items():
-        if name == itself or kernel.value_dtype not in dtypes:
+        if name == itself or kernel.value_dtype not in dtypes or not _meant_for(kernel, call):
             continue
         said = refusal(kernel, call) or FORMATS.get(kernel.format).refuses(
             support, kernel.value_dtype
@@ -76,8 +77,18 @@ def candidates(support: Support, call: Call, dtypes: Sequence[torch.dtype]) -> t
     return taken, refused
 
 
-def race(layer: Layer, support: Support, kernels: Sequence[str], rows: int, *, working_set: int, rounds: int) -> Race:
+def _meant_for(kernel: Kernel, call: Call) -> bool:
+    """Kernels of maps are for convolutions; those of rows also for 1x1 convolutions, whose positions are rows."""
+    if kernel.of_maps or call.maps is None:
+        return kernel.of_maps == (call.maps is not None)
+    window = call.maps.window
+    return window.kernel == (1, 1) and window.padding == (0, 0)
+
+
+def race(layer: Layer, support: Support, kernels: Sequence[str], call: Call, *, working_set: int, rounds: int) -> Race:
     """Time the dense layer and the packed one with each kernel: interleaved, first a short heat, then the best of it.
+
+    Dense convolutions run in both memory formats (with inputs in the same), and the faster one is what a kernel must beat.
 
     With up to 64 rows the weights are the traffic, so each contender walks through as many copies of its weights as a model
     of `working_set` bytes has layers of this size (up to 128 MiB): one layer called in a loop would sit in the cache and
@@ -85,54 +96,69 @@ def race(layer: Layer, support: Support, kernels: Sequence[str], rows: int, *, w
 
     Args:
         kernels: names from `candidates`.
-        rows: rows of the input.
+        call: how much input.
         working_set: bytes of the dense weights of the model.
         rounds: rounds of the final heat; fewer, but at least five, where they would take more than seconds.
     """
-    modules = {DENSE: layer.module, **{name: layer.wrap(sparse) for name, sparse in _packed(layer, support, kernels)}}
-    rough = _rough(modules, layer, rows) if rows > _ROUGH_ROWS else {}
+    modules = {DENSE: layer.module, **dict(_packed(layer, support, kernels))}
+    rough = _rough(modules, layer, call) if call.rows > _ROUGH_ROWS else {}
     worth = [name for name in kernels if name not in rough or rough[name].ratio > _SENSELESS]
-    size, device = layer.weight().numel() * layer.weight().element_size(), layer.weight().device.type
-    fill = max(1, round(working_set / size)) if rows <= _FEW_ROWS and size else 1
-    x = layer.example(rows)
+    size, device = layer.weight().numel() * layer.weight().element_size(), call.device
+    fill = max(1, round(working_set / size)) if call.rows <= _FEW_ROWS and size else 1
+    x = layer.example(call)
     runs = {name: _turns(modules[name], x, fill) for name in (DENSE, *worth)}
+    if call.maps is not None:
+        last = copy.deepcopy(layer.module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        runs[_LAST] = _turns(last, x.to(memory_format=torch.channels_last), fill)
     with torch.inference_mode():
         first = measure.compare(runs, rounds=_SCREEN_ROUNDS, warmup=2, device=device)
+        dense = min([DENSE, *(k for k in runs if k == _LAST)], key=lambda k: first[k].us)
         ranked = sorted(worth, key=lambda k: first[k].us)
-        best = [k for k in ranked if first.ratio(DENSE, k).median > _HOPELESS][:FINALISTS]
-        heat = max(5, min(rounds, round(_FINAL_US / sum(first[k].us for k in (DENSE, *best)))))
-        final = measure.compare({k: runs[k] for k in (DENSE, *best)}, rounds=heat, device=device) if best else first
-    entries = {k: _entry(final if k in best else first, k, k in best) for k in ranked}
-    return Race(final[DENSE].us, rough | entries)
+        best = [k for k in ranked if first.ratio(dense, k).median > _HOPELESS][:FINALISTS]
+        heat = max(5, min(rounds, round(_FINAL_US / sum(first[k].us for k in (dense, *best)))))
+        final = measure.compare({k: runs[k] for k in (dense, *best)}, rounds=heat, device=device) if best else first
+    entries = {k: _entry(final if k in best else first, dense, k, k in best) for k in ranked}
+    return Race(final[dense].us, rough | entries)
 
 
-def _rough(modules: Mapping[str, nn.Module], layer: Layer, rows: int) -> dict[str, Entry]:
-    """Entries from a glance at fewer rows: some kernels are made for one row and would take seconds for thousands."""
-    x = layer.example(_ROUGH_ROWS)
-    options = {"rounds": 3, "block_us": 0.0, "warmup": 1, "device": x.device.type}
+def _rough(modules: Mapping[str, nn.Module], layer: Layer, call: Call) -> dict[str, Entry]:
+    """Entries from a glance at fewer rows (one image): some kernels are made for one row and would take seconds for thousands."""
+    small = _small(call)
+    x = layer.example(small)
+    options = {"rounds": 3, "block_us": 0.0, "warmup": 1, "device": call.device}
     with torch.inference_mode():
         glance = measure.compare({k: partial(m, x) for k, m in modules.items()}, **options)
-    entries = {k: _entry(glance, k, False) for k in modules if k != DENSE}
-    return {k: replace(e, us=e.us * rows / _ROUGH_ROWS) for k, e in entries.items()}
+    entries = {k: _entry(glance, DENSE, k, False) for k in modules if k != DENSE}
+    return {k: replace(e, us=e.us * call.rows / small.rows) for k, e in entries.items()}
 
 
-def _entry(comparison: measure.Comparison, name: str, final: bool) -> Entry:
-    ratio = comparison.ratio(DENSE, name)
+def _small(call: Call) -> Call:
+    if call.maps is None:
+        return replace(call, rows=_ROUGH_ROWS)
+    one = replace(call.maps, images=1)
+    return replace(call, rows=one.positions, maps=one)
+
+
+def _entry(comparison: measure.Comparison, dense: str, name: str, final: bool) -> Entry:
+    ratio = comparison.ratio(dense, name)
     return Entry(comparison[name].us, ratio.median, ratio.low, ratio.high, final)
 
 
-def _packed(layer: Layer, support: Support, kernels: Sequence[str]) -> Iterator[tuple[str, SparseLinear]]:
-    """(kernel, sparse layer); kernels that read the same form share its packing, not its memory."""
+def _packed(layer: Layer, support: Support, kernels: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """(kernel, module); kernels of rows that read the same form share its packing, not its memory."""
     forms: dict[tuple[str, torch.dtype], Packed] = {}
     for name in kernels:
         kernel = KERNELS.get(name)
         key = (kernel.format, kernel.value_dtype)
-        if key not in forms:
+        if kernel.of_maps:
+            yield name, layer.build(support, [(0, name)])
+        elif key not in forms:
             sparse = pack_for(layer, support, [(0, name)])
             forms[key] = sparse.forms[0]
-            yield name, sparse
+            yield name, layer.wrap(sparse)
         else:
-            yield name, SparseLinear([Rung(0, name, copy.deepcopy(forms[key]))], layer.bias(), density=support.density)
+            rung = Rung(0, name, copy.deepcopy(forms[key]))
+            yield name, layer.wrap(SparseLinear([rung], layer.bias(), density=support.density))
 
 
 def _turns(module: nn.Module, x: torch.Tensor, fill: int) -> Callable[[], Any]:
@@ -190,7 +216,7 @@ class RaceCache:
 
 def _case(call: Call) -> dict[str, Any]:
     return {"rows": call.rows, "shape": list(call.shape), "density": call.density, "threads": call.threads, "build": build(),
-            "usual": call.dtype is torch.float32 and call.device == "cpu"}  # fmt: skip
+            "usual": call.dtype is torch.float32 and call.device == "cpu" and call.maps is None}  # fmt: skip
 
 
 def _learnt(data: Any) -> Iterator[Known]:
@@ -213,6 +239,7 @@ def race_key(
         "kind": type(layer).__name__,
         "shape": call.shape,
         "stride": getattr(module, "stride", None),
+        "maps": None if call.maps is None else asdict(call.maps),
         "bias": layer.bias() is not None,
         "dtype": str(call.dtype),
         "device": measure.device_name(call.device),

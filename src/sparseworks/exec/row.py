@@ -13,7 +13,7 @@ class Row:
 
     Attributes:
         site: name.
-        batch: rows of the matrix product.
+        batch: planned number of rows of the model's input (tokens).
         min_rows: the number of rows from which the layer runs this kernel.
         density: share of the site's weights kept.
         format, kernel: what runs; both "dense" where dense stays.
@@ -24,6 +24,7 @@ class Row:
         reason: a sentence for the user.
         alternatives: `(kernel, us)` of everything else that was timed, fastest first.
         refusals: `(kernel, sentence)` of the kernels that cannot take this site or call.
+        rows: rows of this site's own matrix product, positions of the maps for a convolution; None where nothing was timed.
     """
 
     site: str
@@ -38,6 +39,7 @@ class Row:
     reason: str
     alternatives: tuple[tuple[str, float], ...] = ()
     refusals: tuple[tuple[str, str], ...] = ()
+    rows: int | None = None
 
     @classmethod
     def dense(cls, site: str, batch: int, density: float, why: str) -> Row:
@@ -53,7 +55,7 @@ class Row:
         """Texts for a table: site, rows, density, kernel, us, dense us, speed-up, bound us, reason."""
         x = "" if self.speedup is None else f"{self.speedup:.2f}"
         numbers = (_us(self.us), _us(self.dense_us), x, _us(self.ceiling_us))
-        return (self.site, str(self.batch), f"{self.density:.1%}", self.kernel, *numbers, self.reason)
+        return (self.site, str(self.rows or self.batch), f"{self.density:.1%}", self.kernel, *numbers, self.reason)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Row:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,8 +12,11 @@ from torch import nn
 from sparseworks.core.errors import ShapeError, UnknownNameError
 from sparseworks.core.site import Site
 from sparseworks.core.support import Support
-from sparseworks.exec.layers import why_not
+from sparseworks.exec.layers import Convolution, layer_of, why_not
 from sparseworks.stream import sites
+from sparseworks.stream.tree import call, first_tensor
+
+Seen = Mapping[str, Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,13 @@ class Unit:
         return Support.from_mask(mask)
 
 
-def units(model: nn.Module, supports: Mapping[str, Support]) -> tuple[list[Unit], dict[str, str]]:
+def units(
+    model: nn.Module, supports: Mapping[str, Support], seen: Seen | None = None
+) -> tuple[list[Unit], dict[str, str]]:
     """The modules of `model` that can run sparse on `supports`, and site -> reason for every site that cannot.
+
+    Args:
+        seen: what every module receives, see `inputs_of`.
 
     Raises:
         UnknownNameError: a support names no site of the model.
@@ -77,7 +86,7 @@ def units(model: nn.Module, supports: Mapping[str, Support]) -> tuple[list[Unit]
         if tuple(support.shape) != known[name].shape:
             raise ShapeError(f"Site {name!r} is {known[name].shape}, its support {tuple(support.shape)}.")
     chosen = [site for name, site in known.items() if name in supports]
-    reasons = {site.name: why for site in chosen if (why := _why_dense(model, site)) is not None}
+    reasons = {site.name: why for site in chosen if (why := _why_dense(model, site, seen or {})) is not None}
     modules: dict[str, list[Site]] = {}
     for site in chosen:
         if site.name not in reasons:
@@ -85,12 +94,50 @@ def units(model: nn.Module, supports: Mapping[str, Support]) -> tuple[list[Unit]
     return [unit_of(model, name, members) for name, members in modules.items()], reasons
 
 
-def _why_dense(model: nn.Module, site: Site) -> str | None:
+def _why_dense(model: nn.Module, site: Site, seen: Seen) -> str | None:
     if site.parameter != (f"{site.module}.weight" if site.module else "weight"):
         return "it is not the weight of a module of its own (an expert, or a matrix that attention reads itself)"
     if not site.module:
         return "it is the model itself, which cannot be replaced inside itself"
-    return why_not(model, site.module)
+    why = why_not(model, site.module)
+    maps = why is None and isinstance(layer_of(model.get_submodule(site.module)), Convolution)
+    if maps and site.module not in seen:
+        return "the size of its maps is not known: plan with `examples`, inputs of the model that reach it"
+    return why
+
+
+def inputs_of(model: nn.Module, examples: Sequence[Any]) -> Seen:
+    """Module -> shape of its input for each example, in one forward pass a piece; the largest where it is called repeatedly.
+
+    Modules that some example does not reach are missing.
+    """
+    passes = [_shapes(model, example) for example in examples]
+    reached = set(passes[0]).intersection(*passes) if passes else ()
+    return {name: [seen[name] for seen in passes] for name in reached}
+
+
+def _shapes(model: nn.Module, example: Any) -> dict[str, torch.Size]:
+    found: dict[str, torch.Size] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = first_tensor((*args, kwargs))
+            if x is not None and x.numel() >= (found[name].numel() if name in found else 1):
+                found[name] = x.shape
+
+        return hook
+
+    training = [m for m in model.modules() if m.training]
+    hooks = [m.register_forward_pre_hook(watch(name), with_kwargs=True) for name, m in model.named_modules()]
+    try:
+        with torch.no_grad():
+            call(model.eval(), example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in training:
+            module.training = True
+    return found
 
 
 def unit_of(model: nn.Module, module: str, members: Sequence[Site]) -> Unit:

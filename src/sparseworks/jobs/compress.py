@@ -19,7 +19,7 @@ from sparseworks.exec import plan
 from sparseworks.jobs.goal import Goal
 from sparseworks.jobs.result import Result, Steps, density_of, figures, twin
 from sparseworks.jobs.search import search
-from sparseworks.jobs.timing import rows_of, time_case
+from sparseworks.jobs.timing import time_case
 from sparseworks.weights import Embedding, Recovery, SquareHead, Term, prune, recover
 
 _REFINE = 20  # a variant of a search is refined for this fraction of the recovery
@@ -122,7 +122,7 @@ def compress(
         )
     drawn = steps.run(
         "plan",
-        lambda: plan(student, pruned.supports, batch=[rows_of(b) for b in examples.values()], dtypes=value_dtypes),
+        lambda: plan(student, pruned.supports, examples=[*examples.values()], dtypes=value_dtypes),
         lambda p: f"{sum(r.kernel != 'dense' for r in p.rows)} of {len(p.rows)} layers run sparse",
     )
     fast = drawn.apply(student)

@@ -20,6 +20,7 @@ from sparseworks.core.support import Support
 from sparseworks.exec import Row, plan
 from sparseworks.exec.draw import AROUND
 from sparseworks.exec.fusion import KERNEL as WHOLE
+from sparseworks.exec.units import inputs_of
 from sparseworks.stream import blocks
 from sparseworks.stream.memory import stat_bytes
 from sparseworks.weights.decide import Job, gather_evidence
@@ -66,7 +67,7 @@ def level_table(
     method: Method,
     batches: Sequence[Any],
     *,
-    rows: int,
+    example: Any,
     patterns: Sequence[str],
     densities: Sequence[float],
     dtypes: Sequence[torch.dtype] = (torch.float32,),
@@ -79,7 +80,7 @@ def level_table(
 
     Args:
         method: the method whose pattern and density are varied.
-        rows: rows of the matrix products to time.
+        example: the input to time.
         tick: called with a number of sites and a name when they are done (progress).
 
     Raises:
@@ -87,7 +88,7 @@ def level_table(
     """
     variants = [v for p in patterns for v in _variants(method, p, densities)]
     kinds = frozenset({Gram}).union(*(v.needs for v in variants))
-    clock = _Clock(model, rows, tuple(dtypes))
+    clock = _Clock(model, example, tuple(dtypes))
     tables: dict[str, list[Level]] = {}
     for chunk in _chunks(sites, kinds):
         stats = _gather(model, [s for members in chunk for s in members], method, kinds, batches)
@@ -183,25 +184,30 @@ def runs_whole(row: Row) -> bool:
 
 @dataclass
 class _Clock:
-    """Microseconds of a module's sites at one level, measured once for all modules of the same kind and shape."""
+    """Microseconds of a module's sites at one level, measured once for all modules of the same kind, shape and input."""
 
     model: nn.Module
-    rows: int
+    example: Any
     dtypes: tuple[torch.dtype, ...]
     known: dict[Any, list[Timed] | None] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.seen = inputs_of(self.model, [self.example])
 
     def time(self, members: Sequence[Site], supports: Mapping[str, Support], level: Method) -> dict[str, Timed] | None:
         """Site -> times, or None where the module cannot be replaced."""
         module = self.model.get_submodule(members[0].module)
         bias = getattr(module, "bias", None) is not None
-        key = (type(module), bias, tuple(s.shape for s in members), str(level.pattern), _density(level))
+        moves = repr(module) if members[0].kernel else ""  # strides and padding of a convolution
+        shapes = tuple(s.shape for s in members), str(self.seen.get(members[0].module))
+        key = (type(module), bias, moves, shapes, str(level.pattern), _density(level))
         if key not in self.known:
             self.known[key] = self._measure(supports)
         timed = self.known[key]
         return None if timed is None else dict(zip((s.name for s in members), timed, strict=True))
 
     def _measure(self, supports: Mapping[str, Support]) -> list[Timed] | None:
-        rows = plan(self.model, supports, batch=self.rows, dtypes=self.dtypes).rows
+        rows = plan(self.model, supports, examples=[self.example], dtypes=self.dtypes).rows
         timed = [Timed(row.us, row.dense_us, runs_whole(row)) for row in rows if row.us and row.dense_us]
         return timed if len(timed) == len(rows) else None
 

@@ -145,7 +145,7 @@ def site_rows(pruned_rows: Sequence[Any], plan: Any) -> list[dict[str, Any]]:
                 "us": p.us if p else None,
                 "dense_us": p.dense_us if p else None,
                 "ceiling_us": p.ceiling_us if p else None,
-                "reason": p.reason if p else "not a linear layer: stays dense with zeros",
+                "reason": p.reason if p else "not planned: stays dense with zeros",
             }
         )
     return records

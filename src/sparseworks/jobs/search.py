@@ -124,7 +124,7 @@ def search(
 
     def measure_levels() -> dict[str, list[Level]]:
         return level_table(
-            model, sites, method, batches, rows=rows_of(headline), patterns=goal.patterns, densities=goal.densities,
+            model, sites, method, batches, example=headline, patterns=goal.patterns, densities=goal.densities,
             dtypes=value_dtypes, tick=_spoken(say, len(sites)),
         )  # fmt: skip
 
@@ -271,7 +271,7 @@ class _Builder:
         pruned = prune(student, recipe, self.batches, seed=self.seed, progress=False)
         if self.refine is not None:
             self.refine(student, pruned.supports)
-        fast = plan(student, pruned.supports, batch=rows_of(self.headline), dtypes=tuple(self.dtypes)).apply(student)
+        fast = plan(student, pruned.supports, examples=[self.headline], dtypes=tuple(self.dtypes)).apply(student)
         return time_case("", self.model, fast, self.headline)["ratio"], self.evaluate(fast).value
 
     def _choose(self, budget_us: float) -> dict[str, int]:

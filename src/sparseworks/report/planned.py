@@ -58,7 +58,7 @@ def _cases(plan: Plan) -> Mapping[_Case, list[Row]]:
     cases: dict[_Case, list[Row]] = {}
     for row in plan.table:
         if row.site in shapes and row.us is not None:
-            cases.setdefault(_Case(shapes[row.site], row.batch), []).append(row)
+            cases.setdefault(_Case(shapes[row.site], row.rows or row.batch), []).append(row)
     return cases
 
 

@@ -113,12 +113,17 @@ def _mask_bytes(batch: Any) -> int:
     return sum(m.numel() * m.shape[1] for m in padded)
 
 
-def tokens_in(batch: Any) -> int:
-    """Tokens of a batch (rows of its matrix products): every id of its first tensor, or all axes but that of the features."""
+def tensors_in(batch: Any) -> list[Tensor]:
+    """The tensors of a batch that have axes, in order."""
     items = (
         [batch[k] for k in batch] if hasattr(batch, "keys") else batch if isinstance(batch, tuple | list) else [batch]
     )
-    tensors = [x for x in items if isinstance(x, Tensor) and x.dim() >= 1]
+    return [x for x in items if isinstance(x, Tensor) and x.dim() >= 1]
+
+
+def tokens_in(batch: Any) -> int:
+    """Tokens of a batch (rows of its matrix products): every id of its first tensor, or all axes but that of the features."""
+    tensors = tensors_in(batch)
     if not tensors:
         return 0
     x = tensors[0]

@@ -18,8 +18,8 @@ from sparseworks.core.errors import KernelError, SparseworksError
 from sparseworks.core.support import Support
 from sparseworks.exec import FORMATS, KERNELS
 from sparseworks.exec.format import Packed
-from sparseworks.exec.kernel import Call
 from sparseworks.testing.examples import random_weight, require
+from sparseworks.testing.kernel import call_of, input_of
 
 _SHAPES = ((1, 2), (5, 8), (16, 32), (24, 96), (32, 64), (37, 300), (70, 64))
 _ROWS = (1, 2, 3, 5, 9, 17, 33, 65)
@@ -45,12 +45,12 @@ def fuzz_format(name: str, seed: int) -> str:
     _only_refuses(packed.unpack, f"{said}: unpack")
     rows = chance.choice(_ROWS)
     for kernel in KERNELS:
-        if kernel.format != name or kernel.value_dtype != dtype or kernel.refuses(Call(rows, whole.shape)) is not None:
+        if kernel.format != name or kernel.value_dtype != dtype or kernel.refuses(call_of(kernel, rows, whole.shape)):
             continue
         if chance.random() < 0.5:  # the check of the whole form must not speak for the damaged one
-            kernel(random_weight(rows, whole.shape[1]), whole, None)
+            kernel(input_of(kernel, rows, whole.shape[1]), whole, None)
         for width in {whole.shape[1], packed.shape[1] if 0 <= packed.shape[1] < 4096 else 0}:
-            x = random_weight(rows, width, seed=seed)
+            x = input_of(kernel, rows, width, seed=seed)
             _only_refuses(lambda k=kernel, x=x: k(x, packed, None), f"{said}: {kernel.name} with {rows} rows")
     return said
 

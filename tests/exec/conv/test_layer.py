@@ -12,7 +12,8 @@ from torch import nn
 
 from sparseworks.core.errors import CheckpointError, DtypeError, KernelError, ModelError, ShapeError
 from sparseworks.core.support import Support
-from sparseworks.exec import SparseConv2d, measure
+from sparseworks.exec import FORMATS, SparseConv2d
+from sparseworks.exec.conv.layer import _READS
 from sparseworks.exec.native import native
 from sparseworks.io.packed import build_empty, describe
 
@@ -65,6 +66,16 @@ def test_plain_maps_are_read_where_they_lie(every_isa, c, side):
     before = x.clone()
     close(sparse(x), conv(x))
     assert torch.equal(x, before)
+
+
+@torch.no_grad()
+def test_without_input_channels_the_bias_is_left(every_isa):
+    if every_isa == "none":
+        pytest.skip("torch's convolution has no outputs there")
+    packed = FORMATS.get("taps").pack(torch.zeros(3, 0), Support.full((3, 0)))
+    bias = torch.randn(3)
+    y = SparseConv2d.from_packed(packed, bias)(torch.zeros(2, 0, 4, 5))
+    assert torch.equal(y, bias[:, None, None].expand(2, 3, 4, 5))
 
 
 @torch.no_grad()
@@ -147,23 +158,49 @@ def test_copied_saved_and_built_empty():
         build_empty("x", {**describe(sparse), "window": [[3]]})
 
 
-@pytest.mark.parametrize("faster", ["dense", "sparse"])
+@pytest.mark.parametrize("faster", ["dense", "taps-fp32"])
 @torch.no_grad()
-def test_the_race_keeps_the_faster(monkeypatch, faster):
-    if native() is None:
-        pytest.skip("without the extension dense is kept")
-    us = {"dense": 2.0, "sparse": 2.0} | {faster: 1.0}
-    monkeypatch.setattr(
-        measure, "compare", lambda runs: measure.Comparison({k: measure.Timing.of([us[k]] * 4) for k in runs})
-    )
+def test_an_example_plans_the_layer(clock, monkeypatch, faster):
+    monkeypatch.setattr("sparseworks.exec.conv.kernel.why_missing", lambda: None)
+    clock.us[faster] = 10.0
     conv, _, support = pair(padding=1)
     x = torch.randn(1, 5, 8, 8)
     layer = SparseConv2d.from_conv(conv, support, example=x)
-    assert layer.dense == (faster == "dense")
+    assert layer.rungs == [(0, faster)] and set(dict(layer.named_buffers())) == set(_READS[faster])
     close(layer(x), conv(x))
+
+
+@torch.no_grad()
+def test_the_kernel_changes_with_the_positions(monkeypatch):
+    conv, _, support = pair(padding=1, stride=2)
+    layer = SparseConv2d.from_conv(conv, support, rungs=[(0, "taps-fp32"), (20, "dense"), (50, "taps-fp32")])
     empty = SparseConv2d.from_metadata(layer.metadata())
     empty.load_state_dict(layer.state_dict())
-    assert torch.equal(empty(x), layer(x))
+    assert describe(empty) == describe(layer) and empty.support() == support
+    assert "taps-fp32, dense from 20 positions" in repr(layer)
+    ran = []
+    torchs = SparseConv2d._torch
+    monkeypatch.setattr(SparseConv2d, "_torch", lambda self, x, w: ran.append(x.shape[0]) or torchs(self, x, w))
+    for twin in (layer, empty, copy.deepcopy(layer)):
+        ran.clear()
+        for n in (1, 2, 3, 4):  # of 4x4 outputs each
+            x = torch.randn(n, 5, 7, 8)
+            monkeypatch.setattr(twin, "_compiled", lambda x: True) if native() else None
+            close(twin(x), conv(x))
+        assert ran == [2, 3] if native() else ran == [1, 2, 3, 4]
+
+
+def test_rungs_that_do_not_fit_are_refused():
+    conv, sparse, support = pair()
+    packed = sparse.packed
+    for rungs in ([(0, "csr16-fp32")], [(1, "dense")], [(0, "dense"), (0, "taps-fp32")], []):
+        with pytest.raises(KernelError, match="do not fit"):
+            SparseConv2d.from_conv(conv, support, rungs=rungs)
+    other = FORMATS.get("csr16").pack(torch.ones(4, 8), Support.full((4, 8)))
+    with pytest.raises(KernelError, match="reads 'taps', not 'csr16'"):
+        SparseConv2d.from_packed(other, None)
+    with pytest.raises(KernelError, match="dense weight only"):
+        _ = SparseConv2d.from_packed(packed, None, [(0, "dense")]).packed
 
 
 def test_refusals():

@@ -2,4 +2,5 @@
 
 from __future__ import annotations
 
+from sparseworks.exec.conv.kernel import TapsKernel as TapsKernel
 from sparseworks.exec.conv.layer import SparseConv2d as SparseConv2d

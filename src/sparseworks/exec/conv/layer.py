@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from math import prod
 from operator import is_
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
 from sparseworks.core.errors import DtypeError, KernelError, ShapeError
 from sparseworks.core.support import Support
-from sparseworks.exec import measure
-from sparseworks.exec.choose import MARGIN
-from sparseworks.exec.conv.taps import Layout, Taps, checked, taps_of
-from sparseworks.exec.format import name_of
-from sparseworks.exec.formats.segments import pointers, scatter, segment_of
+from sparseworks.exec.conv.gradients import with_gradients
+from sparseworks.exec.conv.taps import Layout, Taps, taps_of
+from sparseworks.exec.format import FORMATS, Packed, name_of
+from sparseworks.exec.formats.taps import window_of
 from sparseworks.exec.kernels.cpu import stamp
+from sparseworks.exec.ladder import DENSE
 from sparseworks.exec.native import native
 from sparseworks.exec.ops import plain
+from sparseworks.exec.prepared import Calls, guarded
 from sparseworks.exec.window import Window
 
+KERNEL, FORMAT = "taps-fp32", "taps"
 _PARTS = ("ptr", "columns", "values")
+_MOST_CALLS = 4  # entries found for one size of maps are as large as the packed weight
+_READS = {KERNEL: _PARTS, DENSE: ("weight",)}
 
 
 class SparseConv2d(nn.Module):
@@ -33,70 +39,99 @@ class SparseConv2d(nn.Module):
     Each kept weight adds a shifted run of the padded map to its output (direct sparse convolution; Park et al. 2017, arXiv
     1608.01409; for 1x1 kernels Elsen et al. 2019, arXiv 1911.09723). Packed weights are constants: gradients flow to the
     input and to the bias only. float32 on the CPU runs compiled; everything else runs `torch.nn.functional.conv2d` on the
-    unpacked weight. Where the dense convolution was measured to be faster (see `from_conv`) its masked weight is kept instead.
+    unpacked weight. Where the dense convolution is faster (see `rungs`) its masked weight is kept, and torch convolves with it.
 
     Attributes:
         window: kernel, stride, padding and dilation along height and width.
         in_channels, out_channels: as in `nn.Conv2d`.
-        dense: whether the dense weight is kept.
+        rungs: `(least, kernel)`: what runs from how many output positions of all images on.
     """
 
     bias: nn.Parameter | None
 
-    def __init__(self, parts: Mapping[str, Tensor], bias: Tensor | None, *, window: Window, shape: tuple[int, int]):
-        """Args: `parts` are `ptr` (out + 1) and `columns` in int32 and `values`, output by output, or a dense `weight`;
-        columns count taps within input channels; `shape` is `(out, in)`, in channels.
+    def __init__(
+        self,
+        parts: Mapping[str, Tensor],
+        bias: Tensor | None,
+        *,
+        window: Window,
+        shape: tuple[int, int],
+        rungs: Sequence[tuple[int, str]] = ((0, KERNEL),),
+    ):
+        """Args: `parts` are those of the format `taps`, or a dense `weight`, or both; `shape` is `(out, in)`, in channels;
+        `rungs` say from how many output positions on which kernel runs, "taps-fp32" or "dense".
 
         Raises:
             ShapeError: the bias does not fit.
+            KernelError: other kernels, parts that these do not read, or rungs out of order.
         """
         super().__init__()
         self.window, (self.out_channels, self.in_channels) = window, shape
-        self.dense = "weight" in parts
-        for name in ("weight",) if self.dense else _PARTS:
-            self.register_buffer(name, parts[name])
+        self.rungs = [(int(least), str(kernel)) for least, kernel in rungs]
+        needed = {name for _, kernel in self.rungs for name in _READS.get(kernel, (kernel,))}
+        if needed != set(parts) or [r[0] for r in self.rungs] != sorted({0, *(r[0] for r in self.rungs)}):
+            raise KernelError(f"Rungs {self.rungs} of a sparse convolution do not fit the parts {sorted(parts)}.")
+        for name, part in parts.items():
+            self.register_buffer(name, part)
         if bias is not None and tuple(bias.shape) != (self.out_channels,):
             raise ShapeError(f"A layer of {self.out_channels} outputs cannot take a bias of shape {tuple(bias.shape)}.")
         own = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         self.register_parameter("bias", own)
         self._known: tuple[Any, list[Tensor], Taps] | None = None
+        self._calls = Calls()
 
     @classmethod
     def from_conv(
-        cls, conv: nn.Module, support: Support, *, example: Float[Tensor, "*n in height width"] | None = None
+        cls,
+        conv: nn.Module,
+        support: Support,
+        *,
+        example: Float[Tensor, "*n in height width"] | None = None,
+        rungs: Sequence[tuple[int, str]] = ((0, KERNEL),),
     ) -> SparseConv2d:
         """Pack the kept weights of an `nn.Conv2d`, whose support covers the site (out, taps * in), channels last.
 
         Args:
             conv: the dense layer, left as it is.
             support: the kept entries; what lies outside is dropped.
-            example: an input. With it the dense convolution and the sparse one are timed on it, and the layer keeps the
-                dense weight unless sparse is faster by more than 3 % in three of four rounds. Without it nothing is timed.
+            example: an input. With it the layer is planned for maps of this size (see `sparseworks.plan`), and keeps the
+                masked dense weight unless sparse is faster beyond noise. Without it nothing is timed.
+            rungs: `(least, kernel)`, what runs from how many output positions (of all images together) on, instead of planning.
 
         Raises:
             ModelError: not a plain `nn.Conv2d` (groups, padding that is not zeros).
             ShapeError: support and weight differ in shape.
+            KernelError: a weight in other than 16 or 32 bits.
         """
         window = Window.of(conv)
         assert isinstance(conv, nn.Conv2d)
+        if example is not None:
+            rungs = _planned(conv, support, example)
         weight = conv.weight.detach()
-        taps = window.kernel[0] * window.kernel[1]
-        if tuple(support.shape) != (conv.out_channels, taps * conv.in_channels):
-            site = (conv.out_channels, taps * conv.in_channels)
-            raise ShapeError(f"The kernel matrix is {site}, its support {tuple(support.shape)}.")
-        mask = support.mask().to(weight.device).reshape(conv.out_channels, *window.kernel, conv.in_channels)
-        mask = mask.permute(0, 3, 1, 2).flatten(1)
-        parts = {
-            "ptr": pointers(mask.sum(1).cpu()).int(),
-            "columns": mask.nonzero()[:, 1].int(),
-            "values": weight.flatten(1)[mask],
-        }
-        shape = conv.out_channels, conv.in_channels
-        sparse = cls({k: t.to(weight.device) for k, t in parts.items()}, conv.bias, window=window, shape=shape)
-        sparse.train(conv.training)
-        if example is None or sparse._wins(example):
-            return sparse
-        return cls({"weight": sparse.dense_weight()}, conv.bias, window=window, shape=shape).train(conv.training)
+        site = weight.movedim(1, -1).flatten(1)
+        if tuple(support.shape) != tuple(site.shape):
+            raise ShapeError(f"The kernel matrix is {tuple(site.shape)}, its support {tuple(support.shape)}.")
+        packed = FORMATS.get(FORMAT).pack(site, support, dtype=weight.dtype, window=window)  # type: ignore[call-arg]
+        return cls.from_packed(packed, conv.bias, rungs).to(weight.device).train(conv.training)
+
+    @classmethod
+    def from_packed(
+        cls, packed: Packed, bias: Tensor | None, rungs: Sequence[tuple[int, str]] = ((0, KERNEL),)
+    ) -> SparseConv2d:
+        """A layer over a form of the format `taps`.
+
+        Raises:
+            KernelError: another format, or a damaged form.
+        """
+        if packed.format != FORMAT:
+            raise KernelError(f"A sparse convolution reads {FORMAT!r}, not {packed.format!r}.")
+        window, (out, width) = window_of(packed), packed.shape
+        channels = width // prod(window.kernel)
+        kernels = {kernel for _, kernel in rungs}
+        parts = dict(packed.parts) if KERNEL in kernels else {}
+        if DENSE in kernels:
+            parts["weight"] = _as_kernel(packed.unpack()[0], window)
+        return cls(parts, bias, window=window, shape=(out, channels), rungs=rungs)
 
     @classmethod
     def from_metadata(cls, meta: Mapping[str, Any]) -> SparseConv2d:
@@ -108,16 +143,15 @@ class SparseConv2d(nn.Module):
         try:
             (out, width), kind, kept = meta["shape"], getattr(torch, meta["dtype"]), meta["kept"]
             window = Window(*((int(a), int(b)) for a, b in meta["window"]))
-            if kept is None:
-                parts = {"weight": torch.zeros(out, width, *window.kernel, dtype=kind)}
-            else:
-                parts = {
-                    "ptr": torch.zeros(out + 1, dtype=torch.int32),
-                    "columns": torch.zeros(kept, dtype=torch.int32),
-                }
+            parts = {}
+            if kept is not None:
+                parts["ptr"] = torch.zeros(out + 1, dtype=torch.int32)
+                parts["columns"] = torch.zeros(kept, dtype=torch.int32)
                 parts["values"] = torch.zeros(kept, dtype=kind)
+            if any(kernel == DENSE for _, kernel in meta["rungs"]):
+                parts["weight"] = torch.zeros(out, width, *window.kernel, dtype=kind)
             bias = None if meta["bias"] is None else nn.Parameter(torch.zeros(out, dtype=getattr(torch, meta["bias"])))
-            return cls(parts, bias, window=window, shape=(out, width))
+            return cls(parts, bias, window=window, shape=(out, width), rungs=meta["rungs"])
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise KernelError(
                 f"Not the metadata of a SparseConv2d ({error!r}); write them with `metadata()`."
@@ -125,13 +159,15 @@ class SparseConv2d(nn.Module):
 
     def metadata(self) -> dict[str, Any]:
         """JSON-able description from which `from_metadata` builds the empty layer."""
-        w, stored = self.window, self.get_buffer("weight" if self.dense else "values")
+        stored = self._buffers.get("values", self._buffers.get("weight"))
+        assert stored is not None
         return {
             "shape": [self.out_channels, self.in_channels],
-            "window": [list(w.kernel), list(w.stride), list(w.padding), list(w.dilation)],
+            "window": [list(pair) for pair in astuple(self.window)],
             "dtype": name_of(stored.dtype),
-            "kept": None if self.dense else stored.numel(),
+            "kept": stored.numel() if "values" in self._buffers else None,
             "bias": None if self.bias is None else name_of(self.bias.dtype),
+            "rungs": [list(rung) for rung in self.rungs],
         }
 
     # -- use ------------------------------------------------------------------------------------------------------
@@ -144,6 +180,13 @@ class SparseConv2d(nn.Module):
             DtypeError: an input of another type than the bias, outside of autocast.
             KernelError: damaged buffers.
         """
+        call = self._calls.get(x.shape)
+        if call is not None and plain(x, self._parameters["bias"]):
+            y = call(x, self._parameters["bias"], self._buffers)
+            if y is False:
+                self._calls.clear()
+            elif y is not None:
+                return y
         high, wide = self.window.outputs((x.shape[-2], x.shape[-1])) if x.dim() > 1 else (0, 0)
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or min(high, wide) < 1:
             raise ShapeError(
@@ -153,7 +196,7 @@ class SparseConv2d(nn.Module):
             raise DtypeError(
                 f"This convolution has a bias of {self.bias.dtype}, got an input of {x.dtype}; convert one of them."
             )
-        if self.dense:
+        if self._kernel_at((x.shape[0] if x.dim() == 4 else 1) * high * wide) == DENSE:
             return self._torch(x, self.get_buffer("weight"))
         if plain(x, self.bias) and self._compiled(x):
             return self._run(x, self.bias)
@@ -169,32 +212,42 @@ class SparseConv2d(nn.Module):
         Raises:
             KernelError: damaged buffers.
         """
-        return self.get_buffer("weight") if self.dense else self._unpack()[0]
+        if "weight" in self._buffers:
+            return self.get_buffer("weight")
+        return _as_kernel(self.packed.unpack()[0].to(self.get_buffer("values").device), self.window)
 
     def support(self) -> Support:
-        """The kept entries of the site (out, taps * in), channels last. A kept dense weight has those that are not zero."""
-        weight = self.get_buffer("weight") != 0 if self.dense else self._unpack()[1]
-        return Support.from_mask(weight.permute(0, 2, 3, 1).flatten(1).cpu())
+        """The kept entries of the site (out, taps * in), channels last. A dense weight alone has those that are not zero."""
+        if "values" in self._buffers:
+            return self.packed.unpack()[1]
+        return Support.from_mask((self.get_buffer("weight") != 0).movedim(1, -1).flatten(1).cpu())
+
+    @property
+    def packed(self) -> Packed:
+        """The form of the format `taps`; its parts are the layer's buffers.
+
+        Raises:
+            KernelError: this layer holds a dense weight only.
+        """
+        if "values" not in self._buffers:
+            raise KernelError("This convolution keeps a dense weight only; it has no packed form.")
+        parts = {name: self.get_buffer(name) for name in _PARTS}
+        shape = self.out_channels, self.in_channels * prod(self.window.kernel)
+        return Packed(FORMAT, shape, parts["values"].dtype, parts, {"window": astuple(self.window)})
 
     def extra_repr(self) -> str:
-        """Channels, window and kept entries."""
+        """Channels, window, kept entries, and what runs from how many positions on."""
         w = self.window
-        size = self.out_channels * self.in_channels * w.kernel[0] * w.kernel[1]
-        kept = "dense" if self.dense else f"density={self.get_buffer('values').numel() / max(size, 1):.4g}"
+        size = self.out_channels * self.in_channels * prod(w.kernel)
+        kept = f"density={self.get_buffer('values').numel() / max(size, 1):.4g}, " if "values" in self._buffers else ""
+        runs = ", ".join(f"{name} from {least} positions" if least else name for least, name in self.rungs)
         return (
             f"{self.in_channels}, {self.out_channels}, kernel={w.kernel}, stride={w.stride}, padding={w.padding}, "
-            f"dilation={w.dilation}, bias={self.bias is not None}, {kept}"
+            f"dilation={w.dilation}, bias={self.bias is not None}, {kept}{runs}"
         )
 
-    def _unpack(self) -> tuple[Tensor, Tensor]:
-        parts = {name: self.get_buffer(name) for name in _PARTS}
-        near = {name: t.cpu() for name, t in parts.items()}
-        kernel = self.window.kernel
-        shape = self.out_channels, self.in_channels * kernel[0] * kernel[1]
-        checked(near | {"values": near["values"].float()}, *shape)
-        weight, support = scatter(shape, segment_of(near["ptr"]), near["columns"].long(), near["values"])
-        full = self.out_channels, self.in_channels, *kernel
-        return weight.to(parts["values"].device).view(full), support.mask().view(full)
+    def _kernel_at(self, positions: int) -> str:
+        return next(kernel for least, kernel in reversed(self.rungs) if positions >= least)
 
     def _torch(self, x: Tensor, weight: Tensor) -> Tensor:
         w = self.window
@@ -211,14 +264,17 @@ class SparseConv2d(nn.Module):
         y = x.new_empty(*x.shape[:-3], self.out_channels, *taps.size)
         if y.numel() == 0:
             return y
-        bias = None if bias is None else bias.detach().contiguous()
-        images = x.shape[0] if x.dim() == 4 else 1
-        module: Any = native()
-        module.conv(
-            x.data_ptr(), y.data_ptr(), 0 if bias is None else bias.data_ptr(), taps.starts.data_ptr(), taps.offsets.data_ptr(),
-            self.get_buffer("values").data_ptr(), [images, self.out_channels, *taps.size, *taps.numbers],
-            torch.get_num_threads(),
-        )  # fmt: skip
+        images, module = x.shape[0] if x.dim() == 4 else 1, cast("Any", native())
+        parts = {name: self.get_buffer(name) for name in _PARTS}
+        sizes = [self.out_channels, *taps.size, *taps.numbers]
+        arguments = (taps.starts.data_ptr(), taps.offsets.data_ptr(), parts["values"].data_ptr(), sizes)
+        added = None if bias is None else bias.detach().contiguous()
+        address = 0 if added is None else added.data_ptr()
+        module.conv(x.data_ptr(), y.data_ptr(), address, images, torch.get_num_threads(), *arguments)
+        if bias is self.bias and (bias is None or bias.is_contiguous()):
+            if len(self._calls) >= _MOST_CALLS:
+                self._calls.clear()
+            self._calls.add(x.shape, guarded(module.conv, images, arguments, parts, y.shape, bias, taps))
         return y
 
     def _taps(self, size: tuple[int, int]) -> Taps:
@@ -232,40 +288,22 @@ class SparseConv2d(nn.Module):
         return self._known[2]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseConv2d:
+        self._calls.clear()
         self._known = None  # or moved buffers would stay in memory until the next call
         return super()._apply(fn, recurse)
-
-    def _wins(self, example: Tensor) -> bool:
-        """Faster than the dense convolution on `example` beyond noise; never without the extension."""
-        if not self._compiled(example):
-            return False
-        weight = self.dense_weight()
-        with torch.inference_mode():
-            times = measure.compare({"dense": lambda: self._torch(example, weight), "sparse": lambda: self(example)})
-        return times.ratio("dense", "sparse").low > MARGIN
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_known": None}  # addresses are not carried into a copy
 
 
-class _Conv(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, bias, layer):  # type: ignore[override]
-        ctx.layer, ctx.size = layer, x.shape
-        return layer._run(x, bias)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):  # type: ignore[override]
-        w, needs = ctx.layer.window, ctx.needs_input_grad
-        grads, size = (dy, ctx.size) if dy.dim() == 4 else (dy[None], (1, *ctx.size))
-        weight = ctx.layer.dense_weight()
-        dx = conv2d_input(size, weight, grads, w.stride, w.padding, w.dilation) if needs[0] else None
-        return None if dx is None else dx.view(ctx.size), grads.sum((0, 2, 3)) if needs[1] else None, None
+def _as_kernel(matrix: Float[Tensor, "out taps*in"], window: Window) -> Float[Tensor, "out in height width"]:
+    """The site's matrix as torch lays out a kernel."""
+    channels = matrix.shape[1] // prod(window.kernel)
+    return matrix.reshape(matrix.shape[0], *window.kernel, channels).movedim(-1, 1).contiguous()
 
 
-def with_gradients(layer: SparseConv2d, x: Tensor) -> Tensor:
-    """The convolution with what autograd needs; torch's own where another transform than a gradient is at work."""
-    with torch.no_grad():
-        usual = plain(x, layer.bias) and layer._compiled(x)  # no transform but a gradient is at work
-    return _Conv.apply(x, layer.bias, layer) if usual else layer._torch(x, layer.dense_weight())
+def _planned(conv: nn.Conv2d, support: Support, example: Tensor) -> Sequence[tuple[int, str]]:
+    from sparseworks.exec.plan import plan
+
+    drawn = plan(nn.Sequential(OrderedDict(conv=conv)), {"conv": support}, examples=[example])
+    return drawn.rungs("conv") or ((0, DENSE),)

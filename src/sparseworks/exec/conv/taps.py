@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from math import ceil
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sparseworks.core.errors import KernelError
-from sparseworks.exec.kernels.cpu import facts
+from sparseworks.exec.formats.taps import check
 from sparseworks.exec.window import Window
 
 _NEAR_BYTES = 24 << 10
@@ -66,7 +66,7 @@ class Layout:
         """Channels whose part of a tile stays in the first-level cache, evenly divided."""
         span = min(self.plane, _TILE + self._reach(0) * self.pitch + self._reach(1))
         most = max(1, _NEAR_BYTES // (4 * span * self.phases[0] * self.phases[1]))
-        return ceil(self.channels / ceil(self.channels / most))
+        return ceil(self.channels / ceil(self.channels / most)) if self.channels else 1
 
     def offsets(self, columns: Int[Tensor, " kept"]) -> Int[Tensor, " kept"]:
         """Where each entry starts; `columns` count taps within channels."""
@@ -111,43 +111,15 @@ def taps_of(parts: Mapping[str, Tensor], out: int, layout: Layout) -> Taps:
     Raises:
         KernelError: damaged buffers, or a map too large for 32-bit offsets.
     """
-    checked(parts, out, layout.channels * layout.window.kernel[0] * layout.window.kernel[1])
+    check(parts, out, layout.channels * layout.window.kernel[0] * layout.window.kernel[1])
     if layout.floats > _INT32:
         raise KernelError(f"A map of {layout.floats} floats is beyond 32-bit offsets; split it.")
     ptr, columns = parts["ptr"].long(), parts["columns"].long()
     rows = torch.repeat_interleave(torch.arange(out), ptr.diff())
     keys = rows * layout.channels + columns // (layout.window.kernel[0] * layout.window.kernel[1])
-    blocks = ceil(layout.channels / layout.block)
+    blocks = max(1, ceil(layout.channels / layout.block))  # even without inputs, a block is what writes the bias
     edges = torch.arange(blocks + 1).mul_(layout.block).clamp_(max=layout.channels)
     starts = torch.searchsorted(keys, torch.arange(out) * layout.channels + edges[:, None])
     return Taps(
         layout.window.outputs(layout.size), [blocks, *layout.numbers], starts.int(), layout.offsets(columns).int()
     )
-
-
-def checked(parts: Mapping[str, Float[Tensor, " n"]], out: int, width: int) -> None:
-    """Pointers rise from 0 to the number of entries, columns rise within rows and lie inside the kernel.
-
-    Raises:
-        KernelError: otherwise.
-    """
-    ptr, columns, values = (parts[name] for name in ("ptr", "columns", "values"))
-    kept = values.numel()
-    for name, part, dtype, size in (
-        ("ptr", ptr, torch.int32, out + 1),
-        ("columns", columns, torch.int32, kept),
-        ("values", values, torch.float32, kept),
-    ):
-        if not (part.dtype is dtype and part.shape == (size,) and part.is_cpu and part.is_contiguous()):
-            raise _damaged(f"{name!r} should be a contiguous {dtype} of {size} on the CPU, is {facts(part)}")
-    if int(ptr[0]) != 0 or int(ptr[-1]) != kept or bool((ptr.long().diff() < 0).any()):
-        raise _damaged(f"'ptr' should rise from 0 to {kept}")
-    if kept and not (int(columns.min()) >= 0 and int(columns.max()) < width):
-        raise _damaged(f"'columns' should lie in [0, {width})")
-    rows = torch.repeat_interleave(torch.arange(out), ptr.long().diff())
-    if bool(((rows * width + columns.long()).diff() <= 0).any()):
-        raise _damaged("'columns' should rise within each output")
-
-
-def _damaged(reason: str) -> KernelError:
-    return KernelError(f"A sparse convolution is damaged: {reason}. Pack or load it anew.")

@@ -9,6 +9,6 @@ from typing import Any
 
 import torch
 
-from sparseworks.exec.conv.layer import with_gradients
+from sparseworks.exec.conv.gradients import with_gradients
 
 convolve: Any = torch.compiler.disable(with_gradients)

@@ -13,4 +13,5 @@ from sparseworks.exec.formats.nm import NM as NM
 from sparseworks.exec.formats.pairs import Pairs as Pairs
 from sparseworks.exec.formats.panel import Panel as Panel
 from sparseworks.exec.formats.semi import Semi as Semi
+from sparseworks.exec.formats.taps import Taps as Taps
 from sparseworks.exec.formats.tile import Tile as Tile

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparseworks.core.errors import ShapeError
 from sparseworks.core.support import Support
-from sparseworks.exec.layers import layer_of
+from sparseworks.exec.layers import OF_ROWS, layer_of
 from sparseworks.exec.modules import SparseLinear
 from sparseworks.exec.training.index import SparseIndex
 from sparseworks.exec.training.module import SparseWeight, fresh
@@ -31,7 +31,7 @@ class TrainableSparseLinear(SparseWeight):
             ModelError: `linear` is no linear layer.
             ShapeError: support and weight differ in shape.
         """
-        layer = layer_of(linear)
+        layer = layer_of(linear, OF_ROWS)
         if tuple(layer.weight().shape) != tuple(support.shape):
             raise ShapeError(f"The weight is {tuple(layer.weight().shape)}, its support {tuple(support.shape)}.")
         index = SparseIndex.of(support)

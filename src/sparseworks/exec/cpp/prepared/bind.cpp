@@ -47,10 +47,10 @@ struct Watched {
 class Prepared {
   public:
     // `run(x, y, bias, rows, threads(), *arguments)` is a kernel; the output has `size`; `parts` are the buffers called `keys`;
-    // `bias` is None or a float32 vector.
+    // `bias` is None or a float32 vector; `held` is whatever else the addresses in `arguments` belong to.
     Prepared(nb::object run, nb::tuple arguments, nb::tuple keys, nb::tuple parts, nb::object bias, nb::tuple size, int64_t rows,
-             nb::object float32, nb::object threads)
-        : run_(run), float32_(float32), threads_(threads), rows_(nb::int_(rows)), none_(nb::int_(0)) {
+             nb::object held, nb::object float32, nb::object threads)
+        : run_(run), held_(held), float32_(float32), threads_(threads), rows_(nb::int_(rows)), none_(nb::int_(0)) {
         for (nb::handle a : arguments) arguments_.push_back(nb::borrow(a));
         for (nb::handle s : size) size_.push_back(nb::borrow(s));
         for (nb::handle k : keys) keys_.push_back(nb::borrow(k));
@@ -97,7 +97,7 @@ class Prepared {
         return owned(PyObject_VectorcallMethod(names().new_empty.ptr(), given.data(), given.size(), nullptr));
     }
 
-    nb::object run_, float32_, threads_, rows_, none_;
+    nb::object run_, held_, float32_, threads_, rows_, none_;
     std::vector<nb::object> arguments_, size_, keys_;
     std::vector<Watched> parts_, bias_;  // of bias at most one
     int64_t out_ = 0;
@@ -107,9 +107,9 @@ class Prepared {
 
 void bind_prepared(nb::module_& m) {
     nb::class_<Prepared>(m, "Prepared")
-        .def(nb::init<nb::object, nb::tuple, nb::tuple, nb::tuple, nb::object, nb::tuple, int64_t, nb::object, nb::object>(),
+        .def(nb::init<nb::object, nb::tuple, nb::tuple, nb::tuple, nb::object, nb::tuple, int64_t, nb::object, nb::object, nb::object>(),
              nb::arg("run"), nb::arg("arguments"), nb::arg("keys"), nb::arg("parts"), nb::arg("bias").none(), nb::arg("size"),
-             nb::arg("rows"), nb::arg("float32"), nb::arg("threads"))
+             nb::arg("rows"), nb::arg("held").none(), nb::arg("float32"), nb::arg("threads"))
         .def("multiply", &Prepared::multiply, nb::arg("x"), nb::arg("bias").none(), nb::arg("buffers"));
 }
 
