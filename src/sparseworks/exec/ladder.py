@@ -128,11 +128,6 @@ class Ladder:
         """The kernel chosen for `rows` rows, and the packed form it reads."""
         return next(((k, f) for least, k, f in reversed(self.rungs) if rows >= least), self.rungs[0][1:])
 
-    def dense(self, rows: int, parts: Sequence[Tensor]) -> Float[Tensor, "out in"]:
-        """The weight as a dense matrix, from the form that serves `rows` rows."""
-        form = self.rung(rows)[1]
-        return form.packed(parts).unpack()[0].to(parts[0].device)
-
     def input_gradient(self, grad: Float[Tensor, "*lead out"], parts: Sequence[Tensor]) -> Float[Tensor, "*lead in"]:
         """`grad @ W` by the kernel for the number of rows of `grad`."""
         rows = grad.reshape(-1, self.shape[0])
