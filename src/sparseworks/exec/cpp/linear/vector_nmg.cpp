@@ -19,7 +19,7 @@ SW_INLINE void choice(const float* x, const uint8_t* inputs, int64_t stride, con
     for (int64_t i = 0; i < g; ++i, values += n) {
         float* at = sums + rows[i] * stride;
         Lanes w[N];
-        each<N>([&](auto j) { w[j] = all(widen(values[j])); });
+        each<N>([&](auto j) { w[j] = all(::widen(values[j])); });
         each<V>([&](auto v) {
             Lanes sum = load(at + v * W);
             each<N>([&](auto j) { sum = multiply_add(w[j], lanes[j][v], sum); });
