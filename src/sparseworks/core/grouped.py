@@ -31,17 +31,19 @@ def _revolving(n: int, m: int) -> list[tuple[int, ...]]:
 
 def numbers(mask: Bool[Tensor, "*batch rows cols"], n: int, m: int) -> Int[Tensor, "*batch rows blocks"]:
     """Which choice of `choices(n, m)` each row makes in each block of m columns; -1 where it does not keep n of them."""
-    codes = (mask.unflatten(-1, (-1, m)).long() << torch.arange(m, device=mask.device)).sum(dim=-1)
+    codes = (mask.unflatten(-1, (mask.shape[-1] // m, m)).long() << torch.arange(m, device=mask.device)).sum(dim=-1)
     known = (torch.ones((), dtype=torch.long) << choices(n, m).long()).sum(dim=-1)
     table = torch.full((1 << m,), -1, device=mask.device)
     table[known.to(mask.device)] = torch.arange(known.numel(), device=mask.device)
     return table[codes]
 
 
-def uses(number: Int[Tensor, "*batch rows blocks"], count: int, chunk: int) -> Int[Tensor, "*batch chunks choices blocks"]:
+def uses(
+    number: Int[Tensor, "*batch rows blocks"], count: int, chunk: int
+) -> Int[Tensor, "*batch chunks choices blocks"]:
     """How many rows of each chunk of `chunk` rows make each of `count` choices (those that make none are left out)."""
-    chunks = number.unflatten(-2, (-1, chunk))
-    found = number.new_zeros(*chunks.shape[:-2], count + 1, chunks.shape[-1])
+    chunks = number.unflatten(-2, (number.shape[-2] // chunk, chunk))
+    found = number.new_zeros((*chunks.shape[:-2], count + 1, chunks.shape[-1]))
     found.scatter_add_(-2, torch.where(chunks < 0, count, chunks), torch.ones_like(chunks))
     return found[..., :count, :]
 
@@ -56,13 +58,16 @@ def select_grouped(
     The assignment of n:m:g layouts by Ivanov et al. (2023, arXiv 2304.07613). `rows` must be a multiple of C(m, n) g.
     """
     *batch, rows, cols = scores.shape
+    if not scores.numel():
+        return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     table = choices(n, m).long().to(scores.device)
     chunk = g * table.shape[0]
     limit = torch.finfo(torch.float32).max / (2 * m)  # sums of infinities have no order
     blocks = scores.float().clamp(-limit, limit).reshape(-1, chunk, cols // m, m).transpose(1, 2).reshape(-1, chunk, m)
     made = [_assign(part, table, g) for part in blocks.split(max(1, _PAIRS_AT_ONCE // (chunk * table.shape[0])))]
-    number = torch.cat(made) if made else table.new_zeros(0, chunk)
-    kept = torch.zeros(blocks.shape, dtype=torch.bool, device=scores.device).scatter_(2, table[number], value=True)
+    kept = torch.zeros(blocks.shape, dtype=torch.bool, device=scores.device).scatter_(
+        2, table[torch.cat(made)], value=True
+    )
     return kept.reshape(-1, cols // m, chunk, m).transpose(1, 2).reshape(*batch, rows, cols)
 
 

@@ -58,7 +58,9 @@ class NMG(Format):
         rows = order + torch.arange(chunks)[:, None, None] * chunk
         columns = _columns(n, m, g) + torch.arange(blocks)[:, None, None] * m
         whole = chunks, blocks, chunk, n
-        return scatter(packed.shape, rows[..., None].expand(whole).flatten(), columns.expand(whole).flatten(), values.flatten())
+        return scatter(
+            packed.shape, rows[..., None].expand(whole).flatten(), columns.expand(whole).flatten(), values.flatten()
+        )
 
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
         """See `Format.nbytes`."""

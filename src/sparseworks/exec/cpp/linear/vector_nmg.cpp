@@ -6,7 +6,7 @@
 namespace sparseworks::SW_ISA {
 namespace {
 
-constexpr int64_t kTile = 64;          // tokens at once
+constexpr int64_t kTile = 32;          // tokens at once
 constexpr int64_t kInputs = 64;        // of a tile that a chunk goes over before the next one
 constexpr int64_t kStripe = 256;       // outputs whose sums are kept at once
 
@@ -28,25 +28,29 @@ SW_INLINE void choice(const float* x, const uint8_t* inputs, int64_t stride, con
     }
 }
 
-// Blocks [from, to) of a chunk times V vectors of tokens. Choices of more than four inputs are taken four at a time.
+// Blocks [from, to) of a chunk times V vectors of tokens: inputs [j, j + N) of every choice.
+template <int N, int V, class Row, class T>
+void inputs(const Nmg& a, const float* x, int64_t stride, int64_t chunk, int64_t from, int64_t to, int64_t j, float* sums) {
+    const int64_t height = a.count * a.g, first = chunk * (a.in / a.m) + from, count = a.count, g = a.g, n = a.n;
+    const Row* rows = static_cast<const Row*>(a.order) + first * height;
+    const T* values = static_cast<const T*>(a.values) + first * height * n + j;
+    for (const float* block = x + from * a.m * stride; from < to; ++from, block += a.m * stride) {
+        const uint8_t* table = a.choices + j;
+        for (int64_t c = 0; c < count; ++c, table += n, rows += g, values += g * n) {
+            choice<N, V>(block, table, stride, rows, values, n, g, sums);
+        }
+    }
+}
+
+// Choices of more than four inputs are taken four at a time, since as many lie in registers.
 template <int V, class Row, class T>
 void pass(const Nmg& a, const float* x, int64_t stride, int64_t chunk, int64_t from, int64_t to, float* sums) {
-    const int64_t height = a.count * a.g, blocks = a.in / a.m;
-    for (int64_t b = from; b < to; ++b) {
-        const Row* rows = static_cast<const Row*>(a.order) + (chunk * blocks + b) * height;
-        const T* values = static_cast<const T*>(a.values) + (chunk * blocks + b) * height * a.n;
-        const float* block = x + b * a.m * stride;
-        for (int64_t c = 0; c < a.count; ++c, rows += a.g, values += a.g * a.n) {
-            for (int64_t j = 0; j < a.n; j += 4) {
-                const uint8_t* inputs = a.choices + c * a.n + j;
-                switch (a.n - j) {
-                    case 1: choice<1, V>(block, inputs, stride, rows, values + j, a.n, a.g, sums); break;
-                    case 2: choice<2, V>(block, inputs, stride, rows, values + j, a.n, a.g, sums); break;
-                    case 3: choice<3, V>(block, inputs, stride, rows, values + j, a.n, a.g, sums); break;
-                    default: choice<4, V>(block, inputs, stride, rows, values + j, a.n, a.g, sums);
-                }
-            }
-        }
+    for (int64_t j = 0; j < a.n; j += 4) {
+        const auto some = a.n - j == 1   ? inputs<1, V, Row, T>
+                          : a.n - j == 2 ? inputs<2, V, Row, T>
+                          : a.n - j == 3 ? inputs<3, V, Row, T>
+                                         : inputs<4, V, Row, T>;
+        some(a, x, stride, chunk, from, to, j, sums);
     }
 }
 
