@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from math import comb
 
 import numpy as np
@@ -14,7 +14,7 @@ MOST_CHOICES = 1024
 _PAIRS_AT_ONCE = 1 << 24
 
 
-@lru_cache(maxsize=None)
+@cache
 def choices(n: int, m: int) -> Int[Tensor, "choices n"]:
     """The C(m, n) sets of n of m columns, ascending each, in the revolving-door order: neighbours differ in one column."""
     return torch.tensor(_revolving(n, m), dtype=torch.uint8).reshape(comb(m, n), n)
