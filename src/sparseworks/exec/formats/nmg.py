@@ -46,7 +46,8 @@ class NMG(Format):
         kept = ordered.gather(3, _columns(n, m, g).expand(*order.shape, n)).contiguous()
         rows = order.to(torch.uint8) if chunk <= _BYTE else to_u16(order)
         meta = {"n": n, "m": m, "g": g}
-        return Packed(self.registered_name, values.shape, dtype, {"rows": rows.contiguous(), "values": kept}, meta)
+        parts = {"rows": rows.contiguous(), "values": kept}
+        return Packed(self.registered_name, (support.shape[0], support.shape[1]), dtype, parts, meta)
 
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
         """See `Format.unpack`."""
