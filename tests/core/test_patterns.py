@@ -11,7 +11,9 @@ from sparseworks.core.pattern import Pattern, Tile
 from sparseworks.core.patterns import EXAMPLES, describe, nm, parse, unstructured, vnm
 
 
-@pytest.mark.parametrize("text", [*EXAMPLES, "8:16", "4:8@out", "16x1:4", "vnm:64:2:16", "block:32x1", "block:1x8/row"])
+@pytest.mark.parametrize(
+    "text", [*EXAMPLES, "8:16", "2:4:16", "4:8@out", "16x1:4", "vnm:64:2:16", "block:32x1", "block:1x8/row"]
+)
 def test_text_round_trip(text):
     assert describe(parse(text)) == text and str(parse(text)) == text
 
@@ -26,7 +28,9 @@ def test_every_kind_is_among_the_examples():
     assert len({(type(parse(e).quota), parse(e).unit, parse(e).group) for e in EXAMPLES}) >= 12
 
 
-@pytest.mark.parametrize("text", ["", "3", "2:4:6", "block:4", "vnm:2:4", "-1:4", "2:4@sideways", "block:0x4", "5:4"])
+@pytest.mark.parametrize(
+    "text", ["", "3", "2:4:6:1", "4:4:1", "2:4:0", "block:4", "vnm:2:4", "-1:4", "2:4@sideways", "block:0x4", "5:4"]
+)
 def test_text_that_cannot_be_read(text):
     with pytest.raises(PatternError):
         parse(text)

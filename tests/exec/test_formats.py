@@ -99,6 +99,29 @@ def test_nm_refuses_groups_that_keep_fewer():
     assert FORMATS.get("nm").refuses(Support.from_mask(mask))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("text", "chunks"), [("2:4:1", 3), ("2:4:4", 2), ("1:4:2", 1), ("3:8:1", 2), ("2:4:43", 1)])
+def test_nmg_holds_every_choice_equally_often(text, chunks, dtype):
+    """43 rows a choice make chunks of 258, whose rows need 16 bits."""
+    pattern = parse(text)
+    shape = chunks * pattern.chunk, 5 * (pattern.group.cols or 1)
+    support = pattern.select(torch.randn(shape, generator=torch.Generator().manual_seed(1)).abs())
+    check_round_trip("nmg", support, dtype)
+    packed = FORMATS.get("nmg").pack(poisoned(support), support)
+    assert list(packed.meta.values()) == [int(number) for number in text.split(":")]
+    assert packed.parts["rows"].dtype is (torch.int16 if pattern.chunk > 256 else torch.uint8)
+
+
+def test_nmg_refuses_what_is_not_spread_and_rows_named_twice():
+    scores = torch.randn(24, 16, generator=torch.Generator().manual_seed(1)).abs()
+    nmg, support = FORMATS.get("nmg"), parse("2:4:2").select(scores)
+    assert "equally often" in (nmg.refuses(parse("2:4").select(scores)) or "")
+    packed = nmg.pack(scores, support)
+    packed.parts["rows"][0, 0, 0] = packed.parts["rows"][0, 0, 1]
+    with pytest.raises(KernelError, match="twice"):
+        packed.unpack()
+
+
 @pytest.mark.parametrize("width", [256, 1024, 600])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 def test_balanced_holds_n_of_256(width, dtype):

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from sparseworks.core.errors import KernelError
+from sparseworks.core.patterns import parse
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Packed
 from sparseworks.exec.kernel import KERNELS, Call
@@ -46,6 +47,10 @@ def support_for(name: str, out: int, width: int, density: float = 0.3, seed: int
         groups.flatten(1)[:, width:] = -1.0  # never among the kept ones
         kept = max(0, min(round(density * 256), (width - 1) % 256 + 1))
         return Support.from_mask((groups.argsort(dim=-1, descending=True).argsort(dim=-1) < kept).flatten(1)[:, :width])
+    if kind == "nmg":  # the shape is rounded up to whole chunks and blocks
+        g = (1, 4, 43)[seed % 3]
+        scores = torch.rand(-(-out // (6 * g)) * 6 * g, -(-width // 4) * 4, generator=generator)
+        return parse(f"2:4:{g}").select(scores)
     if kind == "nm":
         groups = torch.rand(out, -(-width // 4), 4, generator=generator).argsort(dim=-1) < 2
         return Support.from_mask(groups.reshape(out, -1))
@@ -70,7 +75,7 @@ def check(name: str, packed: Packed, rows: int, bias: bool = True) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", NATIVE)
 def test_equals_reference(name, shape, every_isa):
-    for seed in range(3 if name.startswith("panel") else 1):
+    for seed in range(3 if name.startswith(("panel", "nmg")) else 1):
         packed = packed_for(name, support_for(name, *shape, seed=seed))
         for rows in ROWS:
             check(name, packed, rows, bias=rows % 2 == 0)
@@ -208,6 +213,8 @@ def test_kernels_compute_by_themselves(name: str, rows: int, monkeypatch):
     mask = torch.zeros(32, 64, dtype=torch.bool)
     mask[:, ::4] = mask[:, 1::4] = True
     support, weight, x = Support.from_mask(mask), torch.randn(32, 64), torch.randn(rows, 64)
+    if kernel.format == "nmg":
+        support = parse("1:4:2").select(weight.abs())
     packed = FORMATS.get(kernel.format).pack(weight, support, dtype=kernel.value_dtype)
     expected = kernel.reference(x, packed, None)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import comb
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from sparseworks.core.errors import BudgetError, PatternError
+from sparseworks.core.grouped import MOST_CHOICES, numbers, uses
 from sparseworks.core.support import Support
 
 Keep = int | Int[Tensor, " groups"]
@@ -103,6 +105,7 @@ class Pattern:
             fan-in), or None (the budget decides, shares as even as integers allow).
         inner: a second selection inside the entries kept by the first (V:N:M).
         across: groups reach over all sites of a model (global pruning); one matrix alone is then one group.
+        uses: n:m:g, for groups of one row: of every C(m, n) g rows exactly g = `uses` make each of the C(m, n) choices.
     """
 
     unit: Tile = ELEMENT
@@ -110,6 +113,7 @@ class Pattern:
     quota: int | Literal["equal"] | None = None
     inner: Pattern | None = None
     across: bool = False
+    uses: int | None = None
 
     def __post_init__(self):
         if self.quota is not None and self.quota != "equal" and (type(self.quota) is not int or self.quota < 0):
@@ -119,6 +123,18 @@ class Pattern:
             raise PatternError(f"Cannot keep {self.quota} of a group of {size} units ({self.group}).")
         if self.inner and not isinstance(self.quota, int) and not isinstance(self.inner.quota, int):
             raise PatternError("Of two nested selections at most one can take its count from the budget: give a quota.")
+        if self.uses is not None:
+            self._check_uses(self.uses)
+
+    def _check_uses(self, g: int) -> None:
+        n, m = self.quota, self.group.cols
+        plain = self.unit == ELEMENT and self.group.rows == 1 and self.inner is None and not self.across
+        if not plain or not isinstance(n, int) or m is None:
+            raise PatternError("Only N:M of single entries along the inputs can spread its choices over the rows.")
+        if g < 1 or not 0 < n < m or comb(m, n) > MOST_CHOICES:
+            raise PatternError(
+                f"N:M:G needs 0 < N < M, G >= 1 and at most {MOST_CHOICES} choices of N among M, got {n}:{m}:{g}."
+            )
 
     # -- shapes and counts ----------------------------------------------------------------------------------------
 
@@ -129,6 +145,16 @@ class Pattern:
             raise PatternError(
                 f"{self} keeps {self.quota} of each group, but a group of shape {tuple(shape)} has {size} units."
             )
+        if self.uses and shape[-2] % self.chunk:
+            raise PatternError(
+                f"{shape[-2]} rows cannot be cut into chunks of {self.chunk}, which {self} needs (shape {tuple(shape)}); "
+                f"choose a pattern that divides {shape[-2]}, or leave this site out."
+            )
+
+    @property
+    def chunk(self) -> int:
+        """Rows among which choices are spread: C(m, n) g of n:m:g, 1 of all others."""
+        return comb(self.group.cols or 1, int(self.quota or 0)) * self.uses if self.uses else 1
 
     def grid(self, shape: Sequence[int]) -> tuple[int, int]:
         """Rows and columns of the unit grid of a matrix of `shape`."""
@@ -182,7 +208,7 @@ class Pattern:
     def admits(self, support: Support) -> bool:
         """Whether units are kept whole and no group holds more than its quota (equal counts where the quota says so).
 
-        Of a nested pattern: whether some outer choice of the quota's size holds the support, and the inner pattern
+        Of n:m:g: rows that keep fewer than n make no choice yet. Of a nested pattern: whether some outer choice of the quota's size holds the support, and the inner pattern
         admits what was kept of it.
         """
         try:
@@ -198,7 +224,13 @@ class Pattern:
         if self.inner is None and self.quota == "equal":
             return kept.numel() == 0 or bool((kept == kept.reshape(-1)[0]).all())
         within = not isinstance(self.quota, int) or bool((kept <= self.quota).all())
+        if within and self.uses:
+            return self._admits_choices(support, self.uses)
         return within and (self.inner is None or self._admits_inner(support, grid, self.inner))
+
+    def _admits_choices(self, support: Support, g: int) -> bool:
+        n, m = int(self.quota or 0), self.group.cols or 1
+        return bool((uses(numbers(support.mask(), n, m), comb(m, n), self.chunk) <= g).all())
 
     def _admits_inner(self, support: Support, grid: Tensor, inner: Pattern) -> bool:
         from sparseworks.core.select import select

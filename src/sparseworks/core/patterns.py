@@ -1,4 +1,4 @@
-"""Named patterns and their text form: "row", "2:4", "16x2:4", "block:4x1", "fan-in", "vnm:64:2:8" ..."""
+"""Named patterns and their text form: "row", "2:4", "16x2:4", "block:4x1", "fan-in", "2:4:16", "vnm:64:2:8" ..."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ def nm(n: int, m: int, *, axis: Literal["in", "out"] = "in", rows: int = 1) -> P
     if axis == "in":
         return Pattern(unit=Tile(rows, 1), group=Tile(1, m), quota=n)
     return Pattern(unit=Tile(1, rows), group=Tile(m, 1), quota=n)
+
+
+def nmg(n: int, m: int, g: int) -> Pattern:
+    """N:M:G: of every C(M, N) G rows each choice of N among M is made by exactly G (Ivanov et al., 2023, arXiv 2304.07613)."""
+    if not 0 <= n <= m or m < 1:
+        raise PatternError(f"N:M:G needs 0 < N < M, got {n}:{m}:{g}.")
+    return Pattern(group=Tile(1, m), quota=n, uses=g)
 
 
 def vnm(v: int, n: int, m: int) -> Pattern:
@@ -68,6 +75,7 @@ _WORDS = {
 
 _FORMS: list[tuple[str, object]] = [
     (r"(\d+):(\d+)", lambda n, m: nm(int(n), int(m))),
+    (r"(\d+):(\d+):(\d+)", lambda n, m, g: nmg(int(n), int(m), int(g))),
     (r"(\d+):(\d+)@out", lambda n, m: nm(int(n), int(m), axis="out")),
     (r"(\d+)x(\d+):(\d+)", lambda r, n, m: nm(int(n), int(m), rows=int(r))),
     (r"vnm:(\d+):(\d+):(\d+)", lambda v, n, m: vnm(int(v), int(n), int(m))),
@@ -81,7 +89,7 @@ EXAMPLES = (
 )
 """Texts of at least one pattern of every kind; all fit matrices whose sides are multiples of 8."""
 
-HELP = "row, tensor, column, global, N:M (2:4), N:M@out, RxN:M (16x2:4), vnm:V:N:M, block:RxC, block:RxC/row, fan-in, rows, columns"
+HELP = "row, tensor, column, global, N:M (2:4), N:M@out, RxN:M (16x2:4), N:M:G, vnm:V:N:M, block:RxC, block:RxC/row, fan-in, rows, columns"
 
 
 def parse(text: str) -> Pattern:
@@ -106,6 +114,8 @@ def describe(pattern: Pattern) -> str:
         if _WORDS[word]() == pattern:
             return word
     unit, group, quota = pattern.unit, pattern.group, pattern.quota
+    if pattern.uses:
+        return f"{quota}:{group.cols}:{pattern.uses}"
     if pattern.inner is None and not pattern.across:
         if isinstance(quota, int):
             if unit == ELEMENT and group.rows == 1 and group.cols:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
+from sparseworks.core.grouped import select_grouped
 from sparseworks.core.pattern import Keep, Pattern, from_groups, places, to_groups
 from sparseworks.core.support import Support
 
@@ -18,7 +19,7 @@ from sparseworks.core.support import Support
 def select(scores: Shaped[Tensor, "*batch rows cols"], pattern: Pattern, keep: Keep | None = None) -> Support:
     """Keep the `keep` best units of every group of `pattern`; ties go to the lower index.
 
-    A unit's score is the sum over its entries. Every batch element is selected on its own, with the same `keep`.
+    A unit's score is the sum over its entries; n:m:g is assigned greedily, see `select_grouped`. Every batch element is selected on its own, with the same `keep`.
 
     Args:
         scores: importance of each entry; any real dtype, +-inf allowed (inf = always, -inf = last).
@@ -35,6 +36,8 @@ def select(scores: Shaped[Tensor, "*batch rows cols"], pattern: Pattern, keep: K
     """
     scores = _ordered(scores)
     _check_scores(scores)
+    if pattern.uses:
+        return _select_spread(scores, pattern, pattern.uses)
     units = _pool(scores, pattern)
     grouped = to_groups(units, pattern.group)
     quota = _quota(pattern, keep, scores.shape, grouped.shape)
@@ -255,6 +258,11 @@ def _check_range(pattern: Pattern, keep: Keep, shape: Sequence[int], size: int, 
         raise BudgetError(
             f"Each group of {pattern} on shape {tuple(shape)} has {size} units; cannot keep {low if low < 0 else high}."
         )
+
+
+def _select_spread(scores: Tensor, pattern: Pattern, g: int) -> Support:
+    pattern.check(scores.shape)
+    return Support.from_mask(select_grouped(scores, int(pattern.quota or 0), pattern.group.cols or 1, g))
 
 
 def _select_inner(scores: Tensor, outer: Tensor, inner: Pattern, keep: Keep | None) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sparseworks.core.errors import KernelError, SparseworksError
+from sparseworks.core.patterns import parse
 from sparseworks.core.support import Support
 from sparseworks.exec import FORMATS, KERNELS
 from sparseworks.exec.format import Packed
@@ -85,6 +86,8 @@ def _supports(out: int, width: int) -> list[Support]:
         tiles.repeat_interleave(16, dim=0).repeat_interleave(2, dim=1)[:out, :width],
         torch.ones(out, width, dtype=torch.bool),
     ]
+    if out % 8 == 0 and width % 4 == 0:
+        masks.append(parse("1:4:2").select(torch.rand(out, width, generator=g)).mask())
     return [Support.from_mask(m) for m in masks]
 
 

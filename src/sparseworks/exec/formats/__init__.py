@@ -10,6 +10,7 @@ from sparseworks.exec.formats.dense import Dense as Dense
 from sparseworks.exec.formats.fanin import FanIn as FanIn
 from sparseworks.exec.formats.inmajor import InputMajor as InputMajor
 from sparseworks.exec.formats.nm import NM as NM
+from sparseworks.exec.formats.nmg import NMG as NMG
 from sparseworks.exec.formats.pairs import Pairs as Pairs
 from sparseworks.exec.formats.panel import Panel as Panel
 from sparseworks.exec.formats.semi import Semi as Semi

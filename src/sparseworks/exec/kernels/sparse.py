@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from sparseworks.core.grouped import choices
 from sparseworks.exec.format import FORMATS, Packed, damaged
 from sparseworks.exec.formats.balanced import SEGMENT
 from sparseworks.exec.formats.grid import block_sizes
+from sparseworks.exec.formats.nmg import ordered_rows
 from sparseworks.exec.formats.segments import from_u16, segment_of
 from sparseworks.exec.kernel import KERNELS
 from sparseworks.exec.kernels.cpu import (
@@ -206,6 +208,23 @@ class NMKernel(NativeKernel):
         return width, out, self.value_dtype is torch.bfloat16, 0, *_addresses(bits, values), bits.shape[1], per_row, 0
 
 
+class NMGKernel(NativeKernel):
+    """n:m:g, many rows: the inputs of a choice are loaded once for g outputs (Ivanov et al. 2023, arXiv 2304.07613)."""
+
+    format = "nmg"
+    entry = "nmg"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `NativeKernel.inspect`."""
+        out, width = packed.shape
+        n, m, g, order = ordered_rows(packed)
+        rows = part(packed, "rows", packed.parts["rows"].dtype, *order.shape)
+        values = part(packed, "values", self.value_dtype, *order.shape, n)
+        table = choices(n, m)  # kept alive by the cache of `choices`
+        arrays = _addresses(table, rows, values)
+        return width, out, self.value_dtype is torch.bfloat16, *arrays, n, m, g, table.shape[0]
+
+
 def _addresses(*tensors: torch.Tensor) -> tuple[int, ...]:
     return tuple(t.data_ptr() for t in tensors)
 
@@ -230,7 +249,7 @@ def _tile_limits(out: int, width: int, k_block: int, row_block: int) -> tuple[to
 
 KERNELS.register("pairs-int16")(PairsKernel("pairs-int16", torch.int16))
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-for _kind in (TileKernel, PanelKernel, CsrKernel, FanInKernel, BalancedKernel, BitmaskKernel, NMKernel):
+for _kind in (TileKernel, PanelKernel, CsrKernel, FanInKernel, BalancedKernel, BitmaskKernel, NMKernel, NMGKernel):
     for _suffix, _dtype in _TYPES.items():
         if _dtype in FORMATS.get(_kind.format).dtypes:
             KERNELS.register(f"{_kind.format}-{_suffix}")(_kind(f"{_kind.format}-{_suffix}", _dtype))

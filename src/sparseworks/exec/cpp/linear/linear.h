@@ -100,6 +100,14 @@ struct InputMajor : Product {
     const float* threshold;  // (rows), or null: only exact zeros are skipped
 };
 
+// In every chunk of count * g outputs and block of m inputs, each of the `count` choices of n inputs serves g outputs (format `nmg`).
+struct Nmg : Product {
+    const uint8_t* choices;  // (count, n)
+    const void* order;       // outputs of a chunk by choice: 8-bit up to 256 of them, else 16-bit
+    const void* values;
+    int64_t n, m, g, count;
+};
+
 // One matrix of a fused layer: `Pairs` without its input and output.
 struct Matrix {
     int64_t in, out;
@@ -148,6 +156,7 @@ void encoder(const EncoderLayer& a);
 }
 SW_KERNEL(gemv, Dense)
 SW_KERNEL(inmajor, InputMajor)
+SW_KERNEL(nmg, Nmg)
 
 static inline float widen(const void* values, bool bf16, int64_t i) {
     if (!bf16) return static_cast<const float*>(values)[i];
