@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparseworks.core.errors import CheckpointError, KernelError, ShapeError, UnknownNameError
+from sparseworks.core.support import Support
 from sparseworks.exec import KERNELS, Plan, SparseConv1x1, SparseLinear, plan, verify
 from sparseworks.exec.choose import choose, form_of, ladder_rungs, wins
 from sparseworks.exec.layers import layer_of
@@ -364,7 +365,6 @@ def test_bad_arguments(clock, chain, random_support):
 
 
 def test_extreme_supports(clock, chain, masked):
-    from sparseworks.core.support import Support
 
     model, _, x = chain
     clock.us |= {"toy-any": 40.0}
@@ -446,3 +446,10 @@ def test_few_rows_rotate_over_copies(chain, toys, monkeypatch):
         module.race(layer, supports["0"], ["toy-any"], call, working_set=working_set, rounds=1)
         assert sum(isinstance(m, nn.Linear) for m in seen) == copies
         assert sum(isinstance(m, SparseLinear) for m in seen) == copies
+
+
+def test_examples_that_cannot_be_told_apart_are_refused():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1))
+    support = Support.from_mask(torch.rand(4, 36) < 0.5)
+    with pytest.raises(KernelError, match="16x4x4x4 and 1x4x16x16"):
+        plan(model, {"0": support}, examples=[torch.randn(16, 4, 4, 4), torch.randn(1, 4, 16, 16)], cache=False)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sparseworks.core.errors import KernelError
+from sparseworks.core.support import Support
 from sparseworks.exec import SparseLinear
 from sparseworks.exec.native import native
 from sparseworks.exec.prepared import _MOST, unprepared
@@ -140,6 +141,20 @@ def test_a_bias_cut_short_where_it_lies_is_not_read_beyond_its_end(layer):
         layer(x)
 
 
+def test_a_bias_of_another_form_at_the_same_place(layer):
+    base = torch.randn(32)
+    layer.bias.data = base[:16]
+    x = torch.randn(4, 24)
+    layer(x)
+    layer.bias.data = base.view(torch.float64)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.dense_weight(), layer.bias.float()))
+    layer.bias.data = base[:16]
+    layer(x)
+    layer.bias.data = base[::2]
+    with pytest.raises(KernelError, match="contiguous"):
+        layer(x)
+
+
 def test_a_bias_of_another_type_goes_the_long_way(layer, ways):
     layer.bias.data = layer.bias.data.double()
     x = torch.randn(4, 24)
@@ -206,3 +221,11 @@ def test_memory_of_shapes_is_bounded(layer):
     for rows in range(1, 2 * _MOST):
         layer(torch.randn(rows, 24))
     assert len(layer._calls) <= _MOST
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_outputs_has_gradients():
+    layer = SparseLinear.from_linear(nn.Linear(5, 0), Support.empty((0, 5)), kernel="csr16-fp32")
+    x = torch.randn(3, 5, requires_grad=True)
+    layer(x).sum().backward()
+    assert torch.equal(x.grad, torch.zeros(3, 5))

@@ -130,7 +130,7 @@ class Ladder:
 
     def input_gradient(self, grad: Float[Tensor, "*lead out"], parts: Sequence[Tensor]) -> Float[Tensor, "*lead in"]:
         """`grad @ W` by the kernel for the number of rows of `grad`."""
-        rows = grad.reshape(-1, self.shape[0])
+        rows = grad.reshape(grad.shape[:-1].numel(), self.shape[0])
         kernel, form = self.rung(rows.shape[0])
         dx = kernel.input_gradient(rows.contiguous(), form.packed(parts))
         return dx.reshape(*grad.shape[:-1], self.shape[1])

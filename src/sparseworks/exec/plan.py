@@ -267,7 +267,11 @@ def plan(
             raise KernelError("Plan for numbers of rows or for examples, not both.")
         sized: dict[int, Any] = {}
         for example in examples:
-            sized.setdefault(max(1, tokens_in(example)), example)
+            known = sized.setdefault(max(1, tokens_in(example)), example)
+            if _size(known) != _size(example):
+                raise KernelError(
+                    f"Examples {_size(known)} and {_size(example)} have as many rows, by which plans are kept apart; plan for one of them."
+                )
         batch, examples = [*sized], [*sized.values()]
     asked = 1 if batch is None else batch
     batches = tuple(dict.fromkeys([asked] if isinstance(asked, int) else [int(b) for b in asked]))

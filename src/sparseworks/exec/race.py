@@ -67,9 +67,9 @@ def candidates(support: Support, call: Call, dtypes: Sequence[torch.dtype]) -> t
     for name, kernel in KERNELS.items():
         if name == itself or kernel.value_dtype not in dtypes or not _meant_for(kernel, call):
             continue
-        said = refusal(kernel, call) or FORMATS.get(kernel.format).refuses(
-            support, kernel.value_dtype
-        )  # the cheap question first
+        # Layers of rows widen half precision, convolutions do not.
+        said = kernel.refuses(call) if kernel.of_maps else refusal(kernel, call)
+        said = said or FORMATS.get(kernel.format).refuses(support, kernel.value_dtype)  # the cheap question first
         if said:
             refused[name] = said
         else:

@@ -199,3 +199,32 @@ def test_compiled_callers_get_the_same():
     ours = torch.autograd.grad(run(q, k, v).sum(), (q, k, v))
     for a, b in zip(ours, torch.autograd.grad(eager.sum(), (q, k, v)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_type_of_tensors_does_not_matter(default):
+    q, k, v = (t.requires_grad_() for t in tensors(1, 2, 1, 70, 70, 16))
+    expected = dense(q, k, v, Support.full((2, 2)), 64, True, None)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        out, lse = sw.attend(q, k, v, causal=True, return_lse=True)
+        out.sum().backward()
+    finally:
+        torch.set_default_dtype(before)
+    assert out.dtype is lse.dtype is torch.float32
+    torch.testing.assert_close(out, expected[0].float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lse, expected[1].float(), rtol=1e-4, atol=1e-5)
+
+
+def test_overlapping_windows():
+    """Their strides are no layout for an output."""
+    _, k, v = tensors(1, 2, 2, 16, 50, 32)
+    q, window = torch.randn(1, 2, 16 + 31).unfold(-1, 32, 1), torch.randn(1, 2, 50 + 31).unfold(-1, 32, 1).detach()
+    torch.testing.assert_close(sw.attend(q, k, v), sw.attend(q.contiguous(), k, v))
+    grads = []
+    for keys in (window.clone(memory_format=torch.contiguous_format), window):
+        keys.requires_grad_()
+        sw.attend(q.contiguous(), keys, v).square().sum().backward()
+        grads.append(keys.grad)
+    torch.testing.assert_close(*grads)

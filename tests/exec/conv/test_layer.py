@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ from torch import nn
 from sparseworks.core.errors import CheckpointError, DtypeError, KernelError, ModelError, ShapeError
 from sparseworks.core.support import Support
 from sparseworks.exec import FORMATS, SparseConv2d
+from sparseworks.exec.conv import layer as module
 from sparseworks.exec.conv.layer import _READS
+from sparseworks.exec.layers import layer_of
 from sparseworks.exec.native import native
+from sparseworks.exec.race import candidates
 from sparseworks.io.packed import build_empty, describe
 
 
@@ -248,3 +252,39 @@ def test_damage_is_noticed_also_after_a_call(damage):
     damage(layer)
     with pytest.raises(KernelError, match="damaged"):
         layer(x)
+
+
+@pytest.mark.skipif(native() is None, reason="counts what the extension's way prepares")
+@torch.no_grad()
+def test_maps_of_several_sizes_are_prepared_once_each(monkeypatch):
+    conv, sparse, _ = pair(8, 8, 3, padding=1)
+    found, real = [], module.taps_of
+    monkeypatch.setattr(module, "taps_of", lambda *a: found.append(1) or real(*a))
+    sizes = [torch.randn(1, 8, side, side) for side in (4, 5, 6, 7, 8)]
+    for _ in range(3):
+        for x in sizes:
+            close(sparse(x), conv(x))
+    assert len(found) == 5
+    prepared, real_guarded = [], module.guarded
+    monkeypatch.setattr(module, "guarded", lambda *a: prepared.append(1) or real_guarded(*a))
+    for x in sizes:
+        close(sparse(x.to(memory_format=torch.channels_last)), conv(x))
+    assert not prepared
+
+
+def test_files_without_rungs_are_read():
+    """As they were written before layers could hold a dense weight, too."""
+    _, sparse, _ = pair()
+    meta = sparse.metadata()
+    del meta["rungs"]
+    twin = SparseConv2d.from_metadata(meta)
+    twin.load_state_dict(sparse.state_dict())
+    x = torch.randn(2, 5, 9, 9)
+    close(twin(x), sparse(x))
+
+
+def test_half_precision_is_no_case_for_kernels_of_maps():
+    _, _, support = pair(8, 8, 3)
+    call = layer_of(nn.Conv2d(8, 8, 3)).call(support, 1, (1, 8, 9, 9))
+    assert "taps-fp32" in candidates(support, call, (torch.float32,))[0]
+    assert "taps-fp32" not in candidates(support, replace(call, dtype=torch.bfloat16), (torch.float32,))[0]

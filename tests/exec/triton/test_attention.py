@@ -139,3 +139,9 @@ def test_refusals(device):
         block_attention(q, torch.cat([k, k, k], 1), torch.cat([v, v, v], 1), *at, 16, False)
     with pytest.raises(DtypeError, match="one type"):
         block_attention(q.half(), k, v, *at, 16, False)
+
+
+def test_many_more_queries_than_keys_end(device, close):
+    q, k, v, _ = case((1, 1, 1, 64, 16, 64), 1, 16, 1.0, torch.float32, device)
+    support = Support.full((1, 4, 1))
+    check(block_attention(q, k, v, *lists(support, device), 16, True), reference(q, k, v, support, 16, True), close)

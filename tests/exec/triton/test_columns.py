@@ -49,3 +49,9 @@ def test_refusals(device):
         column_linear(x[:2], weight_t.T.contiguous())
     with pytest.raises(DtypeError, match="one type"):
         column_linear(x[:2].half(), weight_t)
+
+
+@pytest.mark.parametrize("threshold", [-1.0, float("nan")])
+def test_no_threshold_reaches_beyond_the_inputs(threshold, device, close):
+    x, weight_t = case(1, 50, 24, 0.5, torch.float32, device)
+    close(column_linear(x, weight_t, threshold=threshold), x @ weight_t)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -113,3 +116,13 @@ def test_a_layer_on_blocks_trains_its_input_and_bias(device, close):
     close(y.detach(), (x @ weight.T + linear.bias.to(device)).detach())
     close(x.grad, (2 * y @ weight).detach())
     assert torch.equal(layer.dense_weight(), weight) and layer.support() == support
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_go_when_their_layer_goes(name, device):
+    kernel, packed = KERNELS.get(name), packed_for(name, support_for(name), device)
+    kernel(torch.zeros(1, 48, device=device).to(kernel.value_dtype), packed, None)
+    parts = [weakref.ref(t) for t in packed.parts.values()]
+    del packed
+    gc.collect()
+    assert not any(part() is not None for part in parts)

@@ -147,7 +147,7 @@ class _Attend(torch.autograd.Function):
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, cut: _Cut, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp by the extension."""
-    out, lse = torch.empty_like(q), torch.empty(q.shape[:3])
+    out, lse = _room_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device="cpu")
     for b, sizes in _sequences(q, k, cut):
         views = [_view(t[b]) for t in (q, k, v, out)]
         native().prefill(*views, lse[b].data_ptr(), *sizes, causal, scale, torch.get_num_threads())  # type: ignore[union-attr]
@@ -170,7 +170,7 @@ def _backward(
     """Gradients of q, k and v by the extension, written where told."""
     grad = grad if grad.stride(3) == 1 else grad.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    dq, dk, dv = into or (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v))
+    dq, dk, dv = into or (_room_like(q), _room_like(k), _room_like(v))
     for b, sizes in _sequences(q, k, cut):
         views = [_view(t[b]) for t in (q, k, v, out, grad, dq, dk, dv)]
         logs = lse[b].data_ptr(), 0 if grad_lse is None else grad_lse[b].data_ptr()
@@ -184,6 +184,12 @@ def _sequences(q: Tensor, k: Tensor, cut: _Cut) -> Iterator[tuple[slice, list[li
     each = [slice(0, batch)] if cut.batch == 1 else [slice(b, b + 1) for b in range(batch)]
     for b in each:
         yield b, [cut.of(b.start, rows), [b.stop - b.start, q.shape[1], k.shape[1], q.shape[2], k.shape[2], k.shape[3]]]
+
+
+def _room_like(t: Tensor) -> Tensor:
+    """Laid out as `t` where that leaves the last dimension together; overlapping windows do not."""
+    made = torch.empty_like(t)
+    return made if made.stride(3) == 1 else torch.empty(t.shape, dtype=t.dtype, device=t.device)
 
 
 def _view(t: Tensor) -> list[int]:

@@ -122,15 +122,9 @@ class KeyPages:
 
     def _run(self, module, q: Tensor, top: int, scale: float, pages: Support | None) -> tuple[Tensor, Tensor, Tensor]:
         heads, capacity = len(q), self._k.shape[1]
-        out, lse = torch.empty_like(q), torch.empty(heads)
-        scores = torch.empty(heads, capacity)
-        chosen = (
-            torch.ones(heads, capacity, dtype=torch.uint8)
-            if top == 0
-            else torch.empty(heads, capacity, dtype=torch.uint8)
-        )
-        if top > 0:
-            chosen.zero_()
+        out, lse = torch.empty_like(q), q.new_empty(heads)
+        scores = q.new_empty(heads, capacity)
+        chosen = q.new_full((heads, capacity), int(top == 0), dtype=torch.uint8)
         if pages is not None:
             chosen[:, : self.pages] = pages.mask()
         buffers = (q, self._k, self._v, self._bounds, out, lse, scores, chosen)
@@ -166,11 +160,8 @@ class KeyPages:
     def _allocate(self, pages: int) -> None:
         groups, old = -(-pages // BOUNDS), getattr(self, "_k", None)
         pages = groups * BOUNDS
-        fresh = (
-            torch.zeros(self.kv_heads, pages, self._width, PAGE),
-            torch.zeros(self.kv_heads, pages, PAGE, self._width),
-            torch.zeros(self.kv_heads, groups, 2, self._width, BOUNDS),
-        )
+        sizes = (pages, self._width, PAGE), (pages, PAGE, self._width), (groups, 2, self._width, BOUNDS)
+        fresh = [torch.zeros(self.kv_heads, *size, dtype=torch.float32, device="cpu") for size in sizes]
         fresh[2][:, :, 0], fresh[2][:, :, 1] = -torch.inf, torch.inf
         fresh[2][:, :, :, self.d :] = 0
         if old is not None:

@@ -44,7 +44,7 @@ def attend_tokens(
     if module is None or not q.is_cpu or q.dtype is not torch.float32 or d % STEP or not q.numel():
         return _reference(q.detach(), k.detach(), v.detach(), ptr, idx, scale)
     qs, ks, vs = prepared(q), prepared(k), prepared(v)
-    out, lse = torch.empty_like(qs), torch.empty(heads, queries)
+    out, lse = torch.empty_like(qs), qs.new_empty(heads, queries)
     buffers = (qs, ks, vs, ptr, idx, out, lse)
     sizes = heads, kv_heads, lists, queries, tokens, d
     module.tokens(*(t.data_ptr() for t in buffers), *sizes, scale, torch.get_num_threads())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparseworks.core.codes import Codes
 from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
+from sparseworks.exec.format import FLOATS
 from sparseworks.exec.native import native
 from sparseworks.exec.triton import on_gpu
 
@@ -70,10 +71,12 @@ class _Encode(torch.autograd.Function):
 def _encode(
     x: Tensor, weight: Tensor, bias: Tensor | None, k: int, relu: bool
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    if on_gpu(x) and k <= MOST_ON_GPU:
+    if on_gpu(x) and x.dtype in FLOATS and k <= MOST_ON_GPU:
         from sparseworks.exec.triton.topk import topk_encode
 
-        values, indices = topk_encode(x.contiguous(), weight.contiguous(), bias, k, relu)
+        values, indices = topk_encode(
+            x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous(), k, relu
+        )
         return _finite(values), indices
     values = x.new_empty(len(x), k)
     indices = torch.empty(len(x), k, dtype=torch.long, device=x.device)
@@ -100,7 +103,7 @@ def _fast(
 ) -> None:
     bad = torch.zeros(1, dtype=torch.int32)
     rows, (latents, k) = len(x), (len(weight), values.shape[1])
-    room = torch.empty(rows * min(_LATENTS, latents))
+    room = x.new_empty(rows * min(_LATENTS, latents))
     for first in range(0, latents, _LATENTS):
         part = weight[first : first + _LATENTS]
         tile = room[: rows * len(part)].view(rows, len(part))

@@ -29,7 +29,9 @@ from sparseworks.exec.window import Window
 
 KERNEL, FORMAT = "taps-fp32", "taps"
 _PARTS = ("ptr", "columns", "values")
-_MOST_CALLS = 4  # entries found for one size of maps are as large as the packed weight
+_MOST_SIZES = (
+    8  # entries found for one size of maps are as large as the packed weight; feature pyramids have five sizes
+)
 _READS = {KERNEL: _PARTS, DENSE: ("weight",)}
 
 
@@ -77,7 +79,7 @@ class SparseConv2d(nn.Module):
             raise ShapeError(f"A layer of {self.out_channels} outputs cannot take a bias of shape {tuple(bias.shape)}.")
         own = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         self.register_parameter("bias", own)
-        self._known: tuple[Any, list[Tensor], Taps] | None = None
+        self._known: dict[tuple[int, int], tuple[Any, list[Tensor], Taps]] = {}
         self._calls = Calls()
 
     @classmethod
@@ -143,15 +145,16 @@ class SparseConv2d(nn.Module):
         try:
             (out, width), kind, kept = meta["shape"], getattr(torch, meta["dtype"]), meta["kept"]
             window = Window(*((int(a), int(b)) for a, b in meta["window"]))
+            rungs = meta.get("rungs") or [(0, DENSE if kept is None else KERNEL)]  # earlier files name none
             parts = {}
             if kept is not None:
                 parts["ptr"] = torch.zeros(out + 1, dtype=torch.int32)
                 parts["columns"] = torch.zeros(kept, dtype=torch.int32)
                 parts["values"] = torch.zeros(kept, dtype=kind)
-            if any(kernel == DENSE for _, kernel in meta["rungs"]):
+            if any(kernel == DENSE for _, kernel in rungs):
                 parts["weight"] = torch.zeros(out, width, *window.kernel, dtype=kind)
             bias = None if meta["bias"] is None else nn.Parameter(torch.zeros(out, dtype=getattr(torch, meta["bias"])))
-            return cls(parts, bias, window=window, shape=(out, width), rungs=meta["rungs"])
+            return cls(parts, bias, window=window, shape=(out, width), rungs=rungs)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise KernelError(
                 f"Not the metadata of a SparseConv2d ({error!r}); write them with `metadata()`."
@@ -260,7 +263,8 @@ class SparseConv2d(nn.Module):
 
     def _run(self, x: Tensor, bias: Tensor | None) -> Tensor:
         size = x.shape[-2], x.shape[-1]
-        taps, x = self._taps(size), x.contiguous()
+        taps, together = self._taps(size), x.is_contiguous()
+        x = x.contiguous()
         y = x.new_empty(*x.shape[:-3], self.out_channels, *taps.size)
         if y.numel() == 0:
             return y
@@ -271,29 +275,37 @@ class SparseConv2d(nn.Module):
         added = None if bias is None else bias.detach().contiguous()
         address = 0 if added is None else added.data_ptr()
         module.conv(x.data_ptr(), y.data_ptr(), address, images, torch.get_num_threads(), *arguments)
-        if bias is self.bias and (bias is None or bias.is_contiguous()):
-            if len(self._calls) >= _MOST_CALLS:
-                self._calls.clear()
+        lasting = bias is self.bias and (bias is None or bias.is_contiguous())
+        if lasting and together and x.shape not in self._calls:
+            _make_room(self._calls)
             self._calls.add(x.shape, guarded(module.conv, images, arguments, parts, y.shape, bias, taps))
         return y
 
     def _taps(self, size: tuple[int, int]) -> Taps:
         """Found and checked once for a size of maps, until a buffer is replaced or written to."""
         buffers = [self.get_buffer(name) for name in _PARTS]
-        key = size, stamp(buffers)
+        seen, known = stamp(buffers), self._known.get(size)
         # The buffers themselves are kept too: another may come to lie at the address of one that is gone.
-        if self._known is None or self._known[0] != key or not all(map(is_, self._known[1], buffers)):
+        if known is None or known[0] != seen or not all(map(is_, known[1], buffers)):
             layout = Layout(self.window, self.in_channels, size)
-            self._known = key, buffers, taps_of(dict(zip(_PARTS, buffers, strict=True)), self.out_channels, layout)
-        return self._known[2]
+            known = seen, buffers, taps_of(dict(zip(_PARTS, buffers, strict=True)), self.out_channels, layout)
+            _make_room(self._known)
+            self._known[size] = known
+        return known[2]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseConv2d:
         self._calls.clear()
-        self._known = None  # or moved buffers would stay in memory until the next call
+        self._known.clear()  # or moved buffers would stay in memory until the next call
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_known": None}  # addresses are not carried into a copy
+        return {**super().__getstate__(), "_known": {}}  # addresses are not carried into a copy
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    """For one more: the oldest goes."""
+    while len(kept) >= _MOST_SIZES:
+        del kept[next(iter(kept))]
 
 
 def _as_kernel(matrix: Float[Tensor, "out taps*in"], window: Window) -> Float[Tensor, "out in height width"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -58,10 +60,10 @@ class GpuKernel(CheckedKernel):
         arguments = self.arguments(packed)
         if x.shape[0] == 0 or out == 0 or width == 0:
             return x.new_zeros(x.shape[0], out) + (0 if bias is None else bias)
-        return self.multiply(x, bias, *arguments)
+        return self.multiply(x, bias, packed.parts, *arguments)
 
-    def multiply(self, x: Tensor, bias: Tensor | None, *arguments: object) -> Tensor:
-        """x W^T + bias with what `inspect` gave."""
+    def multiply(self, x: Tensor, bias: Tensor | None, parts: Mapping[str, Tensor], *arguments: Any) -> Tensor:
+        """x W^T + bias with the checked parts and what `inspect` derived. (What is derived is kept; a part in it would never go.)"""
         raise NotImplementedError
 
 
@@ -73,13 +75,13 @@ class BitmaskGpuKernel(GpuKernel):
     def inspect(self, packed: Packed) -> Arguments:
         """See `CheckedKernel.inspect`."""
         BitmaskKernel(self.name, self.value_dtype).inspect(packed.to("cpu"))
-        return packed.parts["bits"], packed.parts["values"], packed.parts["ptr"]
+        return ()
 
-    def multiply(self, x: Tensor, bias: Tensor | None, *arguments: object) -> Tensor:
+    def multiply(self, x: Tensor, bias: Tensor | None, parts: Mapping[str, Tensor], *arguments: Any) -> Tensor:
         """See `GpuKernel.multiply`."""
         from sparseworks.exec.triton.bitmap import bitmap_linear
 
-        return bitmap_linear(x, *arguments, bias)  # type: ignore[arg-type]
+        return bitmap_linear(x, parts["bits"], parts["values"], parts["ptr"], bias)
 
 
 class CsrGpuKernel(GpuKernel):
@@ -90,13 +92,13 @@ class CsrGpuKernel(GpuKernel):
     def inspect(self, packed: Packed) -> Arguments:
         """See `CheckedKernel.inspect`."""
         CsrKernel(self.name, self.value_dtype).inspect(packed.to("cpu"))
-        return packed.parts["columns"], packed.parts["values"], packed.parts["ptr"]
+        return ()
 
-    def multiply(self, x: Tensor, bias: Tensor | None, *arguments: object) -> Tensor:
+    def multiply(self, x: Tensor, bias: Tensor | None, parts: Mapping[str, Tensor], *arguments: Any) -> Tensor:
         """See `GpuKernel.multiply`."""
         from sparseworks.exec.triton.csr import csr_linear
 
-        return csr_linear(x, *arguments, bias)  # type: ignore[arg-type]
+        return csr_linear(x, parts["columns"], parts["values"], parts["ptr"], bias)
 
 
 class InputMajorGpuKernel(GpuKernel):
@@ -112,13 +114,14 @@ class InputMajorGpuKernel(GpuKernel):
     def inspect(self, packed: Packed) -> Arguments:
         """See `CheckedKernel.inspect`."""
         out, width = packed.shape
-        return (part(packed, "weight", self.value_dtype, width, out),)
+        part(packed, "weight", self.value_dtype, width, out)
+        return ()
 
-    def multiply(self, x: Tensor, bias: Tensor | None, *arguments: object) -> Tensor:
+    def multiply(self, x: Tensor, bias: Tensor | None, parts: Mapping[str, Tensor], *arguments: Any) -> Tensor:
         """See `GpuKernel.multiply`."""
         from sparseworks.exec.triton.columns import column_linear
 
-        return column_linear(x, *arguments, bias)  # type: ignore[arg-type]
+        return column_linear(x, parts["weight"], bias)
 
 
 class BsrGpuKernel(GpuKernel):
@@ -131,14 +134,14 @@ class BsrGpuKernel(GpuKernel):
         from sparseworks.exec.triton.blocks import Layout
 
         check_blocks(packed.to("cpu"), self.value_dtype)
-        at = (packed.parts["ptr"], packed.parts["columns"])
-        return packed.parts["blocks"], Layout.of(packed.shape, int(packed.meta["block"]), *at)
+        at = (packed.parts["ptr"].clone(), packed.parts["columns"].clone())
+        return (Layout.of(packed.shape, int(packed.meta["block"]), *at),)
 
-    def multiply(self, x: Tensor, bias: Tensor | None, *arguments: object) -> Tensor:
+    def multiply(self, x: Tensor, bias: Tensor | None, parts: Mapping[str, Tensor], *arguments: Any) -> Tensor:
         """See `GpuKernel.multiply`."""
         from sparseworks.exec.triton.blocks import block_linear
 
-        return block_linear(x, *arguments, bias)  # type: ignore[arg-type]
+        return block_linear(x, parts["blocks"], *arguments, bias)
 
     def input_gradient(self, grad: Float[Tensor, "rows out"], packed: Packed) -> Float[Tensor, "rows in"]:
         """grad W from the kept blocks; in another type or place as every kernel does it."""
@@ -147,7 +150,7 @@ class BsrGpuKernel(GpuKernel):
             return super().input_gradient(grad, packed)
         from sparseworks.exec.triton.blocks import block_linear_dx
 
-        return block_linear_dx(grad, *self.arguments(packed))
+        return block_linear_dx(grad, packed.parts["blocks"], *self.arguments(packed))
 
 
 class SemiGpuKernel(GpuKernel):
@@ -170,9 +173,9 @@ class SemiGpuKernel(GpuKernel):
         weight, _ = FORMATS.get(self.format).unpack(here)
         return (torch.sparse.to_sparse_semi_structured(weight.to(packed.parts["values"].device)),)
 
-    def multiply(self, x: Tensor, bias: Tensor | None, *arguments: object) -> Tensor:
+    def multiply(self, x: Tensor, bias: Tensor | None, parts: Mapping[str, Tensor], *arguments: Any) -> Tensor:
         """See `GpuKernel.multiply`."""
-        return F.linear(x, *arguments, bias)  # type: ignore[arg-type]
+        return F.linear(x, *arguments, bias)
 
 
 def check_blocks(packed: Packed, dtype: torch.dtype) -> None:

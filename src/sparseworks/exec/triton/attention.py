@@ -64,7 +64,7 @@ def _prefill(q, k, v, out, lse, ptr, idx, heads, kv_heads, queries, keys, shift,
     # Blocks before `free` are seen whole by every query: no mask is made for them.
     whole = keys // B
     if CAUSAL:
-        whole = tl.minimum(whole, (at * B + shift + 1) // B)
+        whole = tl.minimum(whole, tl.maximum(at * B + shift + 1, 0) // B)
     free = last
     while tl.load(idx + free - 1, mask=free > first, other=-1) >= whole:
         free -= 1

@@ -38,7 +38,7 @@ def _gather(x, w, lists, parts, rows, width, out, span, threshold, ROWS: tl.cons
     k = split * span + place
     mine = (m < rows)[:, None] & ((place < span) & (k < width))[None, :]
     size = tl.abs(tl.load(x + m[:, None] * width + k[None, :], mask=mine, other=0.0).to(tl.float32))
-    active = tl.max((~(size <= threshold)).to(tl.int32), axis=0)  # `not <=` keeps NaN: it must reach the result
+    active = tl.max((mine & ~(size <= threshold)).to(tl.int32), axis=0)  # `not <=` keeps NaN: it must reach the result
     found = tl.sum(active, axis=0)
     listed = lists + (split * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * SPAN
     tl.store(listed + tl.cumsum(active, axis=0) - active, k, mask=active != 0)

@@ -82,10 +82,11 @@ class Prepared {
         }
         return true;
     }
-    // What is written to the bias is read; only its place and size matter.
+    // What is written to the bias is read; only its place, size and form matter.
     bool same(nb::handle bias) const {
         if (bias_.empty()) return bias.is_none();
-        return bias.is(bias_[0].tensor) && bias_[0].there() && number(result(bias, names().numel)) == out_;
+        return bias.is(bias_[0].tensor) && bias_[0].there() && number(result(bias, names().numel)) == out_ &&
+               attribute(bias, names().dtype).is(float32_) && result(bias, names().is_contiguous).is(Py_True);
     }
     bool readable(nb::handle x) const {
         return attribute(x, names().dtype).is(float32_) && attribute(x, names().is_cpu).is(Py_True) &&
