@@ -130,7 +130,7 @@ def _grad_linear(ctx, grad):
     dx = _backward_op(grad.contiguous(), parts, *ctx.statics) if ctx.needs_input_grad[0] else None
     dbias = None
     if ctx.has_bias and ctx.needs_input_grad[1]:
-        dbias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
+        dbias = grad.reshape(grad.shape[:-1].numel(), grad.shape[-1]).sum(0).to(ctx.bias_dtype)
     return dx, dbias, [None] * len(parts), None, None, None
 
 
