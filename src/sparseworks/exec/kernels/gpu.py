@@ -141,7 +141,8 @@ class BsrGpuKernel(GpuKernel):
         """See `GpuKernel.multiply`."""
         from sparseworks.exec.triton.blocks import block_linear
 
-        return block_linear(x, parts["blocks"], *arguments, bias)
+        (layout,) = arguments
+        return block_linear(x, parts["blocks"], layout, bias)
 
     def input_gradient(self, grad: Float[Tensor, "rows out"], packed: Packed) -> Float[Tensor, "rows in"]:
         """grad W from the kept blocks; in another type or place as every kernel does it."""
@@ -175,7 +176,8 @@ class SemiGpuKernel(GpuKernel):
 
     def multiply(self, x: Tensor, bias: Tensor | None, parts: Mapping[str, Tensor], *arguments: Any) -> Tensor:
         """See `GpuKernel.multiply`."""
-        return F.linear(x, *arguments, bias)
+        (weight,) = arguments
+        return F.linear(x, weight, bias)
 
 
 def check_blocks(packed: Packed, dtype: torch.dtype) -> None:
