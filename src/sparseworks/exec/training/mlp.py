@@ -101,7 +101,7 @@ def multiply(
         raise ShapeError(
             f"Input {tuple(x.shape)}, values and biases do not fit an MLP of {width}, {up.shape[0]}, {out}."
         )
-    y, kept = torch.empty(tokens, out), room(tokens, width, norm, keep=keep)
+    y, kept = x.new_empty(tokens, out), room(x, norm, keep=keep)
     data = [x.data_ptr(), address(x if residual else None), y.data_ptr()]
     data += [kept.tiles.data_ptr() if keep else 0, kept.scale.data_ptr()]
     norms, eps = ([], 0.0) if norm is None else (norm.addresses, norm.eps)
@@ -125,9 +125,9 @@ def differentiate(
     """Gradients of x, of the four weights, and of weight and bias of the norm if there is one."""
     module, threads = _extension(up, down), torch.get_num_threads()
     up_values, up_bias, down_values, _ = weights = [t.contiguous() for t in weights]
-    dy, dx = dy.contiguous(), torch.empty(dy.shape[0], up.shape[1])
+    dy, dx = dy.contiguous(), dy.new_empty(dy.shape[0], up.shape[1])
     parts = [t.numel() for t in (*weights, *(() if norm is None else norm[:2]))]
-    gradients = torch.zeros(threads, sum(parts))  # every thread adds up its own
+    gradients = dy.new_zeros(threads, sum(parts))  # every thread adds up its own
     values = (up_values, up_bias, transposed(module, up_values, up), transposed(module, down_values, down))
     cuts = [n for cut in (up.forward, down.forward, up.backward, down.backward) for n in cut.addresses]
     data = (dy, dy if residual else None, kept.tiles, kept.scale, dx, gradients)

@@ -72,10 +72,10 @@ def norm_of(module: nn.Module, features: int) -> Norm:
     return Norm(module.weight.contiguous(), module.bias.contiguous(), module.eps)
 
 
-def room(tokens: int, width: int, norm: Norm | None, *, keep: bool) -> Kept:
-    """Memory for what a forward pass keeps."""
-    scale = tile_floats(tokens, 1) if keep and norm is not None else 0
-    return Kept(torch.empty(tile_floats(tokens, width) if keep else 0), torch.empty(scale))
+def room(x: Float[Tensor, "tokens in"], norm: Norm | None, *, keep: bool) -> Kept:
+    """Memory for what a forward pass keeps of `x`."""
+    scale = tile_floats(x.shape[0], 1) if keep and norm is not None else 0
+    return Kept(x.new_empty(tile_floats(*x.shape) if keep else 0), x.new_empty(scale))
 
 
 def forward(
@@ -91,7 +91,7 @@ def forward(
 ) -> tuple[Float[Tensor, "tokens out"], Kept]:
     """W norm(x) + b + add, and what its gradient needs if `keep`. Everything contiguous float32 on the CPU, sizes checked."""
     tokens = x.shape[0]
-    y, kept = torch.empty(tokens, index.shape[0]), room(tokens, index.shape[1], norm, keep=keep)
+    y, kept = x.new_empty(tokens, index.shape[0]), room(x, norm, keep=keep)
     data = [x.data_ptr(), address(add), y.data_ptr(), address(kept.tiles) if keep else 0, kept.scale.data_ptr()]
     norms, eps = ([], 0.0) if norm is None else (norm.addresses, norm.eps)
     weights = [values.data_ptr(), address(bias)]
@@ -117,9 +117,9 @@ def backward(
     """
     (out, width), tokens, threads = index.shape, dy.shape[0], torch.get_num_threads()
     wants_x = needs[0] or norm is not None
-    dx = torch.empty(tokens, width) if wants_x else dy.new_empty(0)
+    dx = dy.new_empty(tokens, width) if wants_x else dy.new_empty(0)
     parts = [index.count, out, *([] if norm is None else [width, width])]
-    gradients = torch.zeros(threads, sum(parts))  # every thread adds up its own
+    gradients = dy.new_zeros(threads, sum(parts))  # every thread adds up its own
     moved = transposed(module, values, index) if wants_x else values
     data = [dy.data_ptr(), address(add), kept.tiles.data_ptr(), kept.scale.data_ptr(), address(dx) if wants_x else 0]
     norms, eps = ([], 0.0) if norm is None else (norm.addresses, norm.eps)

@@ -157,7 +157,7 @@ def _positions(x: Tensor) -> int:
 def _tiles(module: ModuleType, x: Tensor) -> Tensor:
     """`x` in tiles, see cpp/training/training.h."""
     x = x.contiguous()
-    tiles = torch.empty(tile_floats(_tokens(x), x.shape[1]))
+    tiles = x.new_empty(tile_floats(_tokens(x), x.shape[1]))
     module.to_tiles(x.data_ptr(), tiles.data_ptr(), _tokens(x), x.shape[1], _positions(x), torch.get_num_threads())
     return tiles
 
@@ -166,7 +166,7 @@ def _multiply(
     module: ModuleType, tiles: Tensor, like: Tensor, cut: Cut, values: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     """The product of tiles that were made of a tensor of the layout of `like`."""
-    y = torch.empty((like.shape[0], cut.shape[0], *like.shape[2:]))
+    y = like.new_empty((like.shape[0], cut.shape[0], *like.shape[2:]))
     sizes = (_tokens(like), _positions(like), torch.get_num_threads())
     address = 0 if bias is None else bias.data_ptr()
     module.spmm(tiles.data_ptr(), values.data_ptr(), address, y.data_ptr(), *sizes, *cut.addresses)
@@ -174,7 +174,7 @@ def _multiply(
 
 
 def _sample(module: ModuleType, dy: Tensor, x: Tensor, tokens: int, cut: Cut) -> Tensor:
-    gradient = torch.zeros(cut.columns.numel())
+    gradient = dy.new_zeros(cut.columns.numel())
     module.sddmm(dy.data_ptr(), x.data_ptr(), gradient.data_ptr(), tokens, torch.get_num_threads(), *cut.addresses)
     return gradient
 
