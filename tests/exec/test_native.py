@@ -67,7 +67,9 @@ def test_another_build_can_be_named(monkeypatch, tmp_path):
     build.symlink_to(native().__file__)
     code = "from sparseworks.exec.native import native, features; print(native().__file__, features()['isa'])"
     environment = os.environ | {"SPARSEWORKS_NATIVE": str(build)}  # a process loads one build only
-    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
     assert said.split() == [str(build), native().features()["isa"]]
     monkeypatch.setenv("SPARSEWORKS_NATIVE", "/no/such/file.so")
     other, reason = module._load.__wrapped__()
