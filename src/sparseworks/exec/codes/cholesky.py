@@ -127,13 +127,13 @@ class _Interleaved:
         self.gram, self.right, self.least, self._most = gram, right, least, most
         groups = -(-len(right) // _GROUP)
         with torch.inference_mode(False):
-            self._factor = torch.empty(groups, most * (most + 1) // 2, _GROUP)
-            self._known = torch.empty(groups, most, _GROUP)
-            self._chosen = torch.empty(groups, most, _GROUP, dtype=torch.int32)
+            self._factor = gram.new_empty(groups, most * (most + 1) // 2, _GROUP)
+            self._known = gram.new_empty(groups, most, _GROUP)
+            self._chosen = gram.new_empty(groups, most, _GROUP, dtype=torch.int32)
         self._guard = Guard(self._factor, self._known, self._chosen)
 
     def append(self, atoms: Tensor, n: int) -> Tensor:
-        taken = torch.empty(len(atoms), dtype=torch.bool)
+        taken = atoms.new_empty(len(atoms), dtype=torch.bool)
         self._module().cholesky_append(
             *self._factors(n), self.gram.data_ptr(), self.right.data_ptr(), len(self.gram), atoms.data_ptr(),
             self._chosen.data_ptr(), taken.data_ptr(), self.least,
@@ -141,7 +141,7 @@ class _Interleaved:
         return taken
 
     def solve(self, n: int) -> Tensor:
-        out = torch.empty(len(self.right), n)
+        out = self.right.new_empty(len(self.right), n)
         self._module().cholesky_solve(*self._factors(n), out.data_ptr())
         return out
 

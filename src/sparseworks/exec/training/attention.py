@@ -13,10 +13,9 @@ from sparseworks.exec.attention.blocks import attend
 from sparseworks.exec.attention.packed import attend_packed, attend_packed_backward
 from sparseworks.exec.native import native
 from sparseworks.exec.training import onepass
-from sparseworks.exec.training.feedforward import runs_in_one_pass
 from sparseworks.exec.training.index import SparseIndex
 from sparseworks.exec.training.linear import TrainableSparseLinear
-from sparseworks.exec.training.onepass import Kept, Norm, norm_of, suits
+from sparseworks.exec.training.onepass import Kept, Norm, norm_of, runs_in_one_pass, suits
 
 
 class TrainableSparseAttention(nn.Module):
@@ -80,7 +79,7 @@ class TrainableSparseAttention(nn.Module):
         a.index.ensure_safe()
         b.index.ensure_safe()
         facts = _Facts(a.index, b.index, self.heads, self.residual, self.causal)
-        return _Attention.apply(x, a.values, a.bias, b.values, b.bias, *norm, facts)
+        return _Attention.apply(x, a.values, a.bias, b.values, b.bias, *norm, facts, torch.is_grad_enabled())
 
     def _in_one_pass(self, x: Tensor) -> bool:
         if torch.compiler.is_compiling():
@@ -113,8 +112,8 @@ class _Facts(NamedTuple):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, qkv_values, qkv_bias, out_values, out_bias, norm_weight, norm_bias, eps, facts):  # type: ignore[override]
-        module, norm, keep = native(), _norm(norm_weight, norm_bias, eps), any(ctx.needs_input_grad)
+    def forward(ctx, x, qkv_values, qkv_bias, out_values, out_bias, norm_weight, norm_bias, eps, facts, recorded):  # type: ignore[override]
+        module, norm, keep = native(), _norm(norm_weight, norm_bias, eps), recorded and any(ctx.needs_input_grad)
         assert module is not None
         n, tokens, width = x.shape
         flat, values = x.reshape(-1, width).contiguous(), [v.contiguous() for v in (qkv_values, out_values)]
@@ -141,7 +140,7 @@ class _Attention(torch.autograd.Function):
         dqkv, add = dqkv.view(-1, facts.qkv.shape[0]), dy if facts.residual else None
         dx, of_qkv = onepass.backward(module, dqkv, Kept(tiles, scale), qkv_values, facts.qkv, norm, add)
         found = [dx.view(ctx.shape), *of_qkv[:2], *of_out, *(of_qkv[2:] or (None, None))]
-        return *(g if need else None for g, need in zip(found, ctx.needs_input_grad[:7], strict=True)), None, None
+        return *(g if need else None for g, need in zip(found, ctx.needs_input_grad[:7], strict=True)), None, None, None
 
 
 def _norm(weight: Tensor | None, bias: Tensor | None, eps: float) -> Norm | None:

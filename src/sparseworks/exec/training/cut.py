@@ -248,11 +248,11 @@ def _cut_by_sorting(rows: Rows, grid: Grid) -> tuple[Cut, Int[Tensor, " entries"
 
 
 def _int32(n: int) -> Tensor:
-    return torch.empty(n, dtype=torch.int32)
+    return torch.empty(n, dtype=torch.int32, device="cpu")
 
 
 def _bytes(n: int) -> Tensor:
-    return torch.empty(n, dtype=torch.uint8)
+    return torch.empty(n, dtype=torch.uint8, device="cpu")
 
 
 def _at(*tensors: Tensor) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +12,7 @@ from sparseworks.core.errors import ModelError, ShapeError
 from sparseworks.exec.native import native
 from sparseworks.exec.training.linear import TrainableSparseLinear
 from sparseworks.exec.training.mlp import ACTIVATIONS, mlp
-from sparseworks.exec.training.onepass import norm_of
+from sparseworks.exec.training.onepass import norm_of, runs_in_one_pass
 
 _COMPILED = native() is not None
 
@@ -81,15 +80,6 @@ class TrainableSparseMLP(nn.Module):
     def extra_repr(self) -> str:
         """The activation."""
         return f"activation={self.activation}, residual={self.residual}"
-
-
-def runs_in_one_pass(module: nn.Module, x: Tensor, features: int) -> bool:
-    """Whether everything is float32 on the CPU, of the right size and without hooks on the parts, which one pass would not call."""
-    hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.children())
-    tensors = (x, *module.parameters())
-    plain = all(t.dtype is torch.float32 and t.is_cpu for t in tensors) and not torch.is_autocast_enabled("cpu")
-    normal = all(m.eps > 0 for m in module.children() if isinstance(m, nn.LayerNorm))
-    return plain and normal and not hooked and x.shape[-1:] == (features,)
 
 
 def _activate(x: Tensor, name: str) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from sparseworks.core.errors import KernelError, ShapeError
 from sparseworks.exec.native import native, why_missing
 from sparseworks.exec.training.index import SparseIndex
-from sparseworks.exec.training.onepass import Kept, Norm, address, parted, room, transposed
+from sparseworks.exec.training.onepass import CHANGED, Kept, Norm, address, fits, parted, room, transposed
 
 ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3}
 """Activations with their number in the extension; GELU is the exact one."""
@@ -52,14 +52,16 @@ def mlp(
         inner = x if norm is None else F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
         y = mlp_op(inner, weights, up, down, activation)
         return x + y if residual else y
-    return _Mlp.apply(x, *weights, *(norm or (None, None, 0.0)), up, down, activation, residual)
+    return _Mlp.apply(
+        x, *weights, *(norm or (None, None, 0.0)), up, down, activation, residual, torch.is_grad_enabled()
+    )
 
 
 class _Mlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, uv, ub, dv, db, norm_weight, norm_bias, eps, up, down, activation, residual):  # type: ignore[override]
+    def forward(ctx, x, uv, ub, dv, db, norm_weight, norm_bias, eps, up, down, activation, residual, recorded):  # type: ignore[override]
         norm = None if norm_weight is None else Norm(norm_weight, norm_bias, eps)
-        keep, weights = any(ctx.needs_input_grad), (uv, ub, dv, db)
+        keep, weights = recorded and any(ctx.needs_input_grad), (uv, ub, dv, db)
         y, kept = multiply(x, weights, up, down, activation, norm, residual=residual, keep=keep)
         ctx.save_for_backward(kept.tiles, kept.scale, *weights, norm_weight, norm_bias)
         ctx.facts, ctx.eps, ctx.residual = (up, down, activation), eps, residual
@@ -73,7 +75,7 @@ class _Mlp(torch.autograd.Function):
         found = differentiate(dy, Kept(tiles, scale), weights, *ctx.facts, norm=norm, residual=ctx.residual)
         found += [None] * (7 - len(found))
         needed = [g if need else None for g, need in zip(found, ctx.needs_input_grad[:7], strict=True)]
-        return *needed, None, None, None, None, None
+        return *needed, None, None, None, None, None, None
 
 
 def multiply(
@@ -95,13 +97,11 @@ def multiply(
             "The sparse MLP runs in one pass in float32 on the CPU only; call the module, which does without."
         )
     x, weights = x.contiguous(), [t.contiguous() for t in weights]
-    sizes = ((up.count,), (up.shape[0],), (down.count,), (out,))
-    fits = all(t.shape == s for t, s in zip(weights, sizes, strict=True)) and all(t.shape == (width,) for t in affine)
-    if x.shape[1:] != (width,) or not fits or (residual and width != out):
+    if x.shape[1:] != (width,) or not _fit(weights, up, down, norm) or (residual and width != out):
         raise ShapeError(
             f"Input {tuple(x.shape)}, values and biases do not fit an MLP of {width}, {up.shape[0]}, {out}."
         )
-    y, kept = torch.empty(tokens, out), room(tokens, width, norm, keep=keep)
+    y, kept = x.new_empty(tokens, out), room(x, norm, keep=keep)
     data = [x.data_ptr(), address(x if residual else None), y.data_ptr()]
     data += [kept.tiles.data_ptr() if keep else 0, kept.scale.data_ptr()]
     norms, eps = ([], 0.0) if norm is None else (norm.addresses, norm.eps)
@@ -122,12 +122,18 @@ def differentiate(
     *,
     residual: bool = False,
 ) -> list[Tensor]:
-    """Gradients of x, of the four weights, and of weight and bias of the norm if there is one."""
+    """Gradients of x, of the four weights, and of weight and bias of the norm if there is one.
+
+    Raises:
+        ShapeError: the weights changed since the forward pass.
+    """
     module, threads = _extension(up, down), torch.get_num_threads()
     up_values, up_bias, down_values, _ = weights = [t.contiguous() for t in weights]
-    dy, dx = dy.contiguous(), torch.empty(dy.shape[0], up.shape[1])
+    if not _fit(weights, up, down, norm):
+        raise ShapeError(CHANGED)
+    dy, dx = dy.contiguous(), dy.new_empty(dy.shape[0], up.shape[1])
     parts = [t.numel() for t in (*weights, *(() if norm is None else norm[:2]))]
-    gradients = torch.zeros(threads, sum(parts))  # every thread adds up its own
+    gradients = dy.new_zeros(threads, sum(parts))  # every thread adds up its own
     values = (up_values, up_bias, transposed(module, up_values, up), transposed(module, down_values, down))
     cuts = [n for cut in (up.forward, down.forward, up.backward, down.backward) for n in cut.addresses]
     data = (dy, dy if residual else None, kept.tiles, kept.scale, dx, gradients)
@@ -135,6 +141,10 @@ def differentiate(
     at = [t.data_ptr() for t in values]
     module.mlp_gradient([address(t) for t in data], cuts, at, norms, eps, dy.shape[0], activation, threads)
     return [dx, *parted(gradients, parts)]
+
+
+def _fit(weights: Sequence[Tensor], up: SparseIndex, down: SparseIndex, norm: Norm | None) -> bool:
+    return fits(up, weights[0], weights[1], norm) and fits(down, weights[2], weights[3])
 
 
 def _extension(up: SparseIndex, down: SparseIndex) -> ModuleType:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from sparseworks.core.errors import ModelError, ShapeError
 from sparseworks.exec.native import native
@@ -20,6 +21,13 @@ from sparseworks.exec.training.index import SparseIndex
 
 _TILES_A_THREAD = 4
 """With fewer tiles for each thread, products that share out rows keep all threads busier."""
+
+_LEAST_EPS = 1e-30
+"""Kernels take eps in float32, where a smaller one could become 0 and a constant token NaN."""
+
+CHANGED = (
+    "The support (or type) of a sparse layer changed between forward and backward; change it after the backward pass."
+)
 
 
 class Norm(NamedTuple):
@@ -58,6 +66,37 @@ def suits(module: ModuleType, tokens: int, index: SparseIndex) -> bool:
     return (threads == 1 or tiles >= _TILES_A_THREAD * threads) and threads * index.count <= tokens * index.shape[0]
 
 
+def runs_in_one_pass(module: nn.Module, x: Tensor, features: int) -> bool:
+    """Whether `x` and all parameters are float32 on the CPU, `x` of the right size, and the parts are sparse layers and LayerNorms
+    without hooks or changes of their own, which one pass would not call."""
+    tensors = (x, *module.parameters())
+    if not all(_is_float32(t) for t in tensors) or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.shape[-1:] == (features,) and not _has_any_global_hook() and all(_is_plain(m) for m in module.children())
+
+
+def _is_float32(t: Tensor) -> bool:
+    return t.dtype is torch.float32 and t.is_cpu
+
+
+def _is_plain(part: nn.Module) -> bool:
+    from sparseworks.exec.training.linear import TrainableSparseLinear  # which imports this file
+
+    hooks = part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks
+    if any(hooks) or "forward" in part.__dict__:
+        return False
+    if type(part) is nn.LayerNorm:
+        return part.weight is not None and part.bias is not None and part.eps >= _LEAST_EPS
+    return type(part) is TrainableSparseLinear
+
+
+def fits(index: SparseIndex, values: Tensor, bias: Tensor | None, norm: Norm | None = None) -> bool:
+    """Whether the parameters are what kernels read: contiguous float32 on the CPU, of the sizes of the index."""
+    out, width = index.shape
+    sized = [(values, index.count), (bias, out), *((t, width) for t in (() if norm is None else norm[:2]))]
+    return all(t is None or (t.shape == (n,) and _is_float32(t) and t.is_contiguous()) for t, n in sized)
+
+
 def norm_of(module: nn.Module, features: int) -> Norm:
     """The norm of an `nn.LayerNorm` over `features`.
 
@@ -72,10 +111,10 @@ def norm_of(module: nn.Module, features: int) -> Norm:
     return Norm(module.weight.contiguous(), module.bias.contiguous(), module.eps)
 
 
-def room(tokens: int, width: int, norm: Norm | None, *, keep: bool) -> Kept:
-    """Memory for what a forward pass keeps."""
-    scale = tile_floats(tokens, 1) if keep and norm is not None else 0
-    return Kept(torch.empty(tile_floats(tokens, width) if keep else 0), torch.empty(scale))
+def room(x: Float[Tensor, "tokens in"], norm: Norm | None, *, keep: bool) -> Kept:
+    """Memory for what a forward pass keeps of `x`."""
+    scale = tile_floats(x.shape[0], 1) if keep and norm is not None else 0
+    return Kept(x.new_empty(tile_floats(*x.shape) if keep else 0), x.new_empty(scale))
 
 
 def forward(
@@ -89,9 +128,19 @@ def forward(
     *,
     keep: bool,
 ) -> tuple[Float[Tensor, "tokens out"], Kept]:
-    """W norm(x) + b + add, and what its gradient needs if `keep`. Everything contiguous float32 on the CPU, sizes checked."""
-    tokens = x.shape[0]
-    y, kept = torch.empty(tokens, index.shape[0]), room(tokens, index.shape[1], norm, keep=keep)
+    """W norm(x) + b + add, and what its gradient needs if `keep`. `x` and `add` are contiguous float32 on the CPU.
+
+    Raises:
+        ShapeError: sizes do not fit, or parameters are not float32 on the CPU.
+    """
+    (out, width), tokens = index.shape, x.shape[0]
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+    if x.shape[1:] != (width,) or not fits(index, values, bias, norm) or (add is not None and add.shape[1:] != (out,)):
+        raise ShapeError(
+            f"A sparse layer of {out} outputs, {width} inputs and {index.count} entries in float32 does not fit "
+            f"{tuple(x.shape)} inputs, {tuple(values.shape)} values, or its bias, norm or residual."
+        )
+    y, kept = x.new_empty(tokens, out), room(x, norm, keep=keep)
     data = [x.data_ptr(), address(add), y.data_ptr(), address(kept.tiles) if keep else 0, kept.scale.data_ptr()]
     norms, eps = ([], 0.0) if norm is None else (norm.addresses, norm.eps)
     weights = [values.data_ptr(), address(bias)]
@@ -114,12 +163,18 @@ def backward(
 
     Args:
         needs: whether the gradients of x, values and bias are wanted; what is not holds no sense.
+
+    Raises:
+        ShapeError: the parameters changed since the forward pass.
     """
+    values = values.contiguous()
+    if not fits(index, values, None, norm):
+        raise ShapeError(CHANGED)
     (out, width), tokens, threads = index.shape, dy.shape[0], torch.get_num_threads()
     wants_x = needs[0] or norm is not None
-    dx = torch.empty(tokens, width) if wants_x else dy.new_empty(0)
+    dx = dy.new_empty(tokens, width) if wants_x else dy.new_empty(0)
     parts = [index.count, out, *([] if norm is None else [width, width])]
-    gradients = torch.zeros(threads, sum(parts))  # every thread adds up its own
+    gradients = dy.new_zeros(threads, sum(parts))  # every thread adds up its own
     moved = transposed(module, values, index) if wants_x else values
     data = [dy.data_ptr(), address(add), kept.tiles.data_ptr(), kept.scale.data_ptr(), address(dx) if wants_x else 0]
     norms, eps = ([], 0.0) if norm is None else (norm.addresses, norm.eps)

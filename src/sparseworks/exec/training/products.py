@@ -17,7 +17,7 @@ from sparseworks.core.errors import ShapeError
 from sparseworks.exec.native import native
 from sparseworks.exec.training.cut import Cut
 from sparseworks.exec.training.index import SparseIndex
-from sparseworks.exec.training.onepass import Kept, backward, forward, suits, tile_floats, transposed
+from sparseworks.exec.training.onepass import CHANGED, Kept, backward, forward, suits, tile_floats, transposed
 
 
 def spmm(
@@ -37,15 +37,15 @@ def spmm(
         from sparseworks.exec.training.ops import spmm_op
 
         return spmm_op(x, values, bias, index)
-    return _Spmm.apply(x, values, bias, index)
+    return _Spmm.apply(x, values, bias, index, torch.is_grad_enabled())
 
 
 class _Spmm(torch.autograd.Function):
     """The eager way; the registered op would cost ten times as much per call."""
 
     @staticmethod
-    def forward(ctx, x, values, bias, index):  # type: ignore[override]
-        y, kept = multiply(x, values, bias, index, keep=ctx.needs_input_grad[1])
+    def forward(ctx, x, values, bias, index, recorded):  # type: ignore[override]
+        y, kept = multiply(x, values, bias, index, keep=recorded and ctx.needs_input_grad[1])
         ctx.save_for_backward(values, kept)
         ctx.index, ctx.bias_dtype = index, None if bias is None else bias.dtype
         return y
@@ -57,7 +57,7 @@ class _Spmm(torch.autograd.Function):
         needs = ctx.needs_input_grad[:3]
         dx, dvalues, dbias = differentiate(dy, kept, values, ctx.index, needs)
         dbias = dbias.to(ctx.bias_dtype) if needs[2] else None
-        return dx if needs[0] else None, dvalues if needs[1] else None, dbias, None
+        return dx if needs[0] else None, dvalues if needs[1] else None, dbias, None, None
 
 
 def multiply(
@@ -90,7 +90,13 @@ def multiply(
 def differentiate(
     dy: Tensor, kept: Tensor, values: Tensor, index: SparseIndex, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, of the values and of a bias; empty where not needed."""
+    """Gradients of x, of the values and of a bias; empty where not needed.
+
+    Raises:
+        ShapeError: the support changed since the forward pass.
+    """
+    if values.shape != (index.count,):
+        raise ShapeError(CHANGED)
     empty, (need_x, need_values, need_bias) = dy.new_empty(0), needs
     module = _compiled(dy, values)
     if module is None:
@@ -157,7 +163,7 @@ def _positions(x: Tensor) -> int:
 def _tiles(module: ModuleType, x: Tensor) -> Tensor:
     """`x` in tiles, see cpp/training/training.h."""
     x = x.contiguous()
-    tiles = torch.empty(tile_floats(_tokens(x), x.shape[1]))
+    tiles = x.new_empty(tile_floats(_tokens(x), x.shape[1]))
     module.to_tiles(x.data_ptr(), tiles.data_ptr(), _tokens(x), x.shape[1], _positions(x), torch.get_num_threads())
     return tiles
 
@@ -166,7 +172,7 @@ def _multiply(
     module: ModuleType, tiles: Tensor, like: Tensor, cut: Cut, values: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     """The product of tiles that were made of a tensor of the layout of `like`."""
-    y = torch.empty((like.shape[0], cut.shape[0], *like.shape[2:]))
+    y = like.new_empty((like.shape[0], cut.shape[0], *like.shape[2:]))
     sizes = (_tokens(like), _positions(like), torch.get_num_threads())
     address = 0 if bias is None else bias.data_ptr()
     module.spmm(tiles.data_ptr(), values.data_ptr(), address, y.data_ptr(), *sizes, *cut.addresses)
@@ -174,7 +180,7 @@ def _multiply(
 
 
 def _sample(module: ModuleType, dy: Tensor, x: Tensor, tokens: int, cut: Cut) -> Tensor:
-    gradient = torch.zeros(cut.columns.numel())
+    gradient = dy.new_zeros(cut.columns.numel())
     module.sddmm(dy.data_ptr(), x.data_ptr(), gradient.data_ptr(), tokens, torch.get_num_threads(), *cut.addresses)
     return gradient
 
