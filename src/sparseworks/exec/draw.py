@@ -138,12 +138,12 @@ def _watched(units: Sequence[Unit], progress: bool):
 def _race(drawing: Drawing, unit: Unit, support: Support, size: int) -> _Raced:
     layer = layer_of(drawing.model.get_submodule(unit.module))
     calls = {batch: drawing.call(layer, unit.module, support, batch) for batch in drawing.batches}
-    by_rows: dict[int, tuple[Race, dict[str, str]]] = {}
+    by_call: dict[Call, tuple[Race, dict[str, str]]] = {}
     for call in calls.values():
-        if call.rows not in by_rows:
-            by_rows[call.rows] = _raced(drawing, layer, support, call, size)
-    races = {batch: by_rows[call.rows][0] for batch, call in calls.items()}
-    refusals = {batch: by_rows[call.rows][1] for batch, call in calls.items()}
+        if call not in by_call:
+            by_call[call] = _raced(drawing, layer, support, call, size)
+    races = {batch: by_call[call][0] for batch, call in calls.items()}
+    refusals = {batch: by_call[call][1] for batch, call in calls.items()}
     return _Raced(unit, support, calls, races, refusals, _choose(drawing, support, calls, races))
 
 
