@@ -85,7 +85,7 @@ _FORMS: list[tuple[str, object]] = [
 
 EXAMPLES = (
     *("tensor", "row", "column", "global", "fan-in", "rows", "columns"),
-    *("2:4", "1:4", "2:4@out", "4x2:4", "vnm:4:2:8", "block:4x4", "block:4x1", "block:4x4/row"),
+    *("2:4", "1:4", "2:4@out", "4x2:4", "1:4:2", "vnm:4:2:8", "block:4x4", "block:4x1", "block:4x4/row"),
 )
 """Texts of at least one pattern of every kind; all fit matrices whose sides are multiples of 8."""
 
