@@ -47,7 +47,8 @@ def statistical_threshold(x: Float[Tensor, "rows in"], keep: int) -> Float[Tenso
 
 
 class SkippingLinear(nn.Module):
-    """y = W s(x) + b, where s keeps the inputs that `threshold` or `keep` names. x (*, in) -> y (*, out), float32.
+    """y = W s(x) + b, where s keeps the inputs that `threshold` or `keep` names. x (*, in) -> y (*, out), computed in float32 on the
+    CPU and in the type of the weights on a GPU, to which x is rounded before s looks at it.
 
     The weights lie input-major, so those of skipped inputs are not read: up to eight rows run by the kernel that skips, more rows
     by a dense product with s(x), which gives the same result. Weight-sparse layers come as they are: zeros are stored, and inputs

@@ -27,7 +27,7 @@ def encode_topk(
 ) -> Codes:
     """The k largest of relu(x W^T + b) in each row, best first, ties to the lower latent; differentiable in x, W and b.
 
-    Products are made tile by tile, so memory does not grow with the number of latents.
+    Products are made tile by tile, so memory does not grow with the number of latents; on a GPU for some rows at a time (up to 256 MiB).
 
     Raises:
         ShapeError: sizes that do not fit together.

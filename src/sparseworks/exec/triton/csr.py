@@ -5,9 +5,9 @@ every row is padded to eight entries. Time follows the kept entries, four bytes 
 every place: below about a quarter kept this is the shorter way.
 
 A program has `TILE` rows of W and takes `STEP` entries a step: a thread reads eight columns and eight values by one 16-byte load each. For one row of
-x the program holds all of it and gathers from shared memory, where 32 random places cost some four accesses; from the L1
-cache they cost twelve. More rows (and rows too long for shared memory) are gathered from x transposed, so that one place
-brings its entries for all rows. The form follows Gale et al. (2020, arXiv 2006.10901): short indices, rows padded to vectors.
+x (two short ones) the program holds all of it and gathers from shared memory; through the L1 cache an H200 took 17.3 microseconds
+instead of 14.5 for 14336 x 4096 weights of which 10 % are kept. More rows, and rows too long for shared memory, are gathered from
+x transposed, so that one place brings its entries for all rows. The form follows Gale et al. (2020, arXiv 2006.10901): short indices, rows padded to vectors.
 """
 
 # pyright: reportArgumentType=false
