@@ -10,6 +10,7 @@ import sparseworks.scores
 import sparseworks.solve  # noqa: F401
 from sparseworks import testing
 from sparseworks.core.allocator import ALLOCATORS
+from sparseworks.core.method import METHODS
 from sparseworks.core.patterns import EXAMPLES
 from sparseworks.core.score import SCORES
 from sparseworks.core.solver import REPAIRS, SOLVERS
@@ -55,6 +56,11 @@ def test_format(name):
 @pytest.mark.parametrize("name", KERNELS.names())
 def test_kernel(name):
     testing.check_kernel(KERNELS.get(name))
+
+
+@pytest.mark.parametrize("name", [m.name for m in METHODS if m.train is not None])
+def test_method_of_training(name):
+    testing.check_training(name)
 
 
 @pytest.mark.parametrize("name", SCORES.names())

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sparseworks.jobs import Result as Result
     from sparseworks.jobs import compress as compress
     from sparseworks.stream import sites as sites
+    from sparseworks.weights import Sparsifier as Sparsifier
     from sparseworks.weights import prune as prune
     from sparseworks.weights import prune_matrix as prune_matrix
     from sparseworks.weights import recover as recover
@@ -61,6 +62,7 @@ _PUBLIC = {
     "TrainableSparseConv2d": "exec.training",
     "TrainableSparseLinear": "exec.training",
     "trainable": "exec.training",
+    "Sparsifier": "weights",
     "compress": "jobs",
     "load": "io",
     "load_tokenizer": "io",

@@ -9,6 +9,7 @@ from sparseworks.core.allocator import ALLOCATORS, Allocator
 from sparseworks.core.budget import BUDGETS, Budget
 from sparseworks.core.errors import RecipeError
 from sparseworks.core.pattern import Pattern, Tile
+from sparseworks.core.regime import REGIMES, Regime
 from sparseworks.core.registry import Registry
 from sparseworks.core.schedule import SCHEDULES, Schedule
 from sparseworks.core.score import SCORES, Score
@@ -21,6 +22,7 @@ NOUNS: dict[str, tuple[type, Registry]] = {
     "solve": (Solver, SOLVERS),
     "repair": (Repair, REPAIRS),
     "schedule": (Schedule, SCHEDULES),
+    "train": (Regime, REGIMES),
 }
 
 

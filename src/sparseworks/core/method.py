@@ -10,6 +10,7 @@ from sparseworks.core.budget import Budget, Density
 from sparseworks.core.config import from_config, to_config
 from sparseworks.core.errors import BudgetError, RecipeError
 from sparseworks.core.pattern import Pattern
+from sparseworks.core.regime import Regime
 from sparseworks.core.registry import Registry
 from sparseworks.core.schedule import Once, Schedule
 from sparseworks.core.score import Score
@@ -18,7 +19,7 @@ from sparseworks.core.stats import Stat
 
 METHODS: Registry[Method] = Registry("method", "sparseworks.weights")
 
-_PARTS = ("score", "pattern", "budget", "allocate", "solve", "schedule")
+_PARTS = ("score", "pattern", "budget", "allocate", "solve", "schedule", "train")
 _LABELS = ("family", "source", "claims", "catalog", "status")
 
 
@@ -40,6 +41,7 @@ class Method:
     """score x pattern x budget x allocation x solver x schedule, and its provenance.
 
     Attributes:
+        train: how supports move while a model trains (`sparseworks.Sparsifier`); None = the method prunes a finished model.
         catalog: numbers of the catalogue entries this method implements (empty for baselines).
         status: "stable" or "experimental".
     """
@@ -51,6 +53,7 @@ class Method:
     allocate: Allocator = field(default_factory=Uniform)
     solve: Solver = field(default_factory=Select)
     schedule: Schedule = field(default_factory=Once)
+    train: Regime | None = None
     family: str = "weights"
     source: Source = field(default_factory=lambda: Source("folklore", 0))
     claims: str = ""
@@ -114,7 +117,8 @@ class Method:
     @property
     def composition(self) -> str:
         """One line: which nouns this method composes."""
-        return " ".join(f"{part}={_brief(getattr(self, part))}" for part in _PARTS)
+        parts = {part: getattr(self, part) for part in _PARTS}
+        return " ".join(f"{part}={_brief(value)}" for part, value in parts.items() if value is not None)
 
     def to_config(self) -> dict[str, Any]:
         """Plain data: the registered name and the parts that differ from the registered method."""
@@ -148,7 +152,7 @@ class Method:
                 f"A method is a name or a mapping of name, {', '.join(_PARTS + _LABELS)}; "
                 f"got {', '.join(map(repr, sorted(unknown))) or 'no name'}."
             )
-        parts = {part: from_config(part, data[part]) for part in _PARTS if part in data}
+        parts = {part: _part_from(part, data[part]) for part in _PARTS if part in data}
         parts |= {label: _label_from(label, data[label]) for label in _LABELS if label in data}
         if data["name"] in METHODS:
             return METHODS.get(data["name"]).with_(**parts)
@@ -162,6 +166,10 @@ def _cannot_hold(pattern: Pattern, budget: Budget) -> BudgetError:
         f"Pattern {pattern} fixes the density at {pattern.fixed_density:g}; the budget {budget} cannot hold. "
         "Leave the density out, or choose another pattern."
     )
+
+
+def _part_from(part: str, data: Any) -> Any:
+    return None if part == "train" and data is None else from_config(part, data)
 
 
 def _label_from(label: str, value: Any) -> Any:

@@ -33,6 +33,18 @@ class Once(Schedule):
         return 1.0
 
 
+@SCHEDULES.register("constant")
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same at any progress: SET's drop fraction (Mocanu et al., 2018, arXiv 1707.04780)."""
+
+    at: float = 0.3
+
+    def value(self, t: float) -> float:
+        """`at`."""
+        return self.at
+
+
 @SCHEDULES.register("linear")
 @dataclass(frozen=True)
 class Linear(Schedule):

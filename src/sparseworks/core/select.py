@@ -34,6 +34,13 @@ def select(scores: Shaped[Tensor, "*batch rows cols"], pattern: Pattern, keep: K
         PatternError: the pattern does not divide the shape.
         BudgetError: `keep` is missing, negative, or more than a group holds.
     """
+    return Support.from_mask(select_mask(scores, pattern, keep))
+
+
+def select_mask(
+    scores: Shaped[Tensor, "*batch rows cols"], pattern: Pattern, keep: Keep | None = None
+) -> Bool[Tensor, "*batch rows cols"]:
+    """`select` as a mask where the scores lie, for supports that change while a model trains."""
     scores = _ordered(scores)
     _check_scores(scores)
     if pattern.uses:
@@ -43,7 +50,7 @@ def select(scores: Shaped[Tensor, "*batch rows cols"], pattern: Pattern, keep: K
     quota = _quota(pattern, keep, scores.shape, grouped.shape)
     kept = from_groups(top(grouped, quota), pattern.group, units.shape)
     mask = _expand(kept, pattern, scores.shape)
-    return Support.from_mask(_select_inner(scores, mask, pattern.inner, keep) if pattern.inner else mask)
+    return _select_inner(scores, mask, pattern.inner, keep) if pattern.inner else mask
 
 
 def top(grouped: Shaped[Tensor, "*batch groups n"], keep: Keep) -> Bool[Tensor, "*batch groups n"]:
@@ -260,15 +267,15 @@ def _check_range(pattern: Pattern, keep: Keep, shape: Sequence[int], size: int, 
         )
 
 
-def _select_spread(scores: Tensor, pattern: Pattern, g: int) -> Support:
+def _select_spread(scores: Tensor, pattern: Pattern, g: int) -> Tensor:
     pattern.check(scores.shape)
-    return Support.from_mask(select_grouped(scores, int(pattern.quota or 0), pattern.group.cols or 1, g))
+    return select_grouped(scores, int(pattern.quota or 0), pattern.group.cols or 1, g)
 
 
 def _select_inner(scores: Tensor, outer: Tensor, inner: Pattern, keep: Keep | None) -> Tensor:
     """Select again inside `outer`, on the kept entries of each row moved together."""
     at = places(outer)
-    chosen = select(scores.gather(-1, at), inner, keep).mask().to(outer.device)
+    chosen = select_mask(scores.gather(-1, at), inner, keep)
     return torch.zeros_like(outer).scatter(-1, at, chosen)
 
 

@@ -1,4 +1,4 @@
-"""Public conformance suites: what every score, pattern, statistic, allocator, repair, solver, format and kernel must hold.
+"""Public conformance suites: what every score, pattern, statistic, allocator, repair, solver, format, kernel and method of training must hold.
 
 Each `check_*` takes the registered class, or an instance, and raises AssertionError with a sentence that says what broke.
 `check_composition` runs one score through every registered pattern, allocator, repair, solver and format on a toy model.
@@ -12,6 +12,7 @@ from sparseworks.testing.examples import example, gathered, random_weight
 from sparseworks.testing.format import check_format
 from sparseworks.testing.kernel import check_kernel
 from sparseworks.testing.pattern import check_pattern
+from sparseworks.testing.regime import check_training
 from sparseworks.testing.repair import check_repair
 from sparseworks.testing.score import check_score
 from sparseworks.testing.solver import check_solver
@@ -27,6 +28,7 @@ __all__ = [
     "check_score",
     "check_solver",
     "check_stat",
+    "check_training",
     "example",
     "gathered",
     "random_weight",

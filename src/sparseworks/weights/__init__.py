@@ -12,9 +12,10 @@ from sparseworks.weights.prune import prune
 from sparseworks.weights.recover import Recovery, recover
 from sparseworks.weights.streaming import Pruned, SiteRow
 from sparseworks.weights.track import track_movement
+from sparseworks.weights.train import Sparsifier
 
 # `prune` and `recover` name functions here; their modules are reached by `from sparseworks.weights.prune import ...`.
 __all__ = [
-    "Embedding", "Logits", "Pruned", "Recovery", "Similarity", "SiteRow", "SquareHead", "Task", "Term", "keep_support",
+    "Embedding", "Logits", "Pruned", "Recovery", "Similarity", "SiteRow", "Sparsifier", "SquareHead", "Task", "Term", "keep_support",
     "method", "method_table", "prune", "prune_folder", "prune_matrix", "recover", "track_movement",
 ]  # fmt: skip

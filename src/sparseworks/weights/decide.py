@@ -107,7 +107,7 @@ def decide(job: Job, evidence: Mapping[str, Stats], tick: Callable[[], None] = l
         if isinstance(method.schedule, Rounds) and method.schedule.count > 1:
             decision.masks |= _in_rounds(job, method, sites, tick)
         elif method.pattern.across:
-            decision.masks |= _across(method.pattern, _scores(job, method, sites, evidence), _total(job, method, sites))
+            decision.masks |= across(method.pattern, _scores(job, method, sites, evidence), _total(job, method, sites))
         elif method.pattern.fixed_density is None and not method.budget.needs_scores:
             decision.counts |= method.allocate(
                 sites, method.budget, cost=job.cost, evidence=_evidence(job, method, sites, evidence)
@@ -144,7 +144,7 @@ def _total(job: Job, method: Method, sites: Sequence[Site]) -> int:
     return method.budget.total({s.name: s.size for s in sites}, job.cost)
 
 
-def _across(pattern: Pattern, scores: Mapping[str, Tensor], total: int) -> dict[str, Bool[Tensor, "rows cols"]]:
+def across(pattern: Pattern, scores: Mapping[str, Tensor], total: int) -> dict[str, Bool[Tensor, "rows cols"]]:
     """Units of all sites compete with one another; a unit's score is the sum over its entries."""
     sizes = {pattern.unit.sizes(s.shape) for s in scores.values()}
     if len(sizes) > 1:
@@ -189,7 +189,7 @@ def _round(
     method: Method, sites: Sequence[Site], scores: Mapping[str, Tensor], total: int
 ) -> dict[str, Bool[Tensor, "rows cols"]]:
     if method.pattern.across:
-        return _across(method.pattern, scores, total)
+        return across(method.pattern, scores, total)
     evidence = Evidence(weight=lambda name: scores[name])
     counts = method.allocate(sites, Count(total), evidence=evidence)
     return {

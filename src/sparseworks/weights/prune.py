@@ -110,6 +110,8 @@ def _check(job: Job) -> None:
     if not job.groups:
         raise ModelError("Nothing to prune: the model has no sites, or the recipe leaves all of them dense.")
     for method, sites in job.groups:
+        if method.train is not None:
+            raise ModelError(f"Method {method.name!r} acts while a model trains: use `sparseworks.Sparsifier`.")
         fed = [k for k in streamed_needs(method) | evidence_needs(method) if k.source in (*FORWARD, *SOURCES)]
         if fed and not job.batches:
             raise CalibrationError(f"Method {method.name!r} gathers {fed[0].__name__}: give calibration `data`.")

@@ -1,17 +1,15 @@
-"""Published methods as compositions: a name, the nouns it puts together, where it comes from, and what it claims."""
+"""Methods that prune a finished model, or choose a support before training."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from sparseworks.allocate import DLP, ERK, OWL, Balanced, UniformPlus
-from sparseworks.core.method import METHODS, Method, Source
-from sparseworks.core.patterns import parse
+from sparseworks.core.method import Source
 from sparseworks.core.schedule import Rounds
 from sparseworks.core.solver import Select
 from sparseworks.repair import BiasCorrection, LeastSquares
 from sparseworks.scores import OBS, SNIP, GraSP, InputNorm, Magnitude, Movement, Random, SynFlow, Taylor
 from sparseworks.solve import ADMM, ObsSweep
+from sparseworks.weights.methods.add import add
 
 HAN = Source("Han, Pool, Tran and Dally", 2015, "1506.02626", "Learning both weights and connections")
 SUN = Source("Sun, Liu, Bair and Kolter", 2023, "2306.11695", "A simple and effective pruning approach for LLMs")
@@ -34,16 +32,12 @@ GADHIKAR = Source("Gadhikar, Mukherjee and Burkholz", 2023, "2210.02412", "Why r
 WANDA = Magnitude() * InputNorm()
 
 
-def _add(name: str, score: Any, pattern: str, source: Source, claims: str, **parts: Any) -> None:
-    METHODS.register(name)(Method(name, score, parse(pattern), source=source, claims=claims, **parts))
-
-
-_add("magnitude", Magnitude(), "tensor", HAN, "Keeps the largest |w| of every matrix; needs no data.")
-_add("magnitude_row", Magnitude(), "row", HAN, "Keeps the largest |w| of every output row.")
-_add("magnitude_global", Magnitude(), "global", HAN, "Keeps the largest |w| of the whole model.")
-_add("magnitude_erk", Magnitude(), "tensor", MOCANU, "Magnitude with Erdős–Rényi-kernel densities.", allocate=ERK())
-_add("random", Random(), "tensor", LIU, "Uniform at random: what every other method has to beat.")
-_add(
+add("magnitude", Magnitude(), "tensor", HAN, "Keeps the largest |w| of every matrix; needs no data.")
+add("magnitude_row", Magnitude(), "row", HAN, "Keeps the largest |w| of every output row.")
+add("magnitude_global", Magnitude(), "global", HAN, "Keeps the largest |w| of the whole model.")
+add("magnitude_erk", Magnitude(), "tensor", MOCANU, "Magnitude with Erdős–Rényi-kernel densities.", allocate=ERK())
+add("random", Random(), "tensor", LIU, "Uniform at random: what every other method has to beat.")
+add(
     "random_uniform_plus",
     Random(),
     "tensor",
@@ -52,7 +46,7 @@ _add(
     allocate=UniformPlus(),
     catalog=(31,),
 )
-_add(
+add(
     "random_erk",
     Random(),
     "tensor",
@@ -61,16 +55,16 @@ _add(
     allocate=ERK(),
     catalog=(31,),
 )
-_add("random_balanced", Random(), "tensor", GADHIKAR, "As many weights in every layer.", allocate=Balanced())
+add("random_balanced", Random(), "tensor", GADHIKAR, "As many weights in every layer.", allocate=Balanced())
 
-_add(
+add(
     "wanda",
     WANDA,
     "row",
     SUN,
     "|w| ||x||, compared within output rows: far better than magnitude on LLMs, no update of weights.",
 )
-_add(
+add(
     "wanda_ls",
     WANDA,
     "row",
@@ -78,8 +72,8 @@ _add(
     "Wanda's support with the exact least-squares values on it.",
     solve=Select(LeastSquares()),
 )
-_add("wanda_bias", WANDA, "row", AN, "Wanda's support; biases take up the lost mean.", solve=Select(BiasCorrection()))
-_add(
+add("wanda_bias", WANDA, "row", AN, "Wanda's support; biases take up the lost mean.", solve=Select(BiasCorrection()))
+add(
     "sparsegpt",
     OBS(),
     "tensor",
@@ -87,7 +81,7 @@ _add(
     "Removes column after column, the rest of the row adapting.",
     solve=ObsSweep(),
 )
-_add(
+add(
     "obs",
     OBS(),
     "row",
@@ -95,32 +89,15 @@ _add(
     "OBS saliency in one shot, least-squares values on the support.",
     solve=Select(LeastSquares()),
 )
-_add(
-    "admm", WANDA, "row", BOZA, "Weights and support in turn: below SparseGPT's error at some more time.", solve=ADMM()
-)
-_add("owl", WANDA, "row", YIN, "Wanda; blocks with more outliers keep more. Pays from 70 % sparsity.", allocate=OWL())
-_add("dlp", WANDA, "row", CHEN, "Wanda; blocks of low typical score keep more.", allocate=DLP(), catalog=(106,))
+add("admm", WANDA, "row", BOZA, "Weights and support in turn: below SparseGPT's error at some more time.", solve=ADMM())
+add("owl", WANDA, "row", YIN, "Wanda; blocks with more outliers keep more. Pays from 70 % sparsity.", allocate=OWL())
+add("dlp", WANDA, "row", CHEN, "Wanda; blocks of low typical score keep more.", allocate=DLP(), catalog=(106,))
 
-_add("snip", SNIP(), "global", LEE, "|w g| at initialisation or on a trained model, over the whole model.")
-_add("grasp", GraSP(), "global", WANG, "Keeps the gradient flow: w (Hg), over the whole model.")
-_add("synflow", SynFlow(), "global", TANAKA, "No data and no layer collapse, in 100 rounds.", schedule=Rounds(100))
-_add("taylor", Taylor(), "global", MOLCHANOV, "E[(w g)^2], entry by entry; units of a pattern are summed.")
-_add(
+add("snip", SNIP(), "global", LEE, "|w g| at initialisation or on a trained model, over the whole model.")
+add("grasp", GraSP(), "global", WANG, "Keeps the gradient flow: w (Hg), over the whole model.")
+add("synflow", SynFlow(), "global", TANAKA, "No data and no layer collapse, in 100 rounds.", schedule=Rounds(100))
+add("taylor", Taylor(), "global", MOLCHANOV, "E[(w g)^2], entry by entry; units of a pattern are summed.")
+add(
     "movement", Movement(), "tensor", SANH,
     "Keeps weights that fine-tuning moves away from zero; give the statistics of that training.", status="experimental",
 )  # fmt: skip
-
-
-def method_table() -> list[dict[str, Any]]:
-    """Every registered method as plain data: name, family, catalog (numbers), source, composition, status."""
-    return [
-        {
-            "name": m.name,
-            "family": m.family,
-            "catalog": list(m.catalog),
-            "source": str(m.source),
-            "composition": m.composition,
-            "status": m.status,
-        }
-        for m in METHODS
-    ]

@@ -1,0 +1,157 @@
+"""Regime: how support and weights move while a model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sparseworks.core.registry import Registry
+
+if TYPE_CHECKING:
+    from sparseworks.core.method import Method
+    from sparseworks.core.score import Score
+    from sparseworks.core.stats import Stat
+
+REGIMES: Registry[type[Regime]] = Registry("regime", "sparseworks.weights")
+
+ACROSS = "*"
+Counts = Mapping[str, Int[Tensor, " groups"]]
+"""Kept units of every group, site by site; of a pattern that competes across sites one number, under `ACROSS`."""
+
+
+class Trained(Protocol):
+    """One site of a model in training."""
+
+    @property
+    def name(self) -> str:
+        """Of the site."""
+        ...
+
+    @property
+    def mask(self) -> Bool[Tensor, "rows cols"]:
+        """True = kept."""
+        ...
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What the regime remembers about the site; saved and restored with the run."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) of the site."""
+        ...
+
+    def weight(self) -> Float[Tensor, "rows cols"]:
+        """The weight as it is now; under `Regime.dense` the dense one that the optimiser sees."""
+        ...
+
+    def put(self, weight: Float[Tensor, "rows cols"]) -> None:
+        """Store another weight."""
+        ...
+
+    def gradient(self) -> Float[Tensor, "rows cols"]:
+        """The loss gradient of this step at every entry, kept or not.
+
+        Raises:
+            ModelError: there is none.
+        """
+        ...
+
+    def set_gradient(self, gradient: Float[Tensor, "rows cols"]) -> None:
+        """What the optimiser sees instead (in `before`)."""
+        ...
+
+
+class Training(Protocol):
+    """What a regime sees of the run it is part of."""
+
+    @property
+    def method(self) -> Method:
+        """Score, pattern, budget, allocation and schedule."""
+        ...
+
+    @property
+    def done(self) -> int:
+        """Optimiser steps finished."""
+        ...
+
+    @property
+    def sites(self) -> Sequence[Trained]:
+        """What is made sparse."""
+        ...
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        ...
+
+    def scores(
+        self, score: Score | None = None, known: Mapping[str, Sequence[Stat]] | None = None
+    ) -> dict[str, Float[Tensor, "rows cols"]]:
+        """The scores of every site, by the method's own score or by another; random ones are drawn anew at every step.
+
+        `known` are statistics that the regime keeps; gradients of the step are there where `due` asked for them.
+        """
+        ...
+
+    def counts(self, share: float = 1.0) -> Counts:
+        """What is kept when `share` of the final sparsity is reached."""
+        ...
+
+    def choose(self, scores: Mapping[str, Tensor], counts: Counts) -> dict[str, Bool[Tensor, "rows cols"]]:
+        """The best of every group, by the method's pattern."""
+        ...
+
+    def keep(self, masks: Mapping[str, Bool[Tensor, "rows cols"]]) -> None:
+        """Make these the supports; what leaves becomes zero and loses its optimiser state, what comes starts from zero state."""
+        ...
+
+
+class Regime:
+    """Hooks around an optimiser step; each does nothing unless a subclass says otherwise.
+
+    `begin` once; then for every step `before` (gradients are there), the optimiser, `after`, and `change` when the user
+    calls `Sparsifier.step()`; `end` at the end.
+
+    A subclass is a frozen dataclass: what it remembers lies in `Trained.state`.
+
+    Attributes:
+        dense: the optimiser trains a dense weight of which the model computes with a projection (straight-through);
+            otherwise dropped entries are zero in the parameter itself.
+        timed: the regime asks for `progress`, so the number of steps must be known.
+        gives: statistics that the regime keeps for scores, beside the gradient of the step.
+    """
+
+    dense: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
+    gives: ClassVar[frozenset[type[Stat]]] = frozenset()
+    registered_name: ClassVar[str]
+
+    def begin(self, run: Training) -> None:
+        """Choose the first supports."""
+
+    def due(self, run: Training) -> bool:
+        """Whether `change` will be called after the step to come; then its dense gradients are remembered."""
+        del run
+        return False
+
+    def before(self, run: Training) -> None:
+        """Change gradients before the optimiser sees them."""
+
+    def after(self, run: Training) -> None:
+        """Change weights after the optimiser."""
+
+    def project(self, run: Training, site: Trained) -> Float[Tensor, "rows cols"]:
+        """What the model computes with, of a dense weight (only with `dense`)."""
+        del run
+        return site.weight() * site.mask
+
+    def change(self, run: Training) -> None:
+        """Change the supports."""
+
+    def end(self, run: Training) -> None:
+        """Bring the supports to what the method promises."""

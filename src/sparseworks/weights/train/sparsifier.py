@@ -1,0 +1,337 @@
+"""Training made sparse by two lines: a sparsifier beside the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparseworks.core.allocator import Evidence
+from sparseworks.core.errors import BudgetError, CheckpointError, MissingStatError, ModelError
+from sparseworks.core.method import METHODS, Method
+from sparseworks.core.regime import ACROSS, Counts, Regime
+from sparseworks.core.score import Score
+from sparseworks.core.select import select_mask
+from sparseworks.core.site import Site
+from sparseworks.core.stats import Stat, Stats, WeightGradient
+from sparseworks.core.support import Support
+from sparseworks.stream import sites as find_sites
+from sparseworks.stream.gradients import Loss
+from sparseworks.weights.decide import across
+from sparseworks.weights.prune import prune, reseeded
+from sparseworks.weights.train.hold import Hold
+from sparseworks.weights.train.slot import Place, Slot, local, local_like, project
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change of the supports: after which step, entries kept, and how many left and came."""
+
+    step: int
+    kept: int
+    dropped: int
+    grown: int
+
+
+class Sparsifier:
+    """Makes training sparse: `step()` once after every `optimizer.step()`.
+
+    sparsifier = sw.Sparsifier(model, "rigl", optimizer, steps=10_000)
+    for batch in data:
+        loss(model, batch).backward(); optimizer.step(); sparsifier.step(); optimizer.zero_grad()
+    supports = sparsifier.finish()
+
+    Supports are re-imposed by hooks of the optimiser, whatever it is, and change in `step()`. A step that the optimiser
+    leaves out (mixed precision with infinite gradients) does not count.
+
+    Attributes:
+        done: optimiser steps that were followed by `step()`.
+        history: every change of the supports.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method | str,
+        optimizer: Optimizer,
+        *,
+        steps: int | None = None,
+        sites: Sequence[Site] | None = None,
+        skip: Sequence[str] = (),
+        data: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        seed: int = 0,
+    ):
+        """Choose the first supports and take hold of the optimiser.
+
+        Args:
+            method: a method or its name. Without a regime of training it prunes now, with `data` where it needs them, and
+                the supports are held.
+            steps: optimiser steps of the whole run; needed by methods whose supports change with its progress.
+            sites: default: all that `sparseworks.sites(model)` lists.
+            skip: shell-style patterns of site names that stay dense.
+            data, loss: for methods that prune now, see `sparseworks.prune`.
+            seed: of every random part.
+
+        Raises:
+            ModelError: there is nothing to make sparse, or the optimiser does not hold a site's parameter.
+            BudgetError: the method needs `steps`, or its allocation needs statistics that training does not give.
+            MissingStatError: a score needs statistics that training does not give.
+        """
+        method = METHODS.get(method) if isinstance(method, str) else method
+        self.method = reseeded(method, seed)
+        self.model, self.optimizer, self.steps, self.seed = model, optimizer, steps, seed
+        self.regime: Regime = self.method.train or Hold()
+        self.done = 0
+        self.history: list[Event] = []
+        listed = _chosen(model, sites, skip)
+        _check(self.method, self.regime, optimizer, model, listed, steps)
+        self._slots = {s.parameter: Slot(s.parameter, s.tensor(model)) for s in listed}
+        self.sites = [
+            Place(s, self._slots[s.parameter], torch.ones(s.shape, dtype=torch.bool, device=s.tensor(model).device))
+            for s in listed
+        ]
+        self._pending = False
+        if self.method.train is None and (self.method.needs or self.method.evidence_needs):
+            found = prune(model, self.method, data, sites=listed, loss=loss, progress=False)
+            self._final: Counts = {}
+            self.keep({s.name: found.supports[s.name].mask().to(s.mask.device) for s in self.sites})
+        else:
+            self._final = self._counted(listed)
+            if self.regime.dense:
+                for slot in self._slots.values():
+                    slot.master = local(slot.parameter.detach()).clone()
+            self.regime.begin(self)
+        self._refresh()
+        self._handles = [
+            optimizer.register_step_pre_hook(lambda *_: self._before()),
+            optimizer.register_step_post_hook(lambda *_: self._after()),
+        ]
+
+    # -- what the user calls --------------------------------------------------------------------------------------
+
+    def step(self) -> Event | None:
+        """Count the optimiser step just taken, and change the supports where that is due.
+
+        Returns:
+            What changed, or None.
+        """
+        if not self._pending:
+            return None
+        self._pending = False
+        due, before = self.regime.due(self), len(self.history)
+        self.done += 1
+        if due:
+            self.regime.change(self)
+            self._refresh()
+        for place in self.sites:
+            place.remembered = None
+        return self.history[-1] if len(self.history) > before else None
+
+    def finish(self) -> dict[str, Support]:
+        """Bring the model to its final sparsity, let go of the optimiser, and return the supports (`io.save` takes them)."""
+        self.regime.end(self)
+        for place in self.sites:
+            place.put(torch.where(place.mask, place.weight(), 0.0))
+        for slot in self._slots.values():
+            local(slot.parameter.data).copy_(slot.dense)
+            slot.master = None
+        for handle in self._handles:
+            handle.remove()
+        return self.supports
+
+    @property
+    def supports(self) -> dict[str, Support]:
+        """Site name -> what is kept now."""
+        return {place.name: Support.from_mask(place.mask) for place in self.sites}
+
+    @property
+    def density(self) -> float:
+        """Share of all entries of the sites that is kept now."""
+        return sum(int(p.mask.sum()) for p in self.sites) / max(sum(p.site.size for p in self.sites), 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit, beside the state of the model and of the optimiser; tensors and plain data."""
+        return {
+            "method": self.method.to_config(),
+            "done": self.done,
+            "history": [(e.step, e.kept, e.dropped, e.grown) for e in self.history],
+            "supports": {p.name: Support.from_mask(p.mask).bits() for p in self.sites},
+            "states": {p.name: {k: v.clone() for k, v in p.state.items()} for p in self.sites},
+            "masters": {n: s.master.clone() for n, s in self._slots.items() if s.master is not None},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict()` was taken; load model and optimiser first.
+
+        Raises:
+            CheckpointError: the state is of another method or of a model with other sites.
+        """
+        if state.get("method") != self.method.to_config() or set(state["supports"]) != {p.name for p in self.sites}:
+            raise CheckpointError(
+                f"The state is of method {state.get('method')} on {len(state.get('supports', ()))} sites, this run of "
+                f"{self.method.to_config()} on {len(self.sites)}; build the sparsifier with the same arguments."
+            )
+        self.done = int(state["done"])
+        self.history = [Event(*entry) for entry in state["history"]]
+        for place in self.sites:
+            place.mask = Support.from_bits(state["supports"][place.name], place.shape).mask().to(place.mask.device)
+            place.state = {k: v.clone() for k, v in state["states"][place.name].items()}
+        for name, master in state["masters"].items():
+            self._slots[name].master = master.clone().to(self._slots[name].parameter.device)
+        self._refresh()
+
+    # -- what a regime sees ---------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        return min(self.done / self.steps, 1.0) if self.steps else 0.0
+
+    def scores(
+        self, score: Score | None = None, known: Mapping[str, Sequence[Stat]] | None = None
+    ) -> dict[str, Float[Tensor, "rows cols"]]:
+        """The scores of every site, by the method's own score or by another; random ones are drawn anew at every step."""
+        chosen = reseeded(score or self.method.score, self.done)
+        found = {}
+        for place in self.sites:
+            stats = Stats((known or {}).get(place.name, ()), site=place.name)
+            if WeightGradient in chosen.needs and WeightGradient not in stats:
+                gradient = WeightGradient(*place.shape)
+                gradient.update(place.gradient())
+                stats = Stats([*stats, gradient], site=place.name)
+            found[place.name] = chosen(place.weight(), stats).to(place.mask.device)
+        return found
+
+    def counts(self, share: float = 1.0) -> Counts:
+        """What is kept when `share` of the final sparsity is reached."""
+        pattern = self.method.pattern
+        if pattern.fixed_density is not None:
+            return {p.name: pattern.counts(p.shape, None) for p in self.sites}
+        if pattern.across:
+            size = sum(p.site.size for p in self.sites)
+            return {ACROSS: size - ((size - self._final[ACROSS]).double() * share).round().long()}
+        return {p.name: pattern.counts(p.shape, _left(p.site.size, self._final[p.name], share)) for p in self.sites}
+
+    def choose(self, scores: Mapping[str, Tensor], counts: Counts) -> dict[str, Bool[Tensor, "rows cols"]]:
+        """The best of every group, by the method's pattern."""
+        if self.method.pattern.across:
+            return across(self.method.pattern, scores, int(counts[ACROSS]))
+        return {name: select_mask(s, self.method.pattern, counts[name]) for name, s in scores.items()}
+
+    @torch.no_grad()
+    def keep(self, masks: Mapping[str, Bool[Tensor, "rows cols"]]) -> None:
+        """Make these the supports; what leaves becomes zero, and the optimiser's state of all that changes is cleared."""
+        moved = {p.name: masks[p.name] ^ p.mask for p in self.sites}
+        dropped = sum(int((moved[p.name] & p.mask).sum()) for p in self.sites)
+        grown = sum(int((moved[p.name] & masks[p.name]).sum()) for p in self.sites)
+        for place in self.sites:
+            place.mask = masks[place.name]
+        if not self.regime.dense:
+            for slot, at in self._marks(moved):
+                slot.clear(self.optimizer, at)
+        if dropped or grown:
+            self.history.append(Event(self.done, sum(int(p.mask.sum()) for p in self.sites), dropped, grown))
+
+    # -- around the optimiser -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _before(self) -> None:
+        if self._pending:
+            raise ModelError("The optimiser takes a second step before `sparsifier.step()`: call it after every step.")
+        for slot in self._slots.values():
+            if slot.master is not None:
+                local(slot.parameter.data).copy_(slot.master)
+        if self.regime.due(self):
+            for place in self.sites:
+                if place.slot.parameter.grad is not None:
+                    place.remembered = place.gradient().clone()
+        self.regime.before(self)
+        if not self.regime.dense:
+            for slot in self._slots.values():
+                if slot.parameter.grad is not None and slot.dropped is not None:
+                    local(slot.parameter.grad).masked_fill_(slot.dropped, 0.0)
+
+    @torch.no_grad()
+    def _after(self) -> None:
+        for slot in self._slots.values():
+            if slot.master is not None:
+                slot.master.copy_(local(slot.parameter.data))
+        self.regime.after(self)
+        self._refresh()
+        self._pending = True
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Let the parameters hold what the model computes with."""
+        for slot, at in self._marks({p.name: ~p.mask for p in self.sites}):
+            slot.dropped = at
+            if slot.master is None:
+                local(slot.parameter.data).masked_fill_(at, 0.0)
+        for slot in self._slots.values():
+            if slot.master is not None:
+                members = [p for p in self.sites if p.slot is slot]
+                project(slot, [(p, self.regime.project(self, p)) for p in members])
+
+    def _marks(self, at: Mapping[str, Bool[Tensor, "rows cols"]]) -> list[tuple[Slot, Bool[Tensor, "..."]]]:
+        """Marks of sites, laid out like the parameters (this rank's part)."""
+        found = []
+        for slot in self._slots.values():
+            mark = torch.zeros(slot.parameter.shape, dtype=torch.bool, device=slot.dense.device)
+            for place in self.sites:
+                if place.slot is slot:
+                    place.site.put(mark, at[place.name])
+            found.append((slot, local_like(mark, slot.parameter)))
+        return found
+
+    def _counted(self, listed: Sequence[Site]) -> Counts:
+        method, sizes = self.method, {s.name: s.size for s in listed}
+        if method.pattern.fixed_density is not None:
+            return {}
+        if method.pattern.across:
+            return {ACROSS: torch.tensor([method.budget.total(sizes)])}
+        evidence = Evidence(
+            weight=lambda name: next(p for p in self.sites if p.name == name).weight(), score=method.score
+        )
+        counts = method.allocate(listed, method.budget, evidence=evidence)
+        return {name: torch.tensor([count]) for name, count in counts.items()}
+
+
+def _left(size: int, final: Tensor, share: float) -> int:
+    return size - round((size - int(final)) * share)
+
+
+def _chosen(model: nn.Module, sites: Sequence[Site] | None, skip: Sequence[str]) -> list[Site]:
+    listed = list(find_sites(model) if sites is None else sites)
+    return [s for s in listed if not any(fnmatch(s.name, text) for text in skip)]
+
+
+def _check(
+    method: Method, regime: Regime, optimizer: Optimizer, model: nn.Module, listed: Sequence[Site], steps: int | None
+) -> None:
+    if not listed:
+        raise ModelError("Nothing to make sparse: the model has no sites, or `skip` leaves all of them dense.")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for site in listed:
+        method.pattern.check(site.shape)
+        if id(site.tensor(model)) not in held:
+            raise ModelError(f"The optimiser does not hold {site.parameter!r}; give it the parameters of this model.")
+    if regime.timed and (steps is None or steps < 1):
+        raise BudgetError(
+            f"Method {method.name!r} follows the progress of training: give `steps`, the length of the run."
+        )
+    if method.train is None:
+        return
+    if method.budget.needs_scores or method.allocate.needs:
+        raise BudgetError(
+            f"Method {method.name!r} allocates by statistics of calibration data, which training does not gather."
+        )
+    missing = [k.__name__ for k in method.score.needs - {WeightGradient, *regime.gives}]
+    if missing:
+        raise MissingStatError(f"Method {method.name!r} scores by {missing[0]}, which training does not gather.")
