@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from sparseworks.weights.train.callbacks import lightning_callback as lightning_callback
+from sparseworks.weights.train.callbacks import trainer_callback as trainer_callback
 from sparseworks.weights.train.dropgrow import DropGrow as DropGrow
 from sparseworks.weights.train.gradual import Gradual as Gradual
 from sparseworks.weights.train.hold import Hold as Hold
 from sparseworks.weights.train.sparsifier import Event as Event
 from sparseworks.weights.train.sparsifier import Sparsifier as Sparsifier
+from sparseworks.weights.train.state import load_state as load_state
+from sparseworks.weights.train.state import save_state as save_state
 from sparseworks.weights.train.straight import Straight as Straight

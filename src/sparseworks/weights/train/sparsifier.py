@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from sparseworks.core.allocator import Evidence
 from sparseworks.core.errors import BudgetError, CheckpointError, MissingStatError, ModelError
@@ -67,10 +69,12 @@ class Sparsifier:
         data: Iterable[Any] | None = None,
         loss: Loss | None = None,
         seed: int = 0,
+        state: Mapping[str, Any] | None = None,
     ):
         """Choose the first supports and take hold of the optimiser.
 
         Args:
+            model: any module; data-parallel and compiled wrappers are looked through, parameters may be sharded by FSDP2.
             method: a method or its name. Without a regime of training it prunes now, with `data` where it needs them, and
                 the supports are held.
             steps: optimiser steps of the whole run; needed by methods whose supports change with its progress.
@@ -78,6 +82,7 @@ class Sparsifier:
             skip: shell-style patterns of site names that stay dense.
             data, loss: for methods that prune now, see `sparseworks.prune`.
             seed: of every random part.
+            state: a `state_dict()` to go on with, of a run with the same arguments; model and optimiser are loaded already.
 
         Raises:
             ModelError: there is nothing to make sparse, or the optimiser does not hold a site's parameter.
@@ -86,6 +91,7 @@ class Sparsifier:
         """
         method = METHODS.get(method) if isinstance(method, str) else method
         self.method = reseeded(method, seed)
+        model = _unwrapped(model)
         self.model, self.optimizer, self.steps, self.seed = model, optimizer, steps, seed
         self.regime: Regime = self.method.train or Hold()
         self.done = 0
@@ -98,19 +104,21 @@ class Sparsifier:
             for s in listed
         ]
         self._pending = False
-        if self.method.train is None and (self.method.needs or self.method.evidence_needs):
+        self._final: Counts = {} if self._prunes_now else self._counted(listed)
+        self._handles: list[RemovableHandle] = []
+        if self.regime.dense:
+            for slot in self._slots.values():
+                slot.master = local(slot.parameter.detach()).clone()
+        if state is not None:
+            self.load_state_dict(state)
+        elif self._prunes_now:
             found = prune(model, self.method, data, sites=listed, loss=loss, progress=False)
-            self._final: Counts = {}
-            self.keep({s.name: found.supports[s.name].mask().to(s.mask.device) for s in self.sites})
+            self.keep({p.name: found.supports[p.name].mask().to(p.mask.device) for p in self.sites})
         else:
-            self._final = self._counted(listed)
-            if self.regime.dense:
-                for slot in self._slots.values():
-                    slot.master = local(slot.parameter.detach()).clone()
             self.regime.begin(self)
         self._refresh()
         self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: self._before()),
+            optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(lambda *_: self._after()),
         ]
 
@@ -173,7 +181,8 @@ class Sparsifier:
         Raises:
             CheckpointError: the state is of another method or of a model with other sites.
         """
-        if state.get("method") != self.method.to_config() or set(state["supports"]) != {p.name for p in self.sites}:
+        known = {p.name for p in self.sites}
+        if state.get("method") != self.method.to_config() or set(state.get("supports", ())) != known:
             raise CheckpointError(
                 f"The state is of method {state.get('method')} on {len(state.get('supports', ()))} sites, this run of "
                 f"{self.method.to_config()} on {len(self.sites)}; build the sparsifier with the same arguments."
@@ -186,6 +195,10 @@ class Sparsifier:
         for name, master in state["masters"].items():
             self._slots[name].master = master.clone().to(self._slots[name].parameter.device)
         self._refresh()
+
+    @property
+    def _prunes_now(self) -> bool:
+        return self.method.train is None and bool(self.method.needs or self.method.evidence_needs)
 
     # -- what a regime sees ---------------------------------------------------------------------------------------
 
@@ -241,22 +254,52 @@ class Sparsifier:
 
     # -- around the optimiser -------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _before(self) -> None:
+    def _before(
+        self, _optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        """Gradients are there now, or a closure is about to compute them (LBFGS, Lightning)."""
         if self._pending:
             raise ModelError("The optimiser takes a second step before `sparsifier.step()`: call it after every step.")
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._lend()
+            return None
+        lent = False
+
+        def computing() -> Any:
+            nonlocal lent
+            if lent:
+                self._take_back()
+            loss = closure()
+            self._lend()
+            lent = True
+            return loss
+
+        return (args[0], computing, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
+
+    @torch.no_grad()
+    def _lend(self) -> None:
+        """Show the optimiser the weights it trains, and gradients of them."""
         for slot in self._slots.values():
             if slot.master is not None:
                 local(slot.parameter.data).copy_(slot.master)
         if self.regime.due(self):
             for place in self.sites:
                 if place.slot.parameter.grad is not None:
+                    place.remembered = None
                     place.remembered = place.gradient().clone()
         self.regime.before(self)
         if not self.regime.dense:
             for slot in self._slots.values():
                 if slot.parameter.grad is not None and slot.dropped is not None:
                     local(slot.parameter.grad).masked_fill_(slot.dropped, 0.0)
+
+    @torch.no_grad()
+    def _take_back(self) -> None:
+        for slot in self._slots.values():
+            if slot.master is not None:
+                slot.master.copy_(local(slot.parameter.data))
+        self._refresh()
 
     @torch.no_grad()
     def _after(self) -> None:
@@ -305,6 +348,13 @@ class Sparsifier:
 
 def _left(size: int, final: Tensor, share: float) -> int:
     return size - round((size - int(final)) * share)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside data-parallel and compiled wrappers, so that sites are named alike on one process and on many."""
+    while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod  # type: ignore[assignment]
+    return model
 
 
 def _chosen(model: nn.Module, sites: Sequence[Site] | None, skip: Sequence[str]) -> list[Site]:

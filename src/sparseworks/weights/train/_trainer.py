@@ -1,0 +1,39 @@
+"""The callback for transformers' Trainer; imported by `trainer_callback` only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from sparseworks.weights.train.callbacks import Beside
+from sparseworks.weights.train.state import load_state, save_state
+
+FILE = "sparsifier.safetensors"
+
+
+class TrainerCallbackOf(Beside, TrainerCallback):
+    """See `trainer_callback`."""
+
+    def on_train_begin(self, args, state, control, *, model=None, optimizer=None, **_):
+        """Model and optimiser are built, and loaded where training is resumed."""
+        saved = _folder(args, state) / FILE
+        found = load_state(saved) if state.global_step and saved.exists() else None
+        self.start(model, getattr(optimizer, "optimizer", optimizer), state.max_steps, found)
+
+    def on_optimizer_step(self, args, state, control, **_):
+        """The optimiser has stepped."""
+        self.step()
+
+    def on_save(self, args, state, control, **_):
+        """Beside the Trainer's own files."""
+        if self.sparsifier is not None and state.is_world_process_zero:
+            save_state(_folder(args, state) / FILE, self.sparsifier)
+
+    def on_train_end(self, args, state, control, **_):
+        """Let go."""
+        self.finish()
+
+
+def _folder(args, state) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -1,0 +1,57 @@
+"""The state of a sparsifier in one safetensors file, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from sparseworks.core.errors import CheckpointError
+from sparseworks.io.folder import write_file
+from sparseworks.io.tensors import Entry, safetensors_chunks
+from sparseworks.weights.train.sparsifier import Sparsifier
+
+_FACTS = "sparseworks"
+_GROUPS = ("supports", "states", "masters")
+
+
+def save_state(path: Path | str, sparsifier: Sparsifier) -> None:
+    """Write `sparsifier.state_dict()`.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; the previous file is untouched.
+    """
+    state = sparsifier.state_dict()
+    facts = {key: value for key, value in state.items() if key not in _GROUPS}
+    tensors = {f"supports|{name}": t for name, t in state["supports"].items()}
+    tensors |= {f"states|{name}|{key}": t for name, held in state["states"].items() for key, t in held.items()}
+    tensors |= {f"masters|{name}": t for name, t in state["masters"].items()}
+    try:
+        entries = [Entry.of(name, tensor.contiguous()) for name, tensor in tensors.items()]
+        write_file(Path(path), safetensors_chunks(entries, {_FACTS: json.dumps(facts)}))
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot write the state of sparse training {path}: {error}. Free space or choose another folder."
+        ) from error
+
+
+def load_state(path: Path | str) -> dict[str, Any]:
+    """What `save_state` wrote, for `Sparsifier(..., state=...)`.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()[_FACTS]) | {group: {} for group in _GROUPS}
+            for key in file.keys():  # noqa: SIM118
+                group, *names = key.split("|")
+                if group == "states":
+                    state[group].setdefault(names[0], {})[names[1]] = file.get_tensor(key)
+                else:
+                    state[group][names[0]] = file.get_tensor(key)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path} is not a readable state of sparse training ({error}).") from error
+    return state | {"states": {name: state["states"].get(name, {}) for name in state["supports"]}}
