@@ -363,6 +363,63 @@ def methods(
 
 
 @app.command()
+def compare(
+    model: Model,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names, comma-separated, see `sparseworks methods`.", autocompletion=_starting(_method_names)
+        ),
+    ] = "magnitude,wanda,sparsegpt",
+    density: Annotated[
+        str, typer.Option(help="Shares kept: 0.5, or 0.3,0.5, or 0.3:0.7 (five of them), or 0.3:0.7:9 (nine).")
+    ] = "0.3:0.7",
+    pattern: Annotated[str, typer.Option(help="In place of each method's own: row, 2:4, block:4x1 ...")] = "",
+    out: Annotated[Path, typer.Option(help="Folder of the records and of comparison.html.", file_okay=False)] = Path(
+        "out/comparison"
+    ),
+    data: Annotated[
+        Path | None, typer.Option(help="Calibration text.", exists=True, dir_okay=False, show_default=False)
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="perplexity, retrieval, similarity or classification; default: by kind of model.",
+            show_default=False,
+            autocompletion=_starting(_task_names),
+        ),
+    ] = None,
+    task_data: Annotated[Path | None, typer.Option(help="Evaluation data.", exists=True, show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Evaluate on this many items only.", min=1, show_default=False)
+    ] = None,
+    length: Annotated[int, typer.Option(help="Tokens per calibration sequence.", min=1)] = 128,
+    samples: Annotated[int, typer.Option(help="Calibration sequences.", min=1)] = 128,
+    jobs: Annotated[int, typer.Option(help="Cases at once, each in a process of its own.", min=1)] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Run the cases on the cluster that Ray is connected to.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Prune a model by several methods at several densities and draw quality against what is kept.
+
+    Every case is written when it is done; the same command goes on where it was cut off. Bad combinations are refused before
+    any work is done.
+
+    Examples:
+
+    `sparseworks compare sparseworks/tiny-lm --methods magnitude,wanda,sparsegpt --density 0.3:0.7 --limit 20`
+
+    `sparseworks compare sparseworks/tiny-lm --methods wanda,sparsegpt --pattern 2:4 --jobs 2`
+    """
+    from sparseworks.cli.commands import run_compare
+    from sparseworks.jobs.setting import Wish
+
+    wish = Wish(data=data, task=task, task_data=task_data, length=length, samples=samples, limit=limit, seed=seed)
+    _show(run_compare(model, methods, density, pattern, wish, out, jobs, ray, threads), as_json)
+
+
+@app.command()
 def evaluate(
     model: Model,
     task: Annotated[

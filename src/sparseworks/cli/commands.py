@@ -11,6 +11,7 @@ from typing import Any
 from sparseworks.cli.machine import VALUES, set_threads, threads_text, value_types
 from sparseworks.core.errors import BudgetError, ModelError, ShapeError
 from sparseworks.core.pattern import Pattern
+from sparseworks.weights.show import Shown
 
 Answer = tuple[Any, Any]
 
@@ -161,6 +162,29 @@ def run_methods(family: str | None) -> Answer:
     rows = [r for r in rows if family in (None, r["family"])]
     cells = [[r["name"], r["family"], r["source"], r["composition"]] for r in rows]
     return rows, _table(f"{len(rows)} methods", ["method", "family", "source", "composition"], cells)
+
+
+def run_compare(
+    name: str, methods: str, density: str, pattern: str, wish: Any, out: Path, jobs: int, ray: bool, threads: int | None
+) -> Answer:
+    """Several methods at several densities on one model; the page is written beside the records."""
+    from dataclasses import asdict
+
+    from sparseworks.jobs.compare import cases, compare, span
+    from sparseworks.report.compared import cells, save_comparison
+
+    set_threads(threads)
+    wanted = cases([m.strip() for m in methods.split(",") if m.strip()], span(density), pattern)
+    with Shown(progress=True).bar("compare", len(wanted)) as bar:
+        rows = compare(
+            name, wanted, wish, out, jobs=jobs, ray=ray, tick=lambda row: bar(1, f"{row.method} {row.density:g}")
+        )
+    page = save_comparison(name, rows, out / "comparison.html")
+    metric = next((r.metric for r in rows if r.metric), "quality")
+    table = _table(
+        f"{name}; plot in {page}", ["method", "kept", metric, "dense", "seconds", ""], [cells(r) for r in rows]
+    )
+    return {"model": name, "page": str(page), "rows": [asdict(r) for r in rows]}, table
 
 
 def run_evaluate(name: str, task: str | None, data: Path | None, limit: int | None, threads: int | None) -> Answer:

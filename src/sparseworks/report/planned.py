@@ -94,4 +94,4 @@ def _plot(case: _Case, rows: list[Row], threads: int) -> str:
         axes.grid(alpha=0.25)
 
     title = f"{case.shape[0]}x{case.shape[1]}, {rows_text(case.rows)}"
-    return f"<h2>{title}</h2>{plots._svg(draw, height=3.4, label=f'time against density, {title}')}"
+    return f"<h2>{title}</h2>{plots.svg(draw, height=3.4, label=f'time against density, {title}')}"

@@ -11,7 +11,7 @@ from typing import Any
 DENSE, SPARSE, ACCENT = "#8a8f98", "#2f7ed8", "#e07b00"
 
 
-def _svg(draw: Callable[[Any], None], *, width: float = 7.2, height: float = 3.0, label: str = "") -> str:
+def svg(draw: Callable[[Any], None], *, width: float = 7.2, height: float = 3.0, label: str = "") -> str:
     """Draw on one matplotlib axes and return SVG text whose ink is `currentColor`."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def densities(sites: Sequence[dict[str, Any]]) -> str:
         axes.set_xlabel("site, in model order")
         axes.grid(axis="y", alpha=0.25)
 
-    return _svg(draw, height=2.2, label="kept share of every site")
+    return svg(draw, height=2.2, label="kept share of every site")
 
 
 def times(sites: Sequence[dict[str, Any]]) -> str:
@@ -68,7 +68,7 @@ def times(sites: Sequence[dict[str, Any]]) -> str:
         axes.margins(y=0.2)
         axes.grid(axis="y", alpha=0.25)
 
-    return _svg(draw, height=2.6, label="time of every site, dense and chosen") if timed else ""
+    return svg(draw, height=2.6, label="time of every site, dense and chosen") if timed else ""
 
 
 def frontier(points: Sequence[dict[str, Any]], metric: str) -> str:
@@ -99,7 +99,7 @@ def frontier(points: Sequence[dict[str, Any]], metric: str) -> str:
         axes.set_ylabel(metric)
         axes.grid(alpha=0.25)
 
-    return _svg(draw, label=f"{metric} against speed-up") if points else ""
+    return svg(draw, label=f"{metric} against speed-up") if points else ""
 
 
 def by_speed(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -130,4 +130,4 @@ def recovery(losses: Sequence[float], validations: Sequence[Sequence[float]]) ->
         axes.legend(frameon=False, loc="upper right")
         axes.grid(alpha=0.25)
 
-    return _svg(draw, height=2.4, label="recovery curve") if losses else ""
+    return svg(draw, height=2.4, label="recovery curve") if losses else ""

@@ -1,0 +1,98 @@
+"""Comparison of methods: what is refused first, what is kept between runs, what the page shows."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sparseworks.cli.app import app
+from sparseworks.core.errors import BudgetError, CheckpointError, PatternError, RecipeError, UnknownNameError
+from sparseworks.jobs.compare import Case, cases, compare, span
+from sparseworks.jobs.setting import Wish
+from sparseworks.report.compared import save_comparison
+
+WISH = Wish(limit=2)
+NAME = "toy"
+
+
+@pytest.fixture(autouse=True)
+def _toy(monkeypatch, net, batches):
+    """A model called toy whose task is the distance from the dense outputs."""
+    dense = [net(x).detach() for x in batches]
+
+    def off(model):
+        errors = [(model(x) - y).square().mean().detach() for x, y in zip(batches, dense, strict=True)]
+        return SimpleNamespace(value=float(torch.stack(errors).mean()))
+
+    off.metric = "error"
+    setting = SimpleNamespace(model=net, task=off, batches=batches)
+    monkeypatch.setattr("sparseworks.jobs.compare.setting_for", lambda name, wish: setting)
+    monkeypatch.setattr("sparseworks.jobs.compare._loaded", {})
+
+
+def test_densities_are_read():
+    assert span("0.5") == [0.5] and span("0.3,0.5") == [0.3, 0.5]
+    assert span("0.3:0.7") == [0.3, 0.4, 0.5, 0.6, 0.7] and span("0.2:0.4:3") == [0.2, 0.3, 0.4]
+    for bad in ("", "a", "0:1", "1.5", "0.3:0.5:x"):
+        with pytest.raises(BudgetError):
+            span(bad)
+
+
+@pytest.mark.parametrize(
+    "methods, densities, pattern, error",
+    [
+        (["wande"], [0.5], "", UnknownNameError),
+        (["rigl"], [0.5], "", RecipeError),
+        (["wanda"], [0.5], "2;4", PatternError),
+        ([], [0.5], "", BudgetError),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(methods, densities, pattern, error):
+    with pytest.raises(error):
+        cases(methods, densities, pattern)
+
+
+def test_a_pattern_that_fixes_the_density_gives_one_case_a_method():
+    assert cases(["magnitude", "wanda"], [0.3, 0.5], "2:4") == [
+        Case("magnitude", 0.5, "2:4"),
+        Case("wanda", 0.5, "2:4"),
+    ]
+    assert len(cases(["magnitude", "wanda"], [0.3, 0.5])) == 4
+
+
+def test_a_finished_case_is_read_back_and_another_setting_is_refused(tmp_path, monkeypatch):
+    wanted = cases(["magnitude", "random"], [0.5])
+    rows = compare(NAME, wanted, WISH, tmp_path)
+    assert rows[0].quality is not None and rows[1].quality is not None and rows[0].dense is not None
+    assert 0 == rows[0].dense < rows[0].quality < rows[1].quality
+    assert all(abs(row.kept - 0.5) < 1e-3 for row in rows)
+    monkeypatch.setattr("sparseworks.jobs.compare._one", lambda *_: pytest.fail("a finished case runs again"))
+    assert compare(NAME, wanted, WISH, tmp_path) == rows
+    with pytest.raises(CheckpointError, match="other settings"):
+        compare(NAME, wanted, Wish(limit=3), tmp_path)
+    page = save_comparison(NAME, rows, tmp_path / "page.html").read_text()
+    assert "magnitude" in page and "<svg" in page and f"{rows[0].quality:.4f}" in page
+
+
+def test_the_command_prints_json_and_writes_the_page(tmp_path):
+    arguments = [
+        "compare",
+        NAME,
+        "--methods",
+        "magnitude",
+        "--density",
+        "0.5",
+        "--limit",
+        "2",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 0, found.output
+    data = json.loads(found.stdout)
+    assert data["rows"][0]["method"] == "magnitude" and (tmp_path / "comparison.html").exists()
