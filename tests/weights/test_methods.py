@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sparseworks as sw
+from sparseworks.allocate import EvoPress
 from sparseworks.core.method import METHODS, Method
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.schedule import Rounds
@@ -46,6 +47,8 @@ def test_every_method_prunes_a_model_to_its_budget(tower, batches, name):
     method = sw.method(name, density=0.4)
     if isinstance(method.schedule, Rounds):
         method = method.with_(schedule=Rounds(3))
+    if name == "evopress":
+        method = method.with_(allocate=EvoPress.example())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     stats, handle = track_movement(optimizer, model, sites(model))
     squared(model, batches[0]).backward()
