@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from sparseworks.core.method import method
+from sparseworks.weights.channels import CHANNELS, ChannelMethod, PrunedChannels, prune_channels
 from sparseworks.weights.distill import Embedding, Logits, Similarity, SquareHead, Task, Term
 from sparseworks.weights.enforce import keep_support
+from sparseworks.weights.essential import Sweep, essential_sparsity, overlap
 from sparseworks.weights.folder import prune_folder
 from sparseworks.weights.matrix import prune_matrix
 from sparseworks.weights.methods import method_table
+from sparseworks.weights.phases import Phase, prune_in_phases
 from sparseworks.weights.prune import prune
 from sparseworks.weights.recover import Recovery, recover
 from sparseworks.weights.streaming import Pruned, SiteRow
@@ -15,6 +18,7 @@ from sparseworks.weights.track import track_movement
 
 # `prune` and `recover` name functions here; their modules are reached by `from sparseworks.weights.prune import ...`.
 __all__ = [
-    "Embedding", "Logits", "Pruned", "Recovery", "Similarity", "SiteRow", "SquareHead", "Task", "Term", "keep_support",
-    "method", "method_table", "prune", "prune_folder", "prune_matrix", "recover", "track_movement",
+    "CHANNELS", "ChannelMethod", "Embedding", "Logits", "Phase", "Pruned", "PrunedChannels", "Recovery", "Similarity",
+    "SiteRow", "SquareHead", "Sweep", "Task", "Term", "essential_sparsity", "keep_support", "method", "method_table",
+    "overlap", "prune", "prune_channels", "prune_folder", "prune_in_phases", "prune_matrix", "recover", "track_movement",
 ]  # fmt: skip
