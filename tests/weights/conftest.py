@@ -65,6 +65,31 @@ def batches() -> list[Tensor]:
     return [torch.randn(4, 8, WIDTH, generator=g) @ mix for _ in range(3)]
 
 
+class TinyLM:
+    """The shipped decoder, calibration data of 2,048 tokens and as many held-out ones."""
+
+    def __init__(self, length: int = 128):
+        from sparseworks import load
+        from sparseworks.evaluate import Perplexity, documentation_passages, lm_batches, lm_windows
+        from sparseworks.io import load_tokenizer
+
+        name = "sparseworks/tiny-lm"
+        tokenizer, self.dense = load_tokenizer(name), load(name)
+        texts, held_out = ([p.whole for p in documentation_passages(held_out=h)[:100]] for h in (False, True))
+        self.data = lm_batches(texts, tokenizer, length, samples=16)
+        self.task = Perplexity(lm_windows(held_out, tokenizer, length, samples=16).flatten(), length)
+
+    def perplexity(self, model: nn.Module) -> float:
+        """On the held-out tokens."""
+        return self.task(model).value
+
+
+@pytest.fixture(scope="session")
+def tiny_lm() -> TinyLM:
+    """Loaded once; tests prune copies of `dense`."""
+    return TinyLM()
+
+
 class Digits:
     """A residual network of six blocks trained on scikit-learn's digits, and the data it was trained and is tested on."""
 

@@ -56,7 +56,8 @@ def test_every_method_prunes_a_model_to_its_budget(tower, batches, name):
     handle.remove()
     found = prune(model, method, batches, loss=squared, stats=stats, progress=False)
     kept, size = sum(s.count for s in found.supports.values()), sum(s.size for s in found.supports.values())
-    assert kept == round(0.4 * size)
+    rows, cols = method.pattern.unit.sizes((16, 16))  # whole units: to half of one a site
+    assert abs(kept - round(0.4 * size)) <= (rows * cols - 1) * len(found.supports) / 2
     for site in sites(model):
         assert torch.all(site.read(model)[~found.supports[site.name].mask()] == 0)
 

@@ -8,6 +8,7 @@ from sparseworks.weights.distill import Embedding, Logits, Similarity, SquareHea
 from sparseworks.weights.enforce import keep_support
 from sparseworks.weights.essential import Sweep, essential_sparsity, overlap
 from sparseworks.weights.folder import prune_folder
+from sparseworks.weights.groups4 import quantise_groups
 from sparseworks.weights.matrix import prune_matrix
 from sparseworks.weights.methods import method_table
 from sparseworks.weights.phases import Phase, prune_in_phases
@@ -20,5 +21,5 @@ from sparseworks.weights.track import track_movement
 __all__ = [
     "CHANNELS", "ChannelMethod", "Embedding", "Logits", "Phase", "Pruned", "PrunedChannels", "Recovery", "Similarity",
     "SiteRow", "SquareHead", "Sweep", "Task", "Term", "essential_sparsity", "keep_support", "method", "method_table",
-    "overlap", "prune", "prune_channels", "prune_folder", "prune_in_phases", "prune_matrix", "recover", "track_movement",
+    "overlap", "prune", "prune_channels", "prune_folder", "prune_in_phases", "prune_matrix", "quantise_groups", "recover", "track_movement",
 ]  # fmt: skip

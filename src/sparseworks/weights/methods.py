@@ -20,6 +20,7 @@ YIN = Source("Yin, Wu, Zhang et al.", 2023, "2310.05175", "Outlier weighed layer
 CHEN = Source("Chen et al.", 2025, "2505.23807", "Dynamic layerwise pruning")
 ZHANG = Source("Zhang, Zhao, Lin et al.", 2023, "2310.08915", "Dynamic Sparse No Training")
 SIEBERLING = Source("Sieberling, Kuznedelev, Kurtic and Alistarh", 2024, "2410.14649", "EvoPress")
+ZENG = Source("Zeng et al.", 2024, "2412.17560", "GQSA")
 BOZA = Source("Boža", 2024, "2401.02938", "Fast and effective weight update for pruned LLMs")
 OBC = Source("Frantar and Alistarh", 2022, "2208.11580", "Optimal Brain Compression")
 LEE = Source("Lee, Ajanthan and Torr", 2019, "1810.02340", "SNIP")
@@ -121,6 +122,15 @@ _add(
     allocate=EvoPress(),
     solve=ObsSweep(),
     catalog=(120,),
+)
+
+_add(
+    "gqsa",
+    OBS(),
+    "block:1x16/row",
+    ZENG,
+    "Runs of 16 inputs by their mean OBS saliency; `quantise_groups` rounds what is left to four bits.",
+    catalog=(62,),
 )
 
 _add("snip", SNIP(), "global", LEE, "|w g| at initialisation or on a trained model, over the whole model.")
