@@ -10,13 +10,15 @@ import pytest
 from sparseworks.core.errors import CalibrationError, NonFiniteError, ShapeError
 from sparseworks.evaluate.laws import NAMES, SparseLaw, fit_law
 
-PLANTED = SparseLaw(a_S=17.0, b_S=0.72, c_S=45.0, b_N=0.25, a_D=7e8, b_D=0.2, c=0.65, intervals={}, error=0.0)
+PLANTED = SparseLaw(a_s=17.0, b_s=0.72, c_s=45.0, b_n=0.25, a_d=7e8, b_d=0.2, c=0.65, intervals={}, error=0.0)
 
 
 def runs(noise: float, *, outliers: int = 0, seed: int = 0):
     """(S, N, D, L) on a grid of 4 x 7 x 7, the losses off by a factor e^N(0, noise), some of them by 1.3."""
     draw = random.Random(seed)
-    grid = list(itertools.product((0, 0.5, 0.75, 0.875), (1e5 * 4**i for i in range(7)), (1e8 * 8**i for i in range(7))))
+    grid = list(
+        itertools.product((0, 0.5, 0.75, 0.875), (1e5 * 4**i for i in range(7)), (1e8 * 8**i for i in range(7)))
+    )
     losses = [PLANTED(*run) * 2.718281828 ** draw.gauss(0, noise) for run in grid]
     for i in draw.sample(range(len(grid)), outliers):
         losses[i] *= 1.3

@@ -27,7 +27,9 @@ def test_a_trained_model_has_a_knee_that_moves_right_with_training(digits):
         for m in (untrained, digits.trained)
     )
     assert 0.2 <= short.knee <= long.knee and long.knee >= 0.4
-    assert long.labels.index("2:4") == long.labels.index("50%") + 1 and long.sparsities == tuple(sorted(long.sparsities))
+    assert long.labels.index("2:4") == long.labels.index("50%") + 1 and long.sparsities == tuple(
+        sorted(long.sparsities)
+    )
     assert long.drops[-1] > 0.1 and "<svg" in long.svg() and long.to_data()["knee"] == long.knee
 
 

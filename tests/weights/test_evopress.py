@@ -18,7 +18,9 @@ SEARCH = EvoPress(generations=40, offspring=16, stages=((4, 200), (1, 1200)))
 
 def pruned(digits, allocate, **options):
     model = copy.deepcopy(digits.trained)
-    found = sw.prune(model, sw.method("sparsegpt", density=0.15, allocate=allocate), digits.batches, progress=False, **options)
+    found = sw.prune(
+        model, sw.method("sparsegpt", density=0.15, allocate=allocate), digits.batches, progress=False, **options
+    )
     return model, found
 
 
@@ -71,7 +73,11 @@ def test_the_database_on_disk_is_made_once_and_mends_itself(tmp_path):
 
 def test_a_run_with_a_folder_ends_as_one_without(digits, tmp_path):
     search = EvoPress(generations=3, offspring=4, stages=((2, 100), (1, 300)))
-    (a, found), (b, same), (c, again) = (pruned(digits, search, **o) for o in ({}, {"workdir": tmp_path}, {"workdir": tmp_path}))
+    (a, found), (b, same), (c, again) = (
+        pruned(digits, search, **o) for o in ({}, {"workdir": tmp_path}, {"workdir": tmp_path})
+    )
     assert found.supports == same.supports == again.supports
     assert any((tmp_path / "levels").iterdir())
-    assert all(torch.equal(v, b.state_dict()[k]) and torch.equal(v, c.state_dict()[k]) for k, v in a.state_dict().items())
+    assert all(
+        torch.equal(v, b.state_dict()[k]) and torch.equal(v, c.state_dict()[k]) for k, v in a.state_dict().items()
+    )

@@ -76,7 +76,13 @@ def test_tuning_scales_end_to_end_lowers_the_divergence(digits):
         model = copy.deepcopy(dense)
         quantise_groups(model, found.supports, digits.batches, steps=20, lr=1e-3, tune_steps=steps, tune_lr=1e-3)
         with torch.no_grad():
-            gap.append(float(torch.nn.functional.kl_div(model(digits.x).log_softmax(1), dense(digits.x).softmax(1), reduction="batchmean")))
+            gap.append(
+                float(
+                    torch.nn.functional.kl_div(
+                        model(digits.x).log_softmax(1), dense(digits.x).softmax(1), reduction="batchmean"
+                    )
+                )
+            )
     assert gap[1] < gap[0]
 
 

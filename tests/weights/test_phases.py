@@ -50,6 +50,8 @@ def test_two_steps_beat_one_and_continued_training_beats_none(digits, batches):
         model = WithLoss(copy.deepcopy(digits.trained))
         found, trained = prune_in_phases(model, "sparsegpt", phases, batches, progress=False)
         assert [r.steps for r in trained] == [p.steps for p in phases]
-        assert sum(s.count for s in found.supports.values()) == round(0.1 * sum(s.size for s in found.supports.values()))
+        assert sum(s.count for s in found.supports.values()) == round(
+            0.1 * sum(s.size for s in found.supports.values())
+        )
         losses[name] = digits.loss(model.net)
     assert losses["two steps"] < losses["continued"] < losses["direct"]

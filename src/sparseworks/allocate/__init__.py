@@ -5,4 +5,16 @@ from sparseworks.allocate.knapsack import SensitivityDP
 from sparseworks.allocate.scored import DLP, OWL, Global
 from sparseworks.allocate.shape import ERK, Balanced, ERKPlus, Pyramidal, UniformPlus
 
-__all__ = ["DLP", "ERK", "OWL", "Balanced", "ERKPlus", "EvoPress", "Global", "Pyramidal", "SensitivityDP", "UniformPlus", "evolve"]
+__all__ = [
+    "DLP",
+    "ERK",
+    "OWL",
+    "Balanced",
+    "ERKPlus",
+    "EvoPress",
+    "Global",
+    "Pyramidal",
+    "SensitivityDP",
+    "UniformPlus",
+    "evolve",
+]

@@ -71,7 +71,7 @@ def evolve(
             continue
         for survivors, tokens in stages[:-1]:
             key = draw.randrange(1 << 30)
-            children = sorted(children, key=lambda c: fitness(c, tokens, key))[:survivors]  # noqa: B023 - used at once
+            children = sorted(children, key=lambda c: fitness(c, tokens, key))[:survivors]
         key = draw.randrange(1 << 30)
         scores = {c: fitness(c, stages[-1][1], key) for c in (parent, *children)}
         best = min(scores, key=scores.__getitem__)
@@ -87,7 +87,11 @@ def shift(lows: Sequence[int], highs: Sequence[int], flips: int = 3) -> Mutate:
         child = list(parent)
         for _ in range(min(draw.randint(1, flips), draw.randint(1, flips))):
             pairs = [
-                (i, j) for i, v in enumerate(child) if v > lows[i] for j, w in enumerate(child) if j != i and w < highs[j]
+                (i, j)
+                for i, v in enumerate(child)
+                if v > lows[i]
+                for j, w in enumerate(child)
+                if j != i and w < highs[j]
             ]
             if not pairs:
                 break

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from sparseworks.core.errors import CalibrationError, NonFiniteError, ShapeError
 
-NAMES = ("a_S", "b_S", "c_S", "b_N", "a_D", "b_D", "c")
+NAMES = ("a_s", "b_s", "c_s", "b_n", "a_d", "b_d", "c")
 _STEPS, _DELTA = 150, 1e-3
 
 
 @dataclass(frozen=True)
 class SparseLaw:
-    """L(S, N, D) = (a_S (1 - S)^b_S + c_S) N^-b_N + (a_D / D)^b_D + c; S sparsity, N non-zero parameters, D data.
+    """L(S, N, D) = (a_s (1 - S)^b_s + c_s) N^-b_n + (a_d / D)^b_d + c; S sparsity, N non-zero parameters, D data.
 
     Source: Frantar, Riquelme, Houlsby, Alistarh and Evci, 2023, arXiv 2309.08520.
 
@@ -26,27 +26,27 @@ class SparseLaw:
         error: mean |log L - log fitted| of the runs it was fitted to.
     """
 
-    a_S: float
-    b_S: float
-    c_S: float
-    b_N: float
-    a_D: float
-    b_D: float
+    a_s: float
+    b_s: float
+    c_s: float
+    b_n: float
+    a_d: float
+    b_d: float
     c: float
     intervals: Mapping[str, tuple[float, float]]
     error: float
 
     def __call__(self, sparsity: float, parameters: float, data: float) -> float:
         """The loss of a run."""
-        return self.capacity(sparsity) * parameters**-self.b_N + (self.a_D / data) ** self.b_D + self.c
+        return self.capacity(sparsity) * parameters**-self.b_n + (self.a_d / data) ** self.b_d + self.c
 
     def capacity(self, sparsity: float) -> float:
-        """a_S (1 - S)^b_S + c_S: the factor of sparsity on the capacity term."""
-        return self.a_S * (1 - sparsity) ** self.b_S + self.c_S
+        """a_s (1 - S)^b_s + c_s: the factor of sparsity on the capacity term."""
+        return self.a_s * (1 - sparsity) ** self.b_s + self.c_s
 
     def dense_equivalent(self, sparsity: float, parameters: float) -> float:
-        """Parameters of the dense model of the same loss on the same data: N (f(0) / f(S))^(1 / b_N)."""
-        return parameters * (self.capacity(0.0) / self.capacity(sparsity)) ** (1 / self.b_N)
+        """Parameters of the dense model of the same loss on the same data: N (f(0) / f(S))^(1 / b_n)."""
+        return parameters * (self.capacity(0.0) / self.capacity(sparsity)) ** (1 / self.b_n)
 
     def best_sparsity(self, parameters: float, flops: float, *, grid: int = 1000) -> float:
         """Sparsity of least loss at N non-zeros and a training budget of 6 D N dense-equivalent FLOPs.
@@ -115,7 +115,9 @@ def _check(s: Tensor, n: Tensor, d: Tensor, y: Tensor) -> None:
     flat = [name for name, v in (("sparsity", s), ("parameters", n), ("data", d)) if len(set(v.tolist())) < 2]
     if len(y) < len(NAMES) + 1 or flat:
         reason = f"{flat[0]} is the same in all runs" if flat else f"there are {len(y)} runs"
-        raise CalibrationError(f"The law has {len(NAMES)} coefficients, and {reason}: vary all of sparsity, size and data.")
+        raise CalibrationError(
+            f"The law has {len(NAMES)} coefficients, and {reason}: vary all of sparsity, size and data."
+        )
 
 
 def _starts(count: int, y: Tensor, g: torch.Generator) -> Float[Tensor, "starts 7"]:
@@ -127,7 +129,7 @@ def _starts(count: int, y: Tensor, g: torch.Generator) -> Float[Tensor, "starts 
 
 
 def _terms(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sparse part, constant part of the capacity term, data term, floor; each batch x runs. Data: e^(a_D) D^-b_D, centred."""
+    """Sparse part, constant part of the capacity term, data term, floor; each batch x runs. Data: e^(a_d) D^-b_d, centred."""
     left, n, d = x
     t = theta.unsqueeze(2)
     a, b, c, power, data, slope, floor = (t[:, i] for i in range(7))

@@ -30,7 +30,9 @@ def slice_units(model: nn.Module, listed: Sequence[Coupling], kept: Mapping[str,
     for c in chosen:
         mask = kept[c.name]
         if tuple(mask.shape) != (c.units,) or not bool(mask.any()):
-            raise ShapeError(f"Coupling {c.name!r} has {c.units} units and must keep at least one, got a mask of {mask}.")
+            raise ShapeError(
+                f"Coupling {c.name!r} has {c.units} units and must keep at least one, got a mask of {mask}."
+            )
         for m in c.members:
             _linear(model, named, m.site)
     for c in chosen:

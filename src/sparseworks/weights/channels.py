@@ -186,7 +186,10 @@ def prune_channels(
     with evaluating(model):
         stats = gather(model, readers, {r.name: frozenset({InputMoments}) for r in readers}, batches)
         angles = block_angles(model, batches)
-        scores = [chosen.score(_seen(model, c, named, stats[r.name][InputMoments])) for c, r in zip(listed, readers, strict=True)]
+        scores = [
+            chosen.score(_seen(model, c, named, stats[r.name][InputMoments]))
+            for c, r in zip(listed, readers, strict=True)
+        ]
         turned = np.array([angles.get(block_of(r.parameter, blocks(model)), 0.0) for r in readers])
         counts = _counts([c.units for c in listed], chosen.shares(turned, density), density, multiple)
         kept = {c.name: top(s.unsqueeze(0), n).squeeze(0) for c, s, n in zip(listed, scores, counts, strict=True)}
@@ -278,7 +281,9 @@ AN = Source("An, Zhao, Yu, Tang and Wang", 2023, "2312.11983", "FLAP")
 WANG = Source("Wang et al.", 2024, "2409.13199", "CFSP")
 
 for _method in (
-    ChannelMethod("magnitude_sp", magnitude_sp, uniform, AN, "Keeps the channels that are read with the largest weights."),
+    ChannelMethod(
+        "magnitude_sp", magnitude_sp, uniform, AN, "Keeps the channels that are read with the largest weights."
+    ),
     ChannelMethod("wanda_sp", wanda_sp, uniform, AN, "Wanda's score by channel."),
     ChannelMethod("flap", fluctuation, uniform, AN, "Channels that hardly change go, biases take up their mean.", True),
     ChannelMethod(

@@ -90,7 +90,9 @@ def essential_sparsity(
         raise BudgetError(f"A sweep needs sparsities inside (0, 1), got {tuple(sparsities)}.")
     batches = None if data is None else list(data)
     levels = [(s, f"{s:.0%}", chosen.with_(density=1 - s)) for s in sparsities]
-    levels += [(1 - m.pattern.fixed_density, p, m) for p in patterns if (m := chosen.with_(pattern=p)).pattern.fixed_density]
+    levels += [
+        (1 - m.pattern.fixed_density, p, m) for p in patterns if (m := chosen.with_(pattern=p)).pattern.fixed_density
+    ]
     found = []
     for s, label, level in sorted(levels, key=lambda v: v[0]):
         student = copy.deepcopy(model)

@@ -128,7 +128,7 @@ def quantise_groups(
         entered = [(args, kwargs) for args, kwargs, _ in _calls(model, b.module(model), batches)]
         for name, module in inside.items():
             parametrize.register_parametrization(module, "weight", rounders[name])
-        _train(b.module(model), entered, targets, [m for m in inside.values()], steps, lr, seed)
+        _train(b.module(model), entered, targets, list(inside.values()), steps, lr, seed)
         for name, module in inside.items():
             rounders[name].freeze(module.parametrizations.weight.original)  # type: ignore[union-attr]
     if tune_steps:

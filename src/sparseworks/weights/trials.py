@@ -98,7 +98,9 @@ class Trials:
         """Mean KL over the tokens drawn."""
         for name, level in levels.items():
             if self.now.get(name) != level:
-                self.sites[name].write(self.model, self.levels.weight(name, self.dense[name], level).to(self.dense[name]))
+                self.sites[name].write(
+                    self.model, self.levels.weight(name, self.dense[name], level).to(self.dense[name])
+                )
                 self.now[name] = level
         total, count = 0.0, 0
         for i in self._drawn(tokens, draw):

@@ -69,7 +69,9 @@ class Groups4(Format):
     def nbytes(self, support: Support, dtype: torch.dtype = torch.uint4) -> int:
         """12 bytes (13 in wide rows) a group of 16 weights, 4 a row."""
         del dtype
-        return support.count // GROUP * (GROUP // 2 + 3 + _index(support.shape[1]).itemsize) + 4 * (support.shape[0] + 1)
+        return support.count // GROUP * (GROUP // 2 + 3 + _index(support.shape[1]).itemsize) + 4 * (
+            support.shape[0] + 1
+        )
 
 
 def _index(width: int) -> torch.dtype:
