@@ -81,3 +81,40 @@ def test_a_run_with_a_folder_ends_as_one_without(digits, tmp_path):
     assert all(
         torch.equal(v, b.state_dict()[k]) and torch.equal(v, c.state_dict()[k]) for k, v in a.state_dict().items()
     )
+
+
+def test_depth_search_beats_dropping_what_costs_least_alone(tiny_lm):
+    from sparseworks.core.errors import BudgetError
+    from sparseworks.weights import drop_layers
+
+    data = tiny_lm.data[:2]
+    options = {"attention": 2, "feedforward": 1, "offspring": 6, "stages": ((2, 128), (1, 10_000))}
+    models = [copy.deepcopy(tiny_lm.dense) for _ in range(2)]
+    start, ours = (drop_layers(m, data, generations=g, **options) for m, g in zip(models, (0, 4), strict=True))
+    assert len(ours.parts) == len(start.parts) == 3 and sum("attn" in p for p in ours.parts) == 2
+    assert all(after <= before for before, after in ours.found.history)
+    assert ours.found.history[-1][1] <= ours.found.history[0][0]
+    assert sum(s.count == 0 for s in ours.supports.values()) == 2 * 4 + 3
+    dropped = next(p for p in ours.parts if "attn" in p).removesuffix(".heads")
+    assert float(models[1].get_submodule(f"{dropped}.o_proj").weight.abs().sum()) == 0
+    with pytest.raises(BudgetError, match="Cannot drop 7"):
+        drop_layers(models[0], data, attention=7)
+
+
+def test_mixed_bits_beat_equal_bits_at_the_same_size(digits):
+    from sparseworks.core.errors import PatternError
+    from sparseworks.weights import search_bits
+
+    search = {"bits": 3, "group": 16, "offspring": 16, "stages": ((4, 200), (1, 1200))}
+    models = [copy.deepcopy(digits.trained) for _ in range(2)]
+    equal, ours = (
+        search_bits(m, digits.batches, generations=g, **search) for m, g in zip(models, (0, 20), strict=True)
+    )
+    sizes = {s.name: s.size for s in sites(digits.trained)}
+    assert sum(b * sizes[n] for n, b in ours.bits.items()) == 3 * sum(sizes.values()) and set(equal.bits.values()) == {
+        3
+    }
+    assert digits.loss(models[1]) < digits.loss(models[0])
+    assert all(after <= before for before, after in ours.found.history)
+    with pytest.raises(PatternError, match="multiple of 48"):
+        search_bits(models[0], digits.batches, group=48)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from sparseworks.core.method import method
+from sparseworks.weights.bits import MixedBits, search_bits
 from sparseworks.weights.channels import CHANNELS, ChannelMethod, PrunedChannels, prune_channels
+from sparseworks.weights.depth import Dropped, drop_layers
 from sparseworks.weights.distill import Embedding, Logits, Similarity, SquareHead, Task, Term
 from sparseworks.weights.enforce import keep_support
 from sparseworks.weights.essential import Sweep, essential_sparsity, overlap
@@ -19,7 +21,8 @@ from sparseworks.weights.track import track_movement
 
 # `prune` and `recover` name functions here; their modules are reached by `from sparseworks.weights.prune import ...`.
 __all__ = [
-    "CHANNELS", "ChannelMethod", "Embedding", "Logits", "Phase", "Pruned", "PrunedChannels", "Recovery", "Similarity",
-    "SiteRow", "SquareHead", "Sweep", "Task", "Term", "essential_sparsity", "keep_support", "method", "method_table",
-    "overlap", "prune", "prune_channels", "prune_folder", "prune_in_phases", "prune_matrix", "quantise_groups", "recover", "track_movement",
+    "CHANNELS", "ChannelMethod", "Dropped", "Embedding", "Logits", "MixedBits", "Phase", "Pruned", "PrunedChannels",
+    "Recovery", "Similarity", "SiteRow", "SquareHead", "Sweep", "Task", "Term", "drop_layers", "essential_sparsity",
+    "keep_support", "method", "method_table", "overlap", "prune", "prune_channels", "prune_folder", "prune_in_phases",
+    "prune_matrix", "quantise_groups", "recover", "search_bits", "track_movement",
 ]  # fmt: skip
