@@ -13,13 +13,13 @@ from sparseworks.core.errors import CalibrationError
 from sparseworks.stream import sites
 from sparseworks.weights.trials import LevelDatabase, Trials
 
-SEARCH = EvoPress(generations=40, offspring=16, stages=((4, 200), (1, 1200)))
+SEARCH = EvoPress(generations=20, offspring=12, stages=((3, 200), (1, 1200)))
 
 
 def pruned(digits, allocate, **options):
     model = copy.deepcopy(digits.trained)
     found = sw.prune(
-        model, sw.method("sparsegpt", density=0.15, allocate=allocate), digits.batches, progress=False, **options
+        model, sw.method("sparsegpt", density=0.2, allocate=allocate), digits.batches, progress=False, **options
     )
     return model, found
 

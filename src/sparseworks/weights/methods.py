@@ -12,6 +12,7 @@ from sparseworks.core.solver import Select
 from sparseworks.repair import BiasCorrection, LeastSquares
 from sparseworks.scores import OBS, SNIP, GraSP, InputNorm, Magnitude, Movement, Random, SynFlow, Taylor
 from sparseworks.solve import ADMM, DSnoT, ObsSweep
+from sparseworks.weights.channels import CHANNELS
 
 HAN = Source("Han, Pool, Tran and Dally", 2015, "1506.02626", "Learning both weights and connections")
 SUN = Source("Sun, Liu, Bair and Kolter", 2023, "2306.11695", "A simple and effective pruning approach for LLMs")
@@ -144,7 +145,7 @@ _add(
 
 
 def method_table() -> list[dict[str, Any]]:
-    """Every registered method as plain data: name, family, catalog (numbers), source, composition, status."""
+    """Every registered method, of weights and of channels, as plain data: name, family, catalog (numbers), source, composition, status."""
     return [
         {
             "name": m.name,
@@ -154,5 +155,5 @@ def method_table() -> list[dict[str, Any]]:
             "composition": m.composition,
             "status": m.status,
         }
-        for m in METHODS
+        for m in (*METHODS, *CHANNELS)
     ]
