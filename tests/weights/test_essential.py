@@ -10,6 +10,7 @@ import torch
 import sparseworks as sw
 from sparseworks.core.errors import BudgetError, ShapeError
 from sparseworks.core.support import Support
+from sparseworks.stream import sites
 from sparseworks.weights import essential_sparsity, overlap
 from sparseworks.weights.essential import knee
 
@@ -38,7 +39,7 @@ def test_tuning_moves_the_knee_to_the_right_and_holds_the_support(digits):
 
     def tune(model, supports):
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        handle = keep_support(optimizer, model, supports)
+        handle = keep_support(optimizer, model, sites(model), supports)
         for _ in range(30):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(digits.x), digits.y).backward()

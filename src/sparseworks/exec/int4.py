@@ -10,6 +10,7 @@ from sparseworks.core.errors import KernelError
 
 GROUP = 16
 MOST = 15
+UINT4: torch.dtype = torch.uint4  # type: ignore[attr-defined] - it is there, the stubs do not know it
 
 
 def to_int4(

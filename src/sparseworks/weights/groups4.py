@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from sparseworks.core.errors import CalibrationError, ModelError
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Packed
-from sparseworks.exec.int4 import GROUP, MOST, to_int4
+from sparseworks.exec.int4 import GROUP, MOST, UINT4, to_int4
 from sparseworks.stream import blocks
 from sparseworks.stream import sites as find_sites
 from sparseworks.stream.tree import call, first_tensor
@@ -110,16 +110,17 @@ def quantise_groups(
     if not batches:
         raise CalibrationError("Rounding is trained on calibration data, and there are no batches.")
     named = {s.name: s for s in find_sites(model, include=["*"])}
-    modules: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Linear] = {}
     for name, support in supports.items():
         module = model.get_submodule(named[name].module) if name in named else None
         if not isinstance(module, nn.Linear) or named[name].rows is not None:
             raise ModelError(f"Site {name!r} is not a whole linear layer, whose groups could be rounded.")
-        if reason := FORMATS.get("groups4").refuses(support, torch.uint4):
+        if reason := FORMATS.get("groups4").refuses(support, UINT4):
             raise ModelError(f"Site {name!r} cannot be rounded by groups: {reason}.")
         modules[name] = module
     teacher = copy.deepcopy(model)
-    rounders = {n: RoundedGroups(m.weight.detach(), supports[n].mask(), most) for n, m in modules.items()}  # type: ignore[arg-type]
+    rounders = {n: RoundedGroups(m.weight.detach(), supports[n].mask(), most) for n, m in modules.items()}
+    weights = {n: m.weight for n, m in modules.items()}  # the parameters themselves, before they are rounded
     for b in blocks(model):
         inside = {n: m for n, m in modules.items() if b.holds(n)}
         if not inside:
@@ -128,9 +129,10 @@ def quantise_groups(
         entered = [(args, kwargs) for args, kwargs, _ in _calls(model, b.module(model), batches)]
         for name, module in inside.items():
             parametrize.register_parametrization(module, "weight", rounders[name])
-        _train(b.module(model), entered, targets, list(inside.values()), steps, lr, seed)
-        for name, module in inside.items():
-            rounders[name].freeze(module.parametrizations.weight.original)  # type: ignore[union-attr]
+        trained = [weights[n] for n in inside], [rounders[n] for n in inside]
+        _train(b.module(model), entered, targets, *trained, steps, lr, seed)
+        for name in inside:
+            rounders[name].freeze(weights[name])
     if tune_steps:
         _tune(model, teacher, batches, rounders, terms, tune_steps, tune_lr, seed)
     shapes = {n: named[n].shape for n in modules}
@@ -139,7 +141,7 @@ def quantise_groups(
         if parametrize.is_parametrized(module):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         with torch.no_grad():
-            module.weight.copy_(found[name].unpack()[0])  # type: ignore[union-attr]
+            module.weight.copy_(found[name].unpack()[0])
     return found
 
 
@@ -167,12 +169,10 @@ def _calls(model: nn.Module, block: nn.Module, batches: Sequence[Any]) -> list[t
 
 
 def _train(
-    block: nn.Module, entered: Sequence[tuple[tuple, dict]], targets: Sequence[Tensor], inside: Sequence[nn.Module],
-    steps: int, lr: float, seed: int,
+    block: nn.Module, entered: Sequence[tuple[tuple, dict]], targets: Sequence[Tensor], weights: Sequence[nn.Parameter],
+    rounders: Sequence[RoundedGroups], steps: int, lr: float, seed: int,
 ) -> None:  # fmt: skip
     """Adam on the block's mean squared error relative to its targets; scales and zero points move with their own size."""
-    weights = [m.parametrizations.weight.original for m in inside]  # type: ignore[union-attr]
-    rounders = [m.parametrizations.weight[0] for m in inside]  # type: ignore[union-attr,index]
     with _only(block, [*weights, *(p for r in rounders for p in r.parameters())]):
         size = float(torch.stack([w.detach().abs().mean() for w in weights]).mean())
         optimizer = torch.optim.Adam(

@@ -9,7 +9,7 @@ from torch import Tensor
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
 from sparseworks.exec.formats.segments import masked, pointers
-from sparseworks.exec.int4 import GROUP, from_int4, pairs, to_int4, unpaired
+from sparseworks.exec.int4 import GROUP, UINT4, from_int4, pairs, to_int4, unpaired
 
 
 class Groups4(Format):
@@ -20,9 +20,9 @@ class Groups4(Format):
     """
 
     registered_name = "groups4"
-    dtypes = (torch.uint4,)
+    dtypes = (UINT4,)
 
-    def refuses(self, support: Support, dtype: torch.dtype = torch.uint4) -> str | None:
+    def refuses(self, support: Support, dtype: torch.dtype = UINT4) -> str | None:
         """See `Format.refuses`."""
         refusal = super().refuses(support, dtype)
         if refusal is None and support.shape[1] % GROUP:
@@ -35,7 +35,7 @@ class Groups4(Format):
                 return f"its kept entries are not whole aligned groups of {GROUP} inputs"
         return refusal
 
-    def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = torch.uint4) -> Packed:
+    def pack(self, weight: Float[Tensor, "out in"], support: Support, *, dtype: torch.dtype = UINT4) -> Packed:
         """See `Format.pack`."""
         values = masked(self, weight, support, dtype)
         out, width = support.shape
@@ -51,7 +51,7 @@ class Groups4(Format):
             "columns": kept.nonzero()[:, 1].to(_index(shape[1])).contiguous(),
             "ptr": pointers(kept.sum(dim=1)).to(torch.int32),
         }
-        return Packed(self.registered_name, shape, torch.uint4, parts)
+        return Packed(self.registered_name, shape, UINT4, parts)
 
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
         """See `Format.unpack`."""
@@ -66,7 +66,7 @@ class Groups4(Format):
         """Every group of 16 inputs to its own 16 numbers."""
         return from_int4(*to_int4(weight.reshape(-1, GROUP))).reshape(weight.shape)
 
-    def nbytes(self, support: Support, dtype: torch.dtype = torch.uint4) -> int:
+    def nbytes(self, support: Support, dtype: torch.dtype = UINT4) -> int:
         """12 bytes (13 in wide rows) a group of 16 weights, 4 a row."""
         del dtype
         return support.count // GROUP * (GROUP // 2 + 3 + _index(support.shape[1]).itemsize) + 4 * (
