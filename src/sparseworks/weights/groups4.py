@@ -118,7 +118,9 @@ def quantise_groups(
         if reason := FORMATS.get("groups4").refuses(support, UINT4):
             raise ModelError(f"Site {name!r} cannot be rounded by groups: {reason}.")
         if not any(b.holds(name) for b in blocks(model)):
-            raise ModelError(f"Site {name!r} lies outside the repeated blocks, whose outputs the rounding is trained on.")
+            raise ModelError(
+                f"Site {name!r} lies outside the repeated blocks, whose outputs the rounding is trained on."
+            )
         modules[name] = module
     teacher = copy.deepcopy(model)
     rounders = {n: RoundedGroups(m.weight.detach(), supports[n].mask(), most) for n, m in modules.items()}
