@@ -74,6 +74,11 @@ def main() -> None:
         windows={"type": int, "default": 32, "help": "windows to measure on"},
         samples={"type": int, "default": 32, "help": "windows to calibrate on"},
         generations={"type": int, "default": 30, "help": "of EvoPress"},
+        step={
+            "type": int,
+            "default": 12_000,
+            "help": "of EvoPress: weights between two levels; larger than in the paper, for few generations",
+        },
         offspring={"type": int, "default": 8, "help": "of EvoPress, in every generation"},
     )
     windows, samples, generations = (2, 4, 2) if args.quick else (args.windows, args.samples, args.generations)
@@ -81,7 +86,7 @@ def main() -> None:
     tokenizer, dense = load_tokenizer(args.model), sw.load(args.model)
     data = lm_batches(texts(args.calibration, held_out=False), tokenizer, args.context, samples, batch=2)
     task = Perplexity(lm_stream(texts(args.text, held_out=True), tokenizer)[: windows * args.context], args.context)
-    search = EvoPress(generations=generations, offspring=args.offspring, stages=((2, 1024), (1, 2048)))
+    search = EvoPress(generations=generations, offspring=args.offspring, stages=((2, 1024), (1, 2048)), step=args.step)
     found: dict[str, dict[str, dict[str, float]]] = {}
     with torch.no_grad():
         whole = task(dense).value
