@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sparseworks as sw
+from sparseworks.core.errors import BudgetError
 from sparseworks.weights import Logits, Phase, SquareHead, Task, prune_in_phases, recover
 
 
@@ -60,3 +61,8 @@ def test_two_steps_beat_one_and_continued_training_beats_none(digits, batches):
         )
         losses[name] = digits.loss(model.net)
     assert losses["two steps"] < losses["continued"] < losses["direct"]
+
+
+def test_the_first_phase_prunes(digits, batches):
+    with pytest.raises(BudgetError, match="give it a density"):
+        prune_in_phases(WithLoss(digits.trained), "magnitude", [Phase(None, 1)], batches)

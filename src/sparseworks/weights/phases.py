@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from sparseworks.core.errors import BudgetError
 from sparseworks.core.method import METHODS, Method
 from sparseworks.weights.distill import Task, Term
 from sparseworks.weights.prune import prune
@@ -56,15 +57,19 @@ def prune_in_phases(
         calibration: batches to prune on; default: those to train on.
 
     Raises:
-        What `prune` and `recover` raise.
+        BudgetError: the first phase has no density; otherwise what `prune` and `recover` raise.
     """
     batches = list(data)
     seen = batches if calibration is None else list(calibration)
     method = METHODS.get(method) if isinstance(method, str) else method
-    pruned, recoveries = Pruned({}, [], None), []  # type: ignore[arg-type]
+    if not phases or phases[0].density is None:
+        raise BudgetError("The first phase prunes: give it a density.")
+    pruned: Pruned | None = None
+    recoveries = []
     for phase in phases:
         if phase.density is not None:
             pruned = prune(model, method.with_(density=phase.density), seen, seed=seed, progress=progress)
+        assert pruned is not None
         if phase.steps:
             recoveries.append(
                 recover(
@@ -72,4 +77,5 @@ def prune_in_phases(
                     steps=phase.steps, lr=phase.lr, seed=seed, progress=progress,
                 )
             )  # fmt: skip
+    assert pruned is not None
     return pruned, recoveries
