@@ -64,4 +64,3 @@ def test_owl_and_dlp_beat_uniform_at_equal_density(perplexity):
 
 def test_dsnot_is_not_worse_than_the_mask_it_starts_from(perplexity):
     assert perplexity("dsnot", density=0.4) <= perplexity("wanda", density=0.4)
-    assert perplexity("dsnot", pattern="2:4") <= perplexity("wanda", pattern="2:4")
