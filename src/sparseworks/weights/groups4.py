@@ -124,7 +124,9 @@ def quantise_groups(
         modules[name] = module
     teacher = copy.deepcopy(model)
     rounders = {n: RoundedGroups(m.weight.detach(), supports[n].mask(), most) for n, m in modules.items()}
-    weights = {n: m.weight for n, m in modules.items()}  # the parameters themselves, before they are rounded
+    weights = {
+        n: m.get_parameter("weight") for n, m in modules.items()
+    }  # the parameters themselves, before they are rounded
     for b in blocks(model):
         inside = {n: m for n, m in modules.items() if b.holds(n)}
         if not inside:
