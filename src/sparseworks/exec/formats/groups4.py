@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.support import Support
-from sparseworks.exec.format import FORMATS, Format, Packed
+from sparseworks.exec.format import FORMATS, Format, Packed, damaged
 from sparseworks.exec.formats.segments import masked, pointers
 from sparseworks.exec.int4 import GROUP, UINT4, from_int4, pairs, to_int4, unpaired
 
@@ -58,6 +58,11 @@ class Groups4(Format):
         p, (out, width) = packed.parts, packed.shape
         kept = torch.zeros(out, width // GROUP, dtype=torch.bool)
         kept[torch.repeat_interleave(torch.arange(out), p["ptr"].long().diff()), p["columns"].long()] = True
+        n = int(kept.sum())
+        sizes = {"codes": (n, GROUP // 2), "scale": (n,), "zero": (n,), "columns": (n,)}
+        for name, size in sizes.items():
+            if tuple(p[name].shape) != size:
+                raise damaged(packed, f"{name!r} has the shape {tuple(p[name].shape)}, the form holds {n} groups")
         weight = torch.zeros(out, width // GROUP, GROUP)
         weight[kept] = from_int4(unpaired(p["codes"]), p["scale"], p["zero"])
         return weight.reshape(out, width), Support.from_mask(kept.repeat_interleave(GROUP, dim=1))
