@@ -38,7 +38,7 @@ def test_squarehead_beats_the_task_and_the_logits_after_equal_steps(tiny_lm):
     batches, perplexity = [{"input_ids": r, "labels": r} for r in rows], {}
     for name, terms in {"task": (Task(),), "kl": (Task(), Logits()), "square": (Task(), SquareHead())}.items():
         student = copy.deepcopy(pruned)
-        options = {"supports": found.supports, "terms": terms, "steps": 20, "lr": 3e-4, "progress": False}
+        options = {"supports": found.supports, "terms": terms, "steps": 40, "lr": 3e-4, "progress": False}
         recover(student, tiny_lm.dense, batches, **options)
         perplexity[name] = tiny_lm.perplexity(student)
     assert perplexity["square"] < perplexity["kl"] < perplexity["task"]
