@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sparseworks as sw
+from sparseworks.allocate import EvoPress
 from sparseworks.core.method import METHODS, Method
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.schedule import Rounds
@@ -46,6 +47,8 @@ def test_every_method_prunes_a_model_to_its_budget(tower, batches, name):
     method = sw.method(name, density=0.4)
     if isinstance(method.schedule, Rounds):
         method = method.with_(schedule=Rounds(3))
+    if name == "evopress":
+        method = method.with_(allocate=EvoPress.example())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     stats, handle = track_movement(optimizer, model, sites(model))
     squared(model, batches[0]).backward()
@@ -53,7 +56,8 @@ def test_every_method_prunes_a_model_to_its_budget(tower, batches, name):
     handle.remove()
     found = prune(model, method, batches, loss=squared, stats=stats, progress=False)
     kept, size = sum(s.count for s in found.supports.values()), sum(s.size for s in found.supports.values())
-    assert kept == round(0.4 * size)
+    rows, cols = method.pattern.unit.sizes((16, 16))  # whole units: to half of one a site
+    assert abs(kept - round(0.4 * size)) <= (rows * cols - 1) * len(found.supports) / 2
     for site in sites(model):
         assert torch.all(site.read(model)[~found.supports[site.name].mask()] == 0)
 

@@ -9,30 +9,22 @@ from functools import cache
 import pytest
 
 import sparseworks as sw
-from sparseworks.evaluate import Perplexity, documentation_passages, lm_batches, lm_windows
-from sparseworks.io import load_tokenizer
 
-NAME = "sparseworks/tiny-lm"
-LENGTH = 128
 LATER_HALF = ("model.layers.[3-5].*",)
 FEW = ("*.down_proj", "model.layers.[1-5].*")
 """Left dense to spare time: half of the blocks, and all but the first where every row is a system to solve."""
 
 
 @pytest.fixture(scope="module")
-def perplexity() -> Callable[..., float]:
+def perplexity(tiny_lm) -> Callable[..., float]:
     """`perplexity(method, skip, pattern=, repair=)` after pruning on 16 windows of text; without a method, of the dense model."""
-    tokenizer, dense = load_tokenizer(NAME), sw.load(NAME)
-    data = lm_batches([p.whole for p in documentation_passages()[:100]], tokenizer, LENGTH, samples=16)
-    held_out = [p.whole for p in documentation_passages(held_out=True)[:100]]
-    task = Perplexity(lm_windows(held_out, tokenizer, LENGTH, samples=16).flatten(), LENGTH)
 
     @cache
     def measure(name: str = "", skip: tuple[str, ...] = (), **changes: str) -> float:
-        model = copy.deepcopy(dense)
+        model = copy.deepcopy(tiny_lm.dense)
         if name:
-            sw.prune(model, sw.method(name, **changes), data, skip=skip, progress=False)
-        return task(model).value
+            sw.prune(model, sw.method(name, **changes), tiny_lm.data, skip=skip, progress=False)
+        return tiny_lm.perplexity(model)
 
     return measure
 
@@ -62,3 +54,13 @@ def test_least_squares_improves_a_mask(perplexity, mask, pattern):
     masked, repaired = (perplexity(mask, FEW, repair=repair, **pattern) for repair in ("none", "least_squares"))
     assert repaired < 0.99 * masked
     assert perplexity() < repaired
+
+
+def test_owl_and_dlp_beat_uniform_at_equal_density(perplexity):
+    """On larger models DLP is the better of the two (arXiv 2505.23807); on these six blocks OWL is."""
+    uniform, owl, dlp = (perplexity("wanda", density=0.3, allocate=a) for a in ("uniform", "owl", "dlp"))
+    assert owl < 0.95 * uniform and dlp < 0.97 * uniform
+
+
+def test_dsnot_is_not_worse_than_the_mask_it_starts_from(perplexity):
+    assert perplexity("dsnot", density=0.4) <= perplexity("wanda", density=0.4)

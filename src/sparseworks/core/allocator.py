@@ -29,6 +29,7 @@ class Evidence:
         score: the method's score.
         block: site name -> index of the repeated block it lies in (-1 outside).
         error: `(site name, density) -> relative squared output error` after pruning to that density.
+        trial: `(counts, tokens, draw) -> KL(dense || pruned)` of the whole model on about so many calibration tokens.
     """
 
     weight: Callable[[str], Float[Tensor, "rows cols"]]
@@ -36,6 +37,7 @@ class Evidence:
     score: Score | None = None
     block: Mapping[str, int] = field(default_factory=dict)
     error: Callable[[str, float], float] | None = None
+    trial: Callable[[Mapping[str, int], int, int], float] | None = None
 
     def scores(self, name: str) -> Float[Tensor, "rows cols"]:
         """The method's scores of one site on the dense model."""
@@ -50,6 +52,7 @@ class Allocator:
     needs: frozenset[type[Stat]] = frozenset()
     uses_scores: ClassVar[bool] = False
     uses_error: ClassVar[bool] = False
+    uses_trials: ClassVar[bool] = False
     registered_name: ClassVar[str]
 
     def __call__(

@@ -81,7 +81,7 @@ class Method:
         return (
             needs | self.score.needs
             if self.allocate.uses_scores
-            else needs | (self.needs if self.allocate.uses_error else frozenset())
+            else needs | (self.needs if self.allocate.uses_error or self.allocate.uses_trials else frozenset())
         )
 
     def with_(self, **changes: Any) -> Method:

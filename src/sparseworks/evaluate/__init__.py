@@ -6,6 +6,7 @@ from sparseworks.evaluate.classification import Classification
 from sparseworks.evaluate.collection import Collection, read_collection, read_qrels
 from sparseworks.evaluate.documentation import Passage, documentation_passages, documentation_retrieval
 from sparseworks.evaluate.encoder import Encoder
+from sparseworks.evaluate.laws import SparseLaw, fit_law
 from sparseworks.evaluate.perplexity import Perplexity
 from sparseworks.evaluate.ranking import average_precision, ndcg, recall
 from sparseworks.evaluate.retrieval import Retrieval
@@ -14,7 +15,7 @@ from sparseworks.evaluate.task import TASKS, Result, Task, task_for
 from sparseworks.evaluate.text import lm_batches, lm_windows, piece_batches, read_texts, timing_batch, token_batches
 
 __all__ = [
-    "TASKS", "Classification", "Collection", "Encoder", "OutputSimilarity", "Passage", "Perplexity", "Result", "Retrieval",
-    "Task", "average_precision", "documentation_passages", "documentation_retrieval", "lm_batches", "lm_windows", "ndcg",
+    "TASKS", "Classification", "Collection", "Encoder", "OutputSimilarity", "Passage", "Perplexity", "Result", "Retrieval", "SparseLaw",
+    "Task", "average_precision", "documentation_passages", "documentation_retrieval", "fit_law", "lm_batches", "lm_windows", "ndcg",
     "piece_batches", "read_collection", "read_qrels", "read_texts", "recall", "task_for", "timing_batch", "token_batches",
 ]  # fmt: skip

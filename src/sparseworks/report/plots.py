@@ -52,6 +52,20 @@ def densities(sites: Sequence[dict[str, Any]]) -> str:
     return svg(draw, height=2.2, label="kept share of every site")
 
 
+def sweep(sparsities: Sequence[float], values: Sequence[float], dense: float, knee: float) -> str:
+    """Quality against sparsity, the dense level and the knee."""
+
+    def draw(axes: Any) -> None:
+        axes.plot([0.0, *sparsities], [dense, *values], "o-", color=SPARSE)
+        axes.axhline(dense, color=DENSE, linewidth=1)
+        axes.axvline(knee, color=ACCENT, linestyle="--", label=f"knee at {knee:.0%}")
+        axes.set_xlabel("sparsity")
+        axes.set_ylabel("quality")
+        axes.legend(frameon=False)
+
+    return _svg(draw, label="quality against sparsity")
+
+
 def times(sites: Sequence[dict[str, Any]]) -> str:
     """Microseconds of every planned site: dense, chosen kernel, physical bound."""
     timed = [s for s in sites if s.get("us") and s.get("dense_us")]

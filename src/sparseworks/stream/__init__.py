@@ -11,8 +11,9 @@ from sparseworks.stream.memory import Memory, peak_bytes, predict
 from sparseworks.stream.replay import replay
 from sparseworks.stream.residency import InMemory, Residency, held
 from sparseworks.stream.sites import sites
+from sparseworks.stream.slicing import slice_units
 
 __all__ = [
     "Block", "Capture", "InMemory", "Memory", "Residency", "block_of", "blocks", "capture", "chains", "couplings", "gather",
-    "gather_gradients", "held", "peak_bytes", "predict", "replay", "select_units", "sites",
+    "gather_gradients", "held", "peak_bytes", "predict", "replay", "select_units", "sites", "slice_units",
 ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sparseworks.core.allocator import Allocator, Evidence
 from sparseworks.core.budget import Bytes, Count, Density
 from sparseworks.core.errors import BudgetError
@@ -27,12 +29,17 @@ def toy_evidence(allocator: Allocator, sites: list[Site], score: object = None) 
         energy = weights[name].square().flatten().sort().values
         return float(energy[: round((1 - density) * energy.numel())].sum() / energy.sum())
 
+    def trial(counts: Mapping[str, int], tokens: int, draw: int) -> float:
+        del tokens, draw
+        return sum(error(s.name, counts[s.name] / s.size) for s in sites)
+
     return Evidence(
         weight=weights.__getitem__,
         stats={s.name: gathered(needs, s.shape, site=s.name, seed=i) for i, s in enumerate(sites)},
         score=score,  # type: ignore[arg-type]
         block={s.name: i // 2 for i, s in enumerate(sites)},
         error=error,
+        trial=trial,
     )
 
 

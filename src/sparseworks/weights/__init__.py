@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from sparseworks.core.method import method
+from sparseworks.weights.bits import MixedBits, search_bits
+from sparseworks.weights.channels import CHANNELS, ChannelMethod, PrunedChannels, prune_channels
+from sparseworks.weights.depth import Dropped, drop_layers
 from sparseworks.weights.distill import Embedding, Logits, Similarity, SquareHead, Task, Term
 from sparseworks.weights.enforce import keep_support
+from sparseworks.weights.essential import Sweep, essential_sparsity, overlap
 from sparseworks.weights.folder import prune_folder
+from sparseworks.weights.groups4 import quantise_groups
 from sparseworks.weights.matrix import prune_matrix
 from sparseworks.weights.methods import method_table
+from sparseworks.weights.phases import Phase, prune_in_phases
 from sparseworks.weights.prune import prune
 from sparseworks.weights.recover import Recovery, recover
 from sparseworks.weights.streaming import Pruned, SiteRow
@@ -16,6 +22,8 @@ from sparseworks.weights.train import Sparsifier
 
 # `prune` and `recover` name functions here; their modules are reached by `from sparseworks.weights.prune import ...`.
 __all__ = [
-    "Embedding", "Logits", "Pruned", "Recovery", "Similarity", "SiteRow", "Sparsifier", "SquareHead", "Task", "Term", "keep_support",
-    "method", "method_table", "prune", "prune_folder", "prune_matrix", "recover", "track_movement",
+    "CHANNELS", "ChannelMethod", "Dropped", "Embedding", "Logits", "MixedBits", "Phase", "Pruned", "PrunedChannels",
+    "Recovery", "Similarity", "SiteRow", "Sparsifier", "SquareHead", "Sweep", "Task", "Term", "drop_layers", "essential_sparsity",
+    "keep_support", "method", "method_table", "overlap", "prune", "prune_channels", "prune_folder", "prune_in_phases",
+    "prune_matrix", "quantise_groups", "recover", "search_bits", "track_movement",
 ]  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from sparseworks.core.allocator import Evidence
 from sparseworks.core.budget import Cost, Count
-from sparseworks.core.errors import BudgetError, PatternError
+from sparseworks.core.errors import BudgetError, ModelError, PatternError
 from sparseworks.core.method import Method
 from sparseworks.core.pattern import Pattern, from_groups, to_groups
 from sparseworks.core.schedule import Rounds
@@ -22,7 +24,8 @@ from sparseworks.core.solver import Select
 from sparseworks.core.stats import InputMoments, Stat, Stats
 from sparseworks.stream import Block, InMemory, Residency, block_of, gather, gather_gradients, held
 from sparseworks.stream.gradients import SOURCES, Loss
-from sparseworks.weights.matrix import solve_matrix
+from sparseworks.weights.matrix import Solved, solve_matrix
+from sparseworks.weights.trials import Trials
 
 Needs = dict[str, frozenset[type[Stat]]]
 FORWARD = ("input", "output")
@@ -35,6 +38,7 @@ class Job:
     Attributes:
         groups: methods and the sites they prune, as the recipe assigns them.
         given: statistics that the caller gathered (of training), site by site.
+        folder: where the run is kept.
     """
 
     model: nn.Module
@@ -45,6 +49,7 @@ class Job:
     cost: Cost | None = None
     given: Mapping[str, Stats] = field(default_factory=dict)
     residency: Residency | None = None
+    folder: Path | None = None
 
     @property
     def sites(self) -> list[Site]:
@@ -109,29 +114,36 @@ def decide(job: Job, evidence: Mapping[str, Stats], tick: Callable[[], None] = l
         elif method.pattern.across:
             decision.masks |= across(method.pattern, _scores(job, method, sites, evidence), _total(job, method, sites))
         elif method.pattern.fixed_density is None and not method.budget.needs_scores:
-            decision.counts |= method.allocate(
-                sites, method.budget, cost=job.cost, evidence=_evidence(job, method, sites, evidence)
-            )
+            with _evidence(job, method, sites, evidence) as seen:
+                decision.counts |= method.allocate(sites, method.budget, cost=job.cost, evidence=seen)
     return decision
 
 
 # -- one group of sites -------------------------------------------------------------------------------------------
 
 
-def _evidence(job: Job, method: Method, sites: Sequence[Site], stats: Mapping[str, Stats]) -> Evidence:
+@contextmanager
+def _evidence(job: Job, method: Method, sites: Sequence[Site], stats: Mapping[str, Stats]) -> Iterator[Evidence]:
     by_name = {s.name: s for s in sites}
 
-    def error(name: str, density: float) -> float:
-        weight = job.weight(by_name[name])
-        return solve_matrix(weight, stats[name], method, count=round(density * weight.numel())).error
+    def solved(name: str, weight: Tensor, count: int) -> Solved:
+        return solve_matrix(_widened(weight), stats[name], method, count=count)
 
-    return Evidence(
+    evidence = Evidence(
         weight=lambda name: job.weight(by_name[name]),
         stats={s.name: stats[s.name] for s in sites},
         score=method.score,
         block={s.name: block_of(s.parameter, job.blocks) for s in sites},
-        error=error,
+        error=lambda n, d: solved(n, job.weight(by_name[n]), round(d * by_name[n].size)).error,
     )
+    if not method.allocate.uses_trials:
+        yield evidence
+        return
+    if not isinstance(job.residency or InMemory(job.model), InMemory):
+        raise ModelError(f"Method {method.name!r} tries variants of the whole model, which must be loaded into memory.")
+    folder = job.folder / "levels" if job.folder else None
+    with Trials(job.model, sites, lambda n, w, count: solved(n, w, count).weight, job.batches, folder) as trials:
+        yield replace(evidence, trial=trials)
 
 
 def _scores(job: Job, method: Method, sites: Sequence[Site], stats: Mapping[str, Stats]) -> dict[str, Tensor]:

@@ -88,6 +88,7 @@ def prune(
         Workdir.open(workdir, fingerprint(model, recipe.to_yaml(), seed, job.batches, job.sites)) if workdir else None
     )
     shown = Shown(progress, say)
+    job.folder = work.folder if work else None
     with evaluating(model):
         return Run(job, work, torch.device(device) if device else None, memory_limit, shown).go()
 

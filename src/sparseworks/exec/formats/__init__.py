@@ -8,6 +8,7 @@ from sparseworks.exec.formats.bsr import Bsr as Bsr
 from sparseworks.exec.formats.csr16 import Csr16 as Csr16
 from sparseworks.exec.formats.dense import Dense as Dense
 from sparseworks.exec.formats.fanin import FanIn as FanIn
+from sparseworks.exec.formats.groups4 import Groups4 as Groups4
 from sparseworks.exec.formats.inmajor import InputMajor as InputMajor
 from sparseworks.exec.formats.nm import NM as NM
 from sparseworks.exec.formats.nmg import NMG as NMG

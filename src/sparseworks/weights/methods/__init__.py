@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from sparseworks.core.method import METHODS
+from sparseworks.weights.channels import CHANNELS
 from sparseworks.weights.methods import oneshot as oneshot
 from sparseworks.weights.methods import training as training
 
 
 def method_table() -> list[dict[str, Any]]:
-    """Every registered method as plain data: name, family, catalog (numbers), source, composition, status."""
+    """Every registered method, of weights and of channels, as plain data: name, family, catalog (numbers), source, composition, status."""
     return [
         {
             "name": m.name,
@@ -20,5 +21,5 @@ def method_table() -> list[dict[str, Any]]:
             "composition": m.composition,
             "status": m.status,
         }
-        for m in METHODS
+        for m in (*METHODS, *CHANNELS)
     ]

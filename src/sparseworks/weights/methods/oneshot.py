@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sparseworks.allocate import DLP, ERK, OWL, Balanced, UniformPlus
+from sparseworks.allocate import DLP, ERK, OWL, Balanced, EvoPress, UniformPlus
 from sparseworks.core.method import Source
 from sparseworks.core.schedule import Rounds
 from sparseworks.core.solver import Select
 from sparseworks.repair import BiasCorrection, LeastSquares
 from sparseworks.scores import OBS, SNIP, GraSP, InputNorm, Magnitude, Movement, Random, SynFlow, Taylor
-from sparseworks.solve import ADMM, ObsSweep
+from sparseworks.solve import ADMM, DSnoT, ObsSweep
 from sparseworks.weights.methods.add import add
 
 HAN = Source("Han, Pool, Tran and Dally", 2015, "1506.02626", "Learning both weights and connections")
@@ -16,6 +16,9 @@ SUN = Source("Sun, Liu, Bair and Kolter", 2023, "2306.11695", "A simple and effe
 FRANTAR = Source("Frantar and Alistarh", 2023, "2301.00774", "SparseGPT")
 YIN = Source("Yin, Wu, Zhang et al.", 2023, "2310.05175", "Outlier weighed layerwise sparsity")
 CHEN = Source("Chen et al.", 2025, "2505.23807", "Dynamic layerwise pruning")
+ZHANG = Source("Zhang, Zhao, Lin et al.", 2023, "2310.08915", "Dynamic Sparse No Training")
+SIEBERLING = Source("Sieberling, Kuznedelev, Kurtic and Alistarh", 2024, "2410.14649", "EvoPress")
+ZENG = Source("Zeng et al.", 2024, "2412.17560", "GQSA")
 BOZA = Source("Boža", 2024, "2401.02938", "Fast and effective weight update for pruned LLMs")
 OBC = Source("Frantar and Alistarh", 2022, "2208.11580", "Optimal Brain Compression")
 LEE = Source("Lee, Ajanthan and Torr", 2019, "1810.02340", "SNIP")
@@ -92,6 +95,35 @@ add(
 add("admm", WANDA, "row", BOZA, "Weights and support in turn: below SparseGPT's error at some more time.", solve=ADMM())
 add("owl", WANDA, "row", YIN, "Wanda; blocks with more outliers keep more. Pays from 70 % sparsity.", allocate=OWL())
 add("dlp", WANDA, "row", CHEN, "Wanda; blocks of low typical score keep more.", allocate=DLP(), catalog=(106,))
+add(
+    "dsnot",
+    WANDA,
+    "row",
+    ZHANG,
+    "Wanda; weights change places until the outputs keep their mean. Works on any mask.",
+    solve=DSnoT(),
+    catalog=(117,),
+)
+
+add(
+    "evopress",
+    OBS(),
+    "tensor",
+    SIEBERLING,
+    "SparseGPT; counts of all layers searched by the divergence of the whole model's outputs.",
+    allocate=EvoPress(),
+    solve=ObsSweep(),
+    catalog=(120,),
+)
+
+add(
+    "gqsa",
+    OBS(),
+    "block:1x16/row",
+    ZENG,
+    "Runs of 16 inputs by their mean OBS saliency; `quantise_groups` rounds what is left to four bits.",
+    catalog=(62,),
+)
 
 add("snip", SNIP(), "global", LEE, "|w g| at initialisation or on a trained model, over the whole model.")
 add("grasp", GraSP(), "global", WANG, "Keeps the gradient flow: w (Hg), over the whole model.")
