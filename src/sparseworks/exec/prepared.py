@@ -113,6 +113,7 @@ class PreparedModule(nn.Module):
     """The `forward` that prepares calls, and runs those that it finds before all else; of subclasses with another, it is called."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """The prepared call for the input where there is one; else as of every module."""
         if len(args) == 1 and not kwargs and not is_dynamo_compiling():
             y = _enter(self, args[0])
             if y is not None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sparseworks.core.errors import CheckpointError, ShapeError
 from sparseworks.core.support import Support
 from sparseworks.exec.native import native
-from sparseworks.exec.training import SparseIndex
-from sparseworks.exec.training import cut, index as indices
+from sparseworks.exec.training import SparseIndex, cut
+from sparseworks.exec.training import index as indices
 
 SHAPES = [(0, 5), (5, 0), (1, 1), (3, 7), (63, 191), (64, 192), (65, 193), (257, 400), (13, 1000), (700, 2)]
 

@@ -231,7 +231,8 @@ def _cut_by_sorting(rows: Rows, grid: Grid) -> tuple[Cut, Int[Tensor, " entries"
 
 def blank(like: Cut, entries: int) -> Cut:
     """A cut of as many rows and columns as another, to be written to."""
-    return Cut(_bytes(entries), *map(torch.empty_like, like.tensors[1:]), like.shape, like.row_block)
+    count, rows, first = (torch.empty_like(t) for t in like.tensors[1:])
+    return Cut(_bytes(entries), count, rows, first, like.shape, like.row_block)
 
 
 def _int32(n: int) -> Tensor:
