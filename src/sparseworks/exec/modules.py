@@ -17,7 +17,7 @@ from sparseworks.exec.kernel import KERNELS, Kernel
 from sparseworks.exec.ladder import Rung, ladder, write_spec
 from sparseworks.exec.ops import linear as linear_op
 from sparseworks.exec.ops import plain
-from sparseworks.exec.prepared import Calls, Prepared, prepare
+from sparseworks.exec.prepared import Calls, Prepared, PreparedModule, prepare
 
 _SHORT = {
     torch.float32: "fp32",
@@ -29,7 +29,7 @@ _SHORT = {
 }
 
 
-class SparseLinear(nn.Module):
+class SparseLinear(PreparedModule):
     """y = x W^T + b with W in one or more packed forms; the number of rows of x decides which kernel runs.
 
     Packed weights are constants: gradients flow to the input and to the bias only. Buffers are named
@@ -184,6 +184,8 @@ class SparseLinear(nn.Module):
                 return y
         parts: list[Tensor] = [buffers[name] for name in self._names]  # type: ignore[misc]
         return linear_op(x, bias, parts, self._spec, self.out_features, self.in_features)
+
+    _prepares = forward
 
     def _prepare(self, x: Tensor) -> Prepared:
         chosen = ladder(self._spec)
