@@ -33,7 +33,7 @@ namespace {
 
 constexpr int W = SW_LANES;
 
-// Vectors that fit into registers at once.
+// Registers for vectors. GCC leaves eight of the 32 of 64-bit ARM alone, which a function would have to save.
 #if defined(__aarch64__) || SW_LANES == 16
 constexpr int kRegisters = 32;
 #else
@@ -157,17 +157,6 @@ SW_INLINE void broadcast(const T* p, Lanes (&v)[N]) {
     }
 #endif
     each<N>([&](auto i) { v[i] = all(widen(p[i])); });
-}
-
-template <int N>
-SW_INLINE void broadcast(const int32_t* p, Ints (&v)[N]) {
-#if SW_LANES == 8
-    if constexpr (N == 4) {
-        const __m256i four = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-        return each<4>([&](auto i) { v[i] = reinterpret_cast<Ints>(_mm256_shuffle_epi32(four, i * 0x55)); });
-    }
-#endif
-    each<N>([&](auto i) { v[i] = p[i] - Ints{}; });
 }
 
 // W / 4 vectors of four, side by side.

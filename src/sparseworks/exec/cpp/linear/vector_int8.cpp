@@ -106,7 +106,7 @@ SW_INLINE void multiply(const int16_t* x, const int16_t* w, int64_t width, QuadI
         each<R>([&](auto r) { lanes[r] = vector(x + r * apart + k); });
         each<kOutputs>([&](auto n) {
             const Ints weights = vector(w + n * apart + k);
-            each<R>([&](auto r) { sum[r][n] = add_pairs(weights, lanes[r], sum[r][n]); });
+            each<R>([&](auto r) { sum[r][n] += dot_pairs(weights, lanes[r]); });
         });
     }
     each<R>([&](auto r) { sums[r] = sums_of(sum[r]); });
