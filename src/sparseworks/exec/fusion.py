@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sparseworks.exec.between import GatedForward, NormForward, join
 from sparseworks.exec.kernels.cpu import NativeKernel
 from sparseworks.exec.modules import SparseLinear
-from sparseworks.exec.native import features, native
+from sparseworks.exec.native import native
 from sparseworks.exec.ops import plain
 
 KERNEL = "pairs-int16"
@@ -94,7 +94,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 def whole_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Layer -> the names of its six matrices within it, for every layer that runs in one call once these are packed as `pairs`."""
-    if not features().get("encoder"):
+    if native() is None:
         return {}
     known = ((name, m, _anatomy(m)) for name, m in model.named_modules())
     return {name: anatomy.matrices for name, m, anatomy in known if anatomy is not None and _fits(m, anatomy)}
@@ -164,7 +164,7 @@ class FusedForward:
         numbers = [self._numbers(matrix, batch * tokens) for matrix in self.matrices]
         keys = None if mask is None else _key_mask(mask, batch, tokens)
         module = native()
-        if module is None or not module.features()["encoder"]:  # copied here from another processor
+        if module is None:  # copied here from a machine with the extension
             return None
         if any(n is None for n in numbers) or (keys is None) != (mask is None):
             return None
