@@ -48,74 +48,70 @@ struct Written {
     int64_t entries;  // room in columns
 };
 
-// One segment: its kept entries, then what grows. `from`: what an entry was, or the complement of which one grows.
-struct Segment {
-    uint8_t columns[256];
-    int32_t from[256];
-    int32_t size = 0;
+// What stays of the rows of a cell, in the order in which they lay.
+struct Cell {
+    std::vector<uint8_t> columns;
+    std::vector<int32_t> from;         // what `source` says of each entry
+    std::vector<int32_t> first, size;  // of each row: its first entry, and how many there will be with those that grow
 
-    void keep(const uint8_t* old, const int32_t* source, int32_t n) {
-        size = 0;
-        for (int32_t i = 0; i < n; ++i) {
-            columns[size] = old[i], from[size] = source[i];
-            size += source[i] >= 0;
-        }
-    }
-    // False where something grows on what is kept.
-    bool grow(const Grown& grown, int32_t first, int32_t last) {
-        int32_t kept = size - 1, to = size + last - first - 1;
-        size = to + 1;
-        for (int32_t g = last - 1; g >= first; --to) {
-            if (kept >= 0 && columns[kept] >= grown.columns[g]) {
-                if (columns[kept] == grown.columns[g]) return false;
-                columns[to] = columns[kept], from[to] = from[kept--];
-            } else {
-                columns[to] = grown.columns[g], from[to] = ~grown.which[g--];
-            }
-        }
-        return true;
-    }
+    explicit Cell(const Index& w) : columns(w.row_block * w.k_block + 1), from(columns.size()), first(w.row_block), size(w.row_block) {}
 };
 
-// Writes the new index. `source(e)`: what to say of the old entry e, negative if it is dropped; `emit(e, from)` of each new entry.
-template <class Source, class Emit>
-bool merge(const Index& old, const Grown& grown, const Written& out, const Source& source, const Emit& emit) {
+// Writes the new index. `source(e)`: what to say of the old entry e, negative if it is dropped. Of every new entry e is told
+// `stays(e, source)` or `grows(e, which)`.
+template <class Source, class Stays, class Grows>
+bool merge(const Index& old, const Grown& grown, const Written& out, const Source& source, const Stays& stays, const Grows& grows) {
     const int64_t k_blocks = (old.width + old.k_block - 1) / old.k_block;
-    std::vector<int32_t> from(old.row_block * old.k_block), begin(old.row_block), size(old.row_block), room(old.k_block + 2);
-    std::vector<uint8_t> sorted(old.row_block), were(old.row_block);
-    Segment one;
-    int64_t segment = 0, written = 0, cell = 0;
-    int32_t e = 0, total = 0;
+    Cell cell(old);
+    std::vector<int32_t> room(old.k_block + 2);
+    std::vector<uint8_t> sorted(old.row_block);
+    int64_t segment = 0, written = 0;
+    int32_t *first = out.first, e = 0, total = 0;
     for (int64_t top = 0; top < old.rows; top += old.row_block) {
         const int64_t height = std::min(old.rows - top, old.row_block);
         for (int64_t kb = 0; kb < k_blocks; ++kb) {
-            const int32_t start = e;
             const auto growing = [&](int64_t r) { return &grown.first[(top + r) * k_blocks + kb]; };
             std::fill(room.begin(), room.end(), 0);
+            int32_t kept = 0;
             for (int64_t i = 0; i < height; ++i, ++segment) {
-                const uint8_t r = old.row_of[segment], n = old.count[segment];
-                begin[r] = e, were[r] = n;
-                int32_t kept = 0;
-                for (const int32_t last = e + n; e < last; ++e) kept += (from[e - start] = source(e)) >= 0;
-                size[r] = kept + growing(r)[1] - growing(r)[0];
-                if (size[r] > old.k_block) return false;
-                ++room[old.k_block - size[r] + 1];
+                const uint8_t r = old.row_of[segment];
+                cell.first[r] = kept;
+                for (const int32_t last = e + old.count[segment]; e < last; ++e) {  // without a branch: what drops is overwritten
+                    cell.columns[kept] = old.columns[e], cell.from[kept] = source(e);
+                    kept += cell.from[kept] >= 0;
+                }
+                cell.size[r] = kept - cell.first[r] + growing(r)[1] - growing(r)[0];
+                if (cell.size[r] > old.k_block) return false;
+                ++room[old.k_block - cell.size[r] + 1];
             }
             for (int64_t c = 0; c <= old.k_block; ++c) room[c + 1] += room[c];
-            for (int64_t r = 0; r < height; ++r) sorted[room[old.k_block - size[r]]++] = static_cast<uint8_t>(r);
-            out.first[cell++] = total;
+            for (int64_t r = 0; r < height; ++r) sorted[room[old.k_block - cell.size[r]]++] = static_cast<uint8_t>(r);
+            *first++ = total;
             for (int64_t i = 0; i < height; ++i, ++written) {
                 const uint8_t r = sorted[i];
-                one.keep(old.columns + begin[r], &from[begin[r] - start], were[r]);
-                if (!one.grow(grown, growing(r)[0], growing(r)[1]) || total + one.size > out.entries) return false;
-                out.row_of[written] = r, out.count[written] = static_cast<uint8_t>(one.size);
-                std::copy(one.columns, one.columns + one.size, out.columns + total);
-                for (int32_t k = 0; k < one.size; ++k) emit(total + k, one.from[k]);
-                total += one.size;
+                const int32_t size = cell.size[r];
+                if (total + size > out.entries) return false;
+                out.row_of[written] = r, out.count[written] = static_cast<uint8_t>(size);
+                int32_t at = cell.first[r];
+                const int32_t growth = growing(r)[1] - growing(r)[0], last = at + size - growth;
+                for (int32_t g = growing(r)[0]; g < growing(r)[1]; ++g) {
+                    const uint8_t column = grown.columns[g];
+                    for (; at < last && cell.columns[at] < column; ++at) {
+                        out.columns[total] = cell.columns[at];
+                        stays(total++, cell.from[at]);
+                    }
+                    if (at < last && cell.columns[at] == column) return false;
+                    out.columns[total] = column;
+                    grows(total++, grown.which[g]);
+                }
+                for (; at < last; ++at) {
+                    out.columns[total] = cell.columns[at];
+                    stays(total++, cell.from[at]);
+                }
             }
         }
     }
-    out.first[cell] = total;
+    *first = total;
     return total == out.entries;
 }
 
@@ -139,14 +135,12 @@ bool exchange_entries(const Exchange& a) {
     std::vector<int32_t> now(a.entries, -1), grown_at(a.growing);  // where old entries, and what grows, come to lie
     const bool fits = merge(
         a.forward, grown, written(a.new_forward, a.new_entries), [&](int32_t e) { return a.kept[e] ? e : -1; },
-        [&](int32_t e, int32_t from) {
-            a.source[e] = std::max(from, -1);
-            (from < 0 ? grown_at[~from] : now[from]) = e;
-        });
+        [&](int32_t e, int32_t from) { a.source[e] = from, now[from] = e; },
+        [&](int32_t e, int32_t which) { a.source[e] = -1, grown_at[which] = e; });
     return fits && merge(
                        a.backward, by_segments(turned, a.backward), written(a.new_backward, a.new_entries),
-                       [&](int32_t e) { return now[a.order[e]]; },
-                       [&](int32_t e, int32_t from) { a.new_order[e] = from < 0 ? grown_at[~from] : from; });
+                       [&](int32_t e) { return now[a.order[e]]; }, [&](int32_t e, int32_t from) { a.new_order[e] = from; },
+                       [&](int32_t e, int32_t which) { a.new_order[e] = grown_at[which]; });
 }
 
 void move_values(const float* from, const int32_t* source, float* to, int64_t n) {
