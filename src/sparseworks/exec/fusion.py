@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sparseworks.exec.between import GatedForward, NormForward, join
+from sparseworks.exec.decoder import SparseTransformerLayer, dense_layer, join_decoders
 from sparseworks.exec.kernels.cpu import NativeKernel
 from sparseworks.exec.modules import SparseLinear
 from sparseworks.exec.native import features, native
@@ -82,14 +83,15 @@ def fuse(model: nn.Module) -> nn.Module:
     Hooks on modules inside a layer send it back to the modules for as long as they are there; transformers leaves such hooks in place
     once attentions were asked for (`output_attentions=True`).
 
-    In decoders (LLaMA and its relatives) norms and gated activations become one pass each, see `exec.between`.
+    In decoders (LLaMA and its relatives) norms and gated activations become one pass each, see `exec.between`, and a layer runs one
+    token with a cache in few calls, see `exec.decoder`.
     """
     for name, matrices in whole_layers(model).items():
         layer = model.get_submodule(name)
         free = isinstance(layer.__dict__.get("forward"), FusedForward | None)
         if free and all(_runs_pairs(layer.get_submodule(m)) for m in matrices):
             layer.forward = FusedForward(layer, ANATOMIES[type(layer).__name__])
-    return join(model)
+    return join_decoders(join(model))
 
 
 def whole_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -113,6 +115,8 @@ def unfuse(model: nn.Module) -> nn.Module:
     for layer in model.modules():
         if isinstance(layer.__dict__.get("forward"), FusedForward | NormForward | GatedForward):
             del layer.forward
+        if isinstance(layer, SparseTransformerLayer):
+            dense_layer(layer)
     return model
 
 

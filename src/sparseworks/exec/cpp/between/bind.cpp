@@ -5,8 +5,10 @@
 namespace sparseworks {
 namespace {
 
-void run_rms_norm(Address x, Address weight, Address y, int64_t rows, int64_t width, float eps, int threads) {
-    SW_RUN(rms_norm, {at<float>(x), at<float>(weight), to<float>(y), rows, width, eps, threads});
+void run_rms_norm(Address x, Address added, Address weight, Address total, Address y, int64_t rows, int64_t width, float eps,
+                  int threads) {
+    SW_RUN(rms_norm,
+           {at<float>(x), at<float>(added), at<float>(weight), to<float>(total), to<float>(y), rows, width, eps, threads});
 }
 
 void run_gated(Address gate, Address up, Address y, int64_t count, int activation, int threads) {
