@@ -18,7 +18,7 @@ from sparseworks.exec.modules import SparseLinear
 from sparseworks.exec.native import native
 from sparseworks.exec.ops import plain
 
-_NUMBERS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3}
+NUMBERS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3}
 _TORCH = {
     "gelu": nn.functional.gelu,
     "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
@@ -91,9 +91,7 @@ def _check_alike(first: str, a: Tensor, second: str, b: Tensor) -> None:
     if a.shape != b.shape:
         raise ShapeError(f"{first} of shape {tuple(a.shape)} does not fit {second} of shape {tuple(b.shape)}.")
     if a.dtype != b.dtype or a.device != b.device:
-        raise DtypeError(
-            f"{first} is {a.dtype} on {a.device}, {second} {b.dtype} on {b.device}; make them equal."
-        )
+        raise DtypeError(f"{first} is {a.dtype} on {a.device}, {second} {b.dtype} on {b.device}; make them equal.")
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:
@@ -115,15 +113,15 @@ def gated(
         DtypeError: the two differ in type or device.
         UnknownNameError: another activation.
     """
-    if activation not in _NUMBERS:
-        raise UnknownNameError("activation", activation, _NUMBERS)
+    if activation not in NUMBERS:
+        raise UnknownNameError("activation", activation, NUMBERS)
     _check_alike("A gate", gate, "the values", up)
     module = native()
     if module is None or not _runs(gate, up):
         return _TORCH[activation](gate) * up
     gate, up = gate.contiguous(), up.contiguous()
     y = torch.empty_like(gate)
-    module.gated(gate.data_ptr(), up.data_ptr(), y.data_ptr(), y.numel(), _NUMBERS[activation], torch.get_num_threads())
+    module.gated(gate.data_ptr(), up.data_ptr(), y.data_ptr(), y.numel(), NUMBERS[activation], torch.get_num_threads())
     return y
 
 
@@ -177,6 +175,18 @@ def join(model: nn.Module) -> nn.Module:
         elif name in GATED and any(isinstance(m, SparseLinear) for m in module.children()):
             module.forward = GatedForward(module)
     return model
+
+
+def untouched(children: dict[str, Any], name: str, child: nn.Module | None) -> bool:
+    """Whether a module is still where it was, in evaluation, and neither hooked nor patched by anybody else."""
+    if children.get(name) is not child:
+        return False
+    if child is None:
+        return True
+    own = child.__dict__.get("forward")
+    return not (child.training or child._forward_hooks or child._forward_pre_hooks) and (
+        own is None or isinstance(own, NormForward | GatedForward)
+    )
 
 
 def _activation(module: nn.Module) -> str | None:

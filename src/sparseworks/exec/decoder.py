@@ -17,16 +17,19 @@ from torch import Tensor, nn
 
 from sparseworks.core.errors import ModelError
 from sparseworks.exec.attention import KeyValueCache
-from sparseworks.exec.between import ACTIVATIONS, GatedForward, NormForward, add_rms_norm, gated, rms_norm
+from sparseworks.exec.between import ACTIVATIONS
 from sparseworks.exec.modules import SparseLinear
 from sparseworks.exec.native import native
 from sparseworks.exec.ops import plain
+from sparseworks.exec.prepared import Calls
+from sparseworks.exec.step import Step
 
 DECODERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """Layer classes of transformers, by name: h = x + out attend(rotate(query, key), value) of norm1(x); h + down(act(gate) * up) of norm2(h)."""
 
-_PROJECTIONS = "q_proj", "k_proj", "v_proj", "o_proj"
-_IGNORED = frozenset({"attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "position_embeddings", "cache_position"})
+_KNOWN = frozenset(
+    {"attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "position_embeddings", "cache_position"}
+)
 
 
 class SparseTransformerLayer(nn.Module):
@@ -46,7 +49,7 @@ class SparseTransformerLayer(nn.Module):
         return super().forward(hidden_states, *args, **kwargs)
 
     def _takes(self, x: Tensor, kwargs: dict[str, Any]) -> bool:
-        """Plain float32 inference of one token a sequence on the CPU, with modules inside that nobody hooked or patched."""
+        """Plain float32 inference of one token a sequence on the CPU."""
         return (
             plain(x, None)
             and x.dim() == 3
@@ -56,43 +59,29 @@ class SparseTransformerLayer(nn.Module):
             and x.numel() > 0
             and native() is not None
             and not self.training
-            and not any(value for name, value in kwargs.items() if name not in _IGNORED)
+            and not any(value for name, value in kwargs.items() if name not in _KNOWN)
             and self.self_attn.config._attn_implementation in ("sdpa", "eager")
             and not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()))
-            and self._untouched()
-        )
-
-    def _untouched(self) -> bool:
-        """Linear layers may be hooked, since they are called as modules."""
-        attention = self.self_attn
-        norms = [self.input_layernorm, self.post_attention_layernorm, *_head_norms(attention)]
-        return all(_plain(m) for m in (attention, self.mlp, self.mlp.act_fn, *norms)) and all(
-            norm.weight.dtype is torch.float32 for norm in norms
         )
 
     def _next(self, x: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
-        attention, mlp, behind = self.self_attn, self.mlp, self.post_attention_layernorm
-        held = kwargs.get("cache", kwargs.get("past_key_values"))
-        angles = _angles(kwargs.get("position_embeddings"), len(x), attention.head_dim)
-        store = None if angles is None else _store(held, attention, len(x))
-        mask = None if store is None else _mask(kwargs.get("attention_mask"), len(x), store.tokens + 1)
-        if store is None or mask is False:
+        batch, step = len(x), self._steps.get(len(x))
+        if step is None or not step.valid():
+            step = self._steps[batch] = Step(self, batch)
+            if not step.valid():
+                return None
+        angles = _angles(kwargs.get("position_embeddings"), batch, step.d)
+        if angles is None:
             return None
-        h = rms_norm(x, self.input_layernorm.weight, self.input_layernorm.variance_epsilon)
-        a = self._attend(h, angles, store, mask)
-        x, h = add_rms_norm(x, attention.o_proj(a), behind.weight, behind.variance_epsilon)
-        h = gated(mlp.gate_proj(h), mlp.up_proj(h), ACTIVATIONS[type(mlp.act_fn).__name__])
-        return x + mlp.down_proj(h)
+        store = _store(kwargs.get("cache", kwargs.get("past_key_values")), step)
+        if store is None:
+            return None
+        mask = _mask(kwargs.get("attention_mask"), batch, store.tokens + 1)
+        return None if mask is False else step.run(x, store, angles, mask)
 
-    def _attend(self, h: Tensor, angles: Any, store: KeyValueCache, mask: Any) -> Tensor:
-        attention = self.self_attn
-        q, k, v = (
-            m(h).view(len(h), -1, store.d) for m in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        norms = _head_norms(attention)
-        if norms:
-            q, k = (rms_norm(t, n.weight, n.variance_epsilon) for t, n in zip((q, k), norms, strict=True))
-        return store.attend_next(q, k, v, angles=angles, mask=mask, scale=attention.scaling).view(len(h), 1, -1)
+    @property
+    def _steps(self) -> Calls:
+        return self.__dict__.setdefault("_prepared_steps", Calls())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _empty, (type(self).__mro__[2],), self.__dict__
@@ -131,7 +120,9 @@ def why_not_decoder(layer: nn.Module) -> str | None:
     parts: Any = layer
     heads, kv_heads = (getattr(parts.self_attn, name).out_features for name in ("q_proj", "k_proj"))
     if heads % parts.self_attn.head_dim or kv_heads % parts.self_attn.head_dim or heads % kv_heads:
-        return f"its {heads} query and {kv_heads} key features are not whole groups of heads of {parts.self_attn.head_dim}"
+        return (
+            f"its {heads} query and {kv_heads} key features are not whole groups of heads of {parts.self_attn.head_dim}"
+        )
     if type(parts.mlp.act_fn).__name__ not in ACTIVATIONS:
         return f"its activation {type(parts.mlp.act_fn).__name__} is not one of {', '.join(ACTIVATIONS)}"
     return None
@@ -157,32 +148,19 @@ def _empty(kind: type[nn.Module]) -> nn.Module:
     return made.__new__(made)
 
 
-def _plain(module: nn.Module) -> bool:
-    own = module.__dict__.get("forward")
-    return not (module._forward_hooks or module._forward_pre_hooks) and (
-        own is None or isinstance(own, NormForward | GatedForward)
-    )
-
-
-def _head_norms(attention: Any) -> list[Any]:
-    return [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
-
-
 def _angles(given: Any, batch: int, d: int) -> tuple[Tensor, Tensor] | None:
-    if not isinstance(given, tuple) or len(given) != 2:
+    if not isinstance(given, tuple) or len(given) != 2 or given[0].shape != given[1].shape:
         return None
-    fits = all(
-        t.dtype is torch.float32 and t.is_cpu and t.shape in ((1, 1, d), (batch, 1, d)) for t in given
-    )
-    return (given[0][:, 0], given[1][:, 0]) if fits and given[0].shape == given[1].shape else None
+    fits = all(t.dtype is torch.float32 and t.is_cpu and t.shape in ((1, 1, d), (batch, 1, d)) for t in given)
+    return (given[0].contiguous(), given[1].contiguous()) if fits else None
 
 
-def _store(held: Any, attention: Any, batch: int) -> KeyValueCache | None:
+def _store(held: Any, step: Step) -> KeyValueCache | None:
     if held is None:
         return None
     from sparseworks.exec.growing import next_token_of
 
-    return next_token_of(held, attention.layer_idx, (batch, attention.k_proj.out_features // attention.head_dim, attention.head_dim))
+    return next_token_of(held, step.index, (step.batch, step.kv_heads, step.d))
 
 
 def _mask(mask: Tensor | None, batch: int, tokens: int) -> Any:
@@ -194,4 +172,4 @@ def _mask(mask: Tensor | None, batch: int, tokens: int) -> Any:
     keys = mask[:, 0, 0].expand(batch, tokens)
     if mask.dtype is torch.bool:
         return torch.zeros(keys.shape, dtype=torch.float32, device="cpu").masked_fill_(~keys, -torch.inf)
-    return keys if mask.dtype is torch.float32 else False
+    return keys.contiguous() if mask.dtype is torch.float32 else False

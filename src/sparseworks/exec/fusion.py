@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sparseworks.exec.between import GatedForward, NormForward, join
+from sparseworks.exec.between import GatedForward, NormForward, join, untouched
 from sparseworks.exec.decoder import SparseTransformerLayer, dense_layer, join_decoders
 from sparseworks.exec.kernels.cpu import NativeKernel
 from sparseworks.exec.modules import SparseLinear
@@ -154,7 +154,7 @@ class FusedForward:
             and not self.layer.training
             and not getattr(self.attention, "is_causal", False)
             and getattr(self.attention.config, "_attn_implementation", None) in ("sdpa", "eager")
-            and all(_untouched(children, name, child) for children, name, child in self.links)
+            and all(untouched(children, name, child) for children, name, child in self.links)
             and all(_plain_norm(norm, x.shape[2]) for norm in self.norms)
         )
 
@@ -242,13 +242,6 @@ def _fits(layer: nn.Module, anatomy: Anatomy) -> bool:
         and up.out_features == down.in_features
     )
     return fits and all(_plain_norm(n, width) for n in norms) and _known(activation) and _returns_tensor(layer)
-
-
-def _untouched(children: dict[str, Any], name: str, child: nn.Module | None) -> bool:
-    if children.get(name) is not child:
-        return False
-    changed = child is not None and (child.training or child._forward_hooks or child._forward_pre_hooks)
-    return child is None or not (changed or "forward" in child.__dict__)
 
 
 def _plain_norm(norm: Any, width: int) -> bool:

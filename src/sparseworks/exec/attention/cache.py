@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -34,9 +35,7 @@ class KeyValueCache:
         DtypeError: another type.
     """
 
-    def __init__(
-        self, batch: int, kv_heads: int, d: int, *, tokens: int = 0, dtype: torch.dtype = torch.float32
-    ):
+    def __init__(self, batch: int, kv_heads: int, d: int, *, tokens: int = 0, dtype: torch.dtype = torch.float32):
         if min(batch, kv_heads, d) < 1 or tokens < 0:
             raise ShapeError(
                 f"A cache needs sequences, heads and a head size of at least 1; got {batch}, {kv_heads}, {d}, tokens={tokens}."
@@ -48,9 +47,7 @@ class KeyValueCache:
         self._width = d + -d % _STEP
         self._keys, self._values = self._allocate(tokens), self._allocate(tokens)
 
-    def append(
-        self, k: Float[Tensor, "batch kv_heads tokens d"], v: Float[Tensor, "batch kv_heads tokens d"]
-    ) -> None:
+    def append(self, k: Float[Tensor, "batch kv_heads tokens d"], v: Float[Tensor, "batch kv_heads tokens d"]) -> None:
         """Add tokens at the end, without gradients.
 
         Raises:
@@ -116,27 +113,37 @@ class KeyValueCache:
             DtypeError: something not float32 on the CPU.
         """
         self._check(q, k, v, angles, mask)
-        self._reserve(self.tokens + 1)
         factor, module = scale_of(scale, self.d), native()
-        out = self._reference(q, k, v, angles, mask, factor) if module is None else q.new_empty(q.shape)
-        if module is not None and out.numel():
-            self._run(module, (q, k, v, *(angles or (None, None)), mask), out, factor)
-        self.tokens += 1
+        if module is None:
+            return self._reference(q, k, v, angles, mask, factor)
+        out, read = (
+            q.new_empty(q.shape),
+            [None if t is None else t.contiguous() for t in (q, k, v, *(angles or (None, None)), mask)],
+        )
+        rows = 1 if angles is None else len(angles[0])
+        self.attend_at([0 if t is None else t.data_ptr() for t in read], out.data_ptr(), q.shape[1], rows, factor)
         return out
 
-    def _run(self, module: Any, given: tuple[Tensor | None, ...], out: Tensor, scale: float) -> None:
-        read = [None if t is None else t.contiguous() for t in given]
-        heads, rows = out.shape[1], 1 if read[3] is None else len(read[3])
-        sizes = self.batch, heads, self.kv_heads, self.tokens, self._keys.shape[2], self.d, self._width, rows
-        module.next_token(
-            [0 if t is None else t.data_ptr() for t in (*read, self._keys, self._values, out)],
-            *sizes, self.dtype is torch.bfloat16, scale, torch.get_num_threads(),
-        )  # fmt: skip
+    def attend_at(self, read: Sequence[int], out: int, heads: int, angles: int, scale: float) -> None:
+        """`attend_next` on addresses of contiguous float32 memory, whose sizes nobody checks; for layers that own that memory.
+
+        Args:
+            read: q, k, v, cos, sin, mask; 0 for what is not given.
+            angles: rows of cos and sin.
+        """
+        self._reserve(self.tokens + 1)
+        sizes = self.batch, heads, self.kv_heads, self.tokens, self._keys.shape[2], self.d, self._width, angles
+        addresses = [*read, self._keys.data_ptr(), self._values.data_ptr(), out]
+        half = self.dtype is torch.bfloat16
+        cast("Any", native()).next_token(addresses, *sizes, half, scale, torch.get_num_threads())
+        self.tokens += 1
 
     def _reference(self, q, k, v, angles, mask, scale: float) -> Tensor:
         if angles is not None:
             q, k = (_rotated(t, *angles) for t in (q, k))
+        self._reserve(self.tokens + 1)
         at = self.tokens
+        self.tokens += 1
         self._keys[:, :, at, : self.d], self._values[:, :, at, : self.d] = k, v
         group = q.shape[1] // self.kv_heads
         held = (t[:, :, : at + 1, : self.d].float().repeat_interleave(group, 1) for t in (self._keys, self._values))
@@ -148,7 +155,12 @@ class KeyValueCache:
 
     def _check(self, q: Tensor, k: Tensor, v: Tensor, angles, mask: Tensor | None) -> None:
         small = self.batch, self.kv_heads, self.d
-        if q.dim() != 3 or (q.shape[0], q.shape[2]) != (self.batch, self.d) or not q.shape[1] or q.shape[1] % self.kv_heads:
+        if (
+            q.dim() != 3
+            or (q.shape[0], q.shape[2]) != (self.batch, self.d)
+            or not q.shape[1]
+            or q.shape[1] % self.kv_heads
+        ):
             raise ShapeError(
                 f"Queries are ({self.batch}, a multiple of {self.kv_heads} heads, {self.d}), got {tuple(q.shape)}."
             )

@@ -22,8 +22,15 @@ struct Gated {
     int activation;
     int threads;
 };
+// y += x.
+struct Add {
+    const float* x;
+    float* y;
+    int64_t count;
+};
 
 SW_KERNEL(rms_norm, RmsNorm)
 SW_KERNEL(gated, Gated)
+SW_KERNEL(add, Add)
 
 }  // namespace sparseworks

@@ -15,11 +15,14 @@ void run_gated(Address gate, Address up, Address y, int64_t count, int activatio
     SW_RUN(gated, {at<float>(gate), at<float>(up), to<float>(y), count, activation, threads});
 }
 
+void run_add(Address x, Address y, int64_t count) { SW_RUN(add, {at<float>(x), to<float>(y), count}); }
+
 }  // namespace
 
 void bind_between(nb::module_& m) {
     m.def("rms_norm", &run_rms_norm);
     m.def("gated", &run_gated);
+    m.def("add", &run_add);
 }
 
 }  // namespace sparseworks

@@ -72,4 +72,6 @@ void gated(const Gated& a) {
     });
 }
 
+void add(const Add& a) { add_row(a.y, a.x, a.y, a.count); }
+
 }  // namespace sparseworks::SW_ISA

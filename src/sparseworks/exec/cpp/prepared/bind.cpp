@@ -64,16 +64,26 @@ class Prepared {
     nb::object multiply(nb::handle x, nb::handle bias, nb::dict buffers) const {
         if (!same(buffers) || !same(bias)) return nb::bool_(false);
         if (!readable(x)) return nb::none();
-        const nb::object y = output(x), from = result(x, names().data_ptr), to = result(y, names().data_ptr);
+        const nb::object y = output(x);
+        run(result(x, names().data_ptr), result(y, names().data_ptr));
+        return y;
+    }
+
+    // From and to memory of the caller's that has the right size; False, and nothing done, where the call must be forgotten.
+    bool multiply_at(nb::object x, nb::object y, nb::handle bias, nb::dict buffers) const {
+        if (!same(buffers) || !same(bias)) return false;
+        run(x, y);
+        return true;
+    }
+
+  private:
+    void run(const nb::object& from, const nb::object& to) const {
         const nb::object threads = owned(PyObject_CallNoArgs(threads_.ptr()));
         std::vector<PyObject*> given{from.ptr(), to.ptr(), (bias_.empty() ? none_ : bias_[0].address).ptr(), rows_.ptr(),
                                      threads.ptr()};
         for (const nb::object& a : arguments_) given.push_back(a.ptr());
         owned(PyObject_Vectorcall(run_.ptr(), given.data(), given.size(), nullptr));
-        return y;
     }
-
-  private:
     bool same(nb::dict buffers) const {
         for (size_t i = 0; i < parts_.size(); ++i) {
             const PyObject* found = PyDict_GetItemWithError(buffers.ptr(), keys_[i].ptr());
@@ -111,7 +121,8 @@ void bind_prepared(nb::module_& m) {
         .def(nb::init<nb::object, nb::tuple, nb::tuple, nb::tuple, nb::object, nb::tuple, int64_t, nb::object, nb::object, nb::object>(),
              nb::arg("run"), nb::arg("arguments"), nb::arg("keys"), nb::arg("parts"), nb::arg("bias").none(), nb::arg("size"),
              nb::arg("rows"), nb::arg("held").none(), nb::arg("float32"), nb::arg("threads"))
-        .def("multiply", &Prepared::multiply, nb::arg("x"), nb::arg("bias").none(), nb::arg("buffers"));
+        .def("multiply", &Prepared::multiply, nb::arg("x"), nb::arg("bias").none(), nb::arg("buffers"))
+        .def("multiply_at", &Prepared::multiply_at, nb::arg("x"), nb::arg("y"), nb::arg("bias").none(), nb::arg("buffers"));
 }
 
 }  // namespace sparseworks
