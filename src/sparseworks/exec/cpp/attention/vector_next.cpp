@@ -73,15 +73,22 @@ SW_INLINE void add_values(const float* weight, int64_t keys, const T* v, int64_t
     each<Q>([&](auto n) { each<N>([&](auto i) { store(out + n * width + i * W, sums[n][i]); }); });
 }
 
+template <class T>
+SW_INLINE void prefetch(const T* p, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i);
+}
+
+// `next`: keys to fetch meanwhile, with the values of this page; null where that was done.
 template <int Q, class T>
-SW_INLINE void page(const float* q, const T* k, const T* v, const float* mask, int64_t keys, int64_t width, State* states,
-                    float* score) {
+SW_INLINE void page(const float* q, const T* k, const T* v, const T* next, const float* mask, int64_t keys, int64_t width,
+                    State* states, float* score) {
     for (int n = 0; n < Q; ++n) {
-        for (int64_t j = 0; j < kPage; ++j) score[n * kPage + j] = mask && j < keys ? mask[j] : 0.0f;
+        for (int64_t j = 0; j < kPage; j += W) store(score + n * kPage + j, mask ? load_first(mask + j, keys - j) : zero());
     }
     for (int64_t j = 0; j < keys; j += kKeys) {
         const T* rows[kKeys];  // behind the last key: it once more, whose scores nobody reads
         each<kKeys>([&](auto i) { rows[i] = k + (j + i < keys ? j + i : keys - 1) * width; });
+        if (next) prefetch(v + j * width, kKeys * width), prefetch(next + j * width, kKeys * width);
         add_scores<Q>(q, width, rows, score + j);
     }
     each<Q>([&](auto n) { soften(states[n], score + n * kPage, keys, width); });
@@ -113,9 +120,13 @@ void key_head(const Next& a, int64_t sequence, int64_t kv) {
         const int64_t here = count - t < kPage ? count - t : kPage;
         const T *k = keys + t * a.width, *v = values + t * a.width;
         const float* mask = a.mask ? a.mask + sequence * count + t : nullptr;
-        int64_t n = 0;
-        for (; n + 2 <= group; n += 2) page<2>(q + n * a.width, k, v, mask, here, a.width, states + n, score);
-        if (n < group) page<1>(q + n * a.width, k, v, mask, here, a.width, states + n, score);
+        // Behind the last page of a head come the first keys of the next head, where there is no other.
+        const T* next = t + kPage < count ? k + kPage * a.width : keys + size;
+        for (int64_t n = 0; n < group; n += 2, next = nullptr) {
+            const float* pair = q + n * a.width;
+            if (n + 2 <= group) page<2>(pair, k, v, next, mask, here, a.width, states + n, score);
+            else page<1>(pair, k, v, next, mask, here, a.width, states + n, score);
+        }
     }
     for (int64_t n = 0; n < group; ++n) {
         float* out = a.out + (first + n) * a.d;
