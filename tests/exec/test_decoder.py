@@ -52,7 +52,7 @@ def generated(model, batch=2, prompt=5, count=4, cache=None, **options):
     with torch.inference_mode():
         for at in [slice(0, prompt), *(slice(i, i + 1) for i in range(prompt, prompt + count))]:
             masks = {k: v[:, : at.stop] for k, v in options.items()}
-            found.append(model(input_ids=tokens[:, at], past_key_values=cache, use_cache=True, **masks).logits)
+            found.append(model(input_ids=tokens[:, at], cache=cache, use_cache=True, **masks).logits)
     return torch.cat(found, 1)
 
 
@@ -135,7 +135,10 @@ def test_cache_operations_in_between(steps):
 
     def run(model):
         cache, found = DynamicCache(config=model.config), []
-        call = lambda ids: found.append(model(input_ids=ids, past_key_values=cache).logits)
+
+        def call(ids):
+            found.append(model(input_ids=ids, cache=cache).logits)
+
         with torch.inference_mode():
             call(torch.arange(10).view(2, 5))
             call(torch.tensor([[3], [4]]))
@@ -172,7 +175,9 @@ def test_generate_and_hidden_states(steps):
     for a, b in zip(got.hidden_states, expected.hidden_states, strict=True):
         assert len(a) == 3
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    assert torch.equal(model.generate(**given, num_beams=3), unfuse(copy.deepcopy(model)).generate(**given, num_beams=3))
+    assert torch.equal(
+        model.generate(**given, num_beams=3), unfuse(copy.deepcopy(model)).generate(**given, num_beams=3)
+    )
 
 
 @needs_kernel
@@ -194,7 +199,7 @@ def test_gradients_and_training_go_through_the_modules(steps):
     model = fuse(decoder())
     cache = DynamicCache(config=model.config)
     for tokens in ([[1, 2]], [[3]]):
-        logits = model(input_ids=torch.tensor(tokens), past_key_values=cache).logits
+        logits = model(input_ids=torch.tensor(tokens), cache=cache).logits
     logits.sum().backward()
     assert model.model.layers[0].input_layernorm.weight.grad is not None and not steps
 

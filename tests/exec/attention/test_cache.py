@@ -41,7 +41,14 @@ def token(batch, heads, kv_heads, d):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("batch", "heads", "kv_heads", "tokens", "d"),
-    [(1, 1, 1, 0, 2), (1, 4, 2, 63, 16), (2, 6, 2, 64, 12), (3, 5, 1, 131, 40), (1, 8, 8, 200, 64), (4, 32, 8, 70, 128)],
+    [
+        (1, 1, 1, 0, 2),
+        (1, 4, 2, 63, 16),
+        (2, 6, 2, 64, 12),
+        (3, 5, 1, 131, 40),
+        (1, 8, 8, 200, 64),
+        (4, 32, 8, 70, 128),
+    ],
 )
 def test_equals_plain_attention_and_appends(batch, heads, kv_heads, tokens, d, dtype, isa):
     cache = filled(batch, kv_heads, tokens, d, dtype)
@@ -51,8 +58,12 @@ def test_equals_plain_attention_and_appends(batch, heads, kv_heads, tokens, d, d
         new = rotated(k, *angles).to(dtype).float(), v.to(dtype).float()
         got = cache.attend_next(q, k, v, angles=angles)
         keys, values = (torch.cat([old, t[:, :, None]], 2) for old, t in zip((keys, values), new, strict=True))
-        torch.testing.assert_close(got.double(), dense(rotated(q, *angles), keys, values), rtol=1e-4, atol=2e-3 if d == 2 else 1e-5)
-        torch.testing.assert_close(cache.keys().float(), keys, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            got.double(), dense(rotated(q, *angles), keys, values), rtol=1e-4, atol=2e-3 if d == 2 else 1e-5
+        )
+        torch.testing.assert_close(
+            cache.keys().float(), keys, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-5
+        )
         assert torch.equal(cache.values().float(), values)
     assert cache.tokens == tokens + 3
 
