@@ -21,8 +21,7 @@ from sparseworks.exec.between import ACTIVATIONS
 from sparseworks.exec.modules import SparseLinear
 from sparseworks.exec.native import native
 from sparseworks.exec.ops import plain
-from sparseworks.exec.prepared import Calls
-from sparseworks.exec.step import Step
+from sparseworks.exec.step import Step, Steps
 
 DECODERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """Layer classes of transformers, by name: h = x + out attend(rotate(query, key), value) of norm1(x); h + down(act(gate) * up) of norm2(h)."""
@@ -80,8 +79,8 @@ class SparseTransformerLayer(nn.Module):
         return None if mask is False else step.run(x, store, angles, mask)
 
     @property
-    def _steps(self) -> Calls:
-        return self.__dict__.setdefault("_prepared_steps", Calls())
+    def _steps(self) -> Steps:
+        return self.__dict__.setdefault("_steps_by_batch", Steps())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _empty, (type(self).__mro__[2],), self.__dict__

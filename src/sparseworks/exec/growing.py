@@ -36,8 +36,8 @@ class GrowingLayer(DynamicLayer):
     def of(cls, layer: DynamicLayer) -> GrowingLayer:
         """One that holds what `layer` holds."""
         made = cls()
-        made.__dict__.update({k: v for k, v in layer.__dict__.items() if k not in ("keys", "values")})
-        made.keys, made.values = layer.keys, layer.values
+        for name, value in vars(layer).items():  # keys and values among them
+            setattr(made, name, value)
         return made
 
     @property

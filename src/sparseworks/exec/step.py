@@ -103,6 +103,13 @@ class Step:
         return memory[start : start + size].view(self.batch, 1, -1)
 
 
+class Steps(dict[int, Step]):
+    """Number of sequences -> step. Copies and pickles are empty: addresses are those of one layer in one process."""
+
+    def __reduce__(self) -> tuple[type[Steps], tuple[()]]:
+        return Steps, ()
+
+
 def _addressed(linear: nn.Module, batch: int) -> Any:
     if type(linear) is not SparseLinear or "forward" in linear.__dict__:
         return None
