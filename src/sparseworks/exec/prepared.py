@@ -75,6 +75,14 @@ def prepare(
     return guarded(kernel.entry_point(), rows, kernel.arguments(packed), parts, (*shape[:-1], out), bias)
 
 
+def at_addresses(call: Prepared) -> Callable[[int, int, Tensor | None, Buffers], bool] | None:
+    """`run(x, y, bias, buffers)` of a prepared call, from and to addresses of the caller's: float32 of the prepared sizes.
+
+    It returns False where nothing was done and the call must be forgotten. None where nothing is prepared.
+    """
+    return None if call is unprepared else cast("Any", call).multiply_at
+
+
 def guarded(
     run: Callable[..., None],
     rows: int,

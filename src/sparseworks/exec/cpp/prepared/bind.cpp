@@ -28,14 +28,25 @@ class Prepared {
         if (!same(bias) || !same_parts(buffers)) return nb::bool_(false);
         const Seen input = reader_.see(x);
         if (!input.plain || input.place <= 0) return nb::none();
-        const nb::object y = output(x), from = nb::int_(input.place), to = result(y, names().data_ptr), threads = result(threads_);
-        std::vector<PyObject*> given{from.ptr(), to.ptr(), bias_address_.ptr(), rows_.ptr(), threads.ptr()};
-        for (const nb::object& a : arguments_) given.push_back(a.ptr());
-        owned(PyObject_Vectorcall(run_.ptr(), given.data(), given.size(), nullptr));
+        const nb::object y = output(x);
+        run(nb::int_(input.place), result(y, names().data_ptr));
         return y;
     }
 
+    // From and to memory of the caller's that has the right size; False, and nothing done, where the call must be forgotten.
+    bool multiply_at(nb::object x, nb::object y, nb::handle bias, nb::handle buffers) const {
+        if (!same(bias) || !same_parts(buffers)) return false;
+        run(x, y);
+        return true;
+    }
+
   private:
+    void run(const nb::object& from, const nb::object& to) const {
+        const nb::object threads = result(threads_);
+        std::vector<PyObject*> given{from.ptr(), to.ptr(), bias_address_.ptr(), rows_.ptr(), threads.ptr()};
+        for (const nb::object& a : arguments_) given.push_back(a.ptr());
+        owned(PyObject_Vectorcall(run_.ptr(), given.data(), given.size(), nullptr));
+    }
     bool same_parts(nb::handle buffers) const {
         for (size_t i = 0; i < parts_.size(); ++i) {
             if (!entry(buffers, keys_[i]).is(parts_[i].tensor)) return false;
@@ -136,7 +147,8 @@ void bind_prepared(nb::module_& m) {
                       nb::object>(),
              nb::arg("run"), nb::arg("arguments"), nb::arg("keys"), nb::arg("parts"), nb::arg("bias").none(), nb::arg("size"),
              nb::arg("rows"), nb::arg("held").none(), nb::arg("reader"), nb::arg("threads"))
-        .def("__call__", &Prepared::multiply, nb::arg("x"), nb::arg("bias").none(), nb::arg("buffers"));
+        .def("__call__", &Prepared::multiply, nb::arg("x"), nb::arg("bias").none(), nb::arg("buffers"))
+        .def("multiply_at", &Prepared::multiply_at, nb::arg("x"), nb::arg("y"), nb::arg("bias").none(), nb::arg("buffers"));
     m.def("open_entrance", &open_entrance, nb::arg("tensor"), nb::arg("module"), nb::arg("hooks"), nb::arg("global_hooks"),
           nb::arg("quiet"), nb::arg("grad"));
     m.def("enter", &enter, nb::arg("module"), nb::arg("x").none());
