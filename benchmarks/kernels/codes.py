@@ -2,6 +2,9 @@
 
 And matching pursuit: the growing Cholesky factors alone beside torch's triangular solves, and whole pursuits (the same loop around
 either; scikit-learn's own loop, where it is installed).
+
+The ceiling of an encoder is the arithmetic peak on the whole product, which any exact top-k must form; that of a decode the peak on
+the kept entries, or reading codes and writing results once. Pursuits are chains of small steps, without a simple one.
 """
 
 from __future__ import annotations
@@ -51,7 +54,8 @@ def encode_lines(
         "linear+topk": lambda: F.linear(x, w, b).relu_().topk(k),
     }
     timings = measure.compare(runs, rounds=rounds)
-    return [common.line(f"encode {case}", timings, "encode_topk", "linear+topk")]
+    bound = 1e6 * 2 * len(x) * w.numel() / measure.ceilings().flops
+    return [common.line(f"encode {case}", timings, "encode_topk", "linear+topk", bound)]
 
 
 def decode_lines(case: str, rounds: int, codes: Codes, dense: torch.Tensor, w: torch.Tensor) -> list[common.Line]:
@@ -62,7 +66,10 @@ def decode_lines(case: str, rounds: int, codes: Codes, dense: torch.Tensor, w: t
         "embedding_bag": lambda: F.embedding_bag(codes.indices, w, per_sample_weights=codes.values, mode="sum"),
     }
     timings = measure.compare(runs, rounds=rounds)
-    return [common.line(f"decode {case}", timings, "decode", peer) for peer in ("dense", "embedding_bag")]
+    rows, k = codes.indices.shape
+    limits, moved = measure.ceilings(), 4 * rows * w.shape[1] + rows * k * (4 + codes.indices.itemsize)
+    bound = 1e6 * max(moved / limits.bandwidth, 2 * rows * k * w.shape[1] / limits.flops)
+    return [common.line(f"decode {case}", timings, "decode", peer, bound) for peer in ("dense", "embedding_bag")]
 
 
 def pursuit_lines(signals: int, atoms: int, features: int, k: int, rounds: int) -> list[common.Line]:

@@ -5,6 +5,9 @@ must be measured anew. Recall hangs on how the weight of a query is spread, so t
 strongest terms hold half of the weight, and `concentrated`, where they hold three quarters, nearer to learned sparse vectors
 (concentration of importance: Bruch et al., 2024, arXiv 2404.18812).
 
+Lines are microseconds of CPU time a query, each of ours beside each peer. The ceiling of the exact scan is that of reading its
+postings once (two bytes of document and four of weight); the two-stage search leaves most of them out and is not bound by them.
+
 Peers that are not installed are named and left out: numba, sparse_dot_topn, pyseismic-lsr.
 """
 
@@ -21,8 +24,10 @@ import scipy.sparse as sp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import common
+from common import Line
 from search_peers import FEW, K, peers
 
+from sparseworks.exec import measure
 from sparseworks.exec.search import InvertedIndex, Rows, TwoStageIndex
 
 CUTS, LENGTHS, KEPT = (5, 8, 12, 20), (500, 1000, 4000), (50, 100, 200)
@@ -55,7 +60,7 @@ def main() -> None:
     indexes = {length: TwoStageIndex(documents, postings=length) for length in LENGTHS}
     others, absent = peers(documents)
     print("absent peers:", ", ".join(absent) or "none")
-    tables = {}
+    lines = []
     for name, queries in sets.items():
         rows = Rows.of(queries)
         postings = lengths[queries.indices].sum() / asked
@@ -68,12 +73,11 @@ def main() -> None:
                 queries,
             )
         rounds = 3 if given.quick else min(given.rounds, 5)
-        tables[name] = measured(methods, truth, rounds)
-        title = (
-            f"Queries a CPU second; {name}: {postings:.0f} postings a query, ten strongest terms {mass(queries):.0%}"
-        )
-        common.table(title, ("method", "queries/s", "recall@10", "x scipy"), tables[name])
-    common.store("search", [], given.json, tables=tables, absent=absent)
+        bound = 1e6 * 6 * postings / measure.ceilings().bandwidth
+        print(f"{name}: {postings:.0f} postings a query, ten strongest terms {mass(queries):.0%}")
+        lines += measured(name, methods, list(others), truth, rounds, bound)
+    common.show(lines, "Top-10 search, microseconds a query")
+    common.store("search", lines, given.json, setting={"absent peers": ", ".join(absent), "peers see queries": FEW})
 
 
 def mass(queries: sp.csr_matrix) -> float:
@@ -82,17 +86,29 @@ def mass(queries: sp.csr_matrix) -> float:
     return float(np.mean([r[-10:].sum() / r.sum() for r in rows]))
 
 
-def measured(methods: dict[str, tuple[Callable, sp.csr_matrix]], truth: np.ndarray, rounds: int) -> list[tuple]:
-    """Rows of the table: speed in rounds over all methods, recall, and speed beside scipy."""
-    recalls = {name: recall(run(queries), truth) for name, (run, queries) in methods.items()}
+def measured(
+    queries: str,
+    methods: dict[str, tuple[Callable, sp.csr_matrix]],
+    peers: list[str],
+    truth: np.ndarray,
+    rounds: int,
+    bound: float,
+) -> list[Line]:
+    """Each of ours beside each peer, in rounds over all methods, with its recall."""
+    recalls = {name: recall(run(given), truth) for name, (run, given) in methods.items()}
     seconds = {name: [] for name in methods}
     for _ in range(rounds):
-        for name, (run, queries) in methods.items():
+        for name, (run, given) in methods.items():
             start = time.process_time_ns()
-            run(queries)
-            seconds[name].append((time.process_time_ns() - start) / 1e9 / queries.shape[0])
-    each = {name: float(np.median(s)) for name, s in seconds.items()}
-    return [(m, f"{1 / s:.0f}", f"{recalls[m]:.4f}", f"{each['scipy'] / s:.1f}x") for m, s in each.items()]
+            run(given)
+            seconds[name].append((time.process_time_ns() - start) / 1e3 / given.shape[0])
+    timings = measure.Comparison({name: measure.Timing.of(s) for name, s in seconds.items()})
+    return [
+        common.line(f"{queries}, recall {recalls[m]:.4f}", timings, m, peer, bound if m == "exact" else None)
+        for m in methods
+        if m not in peers
+        for peer in peers
+    ]
 
 
 def recall(found: np.ndarray, truth: np.ndarray) -> float:

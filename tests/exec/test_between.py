@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GemmaConfig, LlamaCon
 from sparseworks.core import errors as sw_errors
 from sparseworks.core.support import Support
 from sparseworks.exec import fuse, unfuse
-from sparseworks.exec.between import GATED, NORMS, GatedForward, NormForward, gated, rms_norm
+from sparseworks.exec.between import GATED, NORMS, GatedForward, NormForward, add_rms_norm, gated, rms_norm
 from sparseworks.exec.layers import layer_of, pack_for
 from sparseworks.exec.native import features, native
 
@@ -92,6 +92,17 @@ def test_norm_on_every_instruction_set(every_isa, width, calls):
     x, weight = torch.randn(2, 3, width), torch.randn(width)
     torch.testing.assert_close(rms_norm(x, weight, 1e-6), norm_of(x, weight, 1e-6).float(), rtol=2e-6, atol=2e-6)
     assert calls == (["rms_norm"] if every_isa != "none" else [])
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 3, 31), (4, 64), (0, 5)])
+def test_sum_and_norm_on_every_instruction_set(every_isa, shape, calls):
+    x, added, weight = torch.randn(shape), torch.randn(shape), torch.randn(shape[-1])
+    total, y = add_rms_norm(x, added, weight, 1e-5)
+    assert torch.equal(total, x + added)
+    torch.testing.assert_close(y, norm_of(x + added, weight, 1e-5).float(), rtol=2e-6, atol=2e-6)
+    assert calls == (["rms_norm"] if every_isa != "none" and x.numel() else [])
+    with pytest.raises(sw_errors.ShapeError, match="what is added"):
+        add_rms_norm(x, torch.randn(7, 7), weight)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -11,7 +11,7 @@ from sparseworks.exec.format import FORMATS, Packed
 from sparseworks.exec.kernel import KERNELS, Call
 from sparseworks.exec.kernels import DenseKernel  # noqa: F401  registers formats and kernels
 from sparseworks.exec.kernels.cpu import NativeKernel
-from sparseworks.exec.native import native
+from sparseworks.exec.native import features, native
 
 NATIVE = [name for name, kernel in KERNELS.items() if isinstance(kernel, NativeKernel)]
 FIXED_POINT = ("pairs-int16", "gemm-int8")
@@ -82,6 +82,31 @@ def test_equals_reference(name, shape, every_isa):
 
 
 @needs_extension
+@pytest.mark.parametrize("name", NATIVE)
+def test_numbers_of_tokens_around_every_tile(name, every_isa):
+    """A tile is cut into as many vectors as the instruction set needs: each number of tokens takes another way through it."""
+    packed = packed_for(name, support_for(name, 19, 70, seed=1))
+    for rows in (3, 4, 6, 7, 9, 13, 17, 24, 25, 31, 32, 33, 47, 48, 49):
+        if KERNELS.get(name).refuses(Call(rows, packed.shape, 0.3)) is None:
+            check(name, packed, rows)
+
+
+@needs_extension
+@pytest.mark.parametrize("name", NATIVE)
+def test_packing_does_not_depend_on_the_instruction_set(name, running):
+    """What is stored is read by every machine."""
+    support = support_for(name, 37, 301)
+    first, *others = [pack_on(isa, name, support, running) for isa in features()["built"]]
+    assert all(o.meta == first.meta and o.parts.keys() == first.parts.keys() for o in others)
+    assert all(torch.equal(o.parts[part], first.parts[part]) for o in others for part in first.parts)
+
+
+def pack_on(isa: str, name: str, support: Support, running) -> Packed:
+    with running(isa):
+        return packed_for(name, support)
+
+
+@needs_extension
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("name", NATIVE)
 def test_threads_equal_reference(name, threads, every_isa):
@@ -94,7 +119,7 @@ def test_threads_equal_reference(name, threads, every_isa):
 @needs_extension
 @pytest.mark.parametrize("density", [0.0, 0.02, 1.0])
 @pytest.mark.parametrize("name", [n for n in NATIVE if not n.startswith("nm")])
-def test_empty_and_full(name, density):
+def test_empty_and_full(name, density, every_isa):
     for shape in [(40, 300), (17, 9)]:
         packed = packed_for(name, support_for(name, *shape, density=density))
         for rows in (1, 4, 70):
@@ -103,7 +128,7 @@ def test_empty_and_full(name, density):
 
 @needs_extension
 @pytest.mark.parametrize("name", NATIVE)
-def test_inputs_outside_the_matrix_are_never_read(name):
+def test_inputs_outside_the_matrix_are_never_read(name, every_isa):
     """The rows of x lie in a buffer of NaN; a read beyond a row's end, even times zero, would show."""
     packed = packed_for(name, support_for(name, 24, 44))
     for rows in (1, 3, 9, 65):
@@ -207,7 +232,7 @@ def test_every_kernel_names_its_format_and_type():
 @needs_extension
 @pytest.mark.parametrize("name", NATIVE)
 @pytest.mark.parametrize("rows", [1, 12, 65])
-def test_kernels_compute_by_themselves(name: str, rows: int, monkeypatch):
+def test_kernels_compute_by_themselves(name: str, rows: int, monkeypatch, every_isa):
     """A kernel that fell back to its reference, to an unpacked weight or to a dense product would equal it in every grid."""
     kernel = KERNELS.get(name)
     mask = torch.zeros(32, 64, dtype=torch.bool)

@@ -9,6 +9,14 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+    register_module_full_backward_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseworks.core.errors import KernelError
 from sparseworks.core.support import Support
@@ -17,6 +25,18 @@ from sparseworks.exec.native import native
 from sparseworks.exec.prepared import _MOST, unprepared
 
 pytestmark = pytest.mark.skipif(native() is None, reason="prepared calls are those of the extension")
+
+
+_EXCHANGE = "__dlpack_c_exchange_api__"
+
+
+@pytest.fixture(params=["exchange", "attributes"], autouse=True)
+def reader(request, monkeypatch):
+    """Both ways to read tensors: torch from 2.10 on has DLPack's table of functions."""
+    if request.param == "attributes":
+        monkeypatch.setattr(torch.Tensor, _EXCHANGE, None, raising=False)
+    elif getattr(torch.Tensor, _EXCHANGE, None) is None:
+        pytest.skip("this torch has no exchange table")
 
 
 @pytest.fixture
@@ -34,6 +54,16 @@ def ways(monkeypatch):
     taken, real = [], modules.linear_op
     monkeypatch.setattr(modules, "linear_op", lambda *a: taken.append(1) or real(*a))
     return taken
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Counts the calls that came to `forward`."""
+    import sparseworks.exec.modules as modules
+
+    seen, real = [], modules.plain
+    monkeypatch.setattr(modules, "plain", lambda *a: seen.append(1) or real(*a))
+    return seen
 
 
 def dense(layer, x):
@@ -82,6 +112,99 @@ def test_hooks_and_autocast_are_seen(layer):
     assert seen
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype is torch.bfloat16
+
+
+def test_what_is_prepared_does_not_come_to_forward(layer, forwards):
+    x = torch.randn(4, 24)
+    ys = [layer(x) for _ in range(3)]
+    assert len(forwards) == 1 and torch.equal(ys[0], ys[2]) and ys[1].data_ptr() != ys[2].data_ptr()
+    assert torch.equal(layer(x=x), ys[0]) and len(forwards) == 2
+
+
+HOOKS = {
+    "forward": lambda layer, hook: layer.register_forward_hook(hook),
+    "pre": lambda layer, hook: layer.register_forward_pre_hook(hook),
+    "backward": lambda layer, hook: layer.register_full_backward_hook(hook),
+    "backward pre": lambda layer, hook: layer.register_full_backward_pre_hook(hook),
+    "all forward": lambda layer, hook: register_module_forward_hook(hook),
+    "all pre": lambda layer, hook: register_module_forward_pre_hook(hook),
+    "all backward": lambda layer, hook: register_module_full_backward_hook(hook),
+    "all backward pre": lambda layer, hook: register_module_full_backward_pre_hook(hook),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_of_every_kind_lead_to_forward(layer, forwards, kind):
+    x, seen = torch.randn(4, 24), []
+    y = layer(x)
+    handle = HOOKS[kind](layer, lambda *_: seen.append(1))
+    try:
+        assert torch.equal(layer(x), y) and len(forwards) == 2 and (seen or "backward" in kind)
+    finally:
+        handle.remove()
+    layer(x)
+    assert len(forwards) == 2
+
+
+def test_another_forward_is_called(layer, monkeypatch):
+    x = torch.randn(4, 24)
+    y = layer(x)
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "forward", lambda x: "of the instance", raising=False)
+        assert layer(x) == "of the instance"
+    layer.__dict__.pop("forward", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(SparseLinear, "forward", lambda self, x: "of the class")
+        assert layer(x) == "of the class"
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "__call__", lambda self, x: "of all modules")
+        assert layer(x) == "of all modules"
+    assert torch.equal(layer(x), y)
+    layer._compiled_call_impl = lambda x: "compiled"
+    assert layer(x) == "compiled"
+
+
+def test_a_subclass_with_another_forward(random_support):
+    class Twice(SparseLinear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    linear = nn.Linear(24, 16)
+    layer = Twice.from_packed(SparseLinear.from_linear(linear, random_support(16, 24, 0.25), kernel="csr16-fp32").forms[0],
+                              kernel="csr16-fp32")  # fmt: skip
+    x = torch.randn(4, 24)
+    for _ in range(3):
+        torch.testing.assert_close(layer(x), 2 * (x @ layer.dense_weight().T))
+    assert layer._calls
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_modes_of_torch_are_seen(layer):
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    x, names = torch.randn(4, 24), []
+    y = layer(x)
+    with Seen():
+        layer(x)
+    assert any("sparseworks.linear" in name for name in names)
+    torch.testing.assert_close(torch.vmap(layer)(x.unsqueeze(0)), y.unsqueeze(0))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert type(layer(x)) is not torch.Tensor
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, x)
+    assert torch.equal(traced(2 * x), layer(2 * x))
+
+
+def test_inputs_that_no_kernel_can_read_are_refused_as_before(layer):
+    x = torch.randn(4, 24)
+    layer(x)
+    for other in (x.to_sparse(), [1.0] * 24, None):
+        with pytest.raises(Exception, match=r"."):
+            layer(other)
+    assert layer(x.to("meta")).is_meta
 
 
 def _write(layer):
@@ -172,7 +295,7 @@ def test_tensors_made_under_inference_mode(layer, ways):
             torch.testing.assert_close(other(x), dense(layer, x))
         other.csr16_fp32_values = other.csr16_fp32_values * 2
         torch.testing.assert_close(other(x), dense(other, x))
-    assert len(ways) == 1  # what was replaced is seen, and prepared anew at the call after
+    assert not ways  # what was replaced is seen, and prepared anew at once
 
 
 def test_a_layer_that_is_dropped_leaves_no_memory_behind(layer):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import sparseworks.exec.formats
 import sparseworks.exec.kernels  # noqa: F401 - both register what they hold
 from sparseworks.exec import measure
-from sparseworks.exec.between import gated, rms_norm
+from sparseworks.exec.between import add_rms_norm, gated, rms_norm
 from sparseworks.exec.conv import SparseConv2d
+from sparseworks.exec.decoder import SparseTransformerLayer, sparse_layer
 from sparseworks.exec.format import FORMATS, Format, Packed
 from sparseworks.exec.fusion import fuse, unfuse
 from sparseworks.exec.kernel import KERNELS, Call, Kernel
@@ -25,6 +26,6 @@ from sparseworks.exec.plan import Plan, plan  # isort: skip - last: the function
 
 __all__ = [
     "FORMATS", "KERNELS", "Call", "Check", "Format", "Kernel", "Ladder", "Packed", "Plan", "Row", "Rung", "SkippingLinear",
-    "SparseConv1x1", "SparseConv2d", "SparseLinear", "fuse", "gated", "measure", "plan", "reuse_memory", "rms_norm", "unfuse",
-    "verify",
+    "SparseConv1x1", "SparseConv2d", "SparseLinear", "SparseTransformerLayer", "add_rms_norm", "fuse", "gated", "measure", "plan",
+    "reuse_memory", "rms_norm", "sparse_layer", "unfuse", "verify",
 ]  # fmt: skip

@@ -18,14 +18,14 @@ from sparseworks.exec.modules import SparseLinear
 from sparseworks.exec.native import native
 from sparseworks.exec.ops import plain
 
-_NUMBERS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3}
+NUMBERS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3}
 _TORCH = {
     "gelu": nn.functional.gelu,
     "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
     "relu": nn.functional.relu,
     "silu": nn.functional.silu,
 }
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "SiLU": "silu", "SiLUActivation": "silu", "GELUActivation": "gelu", "GELUTanh": "gelu_tanh", "PytorchGELUTanh": "gelu_tanh",
     "ReLU": "relu",
 }  # fmt: skip
@@ -46,18 +46,56 @@ def rms_norm(
     Raises:
         ShapeError: the weight does not fit.
     """
-    if weight.dim() != 1 or x.dim() == 0 or x.shape[-1] != len(weight):
-        raise ShapeError(f"A norm of {tuple(weight.shape)} weights does not fit an input of shape {tuple(x.shape)}.")
+    _check_norm(x, weight)
     module = native()
     if module is None or not (_runs(x, weight) and x.numel()):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
-    x, weight, width = x.contiguous(), weight.contiguous(), len(weight)
+    x, weight = x.contiguous(), weight.contiguous()
     y = torch.empty_like(x)
-    module.rms_norm(
-        x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // width, width, eps, torch.get_num_threads()
-    )
+    module.rms_norm(x.data_ptr(), 0, weight.data_ptr(), 0, y.data_ptr(), *_sizes(x), eps, torch.get_num_threads())
     return y
+
+
+def add_rms_norm(
+    x: Float[Tensor, "*lead features"],
+    added: Float[Tensor, "*lead features"],
+    weight: Float[Tensor, " features"],
+    eps: float = 1e-6,
+) -> tuple[Float[Tensor, "*lead features"], Float[Tensor, "*lead features"]]:
+    """x + added, and the `rms_norm` of that: the residual sum and the norm behind it in one pass.
+
+    Raises:
+        ShapeError: the weight does not fit, or x and what is added differ in shape.
+        DtypeError: the two differ in type or device.
+    """
+    _check_norm(x, weight)
+    _check_alike("x", x, "what is added", added)
+    module = native()
+    if module is None or not (_runs(x, weight) and plain(added, None) and x.numel()):
+        total = x + added
+        return total, rms_norm(total, weight, eps)
+    x, added, weight = x.contiguous(), added.contiguous(), weight.contiguous()
+    total, y = torch.empty_like(x), torch.empty_like(x)
+    read, written = (x.data_ptr(), added.data_ptr(), weight.data_ptr()), (total.data_ptr(), y.data_ptr())
+    module.rms_norm(*read, *written, *_sizes(x), eps, torch.get_num_threads())
+    return total, y
+
+
+def _check_norm(x: Tensor, weight: Tensor) -> None:
+    if weight.dim() != 1 or x.dim() == 0 or x.shape[-1] != len(weight):
+        raise ShapeError(f"A norm of {tuple(weight.shape)} weights does not fit an input of shape {tuple(x.shape)}.")
+
+
+def _check_alike(first: str, a: Tensor, second: str, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise ShapeError(f"{first} of shape {tuple(a.shape)} does not fit {second} of shape {tuple(b.shape)}.")
+    if a.dtype != b.dtype or a.device != b.device:
+        raise DtypeError(f"{first} is {a.dtype} on {a.device}, {second} {b.dtype} on {b.device}; make them equal.")
+
+
+def _sizes(x: Tensor) -> tuple[int, int]:
+    return x.numel() // x.shape[-1], x.shape[-1]
 
 
 def gated(
@@ -75,20 +113,15 @@ def gated(
         DtypeError: the two differ in type or device.
         UnknownNameError: another activation.
     """
-    if activation not in _NUMBERS:
-        raise UnknownNameError("activation", activation, _NUMBERS)
-    if gate.shape != up.shape:
-        raise ShapeError(f"A gate of shape {tuple(gate.shape)} does not fit values of shape {tuple(up.shape)}.")
-    if gate.dtype != up.dtype or gate.device != up.device:
-        raise DtypeError(
-            f"The gate is {gate.dtype} on {gate.device}, the values are {up.dtype} on {up.device}; make them equal."
-        )
+    if activation not in NUMBERS:
+        raise UnknownNameError("activation", activation, NUMBERS)
+    _check_alike("A gate", gate, "the values", up)
     module = native()
     if module is None or not _runs(gate, up):
         return _TORCH[activation](gate) * up
     gate, up = gate.contiguous(), up.contiguous()
     y = torch.empty_like(gate)
-    module.gated(gate.data_ptr(), up.data_ptr(), y.data_ptr(), y.numel(), _NUMBERS[activation], torch.get_num_threads())
+    module.gated(gate.data_ptr(), up.data_ptr(), y.data_ptr(), y.numel(), NUMBERS[activation], torch.get_num_threads())
     return y
 
 
@@ -144,6 +177,18 @@ def join(model: nn.Module) -> nn.Module:
     return model
 
 
+def untouched(children: dict[str, Any], name: str, child: nn.Module | None) -> bool:
+    """Whether a module is still where it was, in evaluation, and neither hooked nor patched by anybody else."""
+    if children.get(name) is not child:
+        return False
+    if child is None:
+        return True
+    own = child.__dict__.get("forward")
+    return not (child.training or child._forward_hooks or child._forward_pre_hooks) and (
+        own is None or isinstance(own, NormForward | GatedForward)
+    )
+
+
 def _activation(module: nn.Module) -> str | None:
     """Its name here, if it is one of torch or transformers that nobody has hooked or patched."""
     home, own = type(module).__module__, type(module).__name__
@@ -151,4 +196,4 @@ def _activation(module: nn.Module) -> str | None:
         return None
     if "forward" in module.__dict__ or (type(module) is nn.GELU and module.approximate != "none"):
         return None
-    return _ACTIVATIONS.get(own)
+    return ACTIVATIONS.get(own)

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sparseworks.exec.between import GatedForward, NormForward, join
+from sparseworks.exec.between import GatedForward, NormForward, join, untouched
+from sparseworks.exec.decoder import SparseTransformerLayer, dense_layer, join_decoders
 from sparseworks.exec.kernels.cpu import NativeKernel
 from sparseworks.exec.modules import SparseLinear
-from sparseworks.exec.native import features, native
+from sparseworks.exec.native import native
 from sparseworks.exec.ops import plain
 
 KERNEL = "pairs-int16"
@@ -82,19 +83,20 @@ def fuse(model: nn.Module) -> nn.Module:
     Hooks on modules inside a layer send it back to the modules for as long as they are there; transformers leaves such hooks in place
     once attentions were asked for (`output_attentions=True`).
 
-    In decoders (LLaMA and its relatives) norms and gated activations become one pass each, see `exec.between`.
+    In decoders (LLaMA and its relatives) norms and gated activations become one pass each, see `exec.between`, and a layer runs one
+    token with a cache in few calls, see `exec.decoder`.
     """
     for name, matrices in whole_layers(model).items():
         layer = model.get_submodule(name)
         free = isinstance(layer.__dict__.get("forward"), FusedForward | None)
         if free and all(_runs_pairs(layer.get_submodule(m)) for m in matrices):
             layer.forward = FusedForward(layer, ANATOMIES[type(layer).__name__])
-    return join(model)
+    return join_decoders(join(model))
 
 
 def whole_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Layer -> the names of its six matrices within it, for every layer that runs in one call once these are packed as `pairs`."""
-    if not features().get("encoder"):
+    if native() is None:
         return {}
     known = ((name, m, _anatomy(m)) for name, m in model.named_modules())
     return {name: anatomy.matrices for name, m, anatomy in known if anatomy is not None and _fits(m, anatomy)}
@@ -113,6 +115,8 @@ def unfuse(model: nn.Module) -> nn.Module:
     for layer in model.modules():
         if isinstance(layer.__dict__.get("forward"), FusedForward | NormForward | GatedForward):
             del layer.forward
+        if isinstance(layer, SparseTransformerLayer):
+            dense_layer(layer)
     return model
 
 
@@ -150,7 +154,7 @@ class FusedForward:
             and not self.layer.training
             and not getattr(self.attention, "is_causal", False)
             and getattr(self.attention.config, "_attn_implementation", None) in ("sdpa", "eager")
-            and all(_untouched(children, name, child) for children, name, child in self.links)
+            and all(untouched(children, name, child) for children, name, child in self.links)
             and all(_plain_norm(norm, x.shape[2]) for norm in self.norms)
         )
 
@@ -164,7 +168,7 @@ class FusedForward:
         numbers = [self._numbers(matrix, batch * tokens) for matrix in self.matrices]
         keys = None if mask is None else _key_mask(mask, batch, tokens)
         module = native()
-        if module is None or not module.features()["encoder"]:  # copied here from another processor
+        if module is None:  # copied here from a machine with the extension
             return None
         if any(n is None for n in numbers) or (keys is None) != (mask is None):
             return None
@@ -238,13 +242,6 @@ def _fits(layer: nn.Module, anatomy: Anatomy) -> bool:
         and up.out_features == down.in_features
     )
     return fits and all(_plain_norm(n, width) for n in norms) and _known(activation) and _returns_tensor(layer)
-
-
-def _untouched(children: dict[str, Any], name: str, child: nn.Module | None) -> bool:
-    if children.get(name) is not child:
-        return False
-    changed = child is not None and (child.training or child._forward_hooks or child._forward_pre_hooks)
-    return child is None or not (changed or "forward" in child.__dict__)
 
 
 def _plain_norm(norm: Any, width: int) -> bool:

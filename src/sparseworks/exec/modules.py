@@ -17,7 +17,7 @@ from sparseworks.exec.kernel import KERNELS, Kernel
 from sparseworks.exec.ladder import Rung, ladder, write_spec
 from sparseworks.exec.ops import linear as linear_op
 from sparseworks.exec.ops import plain
-from sparseworks.exec.prepared import Calls, Prepared, prepare
+from sparseworks.exec.prepared import Calls, Prepared, PreparedModule, at_addresses, prepare
 
 _SHORT = {
     torch.float32: "fp32",
@@ -29,7 +29,7 @@ _SHORT = {
 }
 
 
-class SparseLinear(nn.Module):
+class SparseLinear(PreparedModule):
     """y = x W^T + b with W in one or more packed forms; the number of rows of x decides which kernel runs.
 
     Packed weights are constants: gradients flow to the input and to the bias only. Buffers are named
@@ -176,7 +176,7 @@ class SparseLinear(nn.Module):
             if fits and least <= x.numel() // self.in_features < limit:
                 return F.linear(x, buffers[name], bias)  # type: ignore[arg-type]
         if plain(x, bias):
-            call = self._calls.get(x.shape) or self._prepare(x)
+            call = self._calls.get(x.shape) or self._prepare(x.shape)
             y = call(x, bias, buffers)
             if y is False:
                 self._calls.clear()
@@ -185,12 +185,25 @@ class SparseLinear(nn.Module):
         parts: list[Tensor] = [buffers[name] for name in self._names]  # type: ignore[misc]
         return linear_op(x, bias, parts, self._spec, self.out_features, self.in_features)
 
-    def _prepare(self, x: Tensor) -> Prepared:
+    _prepares = forward
+
+    def at_addresses(self, shape: torch.Size) -> Callable[[int, int], bool] | None:
+        """`run(x, y)` from and to addresses of contiguous float32 memory, for inputs of `shape`; None where torch runs the product.
+
+        It returns False where nothing was done, since a buffer or the bias is no longer what it was: ask for another.
+        """
+        rows = shape.numel() // max(self.in_features, 1)
+        if any(least <= rows < limit for least, limit, _, _ in self._dense):
+            return None
+        call = at_addresses(self._prepare(shape))
+        return None if call is None else lambda x, y: call(x, y, self._parameters["bias"], self._buffers)
+
+    def _prepare(self, shape: torch.Size) -> Prepared:
         chosen = ladder(self._spec)
-        kernel, form = chosen.rung(x.numel() // max(self.in_features, 1))
+        kernel, form = chosen.rung(shape.numel() // max(self.in_features, 1))
         names, parts = self._names[form.span], [self._buffers[name] for name in self._names]
         packed = form.packed(parts)  # type: ignore[arg-type]
-        return self._calls.add(x.shape, prepare(x.shape, kernel, packed, names, self.bias, self.density))
+        return self._calls.add(shape, prepare(shape, kernel, packed, names, self.bias, self.density))
 
     def dense_weight(self) -> Float[Tensor, "out in"]:
         """The weight as a dense matrix with exact zeros, from the most precise form."""

@@ -33,7 +33,7 @@ def why_missing() -> str | None:
 
 @cache
 def features() -> dict[str, Any]:
-    """What the extension uses: `isa` ("avx2", "portable", or "none" without extension), `openmp`, `version`.
+    """What the extension uses: `isa` ("avx2", "avx512", "portable": SSE2 or NEON, or "none" without extension), `openmp`, `version`.
 
     `built` are the instruction sets that are built and run on this processor; `native().use(name)` changes over to one of them.
     """

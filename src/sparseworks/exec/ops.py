@@ -33,6 +33,8 @@ _tracing: Callable[[], Any] = torch._C._get_tracing_state
 _any_autocast: Callable[[], bool] = getattr(
     torch._C, "_is_any_autocast_enabled", lambda: any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
 )
+TRANSFORMS = (_dispatch_modes, _functorch_level, _tracing, _any_autocast)
+"""Functions whose results are all false where none of torch's transforms is at work."""
 
 
 def _linear(

@@ -7,15 +7,17 @@ as long. A prepared call keeps the addresses, and compares stamps instead of con
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from sparseworks.exec.format import Packed
 from sparseworks.exec.kernel import Call, Kernel
 from sparseworks.exec.kernels.cpu import NativeKernel
 from sparseworks.exec.native import native
+from sparseworks.exec.ops import TRANSFORMS
 
 Buffers = Mapping[str, Tensor | None]
 Prepared = Callable[[Tensor, Tensor | None, Buffers], Tensor | Literal[False] | None]
@@ -73,6 +75,14 @@ def prepare(
     return guarded(kernel.entry_point(), rows, kernel.arguments(packed), parts, (*shape[:-1], out), bias)
 
 
+def at_addresses(call: Prepared) -> Callable[[int, int, Tensor | None, Buffers], bool] | None:
+    """`run(x, y, bias, buffers)` of a prepared call, from and to addresses of the caller's: float32 of the prepared sizes.
+
+    It returns False where nothing was done and the call must be forgotten. None where nothing is prepared.
+    """
+    return None if call is unprepared else cast("Any", call).multiply_at
+
+
 def guarded(
     run: Callable[..., None],
     rows: int,
@@ -91,5 +101,41 @@ def guarded(
         bias: None or a contiguous float32 vector; it may be written to, but none may come, go or take its place.
         held: whatever else the addresses in `arguments` belong to; it lives as long as the call.
     """
+    module = cast("Any", native())
+    reader = module.Reader(getattr(Tensor, "__dlpack_c_exchange_api__", None), torch.float32)
     asked = (run, tuple(arguments), tuple(parts), tuple(parts.values()), bias, tuple(size), rows, held)
-    return cast("Any", native()).Prepared(*asked, torch.float32, torch.get_num_threads).multiply
+    return module.Prepared(*asked, reader, torch.get_num_threads)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
+
+
+class PreparedModule(nn.Module):
+    """A layer that keeps prepared calls in `_calls`, which at few rows are as fast as their way: past `nn.Module.__call__`, which
+    takes longer than all that is checked, as long as there is nothing for it to do (hooks, another `forward`, compilation).
+    """
+
+    _calls: Calls
+    _prepares: ClassVar[Callable[..., Any]]
+    """The `forward` that prepares calls, and runs those that it finds before all else; of subclasses with another, it is called."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """The prepared call for the input where there is one; else as of every module."""
+        if len(args) == 1 and not kwargs and not is_dynamo_compiling():
+            y = _enter(self, args[0])
+            if y is not None:
+                return y
+        return super().__call__(*args, **kwargs)
+
+
+def _entrance() -> Callable[[nn.Module, Any], Tensor | None]:
+    module = native()
+    if module is None:
+        return lambda layer, x: None
+    everywhere = tuple(getattr(torch.nn.modules.module, name) for name in _GLOBAL_HOOKS)
+    module.open_entrance(Tensor, nn.Module, _HOOKS, everywhere, TRANSFORMS, torch.is_grad_enabled)
+    return module.enter
+
+
+_enter = _entrance()

@@ -6,7 +6,7 @@ import pytest
 
 from sparseworks.exec.native import features
 
-MODULES = ("blocks", "pages", "tokens")
+MODULES = ("blocks", "cache", "pages", "tokens")
 
 
 @pytest.fixture(params=["torch", *features()["built"]])

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sparseworks.core.errors import CheckpointError, ShapeError
 from sparseworks.core.support import Support
 from sparseworks.exec.native import native
-from sparseworks.exec.training import SparseIndex
-from sparseworks.exec.training import cut as module
+from sparseworks.exec.training import SparseIndex, cut
+from sparseworks.exec.training import index as indices
 
 SHAPES = [(0, 5), (5, 0), (1, 1), (3, 7), (63, 191), (64, 192), (65, 193), (257, 400), (13, 1000), (700, 2)]
 
@@ -22,7 +22,8 @@ def random_support(out: int, width: int, density: float, seed: int = 0) -> Suppo
 def way(request, monkeypatch):
     """Both ways to build an index."""
     if request.param == "torch":
-        monkeypatch.setattr(module, "native", lambda: None)
+        for module in (cut, indices):
+            monkeypatch.setattr(module, "native", lambda: None)
     elif native() is None:
         pytest.skip("the compiled extension is not built")
     return request.param
@@ -46,7 +47,7 @@ def test_both_ways_give_the_same_index(out, width, density, seed):
     support = random_support(out, width, density, seed)
     compiled = SparseIndex.of(support)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "native", lambda: None)
+        patch.setattr(cut, "native", lambda: None)
         plain = SparseIndex.of(support)
     assert all(torch.equal(a, b) for a, b in zip(compiled.tensors, plain.tensors, strict=True))
 
@@ -83,22 +84,36 @@ def test_a_changed_support_keeps_the_values_of_what_stays(way, density):
     assert torch.equal(new.scatter(values), weight * (before.mask() & after.mask()))
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 80), st.integers(1, 420), st.floats(0, 1), st.floats(0, 1), st.integers(0, 50))
-def test_drop_and_grow_equals_building_anew(out, width, density, share, seed):
+def test_drop_and_grow_equals_building_anew(compiled, out, width, density, share, seed):
     draw = torch.Generator().manual_seed(seed)
     support = random_support(out, width, density, seed)
     index = SparseIndex.of(support)
     kept = torch.rand(index.count, generator=draw) < share
-    free = (~support.mask()).flatten().nonzero().flatten()
+    free = (index.scatter(kept.float()) == 0).flatten().nonzero().flatten()  # what is dropped may grow again
     grown = free[torch.randperm(free.numel(), generator=draw)[: free.numel() // 3]]
-    new, source = index.exchanged(kept, grown)
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(indices, "native", lambda: None)
+        new, source = index.exchanged(kept, grown)
     flat = index.scatter(kept.float()).flatten()
     flat[grown] = 1
     expected = Support.from_mask(flat.reshape(out, width) > 0)
     direct, where = index.changed_to(expected)
-    assert new.support() == expected and torch.equal(source, where)
+    stays = torch.cat([kept, torch.zeros(1, dtype=torch.bool)])[where.long()]
+    assert new.support() == expected and torch.equal(source, torch.where(stays, where, -1))
     assert all(torch.equal(a, b) for a, b in zip(new.tensors, direct.tensors, strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_drop_everything_and_grow_everything(way, shape):
+    nothing, full = SparseIndex.of(Support.empty(shape)), SparseIndex.of(Support.full(shape))
+    new, source = nothing.exchanged(torch.zeros(0, dtype=torch.bool), torch.arange(full.count).flip(0))
+    assert all(torch.equal(a, b) for a, b in zip(new.tensors, full.tensors, strict=True)) and bool((source == -1).all())
+    gone, source = full.exchanged(torch.zeros(full.count, dtype=torch.bool), torch.zeros(0, dtype=torch.long))
+    assert all(torch.equal(a, b) for a, b in zip(gone.tensors, nothing.tensors, strict=True)) and not source.numel()
 
 
 def test_drop_and_grow_refuses_what_does_not_fit(way):

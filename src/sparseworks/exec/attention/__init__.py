@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from sparseworks.exec.attention.blocks import attend
+from sparseworks.exec.attention.cache import KeyValueCache
 from sparseworks.exec.attention.merge import merge
 from sparseworks.exec.attention.pages import KeyPages
 from sparseworks.exec.attention.tokens import attend_tokens
 
-__all__ = ["KeyPages", "attend", "attend_tokens", "merge"]
+__all__ = ["KeyPages", "KeyValueCache", "attend", "attend_tokens", "merge"]

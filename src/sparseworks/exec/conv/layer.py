@@ -24,7 +24,7 @@ from sparseworks.exec.kernels.cpu import stamp
 from sparseworks.exec.ladder import DENSE
 from sparseworks.exec.native import native
 from sparseworks.exec.ops import plain
-from sparseworks.exec.prepared import Calls, guarded
+from sparseworks.exec.prepared import Calls, PreparedModule, guarded
 from sparseworks.exec.window import Window
 
 KERNEL, FORMAT = "taps-fp32", "taps"
@@ -35,7 +35,7 @@ _MOST_SIZES = (
 _READS = {KERNEL: _PARTS, DENSE: ("weight",)}
 
 
-class SparseConv2d(nn.Module):
+class SparseConv2d(PreparedModule):
     """y = conv2d(x, W) + b for W with any kept taps, read from channel-major maps without patches or transposition.
 
     Each kept weight adds a shifted run of the padded map to its output (direct sparse convolution; Park et al. 2017, arXiv
@@ -208,6 +208,8 @@ class SparseConv2d(nn.Module):
 
             return convolve(self, x)
         return with_gradients(self, x)
+
+    _prepares = forward
 
     def dense_weight(self) -> Float[Tensor, "out in height width"]:
         """The kernel with exact zeros outside the support.

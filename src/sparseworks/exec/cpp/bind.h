@@ -22,7 +22,6 @@ T* to(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-bool has_encoder();
 void bind_linear(nb::module_& m);
 void bind_conv(nb::module_& m);
 void bind_training(nb::module_& m);

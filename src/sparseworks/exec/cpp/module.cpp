@@ -76,7 +76,6 @@ nb::dict features() {
     facts["openmp"] = false;
 #endif
     facts["lanes"] = lanes();
-    facts["encoder"] = has_encoder();
     facts["version"] = 2;
     return facts;
 }

@@ -8,7 +8,12 @@
 #include "parallel.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "several small numbers are read as one");
 
 #if defined(SW_ISA_AVX512)
 #define SW_ISA avx512
@@ -28,10 +33,19 @@ namespace {
 
 constexpr int W = SW_LANES;
 
+// Registers for vectors. GCC leaves eight of the 32 of 64-bit ARM alone, which a function would have to save.
+#if defined(__aarch64__) || SW_LANES == 16
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
 using Lanes = float __attribute__((vector_size(4 * W)));
 using Ints = int32_t __attribute__((vector_size(4 * W)));
+using Quad = float __attribute__((vector_size(16)));
 // typedef, not using: there clang does not lower the alignment.
 typedef float Unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t UnalignedInts __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint16_t Halves __attribute__((vector_size(2 * W), aligned(2), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(W), aligned(1), may_alias));
 
@@ -39,6 +53,8 @@ SW_INLINE Lanes zero() { return Lanes{}; }
 SW_INLINE Lanes all(float x) { return x - Lanes{}; }  // minus: -0.0f stays
 SW_INLINE Lanes load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
 SW_INLINE void store(float* p, Lanes v) { *reinterpret_cast<Unaligned*>(p) = v; }
+SW_INLINE Ints load(const int32_t* p) { return *reinterpret_cast<const UnalignedInts*>(p); }
+SW_INLINE void store(int32_t* p, Ints v) { *reinterpret_cast<UnalignedInts*>(p) = v; }
 SW_INLINE Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return a * b + c; }  // fused where the processor can
 // NaN in b stays.
 #if SW_LANES == 8
@@ -52,13 +68,21 @@ SW_INLINE Lanes lesser(Lanes a, Lanes b) { return a < b ? a : b; }
 SW_INLINE Ints bits(Lanes v) { return reinterpret_cast<Ints>(v); }
 SW_INLINE Lanes floats(Ints v) { return reinterpret_cast<Lanes>(v); }
 
-// Eight lanes of bfloat16, or of int8, widened.
+// W numbers of bfloat16, or of int8, widened. In eight lanes GCC 12 does it in halves where one instruction would do.
 SW_INLINE Lanes load(const uint16_t* p) {
+#if SW_LANES == 8
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+#elif defined(SW_ISA_AVX512)
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+#else
     return floats(__builtin_convertvector(*reinterpret_cast<const Halves*>(p), Ints) << 16);
+#endif
 }
 SW_INLINE Lanes load(const int8_t* p) {
 #if SW_LANES == 8
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#elif defined(SW_ISA_AVX512)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
     return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const Bytes*>(p), Ints), Lanes);
 #endif
@@ -73,7 +97,29 @@ SW_INLINE float widen(uint16_t x) {
 }
 SW_INLINE float widen(int8_t x) { return x; }
 
+// Four of them, widened.
+using QuadInts = int32_t __attribute__((vector_size(16)));
+typedef float FourFloats __attribute__((vector_size(16), aligned(4), may_alias));
+typedef uint16_t FourHalves __attribute__((vector_size(8), aligned(2), may_alias));
+typedef int8_t FourBytes __attribute__((vector_size(4), aligned(1), may_alias));
+SW_INLINE Quad load_four(const float* p) { return *reinterpret_cast<const FourFloats*>(p); }
+SW_INLINE Quad load_four(const uint16_t* p) {
+    return reinterpret_cast<Quad>(__builtin_convertvector(*reinterpret_cast<const FourHalves*>(p), QuadInts) << 16);
+}
+SW_INLINE Quad load_four(const int8_t* p) {
+    return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const FourBytes*>(p), QuadInts), Quad);
+}
+
 // The first n lanes; the others are zero, or are not written. n may be larger than W.
+#if SW_LANES == 8
+SW_INLINE __m256i first_lanes(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+SW_INLINE Lanes load_first(const float* p, int64_t n) { return n >= W ? load(p) : Lanes(_mm256_maskload_ps(p, first_lanes(n))); }
+#elif defined(SW_ISA_AVX512)
+SW_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << (n > 0 ? n : 0)) - 1); }
+SW_INLINE Lanes load_first(const float* p, int64_t n) { return n >= W ? load(p) : Lanes(_mm512_maskz_loadu_ps(first_lanes(n), p)); }
+#endif
 template <class T>
 SW_INLINE Lanes load_first(const T* p, int64_t n) {
     if (n >= W) return load(p);
@@ -83,8 +129,55 @@ SW_INLINE Lanes load_first(const T* p, int64_t n) {
 }
 SW_INLINE void store_first(float* p, Lanes v, int64_t n) {
     if (n >= W) return store(p, v);
+#if SW_LANES == 8
+    _mm256_maskstore_ps(p, first_lanes(n), v);
+#elif defined(SW_ISA_AVX512)
+    _mm512_mask_storeu_ps(p, first_lanes(n), v);
+#else
     for (int i = 0; i < n; ++i) p[i] = v[i];
+#endif
 }
+
+// N numbers, each in every lane of a vector.
+template <int N, class T>
+SW_INLINE void broadcast(const T* p, Lanes (&v)[N]) {
+#if SW_LANES == 8
+    if constexpr (sizeof(T) == 4 && N == 4) {  // four in one read
+        const __m256 four = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+        return each<4>([&](auto i) { v[i] = _mm256_permute_ps(four, i * 0x55); });
+    }
+    if constexpr (sizeof(T) == 2 && N % 2 == 0) {  // two in one read
+        return each<N / 2>([&](auto i) {
+            int32_t two;
+            std::memcpy(&two, p + 2 * i, 4);
+            const __m256i both = _mm256_set1_epi32(two);
+            v[2 * i] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+            v[2 * i + 1] = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int32_t>(0xFFFF0000))));
+        });
+    }
+#endif
+    each<N>([&](auto i) { v[i] = all(widen(p[i])); });
+}
+
+// W / 4 vectors of four, side by side.
+SW_INLINE Lanes join(const Quad (&part)[W / 4]) {
+#if SW_LANES == 4
+    return part[0];
+#elif SW_LANES == 8
+    return _mm256_set_m128(part[1], part[0]);
+#elif defined(SW_ISA_AVX512)
+    const __m512 low = _mm512_insertf32x4(_mm512_castps128_ps512(part[0]), part[1], 1);
+    return _mm512_insertf32x4(_mm512_insertf32x4(low, part[2], 2), part[3], 3);
+#else
+    Lanes v;
+    std::memcpy(&v, part, sizeof v);
+    return v;
+#endif
+}
+
+#if SW_LANES > 4
+SW_INLINE float sum(Quad v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+#endif
 
 SW_INLINE float sum(Lanes v) {
 #if SW_LANES == 8

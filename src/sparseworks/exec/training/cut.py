@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sparseworks.core.errors import CheckpointError
@@ -182,24 +182,6 @@ def find(old: Rows, new: Rows) -> Int[Tensor, " entries"]:
     return found
 
 
-def exchange(old: Rows, kept: Bool[Tensor, " entries"], grown: Rows) -> tuple[Rows, Int[Tensor, " entries"]]:
-    """`old` without what is not kept and with what is grown (which it must not hold), and for every entry which one of `old`
-    it is, or -1."""
-    (out, width), module = old.shape, native()
-    if module is None:
-        keys = segment_of(old.ptr) * width + old.columns
-        keys = torch.cat([keys[kept], segment_of(grown.ptr) * width + grown.columns])
-        order = keys.argsort()
-        found = torch.cat([kept.nonzero().flatten(), torch.full((grown.columns.numel(),), -1)])[order].int()
-        ptr = pointers(torch.bincount(keys // max(width, 1), minlength=out)).int()
-        return Rows(ptr, (keys[order] % max(width, 1)).int(), old.shape), found
-    n = int(kept.sum()) + grown.columns.numel()
-    ptr, columns, found = _int32(out + 1), _int32(n), _int32(n)
-    flags = kept.to(torch.uint8)
-    module.exchange(*_at(old.ptr, old.columns, flags, grown.ptr, grown.columns), out, width, *_at(ptr, columns, found))
-    return Rows(ptr, columns, old.shape), found
-
-
 def relate(first: Int[Tensor, " n"], middle: Int[Tensor, " n"], last: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """`inverse[middle[last]]` with the inverse of the permutation `first`."""
     module = native()
@@ -245,6 +227,12 @@ def _cut_by_sorting(rows: Rows, grid: Grid) -> tuple[Cut, Int[Tensor, " entries"
         grid.row_block,
     )
     return made, entries.int()
+
+
+def blank(like: Cut, entries: int) -> Cut:
+    """A cut of as many rows and columns as another, to be written to."""
+    count, rows, first = (torch.empty_like(t) for t in like.tensors[1:])
+    return Cut(_bytes(entries), count, rows, first, like.shape, like.row_block)
 
 
 def _int32(n: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from sparseworks.core.errors import CheckpointError, ShapeError
 from sparseworks.core.support import Support
-from sparseworks.exec.formats.segments import pointers, too_many
-from sparseworks.exec.training.cut import Cut, Rows, cut, exchange, find, relate, trace, transpose
+from sparseworks.exec.formats.segments import too_many
+from sparseworks.exec.native import native
+from sparseworks.exec.training.cut import Cut, Rows, blank, cut, find, relate, trace, transpose
+
+_GROWN = "Grown positions are distinct, lie inside of the matrix, and do not hold an entry that stays."
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ class SparseIndex:
             raise ShapeError(f"A support of {self.shape} cannot become one of {tuple(support.shape)}.")
         old, before = self.forward.in_row_order()
         rows = _rows(support)
-        return self._become(rows, find(old, rows), before)
+        forward, order = cut(rows)
+        return SparseIndex._of(rows, forward, order), trace(before, find(old, rows), order)
 
     def exchanged(
         self, kept: Bool[Tensor, " entries"], grown: Int[Tensor, " grown"]
@@ -130,27 +135,39 @@ class SparseIndex:
         """
         if kept.shape != (self.count,) or kept.dtype != torch.bool:
             raise ShapeError(f"Say of each of the {self.count} entries whether it is kept; got {tuple(kept.shape)}.")
-        out, width = self.shape
-        places = grown.long().sort().values
-        if places.numel() and (
-            int(places[0]) < 0 or int(places[-1]) >= out * width or bool((places.diff() == 0).any())
-        ):
-            raise ShapeError(f"Grown positions are distinct and lie in [0, {out * width}).")
-        old, before = self.forward.in_row_order()
-        ptr = pointers(torch.bincount(places // max(width, 1), minlength=out)).int()
-        rows, found = exchange(old, kept.index_select(0, before), Rows(ptr, (places % max(width, 1)).int(), self.shape))
-        same_row = torch.ones_like(rows.columns[1:], dtype=torch.bool)
-        inner = rows.ptr[1:-1].long()
-        same_row[inner[(inner > 0) & (inner < rows.columns.numel())] - 1] = False
-        if bool(((rows.columns.diff() <= 0) & same_row).any()):
-            raise ShapeError("A grown position is already in the support and stays kept.")
-        return self._become(rows, found, before)
+        grown, module = grown.long().flatten().cpu().contiguous(), native()
+        if module is not None:
+            return self._exchanged(module, kept, grown)
+        changed = self._changed(kept, grown)
+        if changed.count_nonzero() != kept.count_nonzero() + grown.numel():
+            raise ShapeError(_GROWN)
+        made, source = self.changed_to(Support.from_mask(changed))
+        stays = torch.cat([kept, kept.new_zeros(1)])[source.long()]  # what is dropped and grown again begins anew
+        return made, torch.where(stays, source, -1)
 
-    def _become(
-        self, rows: Rows, found: Int[Tensor, " entries"], before: Int[Tensor, " old"]
+    def _exchanged(
+        self, module: ModuleType, kept: Bool[Tensor, " entries"], grown: Int[Tensor, " grown"]
     ) -> tuple[SparseIndex, Int[Tensor, " entries"]]:
-        forward, order = cut(rows)
-        return SparseIndex._of(rows, forward, order), trace(before, found, order)
+        self.ensure_safe()
+        flags, entries = kept.cpu().contiguous().view(torch.uint8), int(kept.count_nonzero()) + grown.numel()
+        if refusal := too_many(entries):
+            raise ShapeError(f"This support cannot be trained: {refusal}.")
+        made = SparseIndex(blank(self.forward, entries), blank(self.backward, entries), self.order.new_empty(entries))
+        source = torch.empty_like(made.order)
+        indices = [i for index in (self, made) for way in (index.forward, index.backward) for i in way.addresses]
+        data = [t.data_ptr() for t in (self.order, flags, grown, made.order, source)]
+        if not module.exchange(indices, data, [self.count, grown.numel(), entries]):
+            raise ShapeError(_GROWN)
+        object.__setattr__(made, "_checked", made._stamp())
+        return made, source
+
+    def _changed(self, kept: Bool[Tensor, " entries"], grown: Int[Tensor, " grown"]) -> Bool[Tensor, "out in"]:
+        """Which entries there are after dropping and growing; a position that is counted twice is there once."""
+        mask = self.scatter(kept)
+        if grown.numel() and not 0 <= int(grown.min()) <= int(grown.max()) < mask.numel():
+            raise ShapeError(_GROWN)
+        mask.view(-1)[grown] = True
+        return mask
 
     def ensure_safe(self) -> None:
         """Check an index that was not built here, or whose buffers were written to since: kernels follow it blindly.

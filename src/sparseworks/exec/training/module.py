@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparseworks.core.errors import CheckpointError, ShapeError
 from sparseworks.core.support import Support
+from sparseworks.exec.native import native
 from sparseworks.exec.training.index import SparseIndex
 
 _SAVED = ("columns", "count", "rows")
@@ -105,7 +106,7 @@ class SparseWeight(nn.Module):
     def _move(
         self, index: SparseIndex, source: Int[Tensor, " entries"], optimizers: Iterable[torch.optim.Optimizer]
     ) -> None:
-        old, move = self.values.shape, _mover(source)
+        old, move = self.values.shape, _mover(source, self.index.count)
         for optimizer in optimizers:
             state = optimizer.state.get(self.values, {})
             for name, tensor in state.items():
@@ -160,13 +161,19 @@ def fresh(support: Support, *, bias: bool) -> tuple[SparseIndex, Tensor, Tensor 
     return index, values, torch.empty(index.shape[0]).uniform_(-bound, bound) if bias else None
 
 
-def _mover(source: Int[Tensor, " entries"]) -> Callable[[Tensor], Tensor]:
-    """`tensor[source]`, zero where there is no source; what all tensors share is found once."""
-    at, new = source.clamp(min=0), (source < 0).nonzero().flatten()
+def _mover(source: Int[Tensor, " entries"], count: int) -> Callable[[Tensor], Tensor]:
+    """`tensor[source]` of tensors of `count` entries, zero where there is no source."""
+    module = native()
 
     def move(tensor: Tensor) -> Tensor:
         if not tensor.numel():
             return tensor.new_zeros(source.shape)
-        return tensor.index_select(0, at.to(tensor.device)).index_fill_(0, new.to(tensor.device), 0)
+        usual = tensor.dtype is torch.float32 and tensor.is_cpu and tensor.is_contiguous()
+        if module is None or not usual or tensor.shape != (count,):
+            at = source.to(tensor.device)
+            return tensor.index_select(0, at.clamp(min=0)).masked_fill_(at < 0, 0)
+        moved = tensor.new_empty(source.shape)
+        module.move(tensor.data_ptr(), source.data_ptr(), moved.data_ptr(), source.numel())
+        return moved
 
     return move

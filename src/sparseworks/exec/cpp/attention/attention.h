@@ -70,10 +70,25 @@ struct Tokens {
     int threads;
 };
 
+// The next token of `batch` sequences: its q and k are rotated by `angles`, k and v are written behind the `tokens` that `keys` and
+// `values` (batch, kv_heads, capacity, width) hold, and q attends to all of them. q (batch, heads, d), k and v (batch, kv_heads, d).
+struct Next {
+    const float *q, *k, *v;
+    const float *cos, *sin;  // (batch or 1, d), the second half for x_{i + d/2}; null: not rotated
+    const float* mask;       // (batch, tokens + 1), added to the scores; may be null
+    void *keys, *values;     // float32, or bfloat16
+    float* out;              // (batch, heads, d)
+    int64_t batch, heads, kv_heads, tokens, capacity, d, width, angles;  // angles: 1 for all, or one a sequence
+    bool half;
+    float scale;
+    int threads;
+};
+
 SW_KERNEL(prefill, Prefill)
 SW_KERNEL(prefill_gradient, PrefillGradient)
 SW_KERNEL(bound_pages, Pages)
 SW_KERNEL(attend_pages, Pages)
 SW_KERNEL(attend_tokens, Tokens)
+SW_KERNEL(attend_next, Next)
 
 }  // namespace sparseworks

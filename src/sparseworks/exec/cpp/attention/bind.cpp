@@ -48,6 +48,14 @@ void run_tokens(Address q, Address k, Address v, Address ptr, Address idx, Addre
                            to<float>(lse), heads, kv_heads, lists, queries, tokens, d, scale, threads});
 }
 
+// Addresses: q, k, v, cos, sin, mask, keys, values, out.
+void run_next(const std::array<Address, 9>& t, int64_t batch, int64_t heads, int64_t kv_heads, int64_t tokens, int64_t capacity,
+              int64_t d, int64_t width, int64_t angles, bool half, float scale, int threads) {
+    SW_RUN(attend_next, {at<float>(t[0]), at<float>(t[1]), at<float>(t[2]), at<float>(t[3]), at<float>(t[4]), at<float>(t[5]),
+                         to<void>(t[6]), to<void>(t[7]), to<float>(t[8]), batch, heads, kv_heads, tokens, capacity, d, width,
+                         angles, half, scale, threads});
+}
+
 }  // namespace
 
 void bind_attention(nb::module_& m) {
@@ -56,6 +64,7 @@ void bind_attention(nb::module_& m) {
     m.def("prefill_gradient", &run_prefill_gradient, free);
     m.def("pages", &run_pages, free);
     m.def("tokens", &run_tokens, free);
+    m.def("next_token", &run_next, free);
 }
 
 }  // namespace sparseworks

@@ -6,10 +6,10 @@
 
 namespace sparseworks {
 
-// y = weight x / sqrt(mean(x^2) + eps), rows of `width`.
+// y = weight x / sqrt(mean(x^2) + eps), rows of `width`. With `added` it is the norm of total = x + added.
 struct RmsNorm {
-    const float *x, *weight;
-    float* y;
+    const float *x, *added, *weight;  // `added` may be null
+    float *total, *y;
     int64_t rows, width;
     float eps;
     int threads;
@@ -22,8 +22,15 @@ struct Gated {
     int activation;
     int threads;
 };
+// y += x.
+struct Add {
+    const float* x;
+    float* y;
+    int64_t count;
+};
 
 SW_KERNEL(rms_norm, RmsNorm)
 SW_KERNEL(gated, Gated)
+SW_KERNEL(add, Add)
 
 }  // namespace sparseworks

@@ -9,24 +9,39 @@
 namespace sparseworks::SW_ISA {
 namespace {
 
-void norm_row(const RmsNorm& a, int64_t row) {
-    const float* x = a.x + row * a.width;
-    float* y = a.y + row * a.width;
+float mean_square(const float* x, int64_t width) {
     Lanes squares[2] = {zero(), zero()};
     int64_t c = 0;
-    for (; c + 2 * W <= a.width; c += 2 * W) {
+    for (; c + 2 * W <= width; c += 2 * W) {
         each<2>([&](auto i) {
             const Lanes v = load(x + c + i * W);
             squares[i] = multiply_add(v, v, squares[i]);
         });
     }
-    for (; c < a.width; c += W) {
-        const Lanes v = load_first(x + c, a.width - c);
+    for (; c < width; c += W) {
+        const Lanes v = load_first(x + c, width - c);
         squares[0] = multiply_add(v, v, squares[0]);
     }
-    const float mean = sum(squares[0] + squares[1]) / static_cast<float>(a.width);
-    const float factor = 1.0f / std::sqrt(mean + a.eps);
-    for (c = 0; c + W <= a.width; c += W) store(y + c, load(a.weight + c) * (load(x + c) * factor));
+    return sum(squares[0] + squares[1]) / static_cast<float>(width);
+}
+
+void add_row(const float* x, const float* added, float* total, int64_t width) {
+    for (int64_t c = 0; c < width; c += W) {
+        store_first(total + c, load_first(x + c, width - c) + load_first(added + c, width - c), width - c);
+    }
+}
+
+void norm_row(const RmsNorm& a, int64_t row) {
+    const float* x = a.x + row * a.width;
+    float* y = a.y + row * a.width;
+    if (a.added) {
+        float* total = a.total + row * a.width;
+        add_row(x, a.added + row * a.width, total, a.width);
+        x = total;
+    }
+    const float factor = 1.0f / std::sqrt(mean_square(x, a.width) + a.eps);
+    int64_t c = 0;
+    for (; c + W <= a.width; c += W) store(y + c, load(a.weight + c) * (load(x + c) * factor));
     if (c < a.width) {
         const int64_t left = a.width - c;
         store_first(y + c, load_first(a.weight + c, left) * (load_first(x + c, left) * factor), left);
@@ -56,5 +71,7 @@ void gated(const Gated& a) {
         });
     });
 }
+
+void add(const Add& a) { add_row(a.y, a.x, a.y, a.count); }
 
 }  // namespace sparseworks::SW_ISA

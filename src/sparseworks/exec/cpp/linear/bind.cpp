@@ -7,68 +7,48 @@
 namespace sparseworks {
 namespace {
 
-struct Table {
-    void (*tile)(const Tile&) = portable::tile;
-    void (*pairs)(const Pairs&) = portable::pairs;
-    void (*panel)(const Panel&) = portable::panel;
-    void (*csr)(const Csr&) = portable::csr;
-    void (*segmented)(const Balanced&) = portable::segmented;
-    void (*bitmask)(const Bitmask&) = portable::bitmask;
-    void (*int8)(const Int8&) = portable::int8;
-    void (*encoder)(const EncoderLayer&) = nullptr;  // without it the layer's modules run one by one
-};
-
-Table table() {
-#ifdef SPARSEWORKS_AVX2
-    if (isa != Isa::base) {
-        return {avx2::tile, avx2::pairs, avx2::panel, avx2::csr, avx2::segmented, avx2::bitmask, avx2::int8, avx2::encoder};
-    }
-#endif
-    return {};
-}
-
 void tile(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
           Address columns, Address values, Address row_of, int64_t k_block, int64_t row_block) {
-    table().tile({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+    SW_RUN(tile, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
                 at<int32_t>(ptr), at<uint8_t>(columns), at<void>(values), at<uint8_t>(row_of), k_block, row_block});
 }
 
 void pairs(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, Address ptr,
            Address columns, Address values, Address row_of, Address scale, int64_t limit, int64_t k_block,
            int64_t row_block) {
-    table().pairs({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads},
+    SW_RUN(pairs, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads},
                  at<int32_t>(ptr), at<uint8_t>(columns), at<int16_t>(values), at<uint8_t>(row_of), at<float>(scale),
                  limit, k_block, row_block});
 }
 
 void panel(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
            Address columns, Address values, int64_t height, int64_t k_block, Address scale) {
-    table().panel({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+    SW_RUN(panel, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
                  at<int32_t>(ptr), at<uint16_t>(columns), at<void>(values), height, k_block, at<float>(scale)});
 }
 
 void csr(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address ptr,
          Address columns, Address values, int64_t slots, Address scale) {
-    table().csr({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+    SW_RUN(csr, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
                at<int32_t>(ptr), at<uint16_t>(columns), at<void>(values), slots, at<float>(scale)});
 }
 
 void segmented(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16,
               Address starts, Address columns, Address values, Address scale) {
-    table().segmented({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+    SW_RUN(segmented, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
                       at<int32_t>(starts), at<uint8_t>(columns), at<void>(values), at<float>(scale)});
 }
 
 void bitmask(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16,
              Address ptr, Address bits, Address values, int64_t row_bytes, int64_t per_row, Address scale) {
-    table().bitmask({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
+    SW_RUN(bitmask, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads},
                    at<int32_t>(ptr), at<uint8_t>(bits), at<void>(values), row_bytes, per_row,
                      at<float>(scale)});
 }
 
 void int8(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, Address weight,
           Address scale, int64_t limit) {
-    table().int8({{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads}, at<int8_t>(weight),
+    SW_RUN(int8, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads}, at<int8_t>(weight),
                   at<float>(scale), limit});
 }
 
@@ -103,20 +83,18 @@ Matrix matrix(const std::vector<int64_t>& n, size_t i) {
 void encoder(Address x, Address y, Address mask, int64_t batch, int64_t tokens, int threads, int64_t heads, float scale,
              const std::vector<int64_t>& matrices, const std::vector<Address>& norms, float eps1, float eps2,
              int64_t activation) {
-    if (!has_encoder() || matrices.size() != 6 * kMatrix || norms.size() != 4) {
-        throw nb::value_error("not a layer that this processor's kernels run");
+    if (matrices.size() != 6 * kMatrix || norms.size() != 4) {
+        throw nb::value_error("not a layer: six matrices and two norms");
     }
     const EncoderLayer a{at<float>(x), to<float>(y), at<float>(mask), batch, tokens, heads, scale,
                          matrix(matrices, 0), matrix(matrices, 1), matrix(matrices, 2), matrix(matrices, 3),
                          matrix(matrices, 4), matrix(matrices, 5), {at<float>(norms[0]), at<float>(norms[1]), eps1},
                          {at<float>(norms[2]), at<float>(norms[3]), eps2}, activation, threads};
     nb::gil_scoped_release release;
-    table().encoder(a);
+    SW_RUN(encoder, a);
 }
 
 }  // namespace
-
-bool has_encoder() { return table().encoder != nullptr; }
 
 void bind_linear(nb::module_& m) {
     m.def("tile", &tile, nb::call_guard<nb::gil_scoped_release>());

@@ -138,40 +138,16 @@ struct EncoderLayer {
     int threads;
 };
 
-#define SPARSEWORKS_KERNELS      \
-    void tile(const Tile& a);    \
-    void pairs(const Pairs& a);  \
-    void panel(const Panel& a);  \
-    void csr(const Csr& a);      \
-    void segmented(const Balanced& a); \
-    void bitmask(const Bitmask& a);  \
-    void int8(const Int8& a);
-
-namespace portable {
-SPARSEWORKS_KERNELS
-}
-namespace avx2 {
-SPARSEWORKS_KERNELS
-void encoder(const EncoderLayer& a);
-}
+SW_KERNEL(tile, Tile)
+SW_KERNEL(pairs, Pairs)
+SW_KERNEL(panel, Panel)
+SW_KERNEL(csr, Csr)
+SW_KERNEL(segmented, Balanced)
+SW_KERNEL(bitmask, Bitmask)
+SW_KERNEL(int8, Int8)
+SW_KERNEL(encoder, EncoderLayer)
 SW_KERNEL(gemv, Dense)
 SW_KERNEL(inmajor, InputMajor)
 SW_KERNEL(nmg, Nmg)
-
-static inline float widen(const void* values, bool bf16, int64_t i) {
-    if (!bf16) return static_cast<const float*>(values)[i];
-    union {
-        uint32_t bits;
-        float value;
-    } word;
-    word.bits = static_cast<uint32_t>(static_cast<const uint16_t*>(values)[i]) << 16;
-    return word.value;
-}
-
-// Weight number i, which belongs to row n of a form that may hold int8.
-template <class Form>
-static inline float weight_at(const Form& a, int64_t i, int64_t n) {
-    return a.scale ? static_cast<const int8_t*>(a.values)[i] * a.scale[n] : widen(a.values, a.bf16, i);
-}
 
 }  // namespace sparseworks

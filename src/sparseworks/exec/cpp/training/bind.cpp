@@ -38,18 +38,16 @@ void find(Address ptr_a, Address columns_a, Address ptr_b, Address columns_b, in
     find_entries(rows_of(ptr_a, columns_a, rows, width), rows_of(ptr_b, columns_b, rows, width), to<int32_t>(found));
 }
 
-void exchange(Address ptr, Address columns, Address kept, Address grown_ptr, Address grown_columns, int64_t rows, int64_t width,
-              Address new_ptr, Address new_columns, Address found) {
-    exchange_entries(rows_of(ptr, columns, rows, width), at<uint8_t>(kept), rows_of(grown_ptr, grown_columns, rows, width),
-                     to<int32_t>(new_ptr), to<int32_t>(new_columns), to<int32_t>(found));
-}
-
 void relate(Address first, Address middle, Address last, int64_t n, Address result) {
     relate_orders(at<int32_t>(first), at<int32_t>(middle), at<int32_t>(last), n, to<int32_t>(result));
 }
 
 void trace(Address before, Address found, Address order, int64_t n, Address result) {
     trace_entries(at<int32_t>(before), at<int32_t>(found), at<int32_t>(order), n, to<int32_t>(result));
+}
+
+void move(Address from, Address source, Address target, int64_t n) {
+    move_values(at<float>(from), at<int32_t>(source), to<float>(target), n);
 }
 
 void tiles(Address matrix, Address tiles, int64_t tokens, int64_t width, int64_t positions, int threads) {
@@ -84,6 +82,16 @@ using Addresses = std::vector<Address>;
 
 void expect(bool fits) {
     if (!fits) throw nb::value_error("not the numbers of this layer");
+}
+
+// `indices`: eight numbers each in the order of Index: the index, its transpose, and both as they are written; `data`: order, kept,
+// grown, new order, source; `sizes`: entries, growing, new entries.
+bool exchange(const std::vector<int64_t>& indices, const Addresses& data, const std::vector<int64_t>& sizes) {
+    expect(indices.size() == 4 * kIndex && data.size() == 5 && sizes.size() == 3);
+    const Exchange a{nth(indices, 0), nth(indices, 1), at<int32_t>(data[0]), sizes[0], at<uint8_t>(data[1]), at<int64_t>(data[2]),
+                     sizes[1], nth(indices, 2), nth(indices, 3), to<int32_t>(data[3]), to<int32_t>(data[4]), sizes[2]};
+    nb::gil_scoped_release release;
+    return exchange_entries(a);
 }
 
 // (weight, bias) or nothing.
@@ -144,7 +152,8 @@ void bind_training(nb::module_& m) {
     m.def("cut", &cut, free);
     m.def("uncut", &uncut, free);
     m.def("find", &find, free);
-    m.def("exchange", &exchange, free);
+    m.def("exchange", &exchange);
+    m.def("move", &move, free);
     m.def("relate", &relate, free);
     m.def("trace", &trace, free);
     m.def("to_tiles", &tiles, free);

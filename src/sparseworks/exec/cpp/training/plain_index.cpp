@@ -91,25 +91,6 @@ void find_entries(const Rows& a, const Rows& b, int32_t* found) {
     }
 }
 
-void exchange_entries(const Rows& a, const uint8_t* kept, const Rows& grown, int32_t* ptr, int32_t* columns, int32_t* found) {
-    int32_t at = 0;
-    ptr[0] = 0;
-    for (int64_t n = 0; n < a.rows; ++n) {
-        int32_t e = a.ptr[n], g = grown.ptr[n];
-        const int32_t last = a.ptr[n + 1], last_grown = grown.ptr[n + 1];
-        while (e < last || g < last_grown) {
-            if (e < last && !kept[e]) {
-                ++e;
-            } else if (g == last_grown || (e < last && a.columns[e] < grown.columns[g])) {
-                columns[at] = a.columns[e], found[at++] = e++;
-            } else {
-                columns[at] = grown.columns[g++], found[at++] = -1;
-            }
-        }
-        ptr[n + 1] = at;
-    }
-}
-
 void relate_orders(const int32_t* first, const int32_t* middle, const int32_t* last, int64_t n, int32_t* result) {
     std::vector<int32_t> inverse(n);
     for (int64_t e = 0; e < n; ++e) inverse[first[e]] = static_cast<int32_t>(e);

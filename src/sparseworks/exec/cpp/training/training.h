@@ -134,8 +134,23 @@ void cut_segments(const Rows& a, const Index& shape, uint8_t* columns, uint8_t* 
 void uncut_segments(const Index& w, int32_t* ptr, int32_t* columns, int32_t* order);
 // Where each entry of `b` is in `a`, or -1.
 void find_entries(const Rows& a, const Rows& b, int32_t* found);
-// `a` without the entries whose `kept` is 0, and with those of `grown`, which `a` does not hold; found as above, for the result.
-void exchange_entries(const Rows& a, const uint8_t* kept, const Rows& grown, int32_t* ptr, int32_t* columns, int32_t* found);
+// Drop-and-grow: the index, its transpose and the order between them, without entries whose `kept` is 0 and with the positions
+// `grown` (row * width + column); `source`: which entry each new one was, or -1.
+struct Exchange {
+    Index forward, backward;
+    const int32_t* order;
+    int64_t entries;
+    const uint8_t* kept;
+    const int64_t* grown;
+    int64_t growing;
+    Index new_forward, new_backward;  // written to
+    int32_t *new_order, *source;
+    int64_t new_entries;
+};
+// False where something grows outside, twice, or on what is kept; then what was written is of no use.
+bool exchange_entries(const Exchange& a);
+// to[i] = from[source[i]], or 0 where source is -1; `from` is not empty.
+void move_values(const float* from, const int32_t* source, float* to, int64_t n);
 // result[i] = inverse[middle[last[i]]] with inverse[first[e]] = e; all permutations of n.
 void relate_orders(const int32_t* first, const int32_t* middle, const int32_t* last, int64_t n, int32_t* result);
 // result[i] = before[found[order[i]]], or -1 where found is.

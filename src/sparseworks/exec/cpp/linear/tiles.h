@@ -1,10 +1,10 @@
 // Many rows of x: lanes are tokens. Per kept entry one broadcast and contiguous multiply-adds over a feature-major tile
 // [K][T] of x, of which a K-block stays in L1; the sums of a stripe of outputs stay in L2. `Arithmetic` says what an entry
-// is: its stored type, the lanes, the multiply-add, how a tile is packed and sums become outputs.
+// is: its stored type, the vectors, the multiply-add, how a tile is packed and sums become outputs.
+//
+// A tile has as many tokens on every processor, for the format has cut K-blocks for that many; how many vectors these are differs.
 #pragma once
-#include <cstring>
-
-#include "../avx2.h"
+#include "../simd.h"
 #include "linear.h"
 
 namespace {
@@ -13,12 +13,11 @@ using sparseworks::Product;
 
 constexpr int kPadded = 2;          // segments hold a multiple of this
 constexpr int kUnrolled = 4;
-constexpr int64_t kTokens = 64;     // the largest tile
 constexpr int64_t kSums = 1 << 15;  // kept at once, in L2: 128 KiB
 constexpr int64_t kAhead = 256;     // entries fetched ahead
 constexpr int64_t kSumsAhead = 6;   // rows whose sums are fetched ahead
 
-// Independent sums per lane group: eight chains hide the latency of a multiply-add.
+// Independent sums per vector: eight chains hide the latency of a multiply-add.
 template <int V>
 constexpr int kChains = V >= 8 ? 1 : V == 4 ? 2 : 4;
 
@@ -31,10 +30,12 @@ struct Segments : Product {
     int64_t width, k_block, row_block;  // width: cells of a token in the tile
 };
 
-// Where column u of N lies in a tile of 8V tokens, in bytes: all N are read at once, since two reads a cycle are the limit.
-template <int V, int N>
+constexpr int log2_of(int64_t n) { return n == 1 ? 0 : 1 + log2_of(n / 2); }
+
+// Where column u of N lies in a tile of T tokens, in bytes: all N are read at once, since two reads a cycle are the limit.
+template <int T, int N>
 struct Offsets {
-    static constexpr int kShift = V == 1 ? 5 : V == 2 ? 6 : V == 4 ? 7 : 8;  // 32V bytes
+    static constexpr int kShift = 2 + log2_of(T);
     uint32_t columns;
 
     SW_INLINE explicit Offsets(const uint8_t* from) {
@@ -52,29 +53,29 @@ struct Offsets {
 // N entries, each added to its own chain as far as there are enough.
 template <int V, int N, class A, int C>
 SW_INLINE void entries(const typename A::Cell* x, const uint8_t* columns, const typename A::Stored* values,
-                       typename A::Lanes (&sum)[C][V]) {
-    const Offsets<V, N> offsets(columns);
-    typename A::Lanes w[N];
-    A::template broadcast<N>(values, w);
+                       typename A::Vector (&sum)[C][V]) {
+    const Offsets<V * W, N> offsets(columns);
+    typename A::Vector w[N];
+    broadcast(values, w);
     each<N>([&](auto u) {
         const auto* lane = reinterpret_cast<const typename A::Cell*>(reinterpret_cast<const char*>(x) + offsets.template at<u>());
-        each<V>([&](auto v) { sum[u % C][v] = A::multiply_add(w[u], A::load(lane + 8 * v), sum[u % C][v]); });
+        each<V>([&](auto v) { sum[u % C][v] = A::multiply_add(w[u], load(lane + W * v), sum[u % C][v]); });
     });
 }
 
 template <int V, class A>
 SW_INLINE void segment(const typename A::Cell* x, const uint8_t* columns, const typename A::Stored* values, int64_t n,
-                       const typename A::Cell* from, typename A::Lanes start, typename A::Cell* to) {
+                       const typename A::Cell* from, typename A::Vector start, typename A::Cell* to) {
     constexpr int C = kChains<V>, N = kUnrolled;
-    typename A::Lanes sum[C][V];
+    typename A::Vector sum[C][V];
     each<V>([&](auto v) { sum[0][v] = start; });
-    each<C - 1>([&](auto c) { each<V>([&](auto v) { sum[c + 1][v] = A::zero(); }); });
+    each<C - 1>([&](auto c) { each<V>([&](auto v) { sum[c + 1][v] = typename A::Vector{}; }); });
     int64_t i = 0;
     for (; i + N <= n; i += N) entries<V, N, A>(x, columns + i, values + i, sum);
     if (i < n) entries<V, kPadded, A>(x, columns + i, values + i, sum);
     each<V>([&](auto v) {
-        each<C - 1>([&](auto c) { sum[0][v] = A::add(sum[0][v], sum[c + 1][v]); });
-        A::store(to + 8 * v, from ? A::add(sum[0][v], A::load(from + 8 * v)) : sum[0][v]);  // last: nothing waits for L2
+        each<C - 1>([&](auto c) { sum[0][v] += sum[c + 1][v]; });
+        store(to + W * v, from ? sum[0][v] + load(from + W * v) : sum[0][v]);  // last: nothing waits for L2
     });
 }
 
@@ -104,27 +105,27 @@ struct Rows {
 template <int V, bool Write, class A>
 void block(const Segments& a, int64_t k_blocks, int64_t kb, Rows b, const typename A::Cell* x, typename A::Cell* sums,
            Fetch& fetch) {
-    constexpr int T = 8 * V;
+    constexpr int T = V * W;
     const auto* values = static_cast<const typename A::Stored*>(a.values);
     const int64_t s = b.first * k_blocks + kb * b.height;
     for (int64_t i = 0; i < b.height; ++i) {
         const int64_t e = a.ptr[s + i], n = a.ptr[s + i + 1] - e, row = a.row_of[s + i];
         typename A::Cell* to = sums + row * T;
-        if constexpr (V >= 4) fetch.template four<Write>();
+        if constexpr (T >= 32) fetch.template four<Write>();
         const typename A::Cell* later = sums + a.row_of[s + (i + kSumsAhead < b.height ? i + kSumsAhead : i)] * T;
         each<(T + 15) / 16>([&](auto l) { __builtin_prefetch(later + 16 * l, 1, 3); });
         __builtin_prefetch(values + e + kAhead);
         __builtin_prefetch(a.columns + e + 2 * kAhead);
         if (kb == 0) segment<V, A>(x, a.columns + e, values + e, n, nullptr, A::start(a.bias, b.first + row), to);
-        else segment<V, A>(x, a.columns + e, values + e, n, to, A::zero(), to);
+        else segment<V, A>(x, a.columns + e, values + e, n, to, typename A::Vector{}, to);
     }
 }
 
-// Tokens [token, token + 8V) of row blocks [from, to).
+// Tokens [token, token + VW) of row blocks [from, to).
 template <int V, class A>
 void tokens_by_rows(const A& arithmetic, const Segments& a, int64_t token, int64_t from, int64_t to, typename A::Cell* x,
                     typename A::Cell* sums) {
-    constexpr int T = 8 * V;
+    constexpr int T = V * W;
     const int64_t k_blocks = (a.width + a.k_block - 1) / a.k_block, tokens = a.rows - token < T ? a.rows - token : T;
     const int64_t step = kSums / T / a.row_block > 0 ? kSums / T / a.row_block : 1;
     const bool once = to - from <= step && A::kByBlock;  // then a K-block is packed, read and gone, in L1
@@ -153,6 +154,15 @@ void tokens_by_rows(const A& arithmetic, const Segments& a, int64_t token, int64
     }
 }
 
+// `tokens_by_rows` of the fewest vectors that hold the tokens, at most V.
+template <int V, class A>
+auto narrowest(int64_t tokens) {
+    if constexpr (V > 1) {
+        if (tokens <= V / 2 * W) return narrowest<V / 2, A>(tokens);
+    }
+    return tokens_by_rows<V, A>;
+}
+
 template <class A>
 void tiles(const A& arithmetic, const Segments& a) {
     const int64_t blocks = (a.out + a.row_block - 1) / a.row_block, count = (a.rows + A::kTile - 1) / A::kTile;
@@ -160,19 +170,38 @@ void tiles(const A& arithmetic, const Segments& a) {
     sparseworks::split(count * blocks, a.threads, work, [&](int64_t begin, int64_t end) {
         using Cell = typename A::Cell;
         static thread_local Scratch scratch;
-        Cell* x = reinterpret_cast<Cell*>(scratch.floats((a.width + 8 + a.row_block) * A::kTile + kSums));
-        Cell* sums = x + (a.width + 8) * A::kTile;
+        Cell* x = reinterpret_cast<Cell*>(scratch.floats((a.width + W + a.row_block) * A::kTile + kSums));
+        Cell* sums = x + (a.width + W) * A::kTile;
         while (begin < end) {
             const int64_t tile = begin / blocks, from = begin % blocks, left = a.rows - tile * A::kTile;
             const int64_t to = from + end - begin < blocks ? from + end - begin : blocks;
-            const auto size = left > 32 && A::kTile > 32 ? tokens_by_rows<A::kTile / 8, A>
-                              : left > 16                ? tokens_by_rows<4, A>
-                              : left > 8                 ? tokens_by_rows<2, A>
-                                                         : tokens_by_rows<1, A>;
-            size(arithmetic, a, tile * A::kTile, from, to, x, sums);
+            narrowest<A::kTile / W, A>(left)(arithmetic, a, tile * A::kTile, from, to, x, sums);
             begin += to - from;
         }
     });
+}
+
+// x (tokens, width) at `stride` -> feature-major tile [width][T]; missing tokens are zero. Along W rows of x: as many streams
+// are fetched by the processor itself, lines of rows a multiple of 4 KiB apart are not.
+template <int T>
+void pack_tokens(const float* x, int64_t stride, int64_t width, int64_t tokens, float* tile) {
+    for (int64_t t = 0; t < T; t += W) {
+        for (int64_t k = 0; k < width; k += W) {
+            transpose(x + t * stride + k, stride, tokens - t, width - k, tile + k * T + t, T, width - k, W);
+        }
+    }
+}
+
+// Feature-major [height][T] -> y (tokens, out) at stride `out`, a line of y at a time.
+template <int T>
+void unpack_tokens(const float* tile, int64_t height, int64_t tokens, float* y, int64_t out) {
+    for (int64_t n = 0; n < height; n += 16) {
+        for (int64_t t = 0; t < T && t < tokens; t += W) {
+            for (int64_t r = n; r < n + 16 && r < height; r += W) {
+                transpose(tile + r * T + t, T, height - r, W, y + t * out + r, out, tokens - t, height - r);
+            }
+        }
+    }
 }
 
 }  // namespace
