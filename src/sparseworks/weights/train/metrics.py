@@ -15,7 +15,7 @@ def churn(before: Supports, after: Supports) -> int:
     Raises:
         KeyError: they name different sites.
     """
-    return sum(_changed(before[name], after[name]) for name in {*before, *after})
+    return sum(before[name].diff(after[name]).count for name in {*before, *after})
 
 
 class Explored:
@@ -36,8 +36,3 @@ class Explored:
     def share(self) -> float:
         """R_s: entries ever kept / all entries."""
         return sum(s.count for s in self.ever.values()) / max(sum(s.size for s in self.ever.values()), 1)
-
-
-def _changed(before: Support, after: Support) -> int:
-    change = before.diff(after)
-    return change.dropped.count + change.grown.count
