@@ -6,7 +6,6 @@ import torch
 
 import sparseworks as sw
 from sparseworks.scores import Modular
-from sparseworks.weights.train import DropGrow
 
 
 def test_blocks_are_dense_and_the_rest_is_random(fit):

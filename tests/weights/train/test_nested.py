@@ -30,7 +30,7 @@ def trained(digits, densities, seed, steps=130):
     for _ in range(steps):
         some = torch.randint(len(x), (48,), generator=g)
         optimizer.zero_grad()
-        nested.backward(lambda m: F.cross_entropy(m(x[some]), digits.y[some]))
+        nested.backward(lambda m, at=some: F.cross_entropy(m(x[at]), digits.y[at]))
         optimizer.step()
         nested.step()
     return nested

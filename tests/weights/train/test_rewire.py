@@ -48,9 +48,9 @@ def test_rigl_exchanges_the_smallest_for_the_largest_gradients(digits):
         dense.weight.data, dense.bias.data = layer.dense_matrix().detach(), layer.bias.detach().clone()
         nn.functional.cross_entropy(model(digits.x[:64]), digits.y[:64]).backward()
         twin = nn.Sequential(model[0], model[1], dense, model[3], model[4])
-        gradient = torch.autograd.grad(
-            nn.functional.cross_entropy(twin(digits.x[:64]), digits.y[:64]), [dense.weight]
-        )[0]
+        gradient = torch.autograd.grad(nn.functional.cross_entropy(twin(digits.x[:64]), digits.y[:64]), [dense.weight])[
+            0
+        ]
         optimizer.step()
         event = run.step()
         assert (event is not None) == (i == 1)

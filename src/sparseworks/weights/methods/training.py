@@ -16,11 +16,17 @@ from sparseworks.weights.train.straight import Straight
 ZHU = Source("Zhu and Gupta", 2017, "1710.01878", "To prune, or not to prune")
 EVCI = Source("Evci, Gale, Menick, Castro and Elsen", 2020, "1911.11134", "Rigging the lottery")
 HUANG = Source("Huang, Lei, Xu, Peng, Sun, Xie and Ding", 2022, "2211.16667", "Exploration-exploitation trade-off")
-LASBY = Source("Lasby, Golubeva, Evci, Nica and Ioannou", 2023, "2305.02299", "Dynamic sparse training with structured sparsity")
-KONSTANTAROPOULOS = Source("Konstantaropoulos, Smyrnakis and Papadopouli", 2025, "2508.14140", "Ensemble-to-ensemble communication")
+LASBY = Source(
+    "Lasby, Golubeva, Evci, Nica and Ioannou", 2023, "2305.02299", "Dynamic sparse training with structured sparsity"
+)
+KONSTANTAROPOULOS = Source(
+    "Konstantaropoulos, Smyrnakis and Papadopouli", 2025, "2508.14140", "Ensemble-to-ensemble communication"
+)
 WANG = Source("Wang, Sui, Wu, Zheng and Xiong", 2024, "2402.02855", "Dynamic sparse learning")
 LIU = Source("Liu, Chen, Chen, Atashgahi, Yin, Kou, Shen, Pechenizkiy, Wang and Mocanu", 2021, "2106.10404", "GraNet")
-WU = Source("Wu, Wen, Zhang, Xia, Liang, Zheng, Wen and Wang", 2024, "2403.02914", "Dynamic sparse training of input regions")
+WU = Source(
+    "Wu, Wen, Zhang, Xia, Liang, Zheng, Wen and Wang", 2024, "2403.02914", "Dynamic sparse training of input regions"
+)
 BENGIO = Source("Bengio, Léonard and Courville", 2013, "1308.3432", "Estimating or propagating gradients")
 ZHOU = Source("Zhou, Ma, Zhu, Liu, Zhang, Yuan, Sun and Li", 2021, "2102.04010", "Learning N:M from scratch")
 

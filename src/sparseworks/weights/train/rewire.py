@@ -145,7 +145,9 @@ class Rewire:
 
     def _check(self) -> None:
         if not self.layers:
-            raise ModelError("Nothing to rewire: the model has no trainable sparse layer (see `sparseworks.trainable`).")
+            raise ModelError(
+                "Nothing to rewire: the model has no trainable sparse layer (see `sparseworks.trainable`)."
+            )
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         for name, layer in self.layers.items():
             if id(layer.values) not in held:

@@ -100,7 +100,7 @@ class Sparsifier:
         ]
         self._pending = False
         needs = self.method.score.needs | self.regime.needs if self.method.train else frozenset()
-        self._watch = Watch(model, listed, needs, lambda: self.regime.due(self))
+        self._watch = Watch(model, listed, needs)
         if self.method.train is None and (self.method.needs or self.method.evidence_needs):
             found = prune(model, self.method, data, sites=listed, loss=loss, progress=False)
             self._final: Counts = {}
@@ -112,6 +112,7 @@ class Sparsifier:
                     slot.master = local(slot.parameter.detach()).clone()
             self.regime.begin(self)
         self._refresh()
+        self._watch.start(lambda: self.regime.due(self))
         self._handles = [
             optimizer.register_step_pre_hook(lambda *_: self._before()),
             optimizer.register_step_post_hook(lambda *_: self._after()),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Stat, Stats
@@ -17,19 +18,23 @@ SEEN = ("input", "output", "layer")
 
 
 class Watch:
-    """Hooks that feed statistics of every site in training passes while `open()` holds; padding counts as tokens.
+    """Hooks that feed statistics of every site in training passes; padding counts as tokens.
 
     Attributes:
         stats: site name -> statistics since the last `reset`.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], kinds: frozenset[type[Stat]], open: Callable[[], bool]):
-        """Nothing is hooked where no statistic is asked for."""
-        self.sites, self.open = list(sites), open
+    def __init__(self, model: nn.Module, sites: Sequence[Site], kinds: frozenset[type[Stat]]):
+        """Nothing is hooked before `start`, nor where no statistic is asked for."""
+        self.model, self.sites = model, list(sites)
         self.kinds = frozenset(k for k in kinds if k.source in SEEN)
+        self._handles: list[RemovableHandle] = []
         self.reset()
-        owners = {s.module: model.get_submodule(s.module) for s in self.sites} if self.kinds else {}
-        self._handles = [m.register_forward_hook(self._hook(name), with_kwargs=True) for name, m in owners.items()]
+
+    def start(self, open: Callable[[], bool]) -> None:
+        """Feed from now on, in training passes while `open()`."""
+        owners = {s.module: self.model.get_submodule(s.module) for s in self.sites} if self.kinds else {}
+        self._handles = [m.register_forward_hook(self._hook(n, open), with_kwargs=True) for n, m in owners.items()]
 
     def reset(self) -> None:
         """Forget what was seen."""
@@ -40,13 +45,13 @@ class Watch:
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, owner: str):
+    def _hook(self, owner: str, open: Callable[[], bool]):
         members = [s for s in self.sites if s.module == owner]
 
         @torch.no_grad()
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
             x, y = first_tensor((*args, *kwargs.values())), first_tensor(output)
-            if not module.training or x is None or y is None or not self.open():
+            if not module.training or x is None or y is None or not open():
                 return
             for site in members:
                 self._feed(site, site_inputs(module, site, x.detach()), site_outputs(y.detach(), site))
