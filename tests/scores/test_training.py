@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparseworks.core.patterns import unstructured
 from sparseworks.core.select import select
 from sparseworks.core.stats import Stats
-from sparseworks.core.patterns import unstructured
 from sparseworks.scores import Exploration, Hebbian, Modular, SignRank
 from sparseworks.scores.training import Correlation, Visits, visit
 

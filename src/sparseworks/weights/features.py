@@ -78,7 +78,7 @@ class QuickSelection(SelectorMixin, BaseEstimator):
         self.dropout = dropout
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> QuickSelection:  # noqa: N803 - scikit-learn's name
+    def fit(self, X: Any, y: Any = None) -> QuickSelection:
         """Train the autoencoder on `X` (samples, features) and rank the features; `y` is not used.
 
         Raises:

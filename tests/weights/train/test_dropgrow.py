@@ -60,7 +60,7 @@ def test_the_drop_fraction_is_rounded_down_and_follows_the_schedule(fit):
             most = int(2048 * method.schedule(event.step / 75))
             assert 0 <= event.dropped <= most and event.grown == event.dropped
             assert kept[run.sites[0].name].diff(run.supports[run.sites[0].name]).count == 2 * event.dropped
-    assert len(run.history) == 7
+    assert len(run.history) == 1 + 7  # the start, then every 10 steps until 75 % of the run
 
 
 def test_dst_ee_without_bonus_is_rigl_and_with_it_explores_more(fit):

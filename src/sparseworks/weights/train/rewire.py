@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import ceil, prod
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
