@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import sparseworks as sw
-from sparseworks.weights.train import Explored
+from sparseworks.weights.train import DropGrow, Explored
 
 
 class Split(NamedTuple):
@@ -40,7 +40,10 @@ def digits() -> Split:
 
 @pytest.fixture(scope="session")
 def fit(digits):
-    """`fit(method, seed)` trains a multi-layer perceptron; changes every 10 steps. Results are remembered."""
+    """`fit(method, seed)` trains a multi-layer perceptron, first weights scaled for the inputs kept; changes every 10 steps.
+
+    Results are remembered.
+    """
     known: dict = {}
 
     def run(method, seed=0, *, steps=200, hidden=128) -> Trained:
@@ -58,7 +61,8 @@ def _fit(digits: Split, method, seed: int, steps: int, hidden: int) -> Trained:
     model = nn.Sequential(*layers)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     if method.train is not None:
-        method = method.with_(train=replace(method.train, every=10))
+        changes = {"rescale": True} if isinstance(method.train, DropGrow) else {}
+        method = method.with_(train=replace(method.train, every=10, **changes))
     run = sw.Sparsifier(model, method, optimizer, steps=steps, seed=seed)
     explored, g = Explored(run.supports), torch.Generator().manual_seed(seed)
     for _ in range(steps):

@@ -17,7 +17,7 @@ def mean(fit, method, seeds=2, **options):
 
 
 def test_growth_pays_and_gradients_more_than_chance(fit):
-    static, _ = mean(fit, sw.method("random_erk", density=0.02))
+    static, _ = mean(fit, sw.method("set", density=0.02, train=DropGrow(stop=0.0)))
     grown, _ = mean(fit, sw.method("set", density=0.02))
     rigl, _ = mean(fit, sw.method("rigl", density=0.02))
     assert rigl > grown + 0.02 and grown > static + 0.02, (static, grown, rigl)
@@ -79,7 +79,7 @@ def test_granet_ramps_from_dense_and_regrows(fit):
     sizes = sum(s.size for s in found.supports.values())
     assert sum(s.count for s in found.supports.values()) == round(0.05 * sizes)
     assert found.explored == 1.0
-    assert found.accuracy > fit(sw.method("random_erk", density=0.05)).accuracy + 0.02
+    assert found.accuracy > fit(sw.method("set", density=0.05, train=DropGrow(stop=0.0))).accuracy + 0.02
 
 
 def test_statistics_of_layers_are_there_when_a_change_is_due():

@@ -55,6 +55,14 @@ def test_without_ablation_the_condensed_format_takes_the_layer(fit):
     assert packed.meta["fan_in"] == support.count // 128
 
 
+def test_with_ablated_neurons_only_living_rows_take_storage(fit):
+    found = fit(sw.method("srigl", density=0.03))
+    support, layer = found.supports["2"], found.model[2]
+    each = int(fan_in(support)[0])
+    packed = FORMATS.get("csr16").pack(layer.weight.detach(), support)
+    assert packed.parts["values"].numel() == len(fan_in(support)) * -(-each // 8) * 8
+
+
 def test_the_pattern_admits_equal_rows_and_empty_ones():
     pattern = parse("live-fan-in")
     assert str(pattern) == "live-fan-in"

@@ -45,7 +45,7 @@ add(
 )  # fmt: skip
 add(
     "dst_ee", Magnitude(), "tensor", HUANG, "RigL whose growth also favours what was seldom tried: more of the weights take part.",
-    allocate=ERK(), schedule=Cosine(0.3), train=DropGrow(grow=Gradient() + 1e-3 * Exploration()), catalog=(87,),
+    allocate=ERK(), schedule=Cosine(0.3), train=DropGrow(grow=Gradient() + 1e-4 * Exploration()), catalog=(87,),
 )  # fmt: skip
 add(
     "srigl", Magnitude(), "live-fan-in", LASBY, "RigL with equally many inputs a living neuron, which runs fast; weak neurons die.",
