@@ -123,7 +123,7 @@ class Modular(Entrywise):
     Source: Konstantaropoulos et al., 2025, arXiv 2508.14140 (G2GNet).
     """
 
-    groups: int = 4
+    groups: int = 8
     seed: int = 0
 
     def columns(self, weight: Float[Tensor, "rows cols"], stats: Stats, at: slice) -> Float[Tensor, "rows some"]:
