@@ -14,7 +14,7 @@ def test_blocks_are_dense_and_the_rest_is_random(fit):
     support = fit(sw.method("g2g", density=0.4), steps=1).supports["2"]
     block = Modular()(torch.zeros(support.shape), Stats()) >= 1
     mask = support.mask()
-    assert mask[block].all() and support.count == round(0.4 * support.size)
+    assert mask[block].all() and abs(support.count - 0.4 * support.size) <= 1
     assert 0.25 < mask[~block].float().mean() < 0.4
     assert not fit(sw.method("random", density=0.4), steps=1).supports["2"].mask()[block].all()
 
