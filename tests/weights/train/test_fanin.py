@@ -30,6 +30,18 @@ def test_living_neurons_have_equally_many_inputs_and_weak_ones_none(fit):
     assert start.count - len(fan_in(middle)) < middle.count <= start.count  # floor(n / living) a neuron
 
 
+def test_ablation_pays_at_high_sparsity(fit):
+    """95 % sparse, about six inputs a neuron: letting weak neurons die is worth it, and most of the gap to RigL is closed."""
+
+    def mean(method):
+        return sum(fit(method.with_(density=0.05), seed).accuracy for seed in range(2)) / 2
+
+    with_it = mean(sw.method("srigl", train=FanInDropGrow(ablate=0.95)))
+    without = mean(sw.method("srigl", train=FanInDropGrow(ablate=0.0)))
+    assert with_it > without + 0.01, (with_it, without)
+    assert with_it > mean(sw.method("rigl")) - 0.03
+
+
 def test_the_largest_of_a_full_neuron_stay_and_growth_fills_up():
     weight = torch.tensor([[5.0, 4.0, 3.0, 0.0], [0.0, 0.0, 0.1, 0.0]])
     mask = weight > 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 import sparseworks as sw
 from sparseworks.core.stats import Stats
-from sparseworks.scores import Hebbian, Modular, Random
+from sparseworks.scores import Hebbian, Modular
 from sparseworks.weights.train import DropGrow
 
 
@@ -19,9 +20,18 @@ def test_blocks_are_dense_and_the_rest_is_random(fit):
     assert not fit(sw.method("random", density=0.4), steps=1).supports["2"].mask()[block].all()
 
 
-def test_growth_where_neurons_fire_together_beats_growth_at_random(fit):
-    accuracy = {}
-    for name, grow in (("hebbian", Hebbian()), ("random", Random())):
-        method = sw.method("g2gnet", density=0.1, train=DropGrow(grow=grow, first=Modular()))
-        accuracy[name] = sum(fit(method, seed).accuracy for seed in range(2)) / 2
-    assert accuracy["hebbian"] > accuracy["random"] + 0.005, accuracy
+def test_growth_takes_the_pairs_that_fire_together():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 16))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = sw.method("g2gnet", density=0.3, train=DropGrow(grow=Hebbian(), first=Modular(4), every=1))
+    run = sw.Sparsifier(model, method, optimizer, steps=10)
+    x, before = torch.randn(40, 20), run.sites[0].mask.clone()
+    y = model(x)
+    y.square().mean().backward()
+    optimizer.step()
+    event = run.step()
+    correlation = torch.corrcoef(torch.cat([y.detach(), x], dim=1).T)[:16, 16:].abs()
+    after = run.sites[0].mask
+    assert event and event.grown > 5
+    assert correlation[~after].max() <= correlation[after & ~before].min() + 1e-6

@@ -49,10 +49,10 @@ def accuracies(digits, nested):
 def test_every_level_is_near_its_own_net_and_far_above_pruning_afterwards(digits):
     nested = trained(digits, LEVELS, 0)
     joint = accuracies(digits, nested)
-    alone = [accuracies(digits, trained(digits, [p], 0))[0] for p in LEVELS[:2]]
+    alone = [accuracies(digits, trained(digits, [LEVELS[1]], 0))[0]]
     dense = trained(digits, [1.0], 0)
     afterwards = accuracies(digits, Nested(dense.model, LEVELS))
-    assert all(j > a - 0.03 for j, a in zip(joint, alone, strict=False)), (joint, alone)
+    assert joint[1] > alone[0] - 0.03, (joint, alone)
     assert joint[1] > afterwards[1] + 0.1 and joint[2] > afterwards[2] + 0.3, (joint, afterwards)
     assert joint[0] > joint[2]
     whole = [s.read(nested.model).clone() for s in sites(nested.model)]
