@@ -84,7 +84,9 @@ class Correlation(Stat):
 class Exploration(Entrywise):
     """ln t / (N_ij + eps): t supports so far, in N_ij of which the entry was kept; rare entries score high.
 
-    DST-EE grows by `Gradient() + c * Exploration()`. Source: Huang et al., 2022, arXiv 2211.16667.
+    DST-EE grows by `Gradient() + c * Exploration()`; c has to fit the size of the gradients and is tuned for the task.
+
+    Source: Huang et al., 2022, arXiv 2211.16667.
     """
 
     eps: float = 1.0
