@@ -23,7 +23,9 @@ def test_score(name):
     testing.check_score(SCORES.get(name))
 
 
-@pytest.mark.parametrize("text", [*EXAMPLES, "8:16", "4:8@out", "16x2:4", "vnm:8:1:16", "block:2x8", "block:16x1/row"])
+@pytest.mark.parametrize(
+    "text", [*EXAMPLES, "8:16", "4:8@out", "16x2:4", "vnm:8:1:16", "block:2x8", "block:16x1/row", "live-fan-in"]
+)
 def test_pattern(text):
     testing.check_pattern(text)
 

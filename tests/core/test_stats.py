@@ -12,7 +12,7 @@ from sparseworks.core.stats import STATS, Gram, InputMoments, Stats, WeightGradi
 
 quick = settings(deadline=None, max_examples=25)
 ROWS, COLS = 3, 5
-WIDTH = {"input": COLS, "output": ROWS}
+WIDTH = {"input": COLS, "output": ROWS, "layer": COLS + ROWS}
 
 
 def batch(kind, tokens: int, seed: int) -> torch.Tensor:

@@ -102,7 +102,8 @@ class Pattern:
         unit: tile of entries that live or die together.
         group: tile of the unit grid within which units compete.
         quota: survivors per group: a number (N:M), `"equal"` (every group the same share of the budget: constant
-            fan-in), or None (the budget decides, shares as even as integers allow).
+            fan-in), `"live"` (every group the same or nothing: constant fan-in with ablated neurons), or None (the budget
+            decides, shares as even as integers allow).
         inner: a second selection inside the entries kept by the first (V:N:M).
         across: groups reach over all sites of a model (global pruning); one matrix alone is then one group.
         uses: n:m:g, for groups of one row: of every C(m, n) g rows exactly g = `uses` make each of the C(m, n) choices.
@@ -110,14 +111,14 @@ class Pattern:
 
     unit: Tile = ELEMENT
     group: Tile = WHOLE
-    quota: int | Literal["equal"] | None = None
+    quota: int | Literal["equal", "live"] | None = None
     inner: Pattern | None = None
     across: bool = False
     uses: int | None = None
 
     def __post_init__(self):
-        if self.quota is not None and self.quota != "equal" and (type(self.quota) is not int or self.quota < 0):
-            raise PatternError(f'A quota is a count, "equal" or None (the budget decides), got {self.quota!r}.')
+        if self.quota not in (None, "equal", "live") and (type(self.quota) is not int or self.quota < 0):
+            raise PatternError(f'A quota is a count, "equal", "live" or None (the budget decides), got {self.quota!r}.')
         size = (self.group.rows or 0) * (self.group.cols or 0)
         if size and isinstance(self.quota, int) and self.quota > size:
             raise PatternError(f"Cannot keep {self.quota} of a group of {size} units ({self.group}).")
@@ -179,7 +180,7 @@ class Pattern:
     def counts(self, shape: Sequence[int], budget: float | int | None) -> Int[Tensor, " groups"]:
         """Survivors per group: integers that sum to the budget (units), spread as evenly as integers allow.
 
-        A quota of "equal" gives every group the same count, so the sum is the multiple of `groups` nearest to the budget.
+        A quota of "equal" or "live" gives every group the same count, so the sum is the multiple of `groups` nearest to the budget.
 
         Args:
             shape: `(rows, cols)` of the matrix.
@@ -192,7 +193,7 @@ class Pattern:
         if isinstance(self.quota, int):
             return torch.full((groups,), self.quota)
         total = _units_of(budget, groups * size, self, shape)
-        if self.quota == "equal":
+        if self.quota in ("equal", "live"):
             return torch.full((groups,), round(total / groups) if groups else 0)
         edges = torch.arange(groups + 1) * total // max(groups, 1)
         return edges.diff()
@@ -221,7 +222,8 @@ class Pattern:
             return False
         grid = outer.reshape(*support.shape[:-2], *self.grid(support.shape))
         kept = to_groups(grid, self.group).sum(dim=-1)
-        if self.inner is None and self.quota == "equal":
+        if self.inner is None and self.quota in ("equal", "live"):
+            kept = kept[kept > 0] if self.quota == "live" else kept
             return kept.numel() == 0 or bool((kept == kept.reshape(-1)[0]).all())
         within = not isinstance(self.quota, int) or bool((kept <= self.quota).all())
         if within and self.uses:

@@ -62,6 +62,11 @@ def fan_in() -> Pattern:
     return Pattern(group=ROW, quota="equal")
 
 
+def live_fan_in() -> Pattern:
+    """Every output row keeps the same number of entries, or none: constant fan-in with ablated neurons."""
+    return Pattern(group=ROW, quota="live")
+
+
 _WORDS = {
     "tensor": lambda: unstructured("tensor"),
     "unstructured": lambda: unstructured("tensor"),
@@ -71,6 +76,7 @@ _WORDS = {
     "rows": rows,
     "columns": columns,
     "fan-in": fan_in,
+    "live-fan-in": live_fan_in,
 }
 
 _FORMS: list[tuple[str, object]] = [
@@ -89,7 +95,7 @@ EXAMPLES = (
 )
 """Texts of at least one pattern of every kind; all fit matrices whose sides are multiples of 8."""
 
-HELP = "row, tensor, column, global, N:M (2:4), N:M@out, RxN:M (16x2:4), N:M:G, vnm:V:N:M, block:RxC, block:RxC/row, fan-in, rows, columns"
+HELP = "row, tensor, column, global, N:M (2:4), N:M@out, RxN:M (16x2:4), N:M:G, vnm:V:N:M, block:RxC, block:RxC/row, fan-in, live-fan-in, rows, columns"
 
 
 def parse(text: str) -> Pattern:
@@ -110,7 +116,7 @@ def parse(text: str) -> Pattern:
 
 def describe(pattern: Pattern) -> str:
     """The text that `parse` reads back, or a plain (unit, group, quota) description where no name fits."""
-    for word in ("tensor", "row", "column", "global", "rows", "columns", "fan-in"):
+    for word in ("tensor", "row", "column", "global", "rows", "columns", "fan-in", "live-fan-in"):
         if _WORDS[word]() == pattern:
             return word
     unit, group, quota = pattern.unit, pattern.group, pattern.quota

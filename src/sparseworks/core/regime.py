@@ -94,7 +94,8 @@ class Training(Protocol):
     ) -> dict[str, Float[Tensor, "rows cols"]]:
         """The scores of every site, by the method's own score or by another; random ones are drawn anew at every step.
 
-        `known` are statistics that the regime keeps; gradients of the step are there where `due` asked for them.
+        `known` are statistics that the regime keeps; the gradients of the step, and statistics of what goes into and comes
+        out of the sites, are there where `due` asked for them.
         """
         ...
 
@@ -130,6 +131,11 @@ class Regime:
     timed: ClassVar[bool] = False
     gives: ClassVar[frozenset[type[Stat]]] = frozenset()
     registered_name: ClassVar[str]
+
+    @property
+    def needs(self) -> frozenset[type[Stat]]:
+        """Statistics of the regime's own scores, beside those of the method's."""
+        return frozenset()
 
     def begin(self, run: Training) -> None:
         """Choose the first supports."""

@@ -74,13 +74,14 @@ class Cubic(Schedule):
 @SCHEDULES.register("cosine")
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """start/2 (1 + cos(pi t)): RigL's drop fraction (Evci et al., 2020, arXiv 1911.11134)."""
+    """end + (start - end)/2 (1 + cos(pi t)): RigL's drop fraction, with end 0 (Evci et al., 2020, arXiv 1911.11134)."""
 
     start: float = 0.3
+    end: float = 0.0
 
     def value(self, t: float) -> float:
-        """From `start` to 0."""
-        return self.start / 2 * (1.0 + math.cos(math.pi * t))
+        """From `start` to `end`."""
+        return self.end + (self.start - self.end) / 2 * (1.0 + math.cos(math.pi * t))
 
 
 @SCHEDULES.register("rounds")

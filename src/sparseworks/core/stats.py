@@ -22,7 +22,7 @@ class Stat:
     """A running statistic of one site with weight `(rows, cols)`.
 
     Subclasses name in `source` what feeds them: `"input"` (the site's inputs, tokens x cols), `"output"` (its outputs,
-    tokens x rows), `"gradient"` (the loss gradient of its weight, rows x cols), or `"training"` (weight and gradient of
+    tokens x rows), `"layer"` (both beside each other, tokens x (cols + rows)), `"gradient"` (the loss gradient of its weight, rows x cols), or `"training"` (weight and gradient of
     a training step). State is float64 tensors plus `count`, all of it listed in `state_names` so that it can be merged,
     saved and restored.
     """

@@ -154,7 +154,7 @@ class Gatherer:
             out = first_tensor(output) if wants_output else None
             if out is not None:
                 for site in feed.sites:
-                    self._feed(site, "output", _rows_of(real_tokens(out, mask), site))
+                    self._feed(site, "output", site_outputs(real_tokens(out, mask), site))
 
         return hook
 
@@ -205,7 +205,8 @@ class Unshared(Exception):  # noqa: N818 - a signal: gather again without sharin
     """Two modules shared an input in one batch and not in another."""
 
 
-def _rows_of(out: Tensor, site: Site) -> Tensor:
+def site_outputs(out: Tensor, site: Site) -> Float[Tensor, "tokens rows"]:
+    """What the site's view gives: tokens x rows; of a convolution one token a position."""
     if site.kernel:
         out = out.movedim(-len(site.kernel) - 1, -1)
     out = out.reshape(-1, out.shape[-1])

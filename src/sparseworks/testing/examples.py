@@ -86,8 +86,9 @@ def gathered(
 
 
 def made_up(source: str, rows: int, cols: int, tokens: int, seed: int) -> Tensor:
-    """One batch of what feeds a statistic: tokens x cols for inputs, tokens x rows for outputs, else rows x cols."""
-    width = {"input": cols, "output": rows}.get(source)
+    """One batch of what feeds a statistic: tokens x cols for inputs, tokens x rows for outputs, both beside each other for
+    layers, else rows x cols."""
+    width = {"input": cols, "output": rows, "layer": cols + rows}.get(source)
     return random_inputs(tokens, width, seed=seed) if width is not None else random_weight(rows, cols, seed=seed)
 
 

@@ -64,7 +64,7 @@ def _check_end(method: Method, model: nn.Module, supports: dict) -> None:
         require(
             alone.admits(support), f"{method.name}: {site.name} has a support that {method.pattern} does not admit."
         )
-    if method.pattern.quota != "equal" and not method.budget.needs_scores:
+    if method.pattern.quota not in ("equal", "live") and not method.budget.needs_scores:
         total, kept = method.budget.total({s.name: s.size for s in listed}), sum(s.count for s in supports.values())
         require(kept == total, f"{method.name}: {kept} entries are kept at the end, the budget is {total}.")
 

@@ -28,7 +28,7 @@ def check_stat(kind: type[Stat]) -> None:
         first.merge(second)
         _same(first, whole, f"{name}: merging after {cut} batches differs from having seen all of them.")
     _same(_seen(kind, batches[::-1]), whole, f"{name} depends on the order of batches.")
-    if kind.source in ("input", "output"):
+    if kind.source in ("input", "output", "layer"):
         _same(_seen(kind, [torch.cat(batches)]), whole, f"{name} depends on how tokens are cut into batches.")
     _goes_on(kind, batches, whole)
     _independent(kind, batches)
@@ -60,7 +60,7 @@ def _refusals(kind: type[Stat], batch: Tensor) -> None:
     name, bad = kind.__name__, batch.clone()
     bad[0, 0] = float("nan")
     refused(lambda: kind(ROWS, COLS).update(bad), NonFiniteError, f"{name} must refuse NaN.")
-    wrong = torch.zeros(2, COLS + ROWS)
+    wrong = torch.zeros(2, COLS + ROWS + 1)
     refused(lambda: kind(ROWS, COLS).update(wrong), ShapeError, f"{name} must refuse batches of another width.")
     refused(lambda: kind(ROWS, COLS).merge(kind(ROWS, COLS + 1)), ShapeError, f"{name} must not merge across shapes.")
 

@@ -11,7 +11,7 @@ from torch import nn
 import sparseworks as sw
 from sparseworks.core.errors import BudgetError, CheckpointError, MissingStatError, ModelError, PatternError
 from sparseworks.core.schedule import Cubic
-from sparseworks.scores import InputNorm, Magnitude
+from sparseworks.scores import SynFlow
 from sparseworks.stream import sites
 from sparseworks.weights.train import DropGrow, Gradual, Straight
 
@@ -149,7 +149,7 @@ def test_a_step_that_was_left_out_is_refused():
     [
         (sw.method("rigl"), {}, BudgetError, "give `steps`"),
         (sw.method("rigl", allocate="owl"), {"steps": 9}, BudgetError, "does not gather"),
-        (sw.method("gmp", score=Magnitude() * InputNorm()), {"steps": 9}, MissingStatError, "InputMoments"),
+        (sw.method("gmp", score=SynFlow()), {"steps": 9}, MissingStatError, "SynapticFlow"),
         (sw.method("ste", pattern="1:5"), {}, PatternError, "divide"),
         (sw.method("magnitude"), {"skip": ["*"]}, ModelError, "Nothing to make sparse"),
     ],

@@ -5,15 +5,28 @@ from __future__ import annotations
 from sparseworks.allocate import ERK
 from sparseworks.core.method import Source
 from sparseworks.core.schedule import Constant, Cosine, Cubic
-from sparseworks.scores import Magnitude, Random
+from sparseworks.scores import SNIP, Exploration, Gradient, Hebbian, Magnitude, Modular, Random, SignRank
 from sparseworks.weights.methods.add import add
 from sparseworks.weights.methods.oneshot import MOCANU
 from sparseworks.weights.train.dropgrow import DropGrow
+from sparseworks.weights.train.fanin import FanInDropGrow
 from sparseworks.weights.train.gradual import Gradual
 from sparseworks.weights.train.straight import Straight
 
 ZHU = Source("Zhu and Gupta", 2017, "1710.01878", "To prune, or not to prune")
 EVCI = Source("Evci, Gale, Menick, Castro and Elsen", 2020, "1911.11134", "Rigging the lottery")
+HUANG = Source("Huang, Lei, Xu, Peng, Sun, Xie and Ding", 2022, "2211.16667", "Exploration-exploitation trade-off")
+LASBY = Source(
+    "Lasby, Golubeva, Evci, Nica and Ioannou", 2023, "2305.02299", "Dynamic sparse training with structured sparsity"
+)
+KONSTANTAROPOULOS = Source(
+    "Konstantaropoulos, Smyrnakis and Papadopouli", 2025, "2508.14140", "Ensemble-to-ensemble communication"
+)
+WANG = Source("Wang, Sui, Wu, Zheng and Xiong", 2024, "2402.02855", "Dynamic sparse learning")
+LIU = Source("Liu, Chen, Chen, Atashgahi, Yin, Kou, Shen, Pechenizkiy, Wang and Mocanu", 2021, "2106.10404", "GraNet")
+WU = Source(
+    "Wu, Wen, Zhang, Xia, Liang, Zheng, Wen and Wang", 2024, "2403.02914", "Dynamic sparse training of input regions"
+)
 BENGIO = Source("Bengio, Léonard and Courville", 2013, "1308.3432", "Estimating or propagating gradients")
 ZHOU = Source("Zhou, Ma, Zhu, Liu, Zhang, Yuan, Sun and Li", 2021, "2102.04010", "Learning N:M from scratch")
 
@@ -22,12 +35,41 @@ add(
     schedule=Cubic(), train=Gradual(),
 )  # fmt: skip
 add(
-    "set", Magnitude(), "tensor", MOCANU, "Sparse from the start; drops the smallest, grows at random.",
+    "set", SignRank(), "tensor", MOCANU,
+    "Sparse from the start; drops the smallest positive and the largest negative, grows at random.",
     allocate=ERK(), schedule=Constant(0.3), train=DropGrow(grow=Random()),
 )  # fmt: skip
 add(
     "rigl", Magnitude(), "tensor", EVCI, "Sparse from the start; drops the smallest, grows where the gradient is largest.",
     allocate=ERK(), schedule=Cosine(0.3), train=DropGrow(),
+)  # fmt: skip
+add(
+    "dst_ee", Magnitude(), "tensor", HUANG, "RigL whose growth also favours what was seldom tried: more of the weights take part.",
+    allocate=ERK(), schedule=Cosine(0.3), train=DropGrow(grow=Gradient() + 1e-4 * Exploration()), catalog=(87,),
+)  # fmt: skip
+add(
+    "srigl", Magnitude(), "live-fan-in", LASBY, "RigL with equally many inputs a living neuron, which runs fast; weak neurons die.",
+    allocate=ERK(), schedule=Cosine(0.3), train=FanInDropGrow(rescale=True), catalog=(80,),
+)  # fmt: skip
+add(
+    "g2g", Modular(), "tensor", KONSTANTAROPOULOS, "Matched groups of neurons dense, the rest at random: held while training.",
+    catalog=(156,),
+)  # fmt: skip
+add(
+    "g2gnet", Magnitude(), "tensor", KONSTANTAROPOULOS, "Starts from matched groups; grows between neurons that fire together.",
+    schedule=Constant(0.3), train=DropGrow(grow=Hebbian(), first=Modular()), catalog=(156,),
+)  # fmt: skip
+add(
+    "dsl", Magnitude(), "tensor", WANG, "Drop-and-grow on embedding tables and MLPs of recommenders, from scratch.",
+    schedule=Cosine(0.5, end=0.005), train=DropGrow(stop=1.0), catalog=(29,),
+)  # fmt: skip
+add(
+    "granet", Magnitude(), "tensor", LIU, "Dense or half dense at first; prunes gradually and regrows by gradient all the while.",
+    allocate=ERK(), schedule=Cosine(0.5), train=DropGrow(ramp=Cubic()),
+)  # fmt: skip
+add(
+    "dynst", SNIP(), "tensor", WU, "Regions of the input, see `RegionGate`: the least |mask gradient| go, gradients bring some back.",
+    schedule=Cosine(0.3), train=DropGrow(ramp=Cubic()), catalog=(98,),
 )  # fmt: skip
 add("ste", Magnitude(), "2:4", BENGIO, "Plain straight-through training of N:M weights.", train=Straight())
 add(

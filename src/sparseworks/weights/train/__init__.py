@@ -5,8 +5,14 @@ from __future__ import annotations
 from sparseworks.weights.train.callbacks import lightning_callback as lightning_callback
 from sparseworks.weights.train.callbacks import trainer_callback as trainer_callback
 from sparseworks.weights.train.dropgrow import DropGrow as DropGrow
+from sparseworks.weights.train.fanin import FanInDropGrow as FanInDropGrow
 from sparseworks.weights.train.gradual import Gradual as Gradual
 from sparseworks.weights.train.hold import Hold as Hold
+from sparseworks.weights.train.metrics import Explored as Explored
+from sparseworks.weights.train.metrics import churn as churn
+from sparseworks.weights.train.nested import Nested as Nested
+from sparseworks.weights.train.regions import RegionGate as RegionGate
+from sparseworks.weights.train.rewire import Rewire as Rewire
 from sparseworks.weights.train.sparsifier import Event as Event
 from sparseworks.weights.train.sparsifier import Sparsifier as Sparsifier
 from sparseworks.weights.train.state import load_state as load_state

@@ -29,6 +29,7 @@ from sparseworks.weights.decide import across
 from sparseworks.weights.prune import prune, reseeded
 from sparseworks.weights.train.hold import Hold
 from sparseworks.weights.train.slot import Place, Slot, local, local_like, project
+from sparseworks.weights.train.watch import SEEN, Watch
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class Sparsifier:
             for s in listed
         ]
         self._pending = False
+        needs = self.method.score.needs | self.regime.needs if self.method.train else frozenset()
+        self._watch = Watch(model, listed, needs)
         self._final: Counts = {} if self._prunes_now else self._counted(listed)
         self._handles: list[RemovableHandle] = []
         if self.regime.dense:
@@ -117,6 +120,7 @@ class Sparsifier:
         else:
             self.regime.begin(self)
         self._refresh()
+        self._watch.start(lambda: self.regime.due(self))
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(lambda *_: self._after()),
@@ -140,6 +144,8 @@ class Sparsifier:
             self._refresh()
         for place in self.sites:
             place.remembered = None
+        if due:
+            self._watch.reset()
         return self.history[-1] if len(self.history) > before else None
 
     def finish(self) -> dict[str, Support]:
@@ -152,6 +158,7 @@ class Sparsifier:
             slot.master = None
         for handle in self._handles:
             handle.remove()
+        self._watch.close()
         return self.supports
 
     @property
@@ -214,7 +221,7 @@ class Sparsifier:
         chosen = reseeded(score or self.method.score, self.done)
         found = {}
         for place in self.sites:
-            stats = Stats((known or {}).get(place.name, ()), site=place.name)
+            stats = Stats([*(known or {}).get(place.name, ()), *self._watch.stats[place.name]], site=place.name)
             if WeightGradient in chosen.needs and WeightGradient not in stats:
                 gradient = WeightGradient(*place.shape)
                 gradient.update(place.gradient())
@@ -382,6 +389,7 @@ def _check(
         raise BudgetError(
             f"Method {method.name!r} allocates by statistics of calibration data, which training does not gather."
         )
-    missing = [k.__name__ for k in method.score.needs - {WeightGradient, *regime.gives}]
+    needs = method.score.needs | regime.needs
+    missing = [k.__name__ for k in needs - {WeightGradient, *regime.gives} if k.source not in SEEN]
     if missing:
         raise MissingStatError(f"Method {method.name!r} scores by {missing[0]}, which training does not gather.")
