@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sparseworks.core.method import METHODS
+from sparseworks.weights.methods import nm as nm
 from sparseworks.weights.methods import oneshot as oneshot
+from sparseworks.weights.methods import shrink as shrink
 from sparseworks.weights.methods import training as training
 
 

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from sparseworks.weights.train.adam import AdamDecay as AdamDecay
+from sparseworks.weights.train.adam import AdamShrink as AdamShrink
+from sparseworks.weights.train.alternate import Alternate as Alternate
+from sparseworks.weights.train.bidirectional import Bidirectional as Bidirectional
+from sparseworks.weights.train.branch import PooledLinear as PooledLinear
+from sparseworks.weights.train.branch import add_branches as add_branches
 from sparseworks.weights.train.dropgrow import DropGrow as DropGrow
+from sparseworks.weights.train.fade import FadePatterns as FadePatterns
+from sparseworks.weights.train.fade import FadeValues as FadeValues
 from sparseworks.weights.train.gradual import Gradual as Gradual
+from sparseworks.weights.train.gradual import Regrow as Regrow
 from sparseworks.weights.train.hold import Hold as Hold
+from sparseworks.weights.train.penalty import Penalised as Penalised
+from sparseworks.weights.train.penalty import RipeStop as RipeStop
+from sparseworks.weights.train.soft import GrowingL2 as GrowingL2
+from sparseworks.weights.train.soft import SoftShrink as SoftShrink
 from sparseworks.weights.train.sparsifier import Event as Event
 from sparseworks.weights.train.sparsifier import Sparsifier as Sparsifier
 from sparseworks.weights.train.straight import Straight as Straight
+from sparseworks.weights.train.threshold import Annealed as Annealed
+from sparseworks.weights.train.threshold import LearnedThreshold as LearnedThreshold
+from sparseworks.weights.train.variational import Variational as Variational
