@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from sparseworks.core.method import method
-from sparseworks.weights.distill import Embedding, Logits, Similarity, SquareHead, Task, Term
+from sparseworks.weights.distill import (
+    AttentionSparsity,
+    Embedding,
+    Features,
+    Logits,
+    Similarity,
+    SquareHead,
+    Task,
+    Term,
+)
 from sparseworks.weights.enforce import keep_support
 from sparseworks.weights.folder import prune_folder
 from sparseworks.weights.matrix import prune_matrix
@@ -16,6 +25,6 @@ from sparseworks.weights.train import Sparsifier
 
 # `prune` and `recover` name functions here; their modules are reached by `from sparseworks.weights.prune import ...`.
 __all__ = [
-    "Embedding", "Logits", "Pruned", "Recovery", "Similarity", "SiteRow", "Sparsifier", "SquareHead", "Task", "Term", "keep_support",
+    "AttentionSparsity", "Embedding", "Features", "Logits", "Pruned", "Recovery", "Similarity", "SiteRow", "Sparsifier", "SquareHead", "Task", "Term", "keep_support",
     "method", "method_table", "prune", "prune_folder", "prune_matrix", "recover", "track_movement",
 ]  # fmt: skip

@@ -9,6 +9,8 @@ from sparseworks.weights.methods.add import add
 from sparseworks.weights.train.adam import AdamDecay, AdamShrink
 from sparseworks.weights.train.bidirectional import Bidirectional
 from sparseworks.weights.train.fade import FadePatterns, FadeValues
+from sparseworks.weights.train.hold import Hold
+from sparseworks.weights.train.quantised import Quantised
 from sparseworks.weights.train.straight import Straight
 
 BENGIO = Source("Bengio, Léonard and Courville", 2013, "1308.3432", "Estimating or propagating gradients")
@@ -22,6 +24,10 @@ BAMBHANIYA = Source(
 FANG = Source("Fang, Sun, Zhou and Wang", 2023, "2309.13015", "Efficient N:M sparse training (BDWP)")
 AST = Source("Huang, Hu, Jian, Zhu and Chen", 2024, "2407.20584", "Pruning large language models with AST")
 CAST = Source("Huang, Hu, Zhu and Chen", 2025, "2509.25996", "Continuous adaptive sparse trainer")
+
+YU = Source(
+    "Yu, Chen, Gan and Fan", 2023, "2305.10727", "Boost vision transformer with GPU-friendly sparsity and quantization"
+)
 
 add("ste", Magnitude(), "2:4", BENGIO, "Plain straight-through training of N:M weights.", train=Straight())
 add(
@@ -55,4 +61,12 @@ add(
 add(
     "cast", Magnitude(), "2:4", CAST, "No mask until the end: L1 decay inside Adam prunes, row scales make it good; distil from the dense model.",
     train=AdamShrink(), catalog=(162,),
+)  # fmt: skip
+add(
+    "gpusq", Magnitude(), "2:4", YU, "First stage: 2:4 held, distilled from logits and features of the dense model.",
+    train=Hold(), catalog=(179,),
+)  # fmt: skip
+add(
+    "gpusq_qat", Magnitude(), "2:4", YU, "Second stage: the same support, fake-quantised weights and inputs.",
+    train=Quantised(), catalog=(179,),
 )  # fmt: skip

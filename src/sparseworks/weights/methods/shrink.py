@@ -20,6 +20,8 @@ KUNDU = Source("Kundu, Mellempudi, Vooturi, Kaul and Dubey", 2023, "2304.06941",
 STAMATELIS = Source("Stamatelis, Kanatas and Alexandropoulos", 2025, "2503.15172", "Harmonic annealing pruning")
 MOLCHANOV = Source("Molchanov, Ashukha and Vetrov", 2017, "1701.05369", "Variational dropout sparsifies deep networks")
 
+PRASETYO = Source("Prasetyo, Yudistira and Widodo", 2023, "2307.11988", "Sparse then prune")
+
 add(
     "ac_dc", Magnitude(), "global", PESTE, "Alternates dense and sparse phases; gains from longer training more than dense does.",
     train=Alternate(), catalog=(101,),
@@ -50,4 +52,8 @@ add(
 add(
     "variational_dropout", Magnitude(), "tensor", MOLCHANOV, "Weights learn their noise; density emerges. Against magnitude better at high sparsity.",
     train=Variational(), catalog=(144,),
+)  # fmt: skip
+add(
+    "sparse_then_prune", Magnitude(), "global", PRASETYO, "Magnitude, after fine-tuning with the term `AttentionSparsity`.",
+    catalog=(71,),
 )  # fmt: skip

@@ -16,6 +16,7 @@ from sparseworks.weights.train.gradual import Regrow as Regrow
 from sparseworks.weights.train.hold import Hold as Hold
 from sparseworks.weights.train.penalty import Penalised as Penalised
 from sparseworks.weights.train.penalty import RipeStop as RipeStop
+from sparseworks.weights.train.quantised import Quantised as Quantised
 from sparseworks.weights.train.soft import GrowingL2 as GrowingL2
 from sparseworks.weights.train.soft import SoftShrink as SoftShrink
 from sparseworks.weights.train.sparsifier import Event as Event
