@@ -86,7 +86,7 @@ def test_values_fade_between_dense_and_masked():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     method = sw.method("mdgf_exp", pattern="1:4", train=FadeValues(start=0.2, stop=0.6), schedule=Exponential(2.0))
-    run, place = sw.Sparsifier(model, method, optimizer, steps=10), None
+    run = sw.Sparsifier(model, method, optimizer, steps=10)
     place = run.sites[0]
     for i in range(10):
         t = i / 10
@@ -151,8 +151,9 @@ def test_the_input_gradient_of_bdwp_uses_the_mask_of_the_other_axis(build):
     if build is conv_net:
         weight, x = run.sites[0].weight(), torch.randn(2, 8, 4, 4, requires_grad=True)
         model[0](x).sum().backward()
-        kept = weight.reshape(2, 8, -1).movedim(1, -1)
-        kept = (kept * mask_of(kept, 2, 8)).movedim(-1, 1).reshape(16, 3, 3, 8).movedim(-1, 1)
+        across = weight.reshape(2, 8, 72).movedim(1, -1).reshape(-1, 8)
+        kept = (across * mask_of(across, 2, 8)).reshape(2, 72, 8).movedim(-1, 1)
+        kept = kept.reshape(16, 3, 3, 8).movedim(-1, 1)
         free = torch.randn(2, 8, 4, 4, requires_grad=True)
         F.conv2d(free, kept, None, 2, 1).sum().backward()
         assert torch.allclose(x.grad, free.grad, atol=1e-5)
@@ -240,7 +241,7 @@ def test_cast_computes_with_all_weights_and_shrinks_the_small_ones():
         step(model, optimizer, run, i)
     place = run.sites[0]
     scale = place.learned["scale"].detach()
-    assert (scale != 1).all() and torch.allclose(place.site.read(model), scale * place.weight())
+    assert (scale != 1).any() and torch.allclose(place.site.read(model), scale * place.weight())
     assert not place.weight()[~place.mask].any() and place.weight()[place.mask].all()
     before = place.site.read(model).clone()
     run.finish()

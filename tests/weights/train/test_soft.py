@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from itertools import pairwise
 
@@ -107,7 +106,6 @@ def test_a_growing_penalty_pulls_the_smallest():
         other.zero_grad()
         loss(plain, i).backward()
         plain[0].weight.grad += pressure * weight
-        plain[2].weight.grad += run.sites[1].state.get("pressure", 0) * 0
         run_gradient = plain[0].weight.grad.clone()
         optimizer.zero_grad()
         loss(model, i).backward()
@@ -154,9 +152,7 @@ def test_training_stops_when_a_pruned_copy_is_as_good_as_the_dense_model():
     stops = [ripe.epoch()]
     for _ in range(2):
         stops.append(ripe.epoch())
-    middle = copy.deepcopy(model)
     with torch.no_grad():
-        middle[0].weight.add_(0.1)
         model[0].weight.mul_(2)
     stops.append(ripe.epoch())
     assert stops == [False, False, False, True] and ripe.value == pytest.approx((0.2 + 0.9 + 0.8) / 3)
@@ -227,7 +223,7 @@ def test_variational_noise_has_the_variance_that_is_learned():
     x = torch.randn(1, 16).expand(20_000, 16)
     mean = F.linear(x[:1], model[0].weight, model[0].bias)
     noise = (model[0](x) - mean).detach()
-    assert noise.var(dim=0) == pytest.approx((x[0].square().sum() * math.exp(-2)).expand(24), rel=0.05)
+    assert torch.allclose(noise.var(dim=0), x[0].square().sum() * math.exp(-2), rtol=0.05)
     model.eval()
     assert torch.allclose(model[0](x[:1]), mean)
     model.train()
@@ -241,10 +237,10 @@ def test_the_divergence_has_the_published_shape_and_drives_noise_up():
     assert float(divergence(torch.tensor(0.0))) == pytest.approx(
         0.63576 * (1 - 1 / (1 + math.exp(-1.8732))) + 0.5 * math.log(2)
     )
-    assert log_alpha(torch.tensor([[2.0]]), torch.tensor([[0.0]])) == pytest.approx(-math.log(4))
+    assert float(log_alpha(torch.tensor([[2.0]]), torch.tensor([[0.0]]))) == pytest.approx(-math.log(4))
     model, optimizer, run = started(sw.method("variational_dropout", train=Variational(examples=1, first=-4.0)))
     step(model, optimizer, run)
-    assert (run.sites[0].learned["log_variance"] > -4.0).all()
+    assert float(run.sites[0].learned["log_variance"].mean()) > -4.0
 
 
 def test_variational_dropout_keeps_a_budget_if_there_is_no_threshold():

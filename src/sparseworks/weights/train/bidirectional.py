@@ -103,22 +103,28 @@ class _Product(torch.autograd.Function):
 
 
 class _Linear(nn.Linear):
+    backward_weight: Tensor
+
     def forward(self, input: Tensor) -> Tensor:
-        return _Product.apply(input, self.weight, self.get_buffer(BACKWARD), self.bias, None)
+        return _Product.apply(input, self.weight, self.backward_weight, self.bias, None)
 
 
-def _conv(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+def _conv(layer: _Conv1d | _Conv2d, x: Tensor) -> Tensor:
     zeros = [0] * len(layer.kernel_size)
     geometry = (layer.stride, layer.padding, layer.dilation, False, zeros, layer.groups)
-    return _Product.apply(x, layer.weight, layer.get_buffer(BACKWARD), layer.bias, geometry)
+    return _Product.apply(x, layer.weight, layer.backward_weight, layer.bias, geometry)
 
 
 class _Conv1d(nn.Conv1d):
+    backward_weight: Tensor
+
     def forward(self, input: Tensor) -> Tensor:
         return _conv(self, input)
 
 
 class _Conv2d(nn.Conv2d):
+    backward_weight: Tensor
+
     def forward(self, input: Tensor) -> Tensor:
         return _conv(self, input)
 

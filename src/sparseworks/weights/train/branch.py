@@ -52,6 +52,7 @@ def add_branches(model: nn.Module, supports: Mapping[str, Support], pool: int = 
     for name, layer in found:
         if layer.in_features % pool:
             raise PatternError(f"The {layer.in_features} inputs of {name!r} cannot be pooled by {pool}.")
+    for name, layer in found:
         layer.__class__ = PooledLinear
         assert isinstance(layer, PooledLinear)
         layer.pool = pool

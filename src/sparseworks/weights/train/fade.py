@@ -66,7 +66,7 @@ class FadePatterns(_Phases):
     def change(self, run: Training) -> None:
         """Choose again by the pattern of the frame."""
         ramp = [p for p in frames(run.method.pattern, self.ramp) if all(_fits(p, site) for site in run.sites)]
-        pattern = ramp[min(int(max(self._middle(run), 0.0) * len(ramp)), len(ramp) - 1)]
+        pattern = ramp[min(int(max(self._middle(run), 0.0) * len(ramp) + 1e-9), len(ramp) - 1)]
         run.keep({name: select_mask(scores, pattern) for name, scores in run.scores().items()})
 
     def end(self, run: Training) -> None:
