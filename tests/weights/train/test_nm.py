@@ -174,6 +174,7 @@ def test_the_weight_gradient_of_bdwp_is_dense():
     assert run.regime.macs(0.25) == pytest.approx(0.5) and Straight().macs(0.25) == pytest.approx(0.75)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch.compile itself
 def test_bdwp_is_compiled():
     model = net()
     run = sw.Sparsifier(model, sw.method("bdwp", pattern="2:8"), torch.optim.SGD(model.parameters(), lr=0.1))
