@@ -101,11 +101,11 @@ class AdamDecay(Straight):
 class AdamShrink(AdamDecay):
     """No mask in the forward pass: y = x (s W)^T, and lr decay_t (1 - M) sign(W) / (sqrt(v) + eps) is taken off W after Adam's step.
 
-    The decay stops at zero. s > 0 is a learned scale a row, trained by the optimiser beside W and folded into it at the end; it
-    begins at sum |W| / sum |M W| of the row, which undoes what the decay takes, times the share of the decay reached.
+    The decay stops at zero. s is a learned scale a row that begins at 1, trained by the optimiser beside W and folded into it at
+    the end: it makes good what the decay takes from the row's outputs, and being common to a group it changes no choice.
 
     Source: Huang, Hu, Zhu and Chen, 2025, arXiv 2509.25996 (CAST), as far as its text was to be had: where the decay enters
-    Adam and how the scale begins are the best reading.
+    Adam and how the scale begins are our reading.
 
     Attributes:
         scale: whether rows have a scale.
@@ -138,6 +138,10 @@ class AdamShrink(AdamDecay):
         for site in run.sites:
             site.put(self.project(run, site))
         super().end(run)
+
+    def macs(self, density: float) -> float:
+        """All: nothing is left out until the end."""
+        return 1.0
 
     def _step(self, site: Trained, adam: Moments, decay: float, run: Training) -> None:
         weight = site.weight()

@@ -43,7 +43,7 @@ class Straight(Regime):
         self.change(run)
 
     def macs(self, density: float) -> float:
-        """Multiplications of a training step over those of a dense one: forward, input gradient and weight gradient.
+        """Multiplications of a step at this density over those of a dense one: forward, input gradient and weight gradient.
 
         Only the forward product has a pattern along the axis that it sums over, so only it can skip.
         """
