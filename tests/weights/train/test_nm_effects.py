@@ -73,7 +73,7 @@ def test_sr_ste_settles_and_loses_less_than_ste(digits, sr_ste):
 
 def test_bdwp_is_as_accurate_as_sr_ste_within_a_point(digits):
     decayed, both = (
-        mean(digits, sw.method("bdwp", pattern="2:8", train=kind), 150)
+        mean(digits, sw.method("bdwp", pattern="2:8", train=kind), 200)
         for kind in (Straight(decay=2e-4), sw.method("bdwp").train)
     )
     print("SR-STE", decayed, "BDWP", both)
