@@ -108,8 +108,8 @@ class RipeStop:
         self._seen = [*self._seen, (self._evaluate(model), model, supports)][-self._window :]
         mean = sum(value for value, _, _ in self._seen) / len(self._seen)
         if len(self._seen) == self._window and mean > self.value:
-            self.value, (_, *best) = mean, self._seen[self._window // 2]
-            self._best = best[0], best[1]
+            self.value = mean
+            self._best = self._seen[self._window // 2][1:]
         return self.value > self._target
 
     @property
