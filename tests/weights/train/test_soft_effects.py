@@ -12,6 +12,7 @@ from torch import nn
 
 import sparseworks as sw
 from sparseworks.core.method import Method
+from sparseworks.core.schedule import Annealing, Constant
 from sparseworks.weights.train import SoftShrink
 
 STEPS = 300
@@ -50,3 +51,12 @@ def test_soft_shrinkage_is_better_than_hard_thresholds_and_than_one_cut(digits):
     )
     print("soft", soft, "hard", hard, "one cut", cut)
     assert soft < hard and soft < cut
+
+
+def test_annealed_gradients_of_dropped_weights_are_better_than_none(digits):
+    annealed, none = (
+        loss_after(digits, sw.method("autosparse_topk", density=0.03, schedule=schedule))
+        for schedule in (Annealing(), Constant(0.0))
+    )
+    print("annealed", annealed, "none", none)
+    assert annealed < 0.5 * none
