@@ -36,7 +36,7 @@ add(
 )  # fmt: skip
 add(
     "mdgf_linear", Magnitude(), "1:16", BAMBHANIYA, "Dropped weights fade linearly: above 80 % sparsity better than SR-STE.",
-    schedule=Linear(1.0, 0.0), train=FadeValues(), catalog=(30,),
+    schedule=Linear(1.0, 0.0), train=FadeValues(), status="experimental", catalog=(30,),
 )  # fmt: skip
 add(
     "mdgf_exp", Magnitude(), "1:16", BAMBHANIYA, "Dropped weights fade exponentially: the better of the two on vision.",
@@ -44,11 +44,11 @@ add(
 )  # fmt: skip
 add(
     "sdgf_stepwise", Magnitude(), "1:16", BAMBHANIYA, "15:16, 8:16, 4:16 ... 1:16 in equal frames.",
-    train=FadePatterns(), catalog=(30,),
+    train=FadePatterns(), status="experimental", catalog=(30,),
 )  # fmt: skip
 add(
     "sdgf_geometric", Magnitude(), "1:4", BAMBHANIYA, "8N:8M, 4N:4M, 2N:2M, N:M: freedom of choice goes step by step.",
-    train=FadePatterns(ramp="geometric"), catalog=(30,),
+    train=FadePatterns(ramp="geometric"), status="experimental", catalog=(30,),
 )  # fmt: skip
 add(
     "bdwp", Magnitude(), "2:8", FANG, "Two of three products of training skip; 0.56 % of accuracy at 2:8.",
@@ -60,13 +60,13 @@ add(
 )  # fmt: skip
 add(
     "cast", Magnitude(), "2:4", CAST, "No mask until the end: L1 decay inside Adam prunes, row scales make it good; distil from the dense model.",
-    train=AdamShrink(), catalog=(162,),
+    train=AdamShrink(), status="experimental", catalog=(162,),
 )  # fmt: skip
 add(
     "gpusq", Magnitude(), "2:4", YU, "First stage: 2:4 held, distilled from logits and features of the dense model.",
-    train=Hold(), catalog=(179,),
+    train=Hold(), status="experimental", catalog=(179,),
 )  # fmt: skip
 add(
     "gpusq_qat", Magnitude(), "2:4", YU, "Second stage: the same support, fake-quantised weights and inputs.",
-    train=Quantised(), catalog=(179,),
+    train=Quantised(), status="experimental", catalog=(179,),
 )  # fmt: skip

@@ -24,18 +24,18 @@ PRASETYO = Source("Prasetyo, Yudistira and Widodo", 2023, "2307.11988", "Sparse 
 
 add(
     "ac_dc", Magnitude(), "global", PESTE, "Alternates dense and sparse phases; gains from longer training more than dense does.",
-    train=Alternate(), catalog=(101,),
+    train=Alternate(), status="experimental", catalog=(101,),
 )  # fmt: skip
 add(
     "hyper_sparse", Magnitude(), "global", GLANDORF, "A growing penalty on what is to go; pays at 99 % and more.",
-    train=Penalised(), catalog=(103,),
+    train=Penalised(), status="experimental", catalog=(103,),
 )  # fmt: skip
 add(
     "iss_p", Magnitude(), "tensor", WANG, "Shrinks the smallest a little every step, without a dense model first.",
     train=SoftShrink(), catalog=(70,),
 )  # fmt: skip
 add(
-    "iss_l2", Magnitude(), "tensor", WANG, "Soft shrinkage by a growing L2 penalty.", train=GrowingL2(), catalog=(70,),
+    "iss_l2", Magnitude(), "tensor", WANG, "Soft shrinkage by a growing L2 penalty.", train=GrowingL2(), status="experimental", catalog=(70,),
 )  # fmt: skip
 add(
     "autosparse", Magnitude(), "tensor", KUNDU, "Learned thresholds; masked weights keep a gradient that is annealed. Density emerges.",
@@ -47,13 +47,13 @@ add(
 )  # fmt: skip
 add(
     "gmp_harmonic", Magnitude(), "tensor", STAMATELIS, "A sparsity ramp that oscillates, so that weights return.",
-    schedule=Harmonic(), train=Regrow(), catalog=(118,),
+    schedule=Harmonic(), train=Regrow(), status="experimental", catalog=(118,),
 )  # fmt: skip
 add(
     "variational_dropout", Magnitude(), "tensor", MOLCHANOV, "Weights learn their noise; density emerges. Against magnitude better at high sparsity.",
-    train=Variational(), catalog=(144,),
+    train=Variational(), status="experimental", catalog=(144,),
 )  # fmt: skip
 add(
     "sparse_then_prune", Magnitude(), "global", PRASETYO, "Magnitude, after fine-tuning with the term `AttentionSparsity`.",
-    catalog=(71,),
+    status="experimental", catalog=(71,),
 )  # fmt: skip
