@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sparseworks.core.registry import Registry
+from sparseworks.core.site import Site
 
 if TYPE_CHECKING:
     from sparseworks.core.method import Method
@@ -31,6 +33,16 @@ class Trained(Protocol):
         ...
 
     @property
+    def site(self) -> Site:
+        """Where it lies in the model."""
+        ...
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """What the optimiser holds of it."""
+        ...
+
+    @property
     def mask(self) -> Bool[Tensor, "rows cols"]:
         """True = kept."""
         ...
@@ -38,6 +50,11 @@ class Trained(Protocol):
     @property
     def state(self) -> dict[str, Tensor]:
         """What the regime remembers about the site; saved and restored with the run."""
+        ...
+
+    @property
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Parameters of the regime's own, see `Training.learn`."""
         ...
 
     @property
@@ -70,6 +87,16 @@ class Training(Protocol):
     """What a regime sees of the run it is part of."""
 
     @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What trains it."""
+        ...
+
+    @property
     def method(self) -> Method:
         """Score, pattern, budget, allocation and schedule."""
         ...
@@ -87,6 +114,17 @@ class Training(Protocol):
     @property
     def progress(self) -> float:
         """Share of the run that is done, in [0, 1]."""
+        ...
+
+    def learn(self, site: Trained, name: str, start: Tensor) -> None:
+        """In `begin`: let the optimiser train `site.learned[name]` beside the weight, by the same rule, until the end.
+
+        Its gradient is what autograd or `before` gives it; it is saved and restored with the run.
+        """
+        ...
+
+    def at_end(self, undo: Callable[[], None]) -> None:
+        """Call `undo` when the run is finished: what takes changes of the model's modules back."""
         ...
 
     def scores(
@@ -115,7 +153,7 @@ class Training(Protocol):
 class Regime:
     """Hooks around an optimiser step; each does nothing unless a subclass says otherwise.
 
-    `begin` once; then for every step `before` (gradients are there), the optimiser, `after`, and `change` when the user
+    `attach` and `begin` once; then for every step `before` (gradients are there), the optimiser, `after`, and `change` when the user
     calls `Sparsifier.step()`; `end` at the end.
 
     A subclass is a frozen dataclass: what it remembers lies in `Trained.state`.
@@ -124,11 +162,13 @@ class Regime:
         dense: the optimiser trains a dense weight of which the model computes with a projection (straight-through);
             otherwise dropped entries are zero in the parameter itself.
         timed: the regime asks for `progress`, so the number of steps must be known.
+        emergent: how much is kept follows from training, whatever the budget says.
         gives: statistics that the regime keeps for scores, beside the gradient of the step.
     """
 
     dense: ClassVar[bool] = False
     timed: ClassVar[bool] = False
+    emergent: ClassVar[bool] = False
     gives: ClassVar[frozenset[type[Stat]]] = frozenset()
     registered_name: ClassVar[str]
 
@@ -136,6 +176,9 @@ class Regime:
     def needs(self) -> frozenset[type[Stat]]:
         """Statistics of the regime's own scores, beside those of the method's."""
         return frozenset()
+
+    def attach(self, run: Training) -> None:
+        """Add what the run needs to the model and the optimiser; at the start, and again where a run is resumed."""
 
     def begin(self, run: Training) -> None:
         """Choose the first supports."""

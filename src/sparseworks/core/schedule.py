@@ -84,6 +84,46 @@ class Cosine(Schedule):
         return self.end + (self.start - self.end) / 2 * (1.0 + math.cos(math.pi * t))
 
 
+@SCHEDULES.register("exponential")
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """exp(-rate t): how a dropped weight's share fades (Bambhaniya et al., 2024, arXiv 2402.04744)."""
+
+    rate: float = 5.0
+
+    def value(self, t: float) -> float:
+        """From 1 to exp(-rate)."""
+        return math.exp(-self.rate * t)
+
+
+@SCHEDULES.register("annealing")
+@dataclass(frozen=True)
+class Annealing(Schedule):
+    """start max((1 + cos(pi t)) / 2, 1 - sigmoid(12 t - 6)): which share of a gradient passes (Kundu et al., 2023, arXiv 2304.06941)."""
+
+    start: float = 0.75
+
+    def value(self, t: float) -> float:
+        """From `start` to (almost) 0."""
+        return self.start * max((1.0 + math.cos(math.pi * t)) / 2, 1.0 - 1.0 / (1.0 + math.exp(6.0 - 12.0 * t)))
+
+
+@SCHEDULES.register("harmonic")
+@dataclass(frozen=True)
+class Harmonic(Schedule):
+    """t - amplitude (1 - t) sin^2(pi cycles t), not below 0: a ramp that gives density back `cycles` times.
+
+    Source: Stamatelis et al., 2025, arXiv 2503.15172, as far as its text was to be had: the damping is the best reading.
+    """
+
+    cycles: int = 4
+    amplitude: float = 0.4
+
+    def value(self, t: float) -> float:
+        """From 0 to 1, up and down on the way."""
+        return max(t - self.amplitude * (1.0 - t) * math.sin(math.pi * self.cycles * t) ** 2, 0.0)
+
+
 @SCHEDULES.register("rounds")
 @dataclass(frozen=True)
 class Rounds(Schedule):

@@ -64,7 +64,8 @@ def _check_end(method: Method, model: nn.Module, supports: dict) -> None:
         require(
             alone.admits(support), f"{method.name}: {site.name} has a support that {method.pattern} does not admit."
         )
-    if method.pattern.quota not in ("equal", "live") and not method.budget.needs_scores:
+    emergent = method.train is not None and method.train.emergent
+    if method.pattern.quota not in ("equal", "live") and not method.budget.needs_scores and not emergent:
         total, kept = method.budget.total({s.name: s.size for s in listed}), sum(s.count for s in supports.values())
         require(kept == total, f"{method.name}: {kept} entries are kept at the end, the budget is {total}.")
 
@@ -90,6 +91,7 @@ def _start(method: Method, build: Build) -> tuple[nn.Module, torch.optim.Optimiz
 
 def _train(model: nn.Module, optimizer: torch.optim.Optimizer, sparsifier: Sparsifier, steps: range) -> None:
     for step in steps:
+        torch.manual_seed(step)  # a run that goes on restores the generator too
         optimizer.zero_grad()
         x, y = _batch(step)
         nn.functional.mse_loss(model(x), y).backward()

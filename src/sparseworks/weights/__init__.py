@@ -6,7 +6,16 @@ from sparseworks.core.method import method
 from sparseworks.weights.bits import MixedBits, search_bits
 from sparseworks.weights.channels import CHANNELS, ChannelMethod, PrunedChannels, prune_channels
 from sparseworks.weights.depth import Dropped, drop_layers
-from sparseworks.weights.distill import Embedding, Logits, Similarity, SquareHead, Task, Term
+from sparseworks.weights.distill import (
+    AttentionSparsity,
+    Embedding,
+    Features,
+    Logits,
+    Similarity,
+    SquareHead,
+    Task,
+    Term,
+)
 from sparseworks.weights.enforce import keep_support
 from sparseworks.weights.essential import Sweep, essential_sparsity, overlap
 from sparseworks.weights.folder import prune_folder
@@ -22,7 +31,7 @@ from sparseworks.weights.train import Sparsifier
 
 # `prune` and `recover` name functions here; their modules are reached by `from sparseworks.weights.prune import ...`.
 __all__ = [
-    "CHANNELS", "ChannelMethod", "Dropped", "Embedding", "Logits", "MixedBits", "Phase", "Pruned", "PrunedChannels",
+    "CHANNELS", "AttentionSparsity", "ChannelMethod", "Dropped", "Embedding", "Features", "Logits", "MixedBits", "Phase", "Pruned", "PrunedChannels",
     "Recovery", "Similarity", "SiteRow", "Sparsifier", "SquareHead", "Sweep", "Task", "Term", "drop_layers", "essential_sparsity",
     "keep_support", "method", "method_table", "overlap", "prune", "prune_channels", "prune_folder", "prune_in_phases",
     "prune_matrix", "quantise_groups", "recover", "search_bits", "track_movement",

@@ -133,6 +133,67 @@ class Task(Term):
         return loss
 
 
+@dataclass(frozen=True)
+class Features(Term):
+    """sum_l v_l mean((h_s - h_t)^2) over the outputs of the repeated blocks; no `layers` = v_l of 1 for the last, 0 for others.
+
+    Source: Yu et al., 2023, arXiv 2305.10727 (GPUSQ-ViT: the last stage while pruning, `Features.weighed` while quantising).
+    """
+
+    weight: float = 1.0
+    layers: tuple[float, ...] = ()
+    needs_hidden = True
+
+    def __call__(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """Weighted squared error."""
+        found = self.errors(student, teacher)
+        weights = found.new_tensor(self.layers) if self.layers else F.one_hot(torch.tensor(len(found) - 1), len(found))
+        if len(weights) != len(found):
+            raise ModelError(f"There are {len(weights)} weights of layers for {len(found)} blocks.")
+        return (weights.to(found) * found).sum()
+
+    @staticmethod
+    def errors(student: Outputs, teacher: Outputs) -> Float[Tensor, " blocks"]:
+        """mean((h_s - h_t)^2) block by block.
+
+        Raises:
+            ModelError: the model has no repeated blocks.
+        """
+        if not student.hidden:
+            raise ModelError("Features compares the outputs of repeated blocks, and this model has none.")
+        return torch.stack([(s - t).square().mean() for s, t in zip(student.hidden, teacher.hidden, strict=True)])
+
+    @classmethod
+    def weighed(cls, student: Outputs, teacher: Outputs, weight: float = 1.0) -> Features:
+        """Weights in proportion to the errors that are left, with a mean of 1: worse layers count more."""
+        errors = cls.errors(student, teacher).detach()
+        return cls(weight, tuple((errors / errors.mean().clamp(min=1e-12)).tolist()))
+
+
+@dataclass(frozen=True)
+class AttentionSparsity(Term):
+    """sum over layers of mean(log(1 + A^2)), A the attention probabilities (`output_attentions=True`).
+
+    A regulariser of fine-tuning, after which weights are pruned by magnitude; it acts on attention maps and not on weights.
+
+    Source: Prasetyo et al., 2023, arXiv 2307.11988 (Sparse then prune); the weight is theirs.
+    """
+
+    weight: float = 0.01
+
+    def __call__(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """Larger where attention is sharp.
+
+        Raises:
+            ModelError: the output holds no attention maps.
+        """
+        del teacher
+        maps = getattr(student.output, "attentions", None)
+        if not maps:
+            raise ModelError("AttentionSparsity needs `output.attentions`: run the model with output_attentions=True.")
+        return torch.stack([a.float().square().log1p().mean() for a in maps]).sum()
+
+
 class Taps:
     """Forward hooks that collect the output of every repeated block of a model.
 

@@ -11,7 +11,6 @@ from sparseworks.weights.methods.oneshot import MOCANU
 from sparseworks.weights.train.dropgrow import DropGrow
 from sparseworks.weights.train.fanin import FanInDropGrow
 from sparseworks.weights.train.gradual import Gradual
-from sparseworks.weights.train.straight import Straight
 
 ZHU = Source("Zhu and Gupta", 2017, "1710.01878", "To prune, or not to prune")
 EVCI = Source("Evci, Gale, Menick, Castro and Elsen", 2020, "1911.11134", "Rigging the lottery")
@@ -27,8 +26,6 @@ LIU = Source("Liu, Chen, Chen, Atashgahi, Yin, Kou, Shen, Pechenizkiy, Wang and 
 WU = Source(
     "Wu, Wen, Zhang, Xia, Liang, Zheng, Wen and Wang", 2024, "2403.02914", "Dynamic sparse training of input regions"
 )
-BENGIO = Source("Bengio, Léonard and Courville", 2013, "1308.3432", "Estimating or propagating gradients")
-ZHOU = Source("Zhou, Ma, Zhu, Liu, Zhang, Yuan, Sun and Li", 2021, "2102.04010", "Learning N:M from scratch")
 
 add(
     "gmp", Magnitude(), "tensor", ZHU, "Gradual magnitude pruning: fast first, slow at the end.",
@@ -70,9 +67,4 @@ add(
 add(
     "dynst", SNIP(), "tensor", WU, "Regions of the input, see `RegionGate`: the least |mask gradient| go, gradients bring some back.",
     schedule=Cosine(0.3), train=DropGrow(ramp=Cubic()), catalog=(98,),
-)  # fmt: skip
-add("ste", Magnitude(), "2:4", BENGIO, "Plain straight-through training of N:M weights.", train=Straight())
-add(
-    "sr_ste", Magnitude(), "2:4", ZHOU, "Straight-through training in which dropped weights decay, so that supports settle.",
-    train=Straight(decay=2e-4), catalog=(89,),
 )  # fmt: skip

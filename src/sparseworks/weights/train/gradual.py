@@ -49,3 +49,21 @@ class Gradual(Regime):
         if not self.regrow:
             scores = {s.name: scores[s.name].masked_fill(~s.mask, -torch.inf) for s in run.sites}
         run.keep(run.choose(scores, run.counts(share)))
+
+
+@REGIMES.register("regrow")
+@dataclass(frozen=True)
+class Regrow(Gradual):
+    """Gradual pruning whose dropped weights are kept, without gradients, and return with their values when the schedule falls.
+
+    `regrow` makes no difference: every choice is among all entries.
+    """
+
+    stop: float = 1.0
+    regrow: bool = True
+    dense = True
+
+    def before(self, run: Training) -> None:
+        """Dropped weights do not move."""
+        for site in run.sites:
+            site.set_gradient(site.gradient() * site.mask)

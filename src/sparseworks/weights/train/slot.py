@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -81,7 +82,13 @@ class Place:
     slot: Slot
     mask: Bool[Tensor, "rows cols"]
     state: dict[str, Tensor] = field(default_factory=dict)
+    learned: dict[str, nn.Parameter] = field(default_factory=dict)
     remembered: Tensor | None = None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """What the optimiser holds."""
+        return self.slot.parameter
 
     @property
     def name(self) -> str:
@@ -133,6 +140,18 @@ class Place:
         self.site.put(tensor, gradient)
         if tensor is not target:
             local(target).copy_(local_like(tensor, target))
+
+
+def group_of(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+    """The parameter group that holds `parameter`."""
+    return next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+
+
+def forget(optimizer: Optimizer, parameter: nn.Parameter) -> None:
+    """Take a parameter out of the optimiser."""
+    group = group_of(optimizer, parameter)
+    group["params"] = [p for p in group["params"] if p is not parameter]
+    optimizer.state.pop(parameter, None)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from sparseworks.core.allocator import Evidence
 from sparseworks.core.errors import BudgetError, CheckpointError, MissingStatError, ModelError
 from sparseworks.core.method import METHODS, Method
-from sparseworks.core.regime import ACROSS, Counts, Regime
+from sparseworks.core.regime import ACROSS, Counts, Regime, Trained
 from sparseworks.core.score import Score
 from sparseworks.core.select import select_mask
 from sparseworks.core.site import Site
@@ -28,7 +28,7 @@ from sparseworks.stream.gradients import Loss
 from sparseworks.weights.decide import across
 from sparseworks.weights.prune import prune, reseeded
 from sparseworks.weights.train.hold import Hold
-from sparseworks.weights.train.slot import Place, Slot, local, local_like, project
+from sparseworks.weights.train.slot import Place, Slot, forget, group_of, local, local_like, project
 from sparseworks.weights.train.watch import SEEN, Watch
 
 
@@ -105,6 +105,7 @@ class Sparsifier:
             for s in listed
         ]
         self._pending = False
+        self._undo: list[Callable[[], None]] = []
         needs = self.method.score.needs | self.regime.needs if self.method.train else frozenset()
         self._watch = Watch(model, listed, needs)
         self._final: Counts = {} if self._prunes_now else self._counted(listed)
@@ -112,7 +113,13 @@ class Sparsifier:
         if self.regime.dense:
             for slot in self._slots.values():
                 slot.master = local(slot.parameter.detach()).clone()
+        self.regime.attach(self)
         if state is not None:
+            if any(place.learned for place in self.sites):
+                raise CheckpointError(
+                    f"Method {self.method.name!r} trains parameters of its own, whose optimiser state was not loaded: build the "
+                    f"sparsifier without `state`, load the optimiser, then `sparsifier.load_state_dict(state)`."
+                )
             self.load_state_dict(state)
         elif self._prunes_now:
             found = prune(model, self.method, data, sites=listed, loss=loss, progress=False)
@@ -156,8 +163,12 @@ class Sparsifier:
         for slot in self._slots.values():
             local(slot.parameter.data).copy_(slot.dense)
             slot.master = None
-        for handle in self._handles:
-            handle.remove()
+        for place in self.sites:
+            for parameter in place.learned.values():
+                forget(self.optimizer, parameter)
+        for undo in [*(handle.remove for handle in self._handles), *reversed(self._undo)]:
+            undo()
+        self._undo.clear()
         self._watch.close()
         return self.supports
 
@@ -179,6 +190,7 @@ class Sparsifier:
             "history": [(e.step, e.kept, e.dropped, e.grown) for e in self.history],
             "supports": {p.name: Support.from_mask(p.mask).bits() for p in self.sites},
             "states": {p.name: {k: v.clone() for k, v in p.state.items()} for p in self.sites},
+            "learned": {p.name: {k: v.detach().clone() for k, v in p.learned.items()} for p in self.sites},
             "masters": {n: s.master.clone() for n, s in self._slots.items() if s.master is not None},
         }
 
@@ -198,7 +210,9 @@ class Sparsifier:
         self.history = [Event(*entry) for entry in state["history"]]
         for place in self.sites:
             place.mask = Support.from_bits(state["supports"][place.name], place.shape).mask().to(place.mask.device)
-            place.state = {k: v.clone() for k, v in state["states"][place.name].items()}
+            place.state = {k: v.clone().to(place.mask.device) for k, v in state["states"][place.name].items()}
+            for key, value in state["learned"][place.name].items():
+                place.learned[key].data.copy_(value)
         for name, master in state["masters"].items():
             self._slots[name].master = master.clone().to(self._slots[name].parameter.device)
         self._refresh()
@@ -213,6 +227,15 @@ class Sparsifier:
     def progress(self) -> float:
         """Share of the run that is done, in [0, 1]."""
         return min(self.done / self.steps, 1.0) if self.steps else 0.0
+
+    def learn(self, site: Trained, name: str, start: Tensor) -> None:
+        """Let the optimiser train `site.learned[name]` in the group of the site's parameter."""
+        site.learned[name] = nn.Parameter(start.detach().clone())
+        group_of(self.optimizer, site.parameter)["params"].append(site.learned[name])
+
+    def at_end(self, undo: Callable[[], None]) -> None:
+        """Call `undo` in `finish`."""
+        self._undo.append(undo)
 
     def scores(
         self, score: Score | None = None, known: Mapping[str, Sequence[Stat]] | None = None

@@ -14,7 +14,8 @@ from sparseworks.io.tensors import Entry, safetensors_chunks
 from sparseworks.weights.train.sparsifier import Sparsifier
 
 _FACTS = "sparseworks"
-_GROUPS = ("supports", "states", "masters")
+_GROUPS = ("supports", "states", "learned", "masters")
+_NESTED = ("states", "learned")
 
 
 def save_state(path: Path | str, sparsifier: Sparsifier) -> None:
@@ -26,7 +27,8 @@ def save_state(path: Path | str, sparsifier: Sparsifier) -> None:
     state = sparsifier.state_dict()
     facts = {key: value for key, value in state.items() if key not in _GROUPS}
     tensors = {f"supports|{name}": t for name, t in state["supports"].items()}
-    tensors |= {f"states|{name}|{key}": t for name, held in state["states"].items() for key, t in held.items()}
+    for group in _NESTED:
+        tensors |= {f"{group}|{name}|{key}": t for name, held in state[group].items() for key, t in held.items()}
     tensors |= {f"masters|{name}": t for name, t in state["masters"].items()}
     try:
         entries = [Entry.of(name, tensor.contiguous()) for name, tensor in tensors.items()]
@@ -48,10 +50,10 @@ def load_state(path: Path | str) -> dict[str, Any]:
             state = json.loads(file.metadata()[_FACTS]) | {group: {} for group in _GROUPS}
             for key in file.keys():  # noqa: SIM118
                 group, *names = key.split("|")
-                if group == "states":
+                if group in _NESTED:
                     state[group].setdefault(names[0], {})[names[1]] = file.get_tensor(key)
                 else:
                     state[group][names[0]] = file.get_tensor(key)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path} is not a readable state of sparse training ({error}).") from error
-    return state | {"states": {name: state["states"].get(name, {}) for name in state["supports"]}}
+    return state | {group: {name: state[group].get(name, {}) for name in state["supports"]} for group in _NESTED}

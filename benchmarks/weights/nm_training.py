@@ -1,0 +1,184 @@
+"""How much does N:M training lose at which N:M, method by method, in equal steps?
+
+The model is a character-level language model: the embeddings of the last 16 characters, two hidden layers, which become N:M,
+and a head, which stays dense. Every method starts from the same dense model and has the same steps on the same batches; AST
+and CAST learn from the dense model too, as they prescribe, and beside them SR-STE does. BDWP's second mask lies on the outputs.
+The figure is the mean loss of a held-out tenth, in nats a character.
+
+    python benchmarks/weights/nm_training.py --text tinyshakespeare.txt.gz --threads 1 --json nm_training
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import arguments, store, table
+
+import sparseworks as sw
+from sparseworks.core.method import Method
+from sparseworks.evaluate import documentation_passages, read_texts
+from sparseworks.weights.train import AdamDecay, AdamShrink, FadePatterns, FadeValues, Straight
+
+CONTEXT, EMBEDDING, WIDTH, BATCH, RATE = 16, 16, 256, 128, 2e-3
+PATTERNS = ("2:4", "1:4", "1:8", "1:16")
+ONE_SHOT = "magnitude, one shot"
+DENSE = "dense, as many steps more"
+
+
+def methods(steps: int) -> dict[str, tuple[Method | None, bool]]:
+    """Name -> (method, whether the dense model teaches)."""
+    # The decays are per step; papers have 10^4 to 10^6 steps, so each is set to what that many times the published one would do here.
+    decay = min(1.0 / steps, 5e-3)
+    return {
+        DENSE: (None, False),
+        "STE": (sw.method("ste"), False),
+        "SR-STE": (sw.method("sr_ste", train=Straight(decay=decay)), False),
+        "MdGf-linear": (sw.method("mdgf_linear", train=FadeValues(start=0.0, stop=0.5)), False),
+        "MdGf-exp": (sw.method("mdgf_exp", train=FadeValues(start=0.0, stop=0.5)), False),
+        "SdGf-stepwise": (sw.method("sdgf_stepwise", train=FadePatterns(start=0.0, stop=0.5)), False),
+        "SdGf-geometric": (
+            sw.method("sdgf_geometric", train=FadePatterns(start=0.0, stop=0.5, ramp="geometric")),
+            False,
+        ),
+        "BDWP": (sw.method("bdwp"), False),
+        "SR-STE, taught": (sw.method("sr_ste", train=Straight(decay=decay)), True),
+        "AST, taught": (sw.method("ast", train=AdamDecay(decay=6e-4)), True),
+        "CAST, taught": (sw.method("cast", train=AdamShrink(decay=2e-3)), True),
+    }
+
+
+class Characters(nn.Module):
+    """The last characters -> logits of the next."""
+
+    def __init__(self, vocabulary: int):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, EMBEDDING)
+        self.hidden = nn.Sequential(
+            nn.Linear(CONTEXT * EMBEDDING, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()
+        )
+        self.head = nn.Linear(WIDTH, vocabulary)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.hidden(self.embed(ids).flatten(1)))
+
+
+class Text:
+    """Windows of a text: the last tenth is held out."""
+
+    def __init__(self, text: str, windows: int):
+        letters = {c: i for i, c in enumerate(sorted(set(text)))}
+        ids = torch.tensor([letters[c] for c in text])
+        self.vocabulary, cut = len(letters), len(ids) * 9 // 10
+        self.train, rest = ids[:cut], ids[cut:]
+        at = torch.linspace(0, len(rest) - CONTEXT - 1, windows).long()
+        self.held = self._at(rest, at)
+
+    def batch(self, seed: int) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        return self._at(self.train, torch.randint(0, len(self.train) - CONTEXT, (BATCH,), generator=g))
+
+    def _at(self, ids: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        windows = ids[at[:, None] + torch.arange(CONTEXT + 1)]
+        return windows[:, :-1], windows[:, -1]
+
+    @torch.no_grad()
+    def loss(self, model: nn.Module) -> float:
+        """Nats a character on the held-out part."""
+        return float(F.cross_entropy(model(self.held[0]), self.held[1]))
+
+
+def trained(
+    model: nn.Module, text: Text, steps: int, seed: int, method: Method | None = None, teacher: nn.Module | None = None
+) -> nn.Module:
+    """`steps` of AdamW, the rate warmed up and let down by a cosine to a tenth."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    run = None
+    if method is not None:
+        run = sw.Sparsifier(model, method, optimizer, steps=steps, skip=["head", "embed"])
+    for i in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min((i + 1) / (0.05 * steps), 0.55 + 0.45 * math.cos(math.pi * i / steps))
+        ids, labels = text.batch(seed * 1_000_003 + i)
+        logits = model(ids)
+        loss = F.cross_entropy(logits, labels)
+        if teacher is not None:
+            with torch.no_grad():
+                wanted = F.log_softmax(teacher(ids), -1)
+            loss = loss / 3 + 2 / 3 * F.kl_div(
+                F.log_softmax(logits, -1), wanted, log_target=True, reduction="batchmean"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if run is not None:
+            run.step()
+    if run is not None:
+        run.finish()
+    return model
+
+
+def one_seed(text: Text, seed: int, first: int, steps: int, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    """Method -> pattern -> loss."""
+    torch.manual_seed(seed)
+    dense = trained(Characters(text.vocabulary), text, first, seed + 100)
+    found: dict[str, dict[str, float]] = {ONE_SHOT: {"dense": text.loss(dense)}}
+    for pattern in PATTERNS:
+        pruned = copy.deepcopy(dense)
+        sw.prune(pruned, sw.method("magnitude", pattern=pattern), skip=["head", "embed"], progress=False)
+        found[ONE_SHOT][pattern] = text.loss(pruned)
+    for name, (method, taught) in methods(steps).items():
+        found[name] = {}
+        for pattern in PATTERNS if method is not None else ("dense",):
+            chosen = method.with_(pattern=pattern) if method is not None else None
+            model = trained(copy.deepcopy(dense), text, steps, seed, chosen, dense if taught else None)
+            found[name][pattern] = text.loss(model)
+        say(f"seed {seed}  {name:<28} " + "  ".join(f"{p} {v:.4f}" for p, v in found[name].items()))
+    return found
+
+
+def summary(seeds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Method -> pattern -> mean, low and high over the seeds."""
+    return {name: {p: spread([s[name][p] for s in seeds]) for p in patterns} for name, patterns in seeds[0].items()}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"mean": sum(values) / len(values), "low": min(values), "high": max(values)}
+
+
+def main() -> None:
+    args = arguments(
+        __doc__ or "",
+        text={"type": Path, "help": "text to train and measure on (.txt, .jsonl, also .gz); default: documentation"},
+        seeds={"type": int, "default": 3, "help": "repetitions"},
+        first={"type": int, "default": 1500, "help": "steps of the dense model"},
+        steps={"type": int, "default": 400, "help": "steps of every method"},
+    )
+    seeds, first, steps = (1, 40, 30) if args.quick else (args.seeds, args.first, args.steps)
+    whole = "\n".join(
+        read_texts(args.text, paragraphs=False)
+        if args.text
+        else [p.whole for p in documentation_passages(held_out=False)]
+    )
+    text = Text(whole, 512 if args.quick else 8192)
+    runs = [one_seed(text, seed, first, steps, lambda line: print(line, flush=True)) for seed in range(seeds)]
+    found = summary(runs)
+    head = ("method", "dense", *PATTERNS)
+    rows = [(n, *(f"{f[p]['mean']:.4f}" if p in f else "" for p in head[1:])) for n, f in found.items()]
+    table(f"nats a character after {steps} steps, mean of {seeds} seeds", head, rows)
+    setting: dict[str, Any] = {"text": args.text.name if args.text else "documentation", "seeds": seeds}
+    setting |= {"steps": steps, "steps of the dense model": first, "width": WIDTH, "characters": len(whole)}
+    store("nm_training", [], args.json, setting=setting, loss=found)
+
+
+if __name__ == "__main__":
+    main()

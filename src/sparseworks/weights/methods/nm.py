@@ -1,0 +1,72 @@
+"""Methods that train N:M weights."""
+
+from __future__ import annotations
+
+from sparseworks.core.method import Source
+from sparseworks.core.schedule import Exponential, Linear
+from sparseworks.scores import Magnitude
+from sparseworks.weights.methods.add import add
+from sparseworks.weights.train.adam import AdamDecay, AdamShrink
+from sparseworks.weights.train.bidirectional import Bidirectional
+from sparseworks.weights.train.fade import FadePatterns, FadeValues
+from sparseworks.weights.train.hold import Hold
+from sparseworks.weights.train.quantised import Quantised
+from sparseworks.weights.train.straight import Straight
+
+BENGIO = Source("Bengio, Léonard and Courville", 2013, "1308.3432", "Estimating or propagating gradients")
+ZHOU = Source("Zhou, Ma, Zhu, Liu, Zhang, Yuan, Sun and Li", 2021, "2102.04010", "Learning N:M from scratch")
+BAMBHANIYA = Source(
+    "Bambhaniya, Yazdanbakhsh, Subramanian, Kao, Agrawal, Evci and Krishna",
+    2024,
+    "2402.04744",
+    "Progressive gradient flow",
+)
+FANG = Source("Fang, Sun, Zhou and Wang", 2023, "2309.13015", "Efficient N:M sparse training (BDWP)")
+AST = Source("Huang, Hu, Jian, Zhu and Chen", 2024, "2407.20584", "Pruning large language models with AST")
+CAST = Source("Huang, Hu, Zhu and Chen", 2025, "2509.25996", "Continuous adaptive sparse trainer")
+
+YU = Source(
+    "Yu, Chen, Gan and Fan", 2023, "2305.10727", "Boost vision transformer with GPU-friendly sparsity and quantization"
+)
+
+add("ste", Magnitude(), "2:4", BENGIO, "Plain straight-through training of N:M weights.", train=Straight())
+add(
+    "sr_ste", Magnitude(), "2:4", ZHOU, "Straight-through training in which dropped weights decay, so that supports settle.",
+    train=Straight(decay=2e-4), catalog=(89,),
+)  # fmt: skip
+add(
+    "mdgf_linear", Magnitude(), "1:16", BAMBHANIYA, "Dropped weights fade linearly: above 80 % sparsity better than SR-STE.",
+    schedule=Linear(1.0, 0.0), train=FadeValues(), status="experimental", catalog=(30,),
+)  # fmt: skip
+add(
+    "mdgf_exp", Magnitude(), "1:16", BAMBHANIYA, "Dropped weights fade exponentially: the better of the two on vision.",
+    schedule=Exponential(), train=FadeValues(), catalog=(30,),
+)  # fmt: skip
+add(
+    "sdgf_stepwise", Magnitude(), "1:16", BAMBHANIYA, "15:16, 8:16, 4:16 ... 1:16 in equal frames.",
+    train=FadePatterns(), status="experimental", catalog=(30,),
+)  # fmt: skip
+add(
+    "sdgf_geometric", Magnitude(), "1:4", BAMBHANIYA, "8N:8M, 4N:4M, 2N:2M, N:M: freedom of choice goes step by step.",
+    train=FadePatterns(ramp="geometric"), status="experimental", catalog=(30,),
+)  # fmt: skip
+add(
+    "bdwp", Magnitude(), "2:8", FANG, "Two of three products of training skip; 0.56 % of accuracy at 2:8.",
+    train=Bidirectional(), catalog=(36,),
+)  # fmt: skip
+add(
+    "ast", Magnitude(), "2:4", AST, "Retrains a dense model to 2:4: annealed decay of dropped weights inside Adam; distil from the dense model.",
+    train=AdamDecay(), catalog=(174,),
+)  # fmt: skip
+add(
+    "cast", Magnitude(), "2:4", CAST, "No mask until the end: L1 decay inside Adam prunes, row scales make it good; distil from the dense model.",
+    train=AdamShrink(), status="experimental", catalog=(162,),
+)  # fmt: skip
+add(
+    "gpusq", Magnitude(), "2:4", YU, "First stage: 2:4 held, distilled from logits and features of the dense model.",
+    train=Hold(), status="experimental", catalog=(179,),
+)  # fmt: skip
+add(
+    "gpusq_qat", Magnitude(), "2:4", YU, "Second stage: the same support, fake-quantised weights and inputs.",
+    train=Quantised(), status="experimental", catalog=(179,),
+)  # fmt: skip

@@ -1,0 +1,99 @@
+"""What retraining to N:M promises, on a language of 16 letters whose next letter depends on two."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import sparseworks as sw
+from sparseworks.core.method import Method
+from sparseworks.weights.train import AdamDecay, AdamShrink
+
+LETTERS, CONTEXT, STEPS = 16, 4, 200
+
+
+@pytest.fixture(scope="module")
+def windows() -> tuple[Tensor, Tensor]:
+    """One-hot contexts and the letters that follow."""
+    g = torch.Generator().manual_seed(0)
+    chances = torch.softmax(2.5 * torch.randn(LETTERS, LETTERS, LETTERS, generator=g), -1)
+    a = b = torch.zeros(256, dtype=torch.long)
+    letters = []
+    for _ in range(100):
+        a, b = b, torch.multinomial(chances[a, b], 1, generator=g)[:, 0]
+        letters.append(b)
+    cut = torch.stack(letters, 1).unfold(1, CONTEXT + 1, 1).reshape(-1, CONTEXT + 1)
+    cut = cut[torch.randperm(len(cut), generator=g)]
+    return F.one_hot(cut[:, :CONTEXT], LETTERS).flatten(1).float(), cut[:, CONTEXT]
+
+
+def trained(model, windows, steps, rate, method: Method | None = None, teacher=None) -> tuple[float, float]:
+    """Held-out loss before and after the final support is imposed."""
+    inputs, labels = windows
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    run = sw.Sparsifier(model, method, optimizer, steps=steps) if method else None
+    for i in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * min(20 * (i + 1) / steps, 0.55 + 0.45 * math.cos(math.pi * i / steps))
+        at = torch.randint(4096, len(inputs), (128,), generator=torch.Generator().manual_seed(i))
+        optimizer.zero_grad()
+        logits = model(inputs[at])
+        loss = F.cross_entropy(logits, labels[at])
+        if teacher is not None:
+            with torch.no_grad():
+                wanted = F.log_softmax(teacher(inputs[at]), -1)
+            taught = F.kl_div(F.log_softmax(logits, -1), wanted, log_target=True, reduction="batchmean")
+            loss = loss / 3 + 2 / 3 * taught
+        loss.backward()
+        optimizer.step()
+        if run:
+            run.step()
+    before = held(model, windows)
+    if run:
+        run.finish()
+    return before, held(model, windows)
+
+
+@torch.no_grad()
+def held(model, windows) -> float:
+    return float(F.cross_entropy(model(windows[0][:4096]), windows[1][:4096]))
+
+
+@pytest.fixture(scope="module")
+def dense(windows) -> nn.Module:
+    torch.manual_seed(0)
+    wide = 64
+    model = nn.Sequential(
+        nn.Linear(CONTEXT * LETTERS, wide), nn.ReLU(), nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, LETTERS)
+    )
+    trained(model, windows, 500, 1e-2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def retrained(windows, dense):
+    """Method -> losses before and after the final cut to 1:4, the dense model teaching."""
+    methods = {
+        "sr_ste": sw.method("sr_ste", pattern="1:4"),
+        "ast": sw.method("ast", pattern="1:4", train=AdamDecay(decay=6e-3)),
+        "cast": sw.method("cast", pattern="1:4", train=AdamShrink(decay=5e-2)),
+    }
+    found = {n: trained(copy.deepcopy(dense), windows, STEPS, 3e-3, m, dense) for n, m in methods.items()}
+    print("dense", held(dense, windows), found)
+    return found
+
+
+def test_ast_loses_less_than_sr_ste_and_that_less_than_one_shot(windows, dense, retrained):
+    pruned = copy.deepcopy(dense)
+    sw.prune(pruned, sw.method("sparsegpt", pattern="1:4"), [windows[0][4096:8192]], progress=False)
+    print("sparsegpt", held(pruned, windows))
+    assert retrained["ast"][1] < retrained["sr_ste"][1] - 0.02 and retrained["sr_ste"][1] < held(pruned, windows)
+
+
+def test_the_final_cut_of_cast_changes_next_to_nothing(retrained):
+    before, after = retrained["cast"]
+    assert abs(after - before) < 0.005 * before
