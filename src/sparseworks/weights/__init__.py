@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparseworks.core.method import method
+from sparseworks.weights.cycles import Cycled, Lap, Round, average, cycles, greedy_average, recalibrate
 from sparseworks.weights.distill import Embedding, Logits, Similarity, SquareHead, Task, Term
 from sparseworks.weights.enforce import keep_support
 from sparseworks.weights.folder import prune_folder
@@ -16,6 +17,6 @@ from sparseworks.weights.train import Sparsifier
 
 # `prune` and `recover` name functions here; their modules are reached by `from sparseworks.weights.prune import ...`.
 __all__ = [
-    "Embedding", "Logits", "Pruned", "Recovery", "Similarity", "SiteRow", "Sparsifier", "SquareHead", "Task", "Term", "keep_support",
-    "method", "method_table", "prune", "prune_folder", "prune_matrix", "recover", "track_movement",
+    "Cycled", "Embedding", "Lap", "Logits", "Pruned", "Recovery", "Round", "Similarity", "SiteRow", "Sparsifier", "SquareHead", "Task", "Term", "keep_support",
+    "average", "cycles", "greedy_average", "method", "method_table", "prune", "prune_folder", "prune_matrix", "recalibrate", "recover", "track_movement",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparseworks.core.method import METHODS
+from sparseworks.weights.methods import cycles as cycles
 from sparseworks.weights.methods import oneshot as oneshot
 from sparseworks.weights.methods import training as training
 
