@@ -10,11 +10,13 @@ from sparseworks.weights.methods.add import add
 from sparseworks.weights.methods.oneshot import MOCANU
 from sparseworks.weights.train.dropgrow import DropGrow
 from sparseworks.weights.train.gradual import Gradual
+from sparseworks.weights.train.popup import EdgePopup
 from sparseworks.weights.train.straight import Straight
 
 ZHU = Source("Zhu and Gupta", 2017, "1710.01878", "To prune, or not to prune")
 EVCI = Source("Evci, Gale, Menick, Castro and Elsen", 2020, "1911.11134", "Rigging the lottery")
 BENGIO = Source("Bengio, Léonard and Courville", 2013, "1308.3432", "Estimating or propagating gradients")
+RAMANUJAN = Source("Ramanujan, Wortsman, Kembhavi, Farhadi and Rastegari", 2020, "1911.13299", "What's hidden in a random network?")
 ZHOU = Source("Zhou, Ma, Zhu, Liu, Zhang, Yuan, Sun and Li", 2021, "2102.04010", "Learning N:M from scratch")
 
 add(
@@ -33,4 +35,8 @@ add("ste", Magnitude(), "2:4", BENGIO, "Plain straight-through training of N:M w
 add(
     "sr_ste", Magnitude(), "2:4", ZHOU, "Straight-through training in which dropped weights decay, so that supports settle.",
     train=Straight(decay=2e-4), catalog=(89,),
+)  # fmt: skip
+add(
+    "edge_popup", Magnitude(), "tensor", RAMANUJAN, "Weights stay as drawn; the subnetwork is learned.",
+    train=EdgePopup(), catalog=(131,),
 )  # fmt: skip
