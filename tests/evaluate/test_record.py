@@ -18,7 +18,15 @@ def record(name="random_erk", **changes):
     method = sw.method(name, density=0.25)
     supports = sw.prune(model, sw.method("magnitude", density=0.25), progress=False).supports
     facts = describe(method, supports, sites(model))
-    given = {"task": "digits", "metric": "accuracy", "value": 90.0, "parent": 192, "epochs": 10, "examples": 600, "hardware": "CPU"}
+    given = {
+        "task": "digits",
+        "metric": "accuracy",
+        "value": 90.0,
+        "parent": 192,
+        "epochs": 10,
+        "examples": 600,
+        "hardware": "CPU",
+    }
     return Record(**{**facts, **given, **changes})
 
 

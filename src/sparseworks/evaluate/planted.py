@@ -51,7 +51,9 @@ class Planted:
         """
         if not set(self.supports) <= set(found):
             raise ShapeError(f"Supports of {sorted(self.supports)} are needed, got {sorted(found)}.")
-        return sum((found[n] & s).count for n, s in self.supports.items()) / sum(s.count for s in self.supports.values())
+        return sum((found[n] & s).count for n, s in self.supports.items()) / sum(
+            s.count for s in self.supports.values()
+        )
 
 
 def plant(target: Sequence[Layer], width: int, seed: int = 0) -> Planted:

@@ -162,4 +162,3 @@ def _unlike(a: Record, b: Record, allow: set[str], tolerance: float) -> str | No
         if name not in allow and abs(x - y) > tolerance * max(abs(x), abs(y)):
             return f"their {name} differ ({x:.3g} and {y:.3g})"
     return None
-

@@ -47,7 +47,10 @@ def flowing(
     """
     masks = {name: s.mask().clone() for name, s in supports.items()}
     generator = torch.Generator().manual_seed(seed)
-    needs = {name: (torch.zeros(m.shape[0], dtype=torch.bool), torch.zeros(m.shape[1], dtype=torch.bool)) for name, m in masks.items()}
+    needs = {
+        name: (torch.zeros(m.shape[0], dtype=torch.bool), torch.zeros(m.shape[1], dtype=torch.bool))
+        for name, m in masks.items()
+    }
     known = {s.name for s in sites}
     for coupling in couplings:
         for m in coupling.members:

@@ -76,7 +76,9 @@ class GraphNet(nn.Module):
         for a, b in edges:
             mask[max(a, b), min(a, b)] = True
         self.register_buffer("mask", mask)
-        self.weight = nn.Parameter(torch.randn(nodes, nodes) * mask / mask.sum(1, keepdim=True).clamp(min=1).sqrt() * 2**0.5)
+        self.weight = nn.Parameter(
+            torch.randn(nodes, nodes) * mask / mask.sum(1, keepdim=True).clamp(min=1).sqrt() * 2**0.5
+        )
         self.bias = nn.Parameter(torch.zeros(nodes))
         self.first = [v for v in range(nodes) if not mask[v].any()]
         self.last = [v for v in range(nodes) if not mask[:, v].any()]
@@ -129,4 +131,3 @@ def graph_features(edges: Sequence[tuple[int, int]]) -> dict[str, float]:
 
 def _pair(a: int, b: int) -> tuple[int, int]:
     return (min(a, b), max(a, b))
-

@@ -47,7 +47,9 @@ def random_search(
     """
     listed = couplings(model)
     if not listed or tries < 1:
-        raise BudgetError(f"A search needs coupled units and at least one try; got {len(listed)} couplings, {tries} tries.")
+        raise BudgetError(
+            f"A search needs coupled units and at least one try; got {len(listed)} couplings, {tries} tries."
+        )
     members = {m.site for c in listed for m in c.members}
     sites = [s for s in find_sites(model) if s.name in members]
     start, losses, best = copied(model), [], None

@@ -123,7 +123,9 @@ def search_activations(
         BudgetError: no layers, no tries, or fewer than two operators.
     """
     if layers < 1 or tries < 1 or history < 1 or len(operators) < 2:
-        raise BudgetError(f"A search needs layers, tries, a history and two operators, got {layers}, {tries}, {history}.")
+        raise BudgetError(
+            f"A search needs layers, tries, a history and two operators, got {layers}, {tries}, {history}."
+        )
     draw, known = random.Random(seed), {}
 
     def value(choice: tuple[str, ...]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -28,7 +30,7 @@ def test_a_fifth_of_the_survivors_goes_every_round_and_nothing_comes_back(digits
     found = sw.cycles(model, sw.method("imp_finetune", density=0.5), digits.train(5), each=each, progress=False)
     assert [round(r.density, 2) for r in found.rounds] == [1.0, 0.8, 0.64, 0.51, 0.5]
     assert sum(s.count for s in found.supports.values()) == round(0.5 * whole)
-    for old, new in zip(seen, seen[1:], strict=False):
+    for old, new in pairwise(seen):
         assert all(not (new[name] & ~old[name]).any() for name in new)
     for s in sites(model):
         assert not s.read(model)[~found.supports[s.name].mask()].any()
@@ -73,7 +75,9 @@ def test_rewinding_starts_every_round_from_the_same_early_weights(digits):
 
 
 def test_a_run_that_was_cut_off_ends_like_one_that_was_not(digits, tmp_path):
-    method = sw.method("ap", density=0.2, schedule=Survivors(0.4), cycle=Cycle(rewind=0.2, copies=2, tail=0.5, activate=0.2))
+    method = sw.method(
+        "ap", density=0.2, schedule=Survivors(0.4), cycle=Cycle(rewind=0.2, copies=2, tail=0.5, activate=0.2)
+    )
     whole = digits.net()
     expected = sw.cycles(whole, method, digits.train(10), steps=10, progress=False)
     calls = []

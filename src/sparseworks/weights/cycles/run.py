@@ -312,7 +312,9 @@ def _checked(
     if not sites:
         raise ModelError("Nothing to prune: the model has no sites, or `skip` leaves all of them dense.")
     if method.pattern.fixed_density is not None or method.budget.needs_scores:
-        raise BudgetError(f"Method {method.name!r}: a cycle prunes to one count after another, {method.pattern} cannot.")
+        raise BudgetError(
+            f"Method {method.name!r}: a cycle prunes to one count after another, {method.pattern} cannot."
+        )
     if cycle.activate and not (method.pattern.across and method.pattern.unit.sizes((1, 1)) == (1, 1)):
         raise BudgetError(f"Method {method.name!r} activates single weights of the whole model: use pattern 'global'.")
     if cycle.timed and not steps:

@@ -16,9 +16,7 @@ from sparseworks.weights.enforce import impose
 
 
 @contextmanager
-def watching(
-    model: nn.Module, dropped: Mapping[str, Bool[Tensor, "..."]], tick: Callable[[], None]
-) -> Iterator[None]:
+def watching(model: nn.Module, dropped: Mapping[str, Bool[Tensor, "..."]], tick: Callable[[], None]) -> Iterator[None]:
     """Re-impose supports around every step of every optimiser that holds a parameter of `model`, and `tick()` after it."""
     held = {id(p) for p in model.parameters()}
 

@@ -12,7 +12,9 @@ from sparseworks.weights.methods.oneshot import HAN
 FRANKLE = Source("Frankle, Dziugaite, Roy and Carbin", 2019, "1903.01611", "Stabilizing the lottery ticket hypothesis")
 ZIMMER = Source("Zimmer, Spiegel and Pokutta", 2023, "2306.16788", "Sparse model soups")
 CHOI = Source("Choi, Lee, Nam and Lee", 2023, "2305.14852", "Sparse weight averaging with multiple particles")
-LIU_AP = Source("Liu, Ghosh, Tan and Motani", 2022, "2212.06145", "AP: selective activation for de-sparsifying pruned networks")
+LIU_AP = Source(
+    "Liu, Ghosh, Tan and Motani", 2022, "2212.06145", "AP: selective activation for de-sparsifying pruned networks"
+)
 
 add(
     "imp", Magnitude(), "global", FRANKLE, "Finds sparse networks that train from an early step as well as the dense one.",

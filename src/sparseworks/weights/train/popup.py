@@ -64,7 +64,9 @@ class EdgePopup(Regime):
         """Choose by the scores, inside the source network."""
         scores = run.scores()
         inside = {
-            s.name: scores[s.name].masked_fill(~s.state["source"], -torch.inf) if "source" in s.state else scores[s.name]
+            s.name: scores[s.name].masked_fill(~s.state["source"], -torch.inf)
+            if "source" in s.state
+            else scores[s.name]
             for s in run.sites
         }
         run.keep(run.choose(inside, run.counts()))
