@@ -166,20 +166,17 @@ def _spread(values: list[float]) -> str:
 def cycle(row: str, name: str, task: Task, seed: int, rows: Rows, rate: float) -> float:
     """One run down to the lowest density gives a figure at each; the dense accuracy is returned."""
     method = method_of(name).with_(density=DENSITIES[-1], schedule=Survivors(rate))
-    supports: list[Any] = []
     model, trainings, dense = task.net(seed), 0, 0.0
-    listed = sw.sites(model)
-    size = sum(s.size for s in listed)
+    size = sum(s.size for s in sw.sites(model))
 
-    def each(done: Any, model: nn.Module) -> None:
+    def each(done: Any, model: nn.Module, supports: Mapping[str, sw.Support]) -> None:
+        del model
         nonlocal trainings, dense
         trainings += done.steps / task.steps
         dense = dense or done.quality
-        kept = {s.name: sw.Support.from_mask(s.read(model) != 0) for s in listed}
         for density in DENSITIES:
             if abs(done.density - density) * size < 2:
-                rows.add(row, density, seed, done.quality, method, kept, trainings)
-        supports.append(kept)
+                rows.add(row, density, seed, done.quality, method, supports, trainings)
 
     sw.cycles(
         model, method, lambda m, lap: task.train(m, lap.seed, lambda: None), steps=task.steps, evaluate=task.accuracy, each=each,

@@ -71,6 +71,10 @@ class Round:
     seconds: float
 
 
+Each = Callable[[Round, nn.Module, dict[str, Support]], None]
+"""`each(done, model, supports)` after a round."""
+
+
 @dataclass(frozen=True)
 class Cycled:
     """What `cycles` did: the final supports (`io.save` takes them), and every round, the first of them before any pruning."""
@@ -91,7 +95,7 @@ def cycles(
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
-    each: Callable[[Round, nn.Module], None] | None = None,
+    each: Each | None = None,
     workdir: Path | str | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -112,7 +116,7 @@ def cycles(
         start: supports before the first training (random ones, say); default: dense.
         data, loss: for scores that need them, and for batch normalisation after averaging, see `sparseworks.prune`.
         evaluate: quality of a model, higher is better: told in `Round.quality`, and decides in a greedy average.
-        each: called after every round with what it ended with and the model.
+        each: called after every round with what it ended with, the model and its supports.
         workdir: folder where every round is kept; the same call goes on after the last finished one.
         seed: of every random part.
 
@@ -145,7 +149,7 @@ class _Run:
     batches: list[Any]
     loss: Loss | None
     evaluate: Callable[[nn.Module], float] | None
-    each: Callable[[Round, nn.Module], None] | None
+    each: Each | None
     seed: int
 
     def __post_init__(self):
@@ -191,8 +195,11 @@ class _Run:
             if work:
                 self._keep(work, number, done[-1])
             if self.each:
-                self.each(done[-1], self.model)
-        return Cycled({name: Support.from_mask(mask) for name, mask in self.masks.items()}, tuple(done))
+                self.each(done[-1], self.model, self._supports())
+        return Cycled(self._supports(), tuple(done))
+
+    def _supports(self) -> dict[str, Support]:
+        return {name: Support.from_mask(mask) for name, mask in self.masks.items()}
 
     # -- one round ------------------------------------------------------------------------------------------------
 
@@ -210,7 +217,7 @@ class _Run:
 
     def _round(self, number: int, tick: Tick) -> Round:
         size, started = sum(s.size for s in self.sites), time.monotonic()
-        supports = {name: Support.from_mask(mask) for name, mask in self.masks.items()}
+        supports = self._supports()
         dropped = dropped_masks(self.model, self.sites, supports)
         density = sum(s.count for s in supports.values()) / size
         impose(self.model, dropped)
