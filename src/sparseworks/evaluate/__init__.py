@@ -16,10 +16,11 @@ from sparseworks.evaluate.retrieval import Retrieval
 from sparseworks.evaluate.similarity import OutputSimilarity
 from sparseworks.evaluate.task import TASKS, Result, Task, task_for
 from sparseworks.evaluate.text import lm_batches, lm_windows, piece_batches, read_texts, timing_batch, token_batches
+from sparseworks.evaluate.zoo import Twins, compare_twins
 
 __all__ = [
     "TASKS", "Classification", "Collection", "Encoder", "OutputSimilarity", "Passage", "Perplexity", "Planted", "Record", "Result",
-    "Retrieval", "Task", "VisualPrompt", "average_precision", "calibration_error", "circle", "compare", "deeper", "describe",
+    "Retrieval", "Task", "Twins", "VisualPrompt", "average_precision", "calibration_error", "circle", "compare", "compare_twins", "deeper", "describe",
     "documentation_passages", "documentation_retrieval", "hats", "helix", "linear_probe", "lm_batches", "lm_windows", "ndcg",
     "piece_batches", "plant", "planted_data", "read_collection", "read_qrels", "read_texts", "recall", "relu_unit", "task_for",
     "timing_batch", "token_batches",
