@@ -19,6 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import itertools
+
 import numpy as np
 import torch
 from common import arguments, facts, store, table
@@ -65,7 +67,7 @@ class Task:
         """Linear layers with ReLU between them."""
         torch.manual_seed(seed)
         sizes = [self.x.shape[1], *self.hidden, 10]
-        layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+        layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
         return nn.Sequential(*layers[:-1])
 
     def train(self, model: nn.Module, seed: int, after: Callable[[], Any], steps: int | None = None) -> None:
@@ -109,8 +111,8 @@ def digits(steps: int) -> Task:
     """scikit-learn's digits, 900 of them to train on."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    x, y = torch.tensor(found.data, dtype=torch.float32) / 16, torch.tensor(found.target)
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     a, b = order[:900], order[900:]
     return Task("digits", x[a], y[a], x[b], y[b], (64, 64), steps)
@@ -156,7 +158,9 @@ class Rows:
                 _spread([r.value for r in self.found[(row, d)]]) if (row, d) in self.found else "" for d in DENSITIES
             ]
             rows.append([row, *cells, str(self.trainings[row])])
-        table(f"Test accuracy, % ({self.task.name})", ("method", *[f"{1 - d:.0%}" for d in DENSITIES], "trainings"), rows)
+        table(
+            f"Test accuracy, % ({self.task.name})", ("method", *[f"{1 - d:.0%}" for d in DENSITIES], "trainings"), rows
+        )
 
 
 def _spread(values: list[float]) -> str:
@@ -196,7 +200,16 @@ def soup(row: str, name: str, density: float, task: Task, seed: int, rows: Rows,
     found = sw.cycles(model, method, train, evaluate=task.accuracy, seed=seed, progress=False)
     steps = sum(r.steps for r in found.rounds)
     last = found.rounds[-1]
-    rows.add(row, density, seed, last.quality or 0.0, method, found.supports, steps / task.steps, more={"copies": last.copies})
+    rows.add(
+        row,
+        density,
+        seed,
+        last.quality or 0.0,
+        method,
+        found.supports,
+        steps / task.steps,
+        more={"copies": last.copies},
+    )
 
 
 def static(row: str, name: str, density: float, task: Task, seed: int, rows: Rows) -> None:
@@ -251,7 +264,15 @@ def resnets(data: Path, depths: tuple[int, ...], densities: tuple[float, ...]) -
             model.load_state_dict(weights, strict=False)
             return model
 
-        found.append({"model": f"ResNet-{depth}", "method": "dense", "density": 1.0, "accuracy": accuracy(build()), "again": None})
+        found.append(
+            {
+                "model": f"ResNet-{depth}",
+                "method": "dense",
+                "density": 1.0,
+                "accuracy": accuracy(build()),
+                "again": None,
+            }
+        )
         for density in densities:
             for name in ("magnitude_global", "magnitude", "magnitude_erk"):
                 model = build()
@@ -267,7 +288,11 @@ def main() -> None:
     """Both tables."""
     given = arguments(
         (__doc__ or "").splitlines()[0],
-        data={"type": Path, "default": None, "help": "folder with vision/ and models/ (see the header); default: digits"},
+        data={
+            "type": Path,
+            "default": None,
+            "help": "folder with vision/ and models/ (see the header); default: digits",
+        },
         seeds={"type": int, "default": 3, "help": "seeds of each figure"},
     )
     steps, seeds, rate = (30, 1, 0.5) if given.quick else (300, given.seeds, 0.2)
@@ -290,7 +315,11 @@ def main() -> None:
             [r["model"], r["method"], f"{r['density']:.0%}", f"{r['accuracy']:.1f}", "" if r["again"] is None else f"{r['again']:.1f}"]
             for r in nets
         ]  # fmt: skip
-        table("One shot, no training: CIFAR-10 accuracy, %", ("model", "method", "kept", "pruned", "statistics anew"), cells)
+        table(
+            "One shot, no training: CIFAR-10 accuracy, %",
+            ("model", "method", "kept", "pruned", "statistics anew"),
+            cells,
+        )
     records = [r.to_dict() for group in rows.found.values() for r in group]
     store("tickets", [], given.json, records=records, resnets=nets, dense=dense)
 

@@ -30,9 +30,7 @@ class Twins:
     correlation: float
 
 
-def compare_twins(
-    models: Sequence[nn.Module], twins: Sequence[nn.Module], x: Tensor, y: Int[Tensor, " n"]
-) -> Twins:
+def compare_twins(models: Sequence[nn.Module], twins: Sequence[nn.Module], x: Tensor, y: Int[Tensor, " n"]) -> Twins:
     """Predictions of every model and of its sparse twin on the same examples.
 
     Source: Honegger, Schürholt and Borth, 2023, arXiv 2304.13718.
@@ -41,7 +39,9 @@ def compare_twins(
         CalibrationError: populations of different sizes, or empty ones, or no examples.
     """
     if len(models) != len(twins) or not models or not len(y):
-        raise CalibrationError(f"Every model has one twin: got {len(models)} models, {len(twins)} twins, {len(y)} labels.")
+        raise CalibrationError(
+            f"Every model has one twin: got {len(models)} models, {len(twins)} twins, {len(y)} labels."
+        )
     before, after = [_predicted(m, x) for m in models], [_predicted(m, x) for m in twins]
     a = [float((p == y).float().mean()) for p in before]
     b = [float((p == y).float().mean()) for p in after]

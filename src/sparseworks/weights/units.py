@@ -53,14 +53,14 @@ class Activation(nn.Module):
     def __init__(self, name: str, *, scaled: bool = False):
         super().__init__()
         if name not in OPERATORS:
-            raise UnknownNameError(f"No activation {name!r}; there are {', '.join(OPERATORS)}.")
-        self.name, self.function = name, OPERATORS[name]
+            raise UnknownNameError("activation", name, OPERATORS)
+        self.name = name
         self.alpha = nn.Parameter(torch.ones(()), requires_grad=scaled)
         self.beta = nn.Parameter(torch.ones(()), requires_grad=scaled)
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """alpha f(beta x)."""
-        return self.alpha * self.function(self.beta * x)
+        return self.alpha * OPERATORS[self.name](self.beta * x)
 
     def extra_repr(self) -> str:
         """The operator."""
@@ -126,7 +126,7 @@ def search_activations(
         raise BudgetError(
             f"A search needs layers, tries, a history and two operators, got {layers}, {tries}, {history}."
         )
-    draw, known = random.Random(seed), {}
+    draw, known = random.Random(seed), dict[tuple[str, ...], float]()
 
     def value(choice: tuple[str, ...]) -> float:
         if choice not in known:

@@ -24,7 +24,13 @@ def test_a_fifth_of_the_survivors_goes_every_round_and_nothing_comes_back(digits
     model, seen = digits.net(), []
     whole = sum(s.size for s in sites(model))
 
-    found = sw.cycles(model, sw.method("imp_finetune", density=0.5), digits.train(5), each=lambda r, m, s: seen.append(s), progress=False)
+    found = sw.cycles(
+        model,
+        sw.method("imp_finetune", density=0.5),
+        digits.train(5),
+        each=lambda r, m, s: seen.append(s),
+        progress=False,
+    )
     assert [round(r.density, 2) for r in found.rounds] == [1.0, 0.8, 0.64, 0.51, 0.5]
     assert sum(s.count for s in found.supports.values()) == round(0.5 * whole)
     for old, new in pairwise(seen):

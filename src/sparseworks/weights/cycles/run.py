@@ -126,15 +126,15 @@ def cycles(
         CalibrationError: an average needs `data` (batch normalisation) or `evaluate` (greedy).
         CheckpointError: `workdir` belongs to another run.
     """
-    method = reseeded(METHODS.get(method) if isinstance(method, str) else method, seed)
+    chosen: Method = reseeded(METHODS.get(method) if isinstance(method, str) else method, seed)
     listed = [s for s in (find_sites(model) if sites is None else sites) if not any(fnmatch(s.name, t) for t in skip)]
     batches = list(data) if data is not None else []
-    cycle = _checked(method, model, listed, steps, batches, evaluate)
-    run = _Run(model, method, cycle, train, listed, steps, batches, loss, evaluate, each, seed)
+    cycle = _checked(chosen, model, listed, steps, batches, evaluate)
+    run = _Run(model, chosen, cycle, train, listed, steps, batches, loss, evaluate, each, seed)
     plan = run.plan(start)
-    text = repr((method.to_config(), steps, sorted((n, s.hash()) for n, s in (start or {}).items())))
+    text = repr((chosen.to_config(), steps, sorted((n, s.hash()) for n, s in (start or {}).items())))
     work = Workdir.open(workdir, fingerprint(model, text, seed, batches, listed)) if workdir else None
-    with Shown(progress).bar(method.name, len(plan) * cycle.copies) as tick:
+    with Shown(progress).bar(chosen.name, len(plan) * cycle.copies) as tick:
         return run.go(plan, work, tick)
 
 
