@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sparseworks.core.errors import BudgetError, ModelError, UnknownNameError
-from sparseworks.weights.units import OPERATORS, Activation, activations, search_activations, set_activations
+from sparseworks.weights.unary import OPERATORS, Activation, activations, search_activations, set_activations
 
 
 @pytest.mark.parametrize("name", OPERATORS)
