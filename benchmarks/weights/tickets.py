@@ -295,7 +295,7 @@ def main() -> None:
         },
         seeds={"type": int, "default": 3, "help": "seeds of each figure"},
     )
-    steps, seeds, rate = (30, 1, 0.5) if given.quick else (300, given.seeds, 0.2)
+    steps, seeds, rate = (60, 1, 0.2) if given.quick else (300, given.seeds, 0.2)
     task = fashion(given.data, steps) if given.data else digits(steps)
     rows, dense = Rows(task, str(facts()["machine"])), []
     for seed in range(seeds):

@@ -58,7 +58,7 @@ def test_like_rows_are_ordered():
         ({"parent": 384, "kept": 96}, "parents differ", "parent"),
         ({"structure": "2:4"}, "patterns differ", "structure"),
         ({"epochs": 100}, "their epochs differ", "epochs"),
-        ({"kept": 96}, "their density differ", "density"),
+        ({"kept": 96}, "their densities differ", "density"),
         ({"examples": 50_000}, "their examples differ", "examples"),
         ({"start": "dense-to-sparse"}, "only pruned", "start"),
     ],

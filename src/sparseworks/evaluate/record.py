@@ -160,5 +160,6 @@ def _unlike(a: Record, b: Record, allow: set[str], tolerance: float) -> str | No
     )
     for name, x, y in pairs:
         if name not in allow and abs(x - y) > tolerance * max(abs(x), abs(y)):
-            return f"their {name} differ ({x:.3g} and {y:.3g})"
+            plural = {"density": "densities"}.get(name, name)
+            return f"their {plural} differ ({x:.3g} and {y:.3g})"
     return None

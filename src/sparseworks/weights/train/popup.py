@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.regime import REGIMES, Regime, Trained, Training
+from sparseworks.core.score import Score
 from sparseworks.scores import Random
 
 
@@ -26,9 +27,13 @@ class EdgePopup(Regime):
 
     Attributes:
         within: density of a random source network that encloses the ticket, the same in every site; 1 = the whole net.
+        first: draws in [0, 1) that the first scores are made of.
+        source: score of the entries of the source network, the lowest are in it.
     """
 
     within: float = 1.0
+    first: Score = field(default_factory=Random)
+    source: Score = field(default_factory=lambda: Random(seed=1))
     dense = True
 
     def __post_init__(self):
@@ -37,7 +42,7 @@ class EdgePopup(Regime):
 
     def begin(self, run: Training) -> None:
         """Draw scores and the source network; keep the weights aside."""
-        draws, source = run.scores(Random()), run.scores(Random(seed=1))
+        draws, source = run.scores(self.first), run.scores(self.source)
         for s in run.sites:
             s.state["weight"] = s.weight().clone()
             if self.within < 1.0:
