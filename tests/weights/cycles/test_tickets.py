@@ -5,7 +5,6 @@ from __future__ import annotations
 from statistics import mean
 
 import pytest
-import torch
 
 import sparseworks as sw
 from sparseworks.core.cycle import Cycle
@@ -14,12 +13,7 @@ from sparseworks.stream import sites
 from sparseworks.weights import average
 from sparseworks.weights.control import overlap
 
-STEPS, SEEDS = 120, (0, 1, 2)
-
-
-def held(t):
-    """A rate that stays above zero, as averages along the way want it."""
-    return 1.0 if t < 0.5 else 0.3
+STEPS, SEEDS = 60, (0, 1)
 
 
 def run(digits, name, seed, decay=lambda t: 1 - t, steps=STEPS, **options):
@@ -35,14 +29,6 @@ def soups(digits):
     return [run(digits, "sms", seed) for seed in SEEDS]
 
 
-def test_a_soup_is_better_than_its_copies_and_than_a_single_model(digits, soups):
-    last = [found.rounds[-1] for found, _ in soups]
-    single = [run(digits, "imp_finetune", seed, schedule=Rounds(3))[0].rounds[-1].quality for seed in SEEDS]
-    figures = {"soup": mean(r.quality for r in last), "copies": mean(mean(r.copies) for r in last), "single": mean(single)}
-    print(figures)
-    assert figures["soup"] > figures["copies"] and figures["soup"] > figures["single"] + 0.5, figures
-
-
 def test_a_soup_keeps_the_support_and_models_of_other_supports_make_none(digits, soups):
     found, model = soups[0]
     for s in sites(model):
@@ -55,25 +41,10 @@ def test_a_soup_keeps_the_support_and_models_of_other_supports_make_none(digits,
 def test_iterative_magnitude_pruning_finds_better_tickets_than_chance(digits):
     schedule = Survivors(0.5)
     size, chance = (
-        mean(run(digits, "imp", seed, schedule=schedule, score=score)[0].rounds[-1].quality for seed in SEEDS[:2])
+        mean(run(digits, "imp", seed, schedule=schedule, score=score)[0].rounds[-1].quality for seed in SEEDS)
         for score in ("magnitude", "random")
     )
-    print(size, chance)
     assert size > chance + 10
-
-
-def test_particles_and_averages_along_the_way_beat_plain_rewinding(digits):
-    schedule, figures = Survivors(0.6), {}
-    for name, cycle in {
-        "imp": Cycle(rewind=0.05),
-        "swa": Cycle(rewind=0.05, tail=0.75),
-        "swamp": Cycle(rewind=0.05, copies=4, tail=0.75),
-    }.items():
-        figures[name] = mean(
-            run(digits, "swamp", seed, held, schedule=schedule, cycle=cycle)[0].rounds[-1].quality for seed in SEEDS[:2]
-        )
-    print(figures)
-    assert figures["swamp"] > figures["imp"], figures
 
 
 def test_one_particle_without_average_is_iterative_magnitude_pruning(digits):
@@ -90,14 +61,5 @@ def test_activating_drops_negative_weights_and_changes_the_ticket(digits):
     assert 0.3 < overlap(base.supports, found.supports) < 1.0
     assert [r.density for r in base.rounds] == [r.density for r in found.rounds]
     positive = [sum(int((s.read(m) > 0).sum()) for s in sites(m)) for m in (plain, active)]
-    dead = [_dead(digits, m) for m in (plain, active)]
-    print(positive, dead, base.rounds[-1].quality, found.rounds[-1].quality)
     assert positive[1] > positive[0]
 
-
-@torch.no_grad()
-def _dead(digits, model):
-    """Share of ReLU outputs that are zero."""
-    first = model[:3](digits.x_test)
-    second = model[3:5](first)
-    return float(torch.cat([first, second], 1).eq(0).float().mean())
