@@ -8,7 +8,7 @@ import pytest
 
 import sparseworks as sw
 from sparseworks.core.cycle import Cycle
-from sparseworks.core.schedule import Rounds, Survivors
+from sparseworks.core.schedule import Survivors
 from sparseworks.stream import sites
 from sparseworks.weights import average
 from sparseworks.weights.control import overlap
