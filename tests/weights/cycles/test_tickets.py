@@ -62,4 +62,3 @@ def test_activating_drops_negative_weights_and_changes_the_ticket(digits):
     assert [r.density for r in base.rounds] == [r.density for r in found.rounds]
     positive = [sum(int((s.read(m) > 0).sum()) for s in sites(m)) for m in (plain, active)]
     assert positive[1] > positive[0]
-

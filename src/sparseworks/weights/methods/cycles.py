@@ -26,17 +26,17 @@ add(
 )  # fmt: skip
 add(
     "sms", Magnitude(), "global", ZIMMER, "The average of retrained copies is better than any, and starts the next round.",
-    schedule=Rounds(3), cycle=Cycle(copies=3), catalog=(37,),
+    schedule=Rounds(3), cycle=Cycle(copies=3), catalog=(37,), status="experimental",
 )  # fmt: skip
 add(
     "sms_greedy", Magnitude(), "global", ZIMMER, "A soup of those copies alone that do not lower its quality.",
-    schedule=Rounds(3), cycle=Cycle(copies=3, greedy=True), catalog=(37,),
+    schedule=Rounds(3), cycle=Cycle(copies=3, greedy=True), catalog=(37,), status="experimental",
 )  # fmt: skip
 add(
     "swamp", Magnitude(), "global", CHOI, "Prunes by averages of weights over copies and steps: better tickets than IMP.",
-    schedule=Survivors(0.2), cycle=Cycle(rewind=0.05, copies=4, tail=0.75), catalog=(264,),
+    schedule=Survivors(0.2), cycle=Cycle(rewind=0.05, copies=4, tail=0.75), catalog=(264,), status="experimental",
 )  # fmt: skip
 add(
     "ap", Magnitude(), "global", LIU_AP, "Iterative pruning that also drops negative weights which hardly move: fewer dead units.",
-    schedule=Survivors(0.2), cycle=Cycle(rewind=0.05, activate=0.1), catalog=(135,),
+    schedule=Survivors(0.2), cycle=Cycle(rewind=0.05, activate=0.1), catalog=(135,), status="experimental",
 )  # fmt: skip

@@ -40,5 +40,5 @@ add(
 )  # fmt: skip
 add(
     "edge_popup", Magnitude(), "tensor", RAMANUJAN, "Weights stay as drawn; the subnetwork is learned.",
-    train=EdgePopup(), catalog=(131,),
+    train=EdgePopup(), catalog=(131,), status="experimental",
 )  # fmt: skip
