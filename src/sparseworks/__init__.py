@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sparseworks.jobs import compress as compress
     from sparseworks.stream import sites as sites
     from sparseworks.weights import Sparsifier as Sparsifier
+    from sparseworks.weights import cycles as cycles
     from sparseworks.weights import prune as prune
     from sparseworks.weights import prune_matrix as prune_matrix
     from sparseworks.weights import recover as recover
@@ -64,6 +65,7 @@ _PUBLIC = {
     "trainable": "exec.training",
     "Sparsifier": "weights",
     "compress": "jobs",
+    "cycles": "weights",
     "load": "io",
     "load_tokenizer": "io",
     "method": "weights",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparseworks.allocate.apportion import fit
 from sparseworks.core.allocator import ALLOCATORS, Allocator, Evidence
+from sparseworks.core.score import Score
 from sparseworks.core.select import select_across
 from sparseworks.core.site import Site
 from sparseworks.core.stats import InputMoments, Stat, Stats
@@ -27,12 +28,27 @@ class Global(Allocator):
     """One threshold for the whole model: each site keeps what it has among the `total` best scores of all sites.
 
     Scores of different sites are compared as they are; give a score `.normalised()` where their scales differ.
+
+    Attributes:
+        score: whose layer densities are taken where it is not the method's own: `Random()` with `Global(SNIP())` is a random
+            support with SNIP's densities (Liu et al., 2022, arXiv 2202.02643).
     """
 
-    uses_scores: ClassVar[bool] = True
+    score: Score | None = None
+
+    @property
+    def uses_scores(self) -> bool:  # type: ignore[override]
+        """Whether the method's own score decides."""
+        return self.score is None
+
+    @property
+    def needs(self) -> frozenset[type[Stat]]:  # type: ignore[override]
+        """What the other score needs."""
+        return self.score.needs if self.score else frozenset()
 
     def shares(self, sites: Sequence[Site], total: int, evidence: Evidence) -> dict[str, int]:
         """Counts of `select_across`."""
+        evidence = replace(evidence, score=self.score) if self.score else evidence
         masks = select_across([evidence.scores(s.name) for s in sites], total)
         return {s.name: int(m.sum()) for s, m in zip(sites, masks, strict=True)}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparseworks.core.allocator import ALLOCATORS, Allocator
 from sparseworks.core.budget import BUDGETS, Budget
+from sparseworks.core.cycle import CYCLES, Cycle
 from sparseworks.core.errors import RecipeError
 from sparseworks.core.pattern import Pattern, Tile
 from sparseworks.core.regime import REGIMES, Regime
@@ -23,6 +24,7 @@ NOUNS: dict[str, tuple[type, Registry]] = {
     "repair": (Repair, REPAIRS),
     "schedule": (Schedule, SCHEDULES),
     "train": (Regime, REGIMES),
+    "cycle": (Cycle, CYCLES),
 }
 
 

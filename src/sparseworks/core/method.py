@@ -8,6 +8,7 @@ from typing import Any
 from sparseworks.core.allocator import Allocator, Uniform
 from sparseworks.core.budget import Budget, Density
 from sparseworks.core.config import from_config, to_config
+from sparseworks.core.cycle import Cycle
 from sparseworks.core.errors import BudgetError, RecipeError
 from sparseworks.core.pattern import Pattern
 from sparseworks.core.regime import Regime
@@ -19,7 +20,7 @@ from sparseworks.core.stats import Stat
 
 METHODS: Registry[Method] = Registry("method", "sparseworks.weights")
 
-_PARTS = ("score", "pattern", "budget", "allocate", "solve", "schedule", "train")
+_PARTS = ("score", "pattern", "budget", "allocate", "solve", "schedule", "train", "cycle")
 _LABELS = ("family", "source", "claims", "catalog", "status")
 
 
@@ -42,6 +43,7 @@ class Method:
 
     Attributes:
         train: how supports move while a model trains (`sparseworks.Sparsifier`); None = the method prunes a finished model.
+        cycle: how rounds of training and pruning follow one another (`sparseworks.cycles`); None = there is one pruning.
         catalog: numbers of the catalogue entries this method implements (empty for baselines).
         status: "stable" or "experimental".
     """
@@ -54,6 +56,7 @@ class Method:
     solve: Solver = field(default_factory=Select)
     schedule: Schedule = field(default_factory=Once)
     train: Regime | None = None
+    cycle: Cycle | None = None
     family: str = "weights"
     source: Source = field(default_factory=lambda: Source("folklore", 0))
     claims: str = ""
@@ -169,7 +172,7 @@ def _cannot_hold(pattern: Pattern, budget: Budget) -> BudgetError:
 
 
 def _part_from(part: str, data: Any) -> Any:
-    return None if part == "train" and data is None else from_config(part, data)
+    return None if part in ("train", "cycle") and data is None else from_config(part, data)
 
 
 def _label_from(label: str, value: Any) -> Any:

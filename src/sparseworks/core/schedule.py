@@ -144,6 +144,33 @@ class Rounds(Schedule):
         return t
 
 
+@SCHEDULES.register("survivors")
+@dataclass(frozen=True)
+class Survivors(Schedule):
+    """Remove the share `rate` of what is left, round after round: density (1 - rate)^k, the last round exactly the final one.
+
+    Source: Frankle and Carbin, 2019, arXiv 1803.03635 (20 % a round).
+    """
+
+    rate: float = 0.2
+
+    def __post_init__(self):
+        if not 0.0 < self.rate < 1.0:
+            raise BudgetError(f"A round removes a share in (0, 1) of what is left, got {self.rate}.")
+
+    def shares(self, density: float) -> list[float]:
+        """Density after each round; the last is `density`."""
+        found, left = [], 1.0 - self.rate
+        while left > density * (1 + 1e-9):
+            found.append(left)
+            left *= 1.0 - self.rate
+        return [*found, density]
+
+    def value(self, t: float) -> float:
+        """Share of the logarithm of the final density reached: t."""
+        return t
+
+
 @dataclass(frozen=True)
 class Cadence:
     """At which steps the support may change: every `every` steps in [start, stop)."""

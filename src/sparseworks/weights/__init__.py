@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparseworks.core.method import method
 from sparseworks.weights.bits import MixedBits, search_bits
 from sparseworks.weights.channels import CHANNELS, ChannelMethod, PrunedChannels, prune_channels
+from sparseworks.weights.cycles import Cycled, Lap, Round, average, cycles, greedy_average, recalibrate
 from sparseworks.weights.depth import Dropped, drop_layers
 from sparseworks.weights.distill import (
     AttentionSparsity,
@@ -31,8 +32,9 @@ from sparseworks.weights.train import Sparsifier
 
 # `prune` and `recover` name functions here; their modules are reached by `from sparseworks.weights.prune import ...`.
 __all__ = [
-    "CHANNELS", "AttentionSparsity", "ChannelMethod", "Dropped", "Embedding", "Features", "Logits", "MixedBits", "Phase", "Pruned", "PrunedChannels",
-    "Recovery", "Similarity", "SiteRow", "Sparsifier", "SquareHead", "Sweep", "Task", "Term", "drop_layers", "essential_sparsity",
+    "CHANNELS", "AttentionSparsity", "ChannelMethod", "Cycled", "Dropped", "Embedding", "Features", "Lap", "Logits",
+    "MixedBits", "Phase", "Pruned", "PrunedChannels", "Recovery", "Round", "Similarity", "SiteRow", "Sparsifier",
+    "SquareHead", "Sweep", "Task", "Term", "average", "cycles", "drop_layers", "essential_sparsity", "greedy_average",
     "keep_support", "method", "method_table", "overlap", "prune", "prune_channels", "prune_folder", "prune_in_phases",
-    "prune_matrix", "quantise_groups", "recover", "search_bits", "track_movement",
+    "prune_matrix", "quantise_groups", "recalibrate", "recover", "search_bits", "track_movement",
 ]  # fmt: skip

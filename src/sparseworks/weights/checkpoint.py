@@ -67,11 +67,11 @@ class Workdir:
         """Keep counts and global supports."""
         bits = {f"bits.{name}": Support.from_mask(mask).bits() for name, mask in decision.masks.items()}
         shapes = {name: list(mask.shape) for name, mask in decision.masks.items()}
-        self._save("decision", bits, {"counts": decision.counts, "shapes": shapes})
+        self.save("decision", bits, {"counts": decision.counts, "shapes": shapes})
 
     def load_decision(self) -> Decision | None:
         """What was decided, or None where nothing (readable) was."""
-        found = self._load("decision")
+        found = self.load("decision")
         if found is None:
             return None
         tensors, facts = found
@@ -93,17 +93,17 @@ class Workdir:
             bias = bias_of(model, site)
             if bias is not None:
                 tensors[f"bias.{site.name}"] = bias.detach().cpu().contiguous().clone()
-        self._save(f"unit_{index:04d}", tensors, {"rows": list(rows)})
+        self.save(f"unit_{index:04d}", tensors, {"rows": list(rows)})
 
     def has_unit(self, index: int) -> bool:
         """Whether the unit is finished and its file whole."""
-        return self._load(f"unit_{index:04d}") is not None
+        return self.load(f"unit_{index:04d}") is not None
 
     def load_unit(
         self, index: int, model: nn.Module, sites: Sequence[Site]
     ) -> tuple[dict[str, Support], list[dict[str, Any]]] | None:
         """Put the weights of a finished unit into the model; its supports and rows. None where it is not finished."""
-        found = self._load(f"unit_{index:04d}")
+        found = self.load(f"unit_{index:04d}")
         if found is None:
             return None
         tensors, facts = found
@@ -116,7 +116,8 @@ class Workdir:
 
     # -- files ----------------------------------------------------------------------------------------------------
 
-    def _save(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def save(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Keep tensors and plain facts under a name, whole or not at all."""
         meta = json.dumps({"run": self.run, "digest": _digest(tensors.items()), "facts": facts})
         tensors = tensors or {"empty": torch.zeros(0)}
         self._write(self.folder / f"{name}.safetensors", lambda p: save_file(tensors, p, metadata={_META: meta}))
@@ -132,7 +133,7 @@ class Workdir:
                 f"Cannot write {path}: {error}. Free some space and run the same call again."
             ) from error
 
-    def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and facts of a file; None where it is missing, damaged, or of another run: that work is done anew."""
         path = self.folder / f"{name}.safetensors"
         if not path.exists():

@@ -181,20 +181,23 @@ def _in_rounds(
     size, total = sum(s.size for s in sites), _total(job, method, sites)
     originals = {s.name: s.read(job.model).clone() for s in sites}
     masks = {s.name: torch.ones(s.shape, dtype=torch.bool, device=originals[s.name].device) for s in sites}
-    needs = {s.name: method.score.needs for s in sites}
     for left in method.schedule.shares(total / size):
-        stats = gather_evidence(job, needs)
-        scores = {
-            name: score.masked_fill(~masks[name], -torch.inf)
-            for name, score in _scores(job, method, sites, stats).items()
-        }
-        masks = _round(method, sites, scores, max(total, round(left * size)))
+        masks = shrunk(job, method, sites, masks, max(total, round(left * size)))
         for s in sites:
             s.write(job.model, torch.where(masks[s.name], originals[s.name], 0.0))
         tick()
     for s in sites:
         s.write(job.model, originals[s.name])
     return masks
+
+
+def shrunk(
+    job: Job, method: Method, sites: Sequence[Site], masks: Mapping[str, Tensor], total: int
+) -> dict[str, Bool[Tensor, "rows cols"]]:
+    """The best `total` entries among those of `masks`, by scores of the model as it is now."""
+    stats = gather_evidence(job, {s.name: method.score.needs for s in sites})
+    scores = _scores(job, method, sites, stats)
+    return _round(method, sites, {n: score.masked_fill(~masks[n], -torch.inf) for n, score in scores.items()}, total)
 
 
 def _round(

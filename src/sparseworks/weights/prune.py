@@ -113,6 +113,8 @@ def _check(job: Job) -> None:
     for method, sites in job.groups:
         if method.train is not None:
             raise ModelError(f"Method {method.name!r} acts while a model trains: use `sparseworks.Sparsifier`.")
+        if method.cycle is not None:
+            raise ModelError(f"Method {method.name!r} trains between its prunings: use `sparseworks.cycles`.")
         fed = [k for k in streamed_needs(method) | evidence_needs(method) if k.source in (*FORWARD, *SOURCES)]
         if fed and not job.batches:
             raise CalibrationError(f"Method {method.name!r} gathers {fed[0].__name__}: give calibration `data`.")

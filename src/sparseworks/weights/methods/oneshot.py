@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparseworks.allocate import DLP, ERK, OWL, Balanced, EvoPress, UniformPlus
+from sparseworks.allocate import DLP, ERK, OWL, Balanced, ERKPlus, EvoPress, Global, Pyramidal, UniformPlus
 from sparseworks.core.method import Source
 from sparseworks.core.schedule import Rounds
 from sparseworks.core.solver import Select
@@ -58,7 +58,21 @@ add(
     allocate=ERK(),
     catalog=(31,),
 )
-add("random_balanced", Random(), "tensor", GADHIKAR, "As many weights in every layer.", allocate=Balanced())
+add(
+    "random_erk_plus", Random(), "tensor", LIU, "Erdős–Rényi-kernel densities, the classifier dense.",
+    allocate=ERKPlus(), catalog=(31,),
+)  # fmt: skip
+add(
+    "random_snip", Random(), "tensor", LIU, "A random mask with the layer densities of SNIP: as good as SNIP.",
+    allocate=Global(SNIP()), catalog=(31,),
+)  # fmt: skip
+add(
+    "random_balanced", Random(), "tensor", GADHIKAR, "As many weights in every layer: trains where uniform masks are too thin.",
+    allocate=Balanced(), catalog=(131,),
+)  # fmt: skip
+add(
+    "random_pyramidal", Random(), "tensor", GADHIKAR, "Density r^l of layer l.", allocate=Pyramidal(), catalog=(131,),
+)  # fmt: skip
 
 add(
     "wanda",

@@ -11,6 +11,7 @@ from sparseworks.weights.methods.oneshot import MOCANU
 from sparseworks.weights.train.dropgrow import DropGrow
 from sparseworks.weights.train.fanin import FanInDropGrow
 from sparseworks.weights.train.gradual import Gradual
+from sparseworks.weights.train.popup import EdgePopup
 
 ZHU = Source("Zhu and Gupta", 2017, "1710.01878", "To prune, or not to prune")
 EVCI = Source("Evci, Gale, Menick, Castro and Elsen", 2020, "1911.11134", "Rigging the lottery")
@@ -25,6 +26,9 @@ WANG = Source("Wang, Sui, Wu, Zheng and Xiong", 2024, "2402.02855", "Dynamic spa
 LIU = Source("Liu, Chen, Chen, Atashgahi, Yin, Kou, Shen, Pechenizkiy, Wang and Mocanu", 2021, "2106.10404", "GraNet")
 WU = Source(
     "Wu, Wen, Zhang, Xia, Liang, Zheng, Wen and Wang", 2024, "2403.02914", "Dynamic sparse training of input regions"
+)
+RAMANUJAN = Source(
+    "Ramanujan, Wortsman, Kembhavi, Farhadi and Rastegari", 2020, "1911.13299", "What's hidden in a random network?"
 )
 
 add(
@@ -67,4 +71,8 @@ add(
 add(
     "dynst", SNIP(), "tensor", WU, "Regions of the input, see `RegionGate`: the least |mask gradient| go, gradients bring some back.",
     schedule=Cosine(0.3), train=DropGrow(ramp=Cubic()), catalog=(98,),
+)  # fmt: skip
+add(
+    "edge_popup", Magnitude(), "tensor", RAMANUJAN, "Weights stay as drawn; the subnetwork is learned.",
+    train=EdgePopup(), catalog=(131,), status="experimental",
 )  # fmt: skip

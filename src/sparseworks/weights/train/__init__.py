@@ -22,6 +22,7 @@ from sparseworks.weights.train.metrics import churn as churn
 from sparseworks.weights.train.nested import Nested as Nested
 from sparseworks.weights.train.penalty import Penalised as Penalised
 from sparseworks.weights.train.penalty import RipeStop as RipeStop
+from sparseworks.weights.train.popup import EdgePopup as EdgePopup
 from sparseworks.weights.train.quantised import Quantised as Quantised
 from sparseworks.weights.train.regions import RegionGate as RegionGate
 from sparseworks.weights.train.rewire import Rewire as Rewire

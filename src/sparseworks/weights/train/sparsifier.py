@@ -402,6 +402,8 @@ def _check(
         method.pattern.check(site.shape)
         if id(site.tensor(model)) not in held:
             raise ModelError(f"The optimiser does not hold {site.parameter!r}; give it the parameters of this model.")
+    if method.cycle is not None:
+        raise ModelError(f"Method {method.name!r} trains several times: use `sparseworks.cycles`.")
     if regime.timed and (steps is None or steps < 1):
         raise BudgetError(
             f"Method {method.name!r} follows the progress of training: give `steps`, the length of the run."

@@ -1,0 +1,42 @@
+"""Methods that train and prune in turn."""
+
+from __future__ import annotations
+
+from sparseworks.core.cycle import Cycle
+from sparseworks.core.method import Source
+from sparseworks.core.schedule import Rounds, Survivors
+from sparseworks.scores import Magnitude
+from sparseworks.weights.methods.add import add
+from sparseworks.weights.methods.oneshot import HAN
+
+FRANKLE = Source("Frankle, Dziugaite, Roy and Carbin", 2019, "1903.01611", "Stabilizing the lottery ticket hypothesis")
+ZIMMER = Source("Zimmer, Spiegel and Pokutta", 2023, "2306.16788", "Sparse model soups")
+CHOI = Source("Choi, Lee, Nam and Lee", 2023, "2305.14852", "Sparse weight averaging with multiple particles")
+LIU_AP = Source(
+    "Liu, Ghosh, Tan and Motani", 2022, "2212.06145", "AP: selective activation for de-sparsifying pruned networks"
+)
+
+add(
+    "imp", Magnitude(), "global", FRANKLE, "Finds sparse networks that train from an early step as well as the dense one.",
+    schedule=Survivors(0.2), cycle=Cycle(rewind=0.05),
+)  # fmt: skip
+add(
+    "imp_finetune", Magnitude(), "global", HAN, "Prunes a fifth of what is left, trains on, and so forth.",
+    schedule=Survivors(0.2), cycle=Cycle(),
+)  # fmt: skip
+add(
+    "sms", Magnitude(), "global", ZIMMER, "The average of retrained copies is better than any, and starts the next round.",
+    schedule=Rounds(3), cycle=Cycle(copies=3), catalog=(37,), status="experimental",
+)  # fmt: skip
+add(
+    "sms_greedy", Magnitude(), "global", ZIMMER, "A soup of those copies alone that do not lower its quality.",
+    schedule=Rounds(3), cycle=Cycle(copies=3, greedy=True), catalog=(37,), status="experimental",
+)  # fmt: skip
+add(
+    "swamp", Magnitude(), "global", CHOI, "Prunes by averages of weights over copies and steps: better tickets than IMP.",
+    schedule=Survivors(0.2), cycle=Cycle(rewind=0.05, copies=4, tail=0.75), catalog=(264,), status="experimental",
+)  # fmt: skip
+add(
+    "ap", Magnitude(), "global", LIU_AP, "Iterative pruning that also drops negative weights which hardly move: fewer dead units.",
+    schedule=Survivors(0.2), cycle=Cycle(rewind=0.05, activate=0.1), catalog=(135,), status="experimental",
+)  # fmt: skip

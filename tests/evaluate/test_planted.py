@@ -1,0 +1,64 @@
+"""Planted tickets: the target is exact, it survives planting, and what pruners find of it is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import sparseworks as sw
+from sparseworks.core.errors import BudgetError, ShapeError
+from sparseworks.evaluate import circle, deeper, hats, helix, plant, planted_data, relu_unit
+from sparseworks.stream import sites
+from sparseworks.weights.enforce import dropped_masks, impose
+
+TARGETS = {"relu": relu_unit(), "circle": deeper(circle(30), 1), "helix": deeper(helix(30), 1)}
+
+
+def error(task, planted):
+    x, y = planted_data(task, 2000, noise=0.0)
+    with torch.no_grad():
+        out = planted.outputs(x)
+    return float((out.argmax(1) != y).float().mean() if task == "circle" else (out - y).square().mean())
+
+
+def test_hats_are_exact_at_their_knots():
+    (w1, b1), (w2, b2) = hats(torch.cos, -1.0, 2.0, 7)
+    x = torch.linspace(-1, 2, 7).unsqueeze(1)
+    assert torch.allclose((x @ w1.T + b1).relu() @ w2.T + b2, x.cos(), atol=1e-5)
+    with pytest.raises(BudgetError):
+        hats(torch.cos, 0.0, 1.0, 1)
+
+
+@pytest.mark.parametrize("task, most", [("relu", 1e-8), ("circle", 0.03), ("helix", 3e-4)])
+def test_the_planted_subnetwork_alone_solves_the_task(task, most):
+    planted = plant(TARGETS[task], 100)
+    assert error(task, planted) > 10 * most  # the network around it is random
+    impose(planted.model, dropped_masks(planted.model, sites(planted.model), planted.supports))
+    assert error(task, planted) < most
+    assert planted.recovery(planted.supports) == 1.0 and planted.density < 0.1
+
+
+def test_pruners_miss_the_ticket_and_single_shots_collapse_where_synflow_does_not():
+    planted = plant(TARGETS["circle"], 100)
+    x, y = planted_data("circle", 1000)
+    rates, whole = {}, {}
+    for name in ("random", "magnitude_global", "snip", "synflow"):
+        method = sw.method(name, density=planted.density / 4)
+        found = sw.prune(
+            plant(TARGETS["circle"], 100).model, method, [(x, y)], progress=False,
+            loss=lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]),
+        )  # fmt: skip
+        rates[name] = planted.recovery(found.supports)
+        whole[name] = min(s.count for s in found.supports.values())
+    assert rates["random"] < 0.1 and all(rate < 0.5 for rate in rates.values()), rates
+    assert whole["synflow"] > 0 and whole["synflow"] >= whole["magnitude_global"], whole
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(BudgetError, match="cannot hold"):
+        plant(circle(10), 5)
+    with pytest.raises(BudgetError, match="relu, circle and helix"):
+        planted_data("square", 3)
+    with pytest.raises(ShapeError):
+        plant(circle(10), 30).recovery({})

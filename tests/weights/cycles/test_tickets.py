@@ -1,0 +1,64 @@
+"""What the policies of a cycle are worth against iterative magnitude pruning, on noisy digits."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+import pytest
+
+import sparseworks as sw
+from sparseworks.core.cycle import Cycle
+from sparseworks.core.schedule import Survivors
+from sparseworks.stream import sites
+from sparseworks.weights import average
+from sparseworks.weights.control import overlap
+
+STEPS, SEEDS = 60, (0, 1)
+
+
+def run(digits, name, seed, decay=lambda t: 1 - t, steps=STEPS, **options):
+    model = digits.net(seed)
+    method = sw.method(name, density=0.05, **options)
+    train = digits.train(steps, decay=decay)
+    found = sw.cycles(model, method, train, steps=steps, evaluate=digits.accuracy, seed=seed, progress=False)
+    return found, model
+
+
+@pytest.fixture(scope="module")
+def soups(digits):
+    return [run(digits, "sms", seed) for seed in SEEDS]
+
+
+def test_a_soup_keeps_the_support_and_models_of_other_supports_make_none(digits, soups):
+    found, model = soups[0]
+    for s in sites(model):
+        assert not s.read(model)[~found.supports[s.name].mask()].any()
+    others = [m for _, m in soups]
+    model.load_state_dict(average([m.state_dict() for m in others]))
+    assert digits.accuracy(model) < min(digits.accuracy(m) for m in others[1:]) - 10
+
+
+def test_iterative_magnitude_pruning_finds_better_tickets_than_chance(digits):
+    schedule = Survivors(0.5)
+    size, chance = (
+        mean(run(digits, "imp", seed, schedule=schedule, score=score)[0].rounds[-1].quality for seed in SEEDS)
+        for score in ("magnitude", "random")
+    )
+    assert size > chance + 10
+
+
+def test_one_particle_without_average_is_iterative_magnitude_pruning(digits):
+    options = {"schedule": Survivors(0.6), "steps": 20}
+    a, _ = run(digits, "imp", 0, **options)
+    b, _ = run(digits, "swamp", 0, cycle=Cycle(rewind=0.05), **options)
+    assert a.supports == b.supports
+
+
+def test_activating_drops_negative_weights_and_changes_the_ticket(digits):
+    options = {"schedule": Survivors(0.5), "steps": 60}
+    base, plain = run(digits, "imp", 0, **options)
+    found, active = run(digits, "ap", 0, **options)
+    assert 0.3 < overlap(base.supports, found.supports) < 1.0
+    assert [r.density for r in base.rounds] == [r.density for r in found.rounds]
+    positive = [sum(int((s.read(m) > 0).sum()) for s in sites(m)) for m in (plain, active)]
+    assert positive[1] > positive[0]
