@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "io": SHARED,
     "report": {"core", "exec"},
     "evaluate": SHARED | {"io"},
-    "testing": SHARED,
+    "testing": SHARED | {"weights"},
     "jobs": SHARED | {"io", "report", "evaluate", "weights"},
     "cli": SHARED | {"io", "report", "evaluate", "weights", "jobs"},
 }

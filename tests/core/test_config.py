@@ -39,7 +39,7 @@ def test_every_field_survives_when_it_is_not_at_its_default(noun, name):
     value = example(NOUNS[noun][1].get(name))
     for field in fields(value):
         current = getattr(value, field.name)
-        changed = {float: lambda c: c * 0.75 + 0.0625, bool: lambda c: not c, int: lambda c: c + 1}.get(type(current))
+        changed = {float: lambda c: c * 0.75 + 0.07, bool: lambda c: not c, int: lambda c: c + 1}.get(type(current))
         if changed is None:
             continue
         try:

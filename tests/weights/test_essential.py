@@ -10,6 +10,7 @@ import torch
 import sparseworks as sw
 from sparseworks.core.errors import BudgetError, ShapeError
 from sparseworks.core.support import Support
+from sparseworks.report.plots import sweep
 from sparseworks.stream import sites
 from sparseworks.weights import essential_sparsity, overlap
 from sparseworks.weights.essential import knee
@@ -31,7 +32,7 @@ def test_a_trained_model_has_a_knee_that_moves_right_with_training(digits):
     assert long.labels.index("2:4") == long.labels.index("50%") + 1 and long.sparsities == tuple(
         sorted(long.sparsities)
     )
-    assert long.drops[-1] > 0.1 and "<svg" in long.svg() and long.to_data()["knee"] == long.knee
+    assert long.drops[-1] > 0.1 and "<svg" in sweep(long.to_data()) and long.to_data()["knee"] == long.knee
 
 
 def test_tuning_moves_the_knee_to_the_right_and_holds_the_support(digits):

@@ -89,7 +89,11 @@ def _plain(where: str, name: str, declared: str, value: Any) -> Any:
     wanted = _PLAIN.get(declared)
     if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
         raise RecipeError(f"Field {name!r} of {where} must be of type {declared}, got {value!r}.")
-    return tuple(value) if isinstance(value, list) else value
+    return _hashable(value)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _number(text: str) -> float | str:

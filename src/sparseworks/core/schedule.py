@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.registry import Registry
@@ -13,6 +14,9 @@ SCHEDULES: Registry[type[Schedule]] = Registry("schedule")
 
 class Schedule:
     """`schedule(progress) -> value`; progress is clamped to [0, 1]."""
+
+    monotone: ClassVar[bool] = True
+    """Whether the value never turns round on its way."""
 
     def __call__(self, progress: float) -> float:
         """Value at `progress`."""
@@ -118,6 +122,7 @@ class Harmonic(Schedule):
 
     cycles: int = 4
     amplitude: float = 0.4
+    monotone = False
 
     def value(self, t: float) -> float:
         """From 0 to 1, up and down on the way."""

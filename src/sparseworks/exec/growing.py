@@ -47,6 +47,7 @@ class GrowingLayer(DynamicLayer):
 
     @keys.setter
     def keys(self, value: Tensor | None) -> None:
+        """Keys from elsewhere take the place of those held."""
         self._take("keys", value)
 
     @property
@@ -56,6 +57,7 @@ class GrowingLayer(DynamicLayer):
 
     @values.setter
     def values(self, value: Tensor | None) -> None:
+        """Values from elsewhere take the place of those held."""
         self._take("values", value)
 
     def _take(self, name: str, value: Tensor | None) -> None:

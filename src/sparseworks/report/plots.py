@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 # Colours with enough contrast on white and on near-black (checked by eye in both schemes).
@@ -52,18 +52,19 @@ def densities(sites: Sequence[dict[str, Any]]) -> str:
     return svg(draw, height=2.2, label="kept share of every site")
 
 
-def sweep(sparsities: Sequence[float], values: Sequence[float], dense: float, knee: float) -> str:
-    """Quality against sparsity, the dense level and the knee."""
+def sweep(data: Mapping[str, Any]) -> str:
+    """Quality against sparsity, the dense level and the knee, of `weights.Sweep.to_data()`."""
+    dense, knee = data["dense"], data["knee"]
 
     def draw(axes: Any) -> None:
-        axes.plot([0.0, *sparsities], [dense, *values], "o-", color=SPARSE)
+        axes.plot([0.0, *data["sparsities"]], [dense, *data["values"]], "o-", color=SPARSE)
         axes.axhline(dense, color=DENSE, linewidth=1)
         axes.axvline(knee, color=ACCENT, linestyle="--", label=f"knee at {knee:.0%}")
         axes.set_xlabel("sparsity")
         axes.set_ylabel("quality")
         axes.legend(frameon=False)
 
-    return _svg(draw, label="quality against sparsity")
+    return svg(draw, label="quality against sparsity")
 
 
 def times(sites: Sequence[dict[str, Any]]) -> str:

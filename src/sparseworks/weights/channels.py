@@ -127,7 +127,7 @@ class ChannelMethod:
     def composition(self) -> str:
         """One line: which parts this method composes."""
         return (
-            f"score={self.score.__name__} pattern=neurons of feed-forward layers allocate={self.shares.__name__} "
+            f"score={self.score.__name__} pattern=neurons of feed-forward layers budget=density allocate={self.shares.__name__} "
             f"repair={'bias' if self.compensate else 'none'}"
         )
 

@@ -48,14 +48,8 @@ class Sweep:
         return knee(self.sparsities, self.drops, self.tolerance)
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data; `sparseworks.report.plots.sweep` draws them."""
         return {**asdict(self), "drops": self.drops, "knee": self.knee}
-
-    def svg(self) -> str:
-        """The curve with its knee, as SVG text."""
-        from sparseworks.report.plots import sweep
-
-        return sweep(self.sparsities, self.values, self.dense, self.knee)
 
 
 def essential_sparsity(
