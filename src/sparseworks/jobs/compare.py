@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,7 @@ def _calm(threads: int) -> None:
 
 def _on_ray(work: Callable[[Case], Row], left: Sequence[Case]) -> Iterable[tuple[Case, Row]]:
     try:
-        import ray
+        ray: Any = import_module("ray")
     except ImportError:
         raise RecipeError("Running on Ray needs the package: pip install 'sparseworks[ray]'.") from None
     started = not ray.is_initialized()

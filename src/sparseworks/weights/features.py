@@ -85,7 +85,7 @@ class QuickSelection(SelectorMixin, BaseEstimator):
             ValueError: `X` is not a finite matrix, or a parameter is out of range.
         """
         del y
-        x = validate_data(self, X, dtype=np.float32)
+        x: Any = validate_data(self, X, dtype=np.float32)
         self._check()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         spread = x.std(axis=0)

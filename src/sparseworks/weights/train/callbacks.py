@@ -30,7 +30,7 @@ class Beside:
 
     def start(self, model: nn.Module, optimizer: Optimizer, steps: int | None, state: dict[str, Any] | None) -> None:
         """Take hold of the optimiser."""
-        options = {"steps": steps} | self.options
+        options: dict[str, Any] = {"steps": steps} | self.options
         self.sparsifier = Sparsifier(model, self.method, optimizer, state=state, **options)
 
     def step(self) -> None:

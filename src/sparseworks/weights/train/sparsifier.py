@@ -285,12 +285,13 @@ class Sparsifier:
     # -- around the optimiser -------------------------------------------------------------------------------------
 
     def _before(
-        self, _optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[tuple, dict[str, Any]] | None:
+        self, _optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Gradients are there now, or a closure is about to compute them (LBFGS, Lightning)."""
         if self._pending:
             raise ModelError("The optimiser takes a second step before `sparsifier.step()`: call it after every step.")
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        given = list(args)
+        closure = given[1] if len(given) > 1 else kwargs.get("closure")
         if closure is None:
             self._lend()
             return None
@@ -305,7 +306,7 @@ class Sparsifier:
             lent = True
             return loss
 
-        return (args[0], computing, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
+        return (given[0], computing, *given[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
 
     @torch.no_grad()
     def _lend(self) -> None:
