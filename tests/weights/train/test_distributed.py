@@ -11,11 +11,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import sparseworks as sw
+from sparseworks.scores import Hebbian, Modular
 from sparseworks.weights.train import DropGrow, Gradual, Straight
 
 METHODS = {
     "rigl": sw.method("rigl", density=0.25, train=DropGrow(every=2)),
     "gmp": sw.method("gmp", density=0.25, pattern="global", train=Gradual(every=2)),
+    "g2gnet": sw.method("g2gnet", density=0.25, train=DropGrow(grow=Hebbian(), first=Modular(groups=2), every=2)),
     "sr_ste": sw.method("sr_ste", pattern="1:4", train=Straight(decay=0.1)),
 }
 STEPS, RANKS = 6, 2

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sparseworks.core.allocator import Evidence
-from sparseworks.core.errors import BudgetError, CheckpointError, MissingStatError, ModelError
+from sparseworks.core.errors import CheckpointError, ModelError
 from sparseworks.core.method import METHODS, Method
 from sparseworks.core.regime import ACROSS, Counts, Regime, Trained
 from sparseworks.core.score import Score
@@ -23,13 +21,13 @@ from sparseworks.core.select import select_mask
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Stat, Stats, WeightGradient
 from sparseworks.core.support import Support
-from sparseworks.stream import sites as find_sites
 from sparseworks.stream.gradients import Loss
 from sparseworks.weights.decide import across
 from sparseworks.weights.prune import prune, reseeded
+from sparseworks.weights.train.checks import check, chosen, unwrapped
 from sparseworks.weights.train.hold import Hold
 from sparseworks.weights.train.slot import Place, Slot, forget, group_of, local, local_like, project
-from sparseworks.weights.train.watch import SEEN, Watch
+from sparseworks.weights.train.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -92,19 +90,20 @@ class Sparsifier:
         """
         method = METHODS.get(method) if isinstance(method, str) else method
         self.method = reseeded(method, seed)
-        model = _unwrapped(model)
+        model = unwrapped(model)
         self.model, self.optimizer, self.steps, self.seed = model, optimizer, steps, seed
         self.regime: Regime = self.method.train or Hold()
         self.done = 0
         self.history: list[Event] = []
-        listed = _chosen(model, sites, skip)
-        _check(self.method, self.regime, optimizer, model, listed, steps)
+        listed = chosen(model, sites, skip)
+        check(self.method, self.regime, optimizer, model, listed, steps)
         self._slots = {s.parameter: Slot(s.parameter, s.tensor(model)) for s in listed}
         self.sites = [
             Place(s, self._slots[s.parameter], torch.ones(s.shape, dtype=torch.bool, device=s.tensor(model).device))
             for s in listed
         ]
-        self._pending = False
+        self._pending, self._stale = False, True
+        self._members = {n: [p for p in self.sites if p.slot is slot] for n, slot in self._slots.items()}
         self._undo: list[Callable[[], None]] = []
         needs = self.method.score.needs | self.regime.needs if self.method.train else frozenset()
         self._watch = Watch(model, listed, needs)
@@ -147,6 +146,7 @@ class Sparsifier:
         due, before = self.regime.due(self), len(self.history)
         self.done += 1
         if due:
+            self._watch.agree()
             self.regime.change(self)
             self._refresh()
         for place in self.sites:
@@ -206,7 +206,7 @@ class Sparsifier:
                 f"The state is of method {state.get('method')} on {len(state.get('supports', ()))} sites, this run of "
                 f"{self.method.to_config()} on {len(self.sites)}; build the sparsifier with the same arguments."
             )
-        self.done = int(state["done"])
+        self.done, self._stale = int(state["done"]), True
         self.history = [Event(*entry) for entry in state["history"]]
         for place in self.sites:
             place.mask = Support.from_bits(state["supports"][place.name], place.shape).mask().to(place.mask.device)
@@ -274,6 +274,7 @@ class Sparsifier:
         moved = {p.name: masks[p.name] ^ p.mask for p in self.sites}
         dropped = sum(int((moved[p.name] & p.mask).sum()) for p in self.sites)
         grown = sum(int((moved[p.name] & masks[p.name]).sum()) for p in self.sites)
+        self._stale = True
         for place in self.sites:
             place.mask = masks[place.name]
         if not self.regime.dense:
@@ -344,23 +345,23 @@ class Sparsifier:
     @torch.no_grad()
     def _refresh(self) -> None:
         """Let the parameters hold what the model computes with."""
-        for slot, at in self._marks({p.name: ~p.mask for p in self.sites}):
-            slot.dropped = at
-            if slot.master is None:
-                local(slot.parameter.data).masked_fill_(at, 0.0)
-        for slot in self._slots.values():
+        if self._stale:
+            for slot, at in self._marks({p.name: ~p.mask for p in self.sites}):
+                slot.dropped = at
+            self._stale = False
+        for name, slot in self._slots.items():
             if slot.master is not None:
-                members = [p for p in self.sites if p.slot is slot]
-                project(slot, [(p, self.regime.project(self, p)) for p in members])
+                project(slot, [(p, self.regime.project(self, p)) for p in self._members[name]])
+            elif slot.dropped is not None:
+                local(slot.parameter.data).masked_fill_(slot.dropped, 0.0)
 
     def _marks(self, at: Mapping[str, Bool[Tensor, "rows cols"]]) -> list[tuple[Slot, Bool[Tensor, "..."]]]:
         """Marks of sites, laid out like the parameters (this rank's part)."""
         found = []
-        for slot in self._slots.values():
+        for name, slot in self._slots.items():
             mark = torch.zeros(slot.parameter.shape, dtype=torch.bool, device=slot.dense.device)
-            for place in self.sites:
-                if place.slot is slot:
-                    place.site.put(mark, at[place.name])
+            for place in self._members[name]:
+                place.site.put(mark, at[place.name])
             found.append((slot, local_like(mark, slot.parameter)))
         return found
 
@@ -379,43 +380,3 @@ class Sparsifier:
 
 def _left(size: int, final: Tensor, share: float) -> int:
     return size - round((size - int(final)) * share)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside data-parallel and compiled wrappers, so that sites are named alike on one process and on many."""
-    while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod  # type: ignore[assignment]
-    return model
-
-
-def _chosen(model: nn.Module, sites: Sequence[Site] | None, skip: Sequence[str]) -> list[Site]:
-    listed = list(find_sites(model) if sites is None else sites)
-    return [s for s in listed if not any(fnmatch(s.name, text) for text in skip)]
-
-
-def _check(
-    method: Method, regime: Regime, optimizer: Optimizer, model: nn.Module, listed: Sequence[Site], steps: int | None
-) -> None:
-    if not listed:
-        raise ModelError("Nothing to make sparse: the model has no sites, or `skip` leaves all of them dense.")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for site in listed:
-        method.pattern.check(site.shape)
-        if id(site.tensor(model)) not in held:
-            raise ModelError(f"The optimiser does not hold {site.parameter!r}; give it the parameters of this model.")
-    if method.cycle is not None:
-        raise ModelError(f"Method {method.name!r} trains several times: use `sparseworks.cycles`.")
-    if regime.timed and (steps is None or steps < 1):
-        raise BudgetError(
-            f"Method {method.name!r} follows the progress of training: give `steps`, the length of the run."
-        )
-    if method.train is None:
-        return
-    if method.budget.needs_scores or method.allocate.needs:
-        raise BudgetError(
-            f"Method {method.name!r} allocates by statistics of calibration data, which training does not gather."
-        )
-    needs = method.score.needs | regime.needs
-    missing = [k.__name__ for k in needs - {WeightGradient, *regime.gives} if k.source not in SEEN]
-    if missing:
-        raise MissingStatError(f"Method {method.name!r} scores by {missing[0]}, which training does not gather.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -39,6 +40,19 @@ class Watch:
     def reset(self) -> None:
         """Forget what was seen."""
         self.stats = {s.name: Stats.collecting(self.kinds, s.shape, site=s.name) for s in self.sites}
+
+    def agree(self) -> None:
+        """Take in what every rank has seen of its share of the batch, so that all choose the same supports."""
+        if not self.kinds or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        for stat in (stat for stats in self.stats.values() for stat in stats):
+            ranks: list[dict[str, Tensor]] = [{} for _ in range(dist.get_world_size())]
+            dist.all_gather_object(ranks, {name: tensor.cpu() for name, tensor in stat.state().items()})
+            stat.load(ranks[0])
+            for other in ranks[1:]:
+                twin = type(stat)(stat.rows, stat.cols)
+                twin.load(other)
+                stat.merge(twin)
 
     def close(self) -> None:
         """Remove the hooks."""
