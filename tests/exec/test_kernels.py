@@ -226,7 +226,9 @@ def test_every_kernel_names_its_format_and_type():
     for name, kernel in KERNELS.items():
         assert kernel.name == name and kernel.format in FORMATS
         assert kernel.value_dtype in FORMATS.get(kernel.format).dtypes
-    assert {k.format for k in KERNELS} == set(FORMATS.names())
+    assert {k.format for k in KERNELS} == set(FORMATS.names()) - {
+        "groups4"
+    }  # a form to store; nothing multiplies it yet
 
 
 @needs_extension

@@ -9,19 +9,21 @@ children and names, of a subclass of its own class whose `forward` knows a short
 from __future__ import annotations
 
 from functools import cache as once
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparseworks.core.errors import ModelError
-from sparseworks.exec.attention import KeyValueCache
 from sparseworks.exec.between import ACTIVATIONS
 from sparseworks.exec.modules import SparseLinear
 from sparseworks.exec.native import native
 from sparseworks.exec.ops import plain
 from sparseworks.exec.step import Step, Steps
+
+if TYPE_CHECKING:
+    from sparseworks.exec.attention import KeyValueCache
 
 DECODERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """Layer classes of transformers, by name: h = x + out attend(rotate(query, key), value) of norm1(x); h + down(act(gate) * up) of norm2(h)."""

@@ -7,16 +7,18 @@ have just driven out of the caches. Here no tensor is made between the layer's i
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparseworks.exec.attention import KeyValueCache
 from sparseworks.exec.between import ACTIVATIONS, NUMBERS, untouched
 from sparseworks.exec.modules import SparseLinear
 from sparseworks.exec.native import native
+
+if TYPE_CHECKING:
+    from sparseworks.exec.attention import KeyValueCache
 
 _ALIGNED = 16  # floats of a cache line
 
