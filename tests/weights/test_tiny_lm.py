@@ -62,5 +62,5 @@ def test_owl_and_dlp_beat_uniform_at_equal_density(perplexity):
     assert owl < 0.95 * uniform and dlp < 0.97 * uniform
 
 
-def test_dsnot_is_not_worse_than_the_mask_it_starts_from(perplexity):
-    assert perplexity("dsnot", density=0.4) <= perplexity("wanda", density=0.4)
+def test_dsnot_betters_the_mask_it_starts_from(perplexity):
+    assert perplexity("dsnot", density=0.4) < perplexity("wanda", density=0.4)

@@ -67,7 +67,6 @@ def sr_ste(digits):
 
 def test_sr_ste_settles_and_loses_less_than_ste(digits, sr_ste):
     ste = mean(digits, sw.method("ste", pattern="1:8"), 200)
-    print("STE", ste, "SR-STE", sr_ste)
     assert sr_ste[2] < 0.5 * ste[2] and sr_ste[0] < ste[0]
 
 
@@ -76,5 +75,4 @@ def test_bdwp_is_as_accurate_as_sr_ste_within_a_point(digits):
         mean(digits, sw.method("bdwp", pattern="2:8", train=kind), 200)
         for kind in (Straight(decay=2e-4), sw.method("bdwp").train)
     )
-    print("SR-STE", decayed, "BDWP", both)
     assert both[1] > decayed[1] - 0.01

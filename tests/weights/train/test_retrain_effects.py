@@ -83,14 +83,12 @@ def retrained(windows, dense):
         "cast": sw.method("cast", pattern="1:4", train=AdamShrink(decay=5e-2)),
     }
     found = {n: trained(copy.deepcopy(dense), windows, STEPS, 3e-3, m, dense) for n, m in methods.items()}
-    print("dense", held(dense, windows), found)
     return found
 
 
 def test_ast_loses_less_than_sr_ste_and_that_less_than_one_shot(windows, dense, retrained):
     pruned = copy.deepcopy(dense)
     sw.prune(pruned, sw.method("sparsegpt", pattern="1:4"), [windows[0][4096:8192]], progress=False)
-    print("sparsegpt", held(pruned, windows))
     assert retrained["ast"][1] < retrained["sr_ste"][1] - 0.02 and retrained["sr_ste"][1] < held(pruned, windows)
 
 

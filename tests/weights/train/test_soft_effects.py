@@ -49,7 +49,6 @@ def test_soft_shrinkage_is_better_than_hard_thresholds_and_than_one_cut(digits):
     soft, hard, cut = (
         loss_after(digits, sw.method("iss_p", density=0.03, train=SoftShrink(factor=f))) for f in (0.95, 0.0, 1.0)
     )
-    print("soft", soft, "hard", hard, "one cut", cut)
     assert soft < hard and soft < cut
 
 
@@ -58,5 +57,4 @@ def test_annealed_gradients_of_dropped_weights_are_better_than_none(digits):
         loss_after(digits, sw.method("autosparse_topk", density=0.03, schedule=schedule))
         for schedule in (Annealing(), Constant(0.0))
     )
-    print("annealed", annealed, "none", none)
     assert annealed < 0.5 * none

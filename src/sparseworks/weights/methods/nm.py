@@ -40,7 +40,7 @@ add(
 )  # fmt: skip
 add(
     "mdgf_exp", Magnitude(), "1:16", BAMBHANIYA, "Dropped weights fade exponentially: the better of the two on vision.",
-    schedule=Exponential(), train=FadeValues(), catalog=(30,),
+    schedule=Exponential(), train=FadeValues(), status="experimental", catalog=(30,),
 )  # fmt: skip
 add(
     "sdgf_stepwise", Magnitude(), "1:16", BAMBHANIYA, "15:16, 8:16, 4:16 ... 1:16 in equal frames.",

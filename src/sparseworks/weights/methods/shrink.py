@@ -39,11 +39,11 @@ add(
 )  # fmt: skip
 add(
     "autosparse", Magnitude(), "tensor", KUNDU, "Learned thresholds; masked weights keep a gradient that is annealed. Density emerges.",
-    schedule=Annealing(), train=LearnedThreshold(), catalog=(250,),
+    schedule=Annealing(), train=LearnedThreshold(), status="experimental", catalog=(250,),
 )  # fmt: skip
 add(
     "autosparse_topk", Magnitude(), "tensor", KUNDU, "The same annealed gradient at a fixed budget.",
-    schedule=Annealing(), train=Annealed(), catalog=(250,),
+    schedule=Annealing(), train=Annealed(), status="experimental", catalog=(250,),
 )  # fmt: skip
 add(
     "gmp_harmonic", Magnitude(), "tensor", STAMATELIS, "A sparsity ramp that oscillates, so that weights return.",

@@ -50,23 +50,23 @@ add(
 )  # fmt: skip
 add(
     "srigl", Magnitude(), "live-fan-in", LASBY, "RigL with equally many inputs a living neuron, which runs fast; weak neurons die.",
-    allocate=ERK(), schedule=Cosine(0.3), train=FanInDropGrow(rescale=True), catalog=(80,),
+    allocate=ERK(), schedule=Cosine(0.3), train=FanInDropGrow(rescale=True), catalog=(80,), status="experimental",
 )  # fmt: skip
 add(
     "g2g", Modular(), "tensor", KONSTANTAROPOULOS, "Matched groups of neurons dense, the rest at random: held while training.",
-    catalog=(156,),
+    catalog=(156,), status="experimental",
 )  # fmt: skip
 add(
     "g2gnet", Magnitude(), "tensor", KONSTANTAROPOULOS, "Starts from matched groups; grows between neurons that fire together.",
-    schedule=Constant(0.3), train=DropGrow(grow=Hebbian(), first=Modular()), catalog=(156,),
+    schedule=Constant(0.3), train=DropGrow(grow=Hebbian(), first=Modular()), catalog=(156,), status="experimental",
 )  # fmt: skip
 add(
     "dsl", Magnitude(), "tensor", WANG, "Drop-and-grow on embedding tables and MLPs of recommenders, from scratch.",
-    schedule=Cosine(0.5, end=0.005), train=DropGrow(stop=1.0), catalog=(29,),
+    schedule=Cosine(0.5, end=0.005), train=DropGrow(stop=1.0), catalog=(29,), status="experimental",
 )  # fmt: skip
 add(
     "granet", Magnitude(), "tensor", LIU, "Dense or half dense at first; prunes gradually and regrows by gradient all the while.",
-    allocate=ERK(), schedule=Cosine(0.5), train=DropGrow(ramp=Cubic()),
+    allocate=ERK(), schedule=Cosine(0.5), train=DropGrow(ramp=Cubic()), status="experimental",
 )  # fmt: skip
 add(
     "dynst", SNIP(), "tensor", WU, "Regions of the input, see `RegionGate`: the least |mask gradient| go, gradients bring some back.",
