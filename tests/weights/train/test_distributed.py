@@ -45,6 +45,9 @@ def _run(how, name, rank, ranks):
         (model(x) - x[:, :8].sin()).square().mean().backward()
         optimizer.step()
         sparsifier.step()
+    state = sparsifier.state_dict()
+    assert all(m.shape == sparsifier.model.get_parameter(n).shape for n, m in state["masters"].items())
+    sparsifier.load_state_dict(state)
     supports = sparsifier.finish()
     weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
     return {k: v.bits() for k, v in supports.items()}, [w.detach().clone() for w in weights]

@@ -30,8 +30,8 @@ class TrainerCallbackOf(Beside, TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Beside the Trainer's own files."""
-        if self.sparsifier is not None and state.is_world_process_zero:
-            save_state(_folder(args, state) / FILE, self.sparsifier)
+        if self.sparsifier is not None:
+            save_state(_folder(args, state) / FILE, self.sparsifier, write=state.is_world_process_zero)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let go."""

@@ -183,7 +183,10 @@ class Sparsifier:
         return sum(int(p.mask.sum()) for p in self.sites) / max(sum(p.site.size for p in self.sites), 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit, beside the state of the model and of the optimiser; tensors and plain data."""
+        """Everything needed to go on bit for bit, beside the state of the model and of the optimiser; tensors and plain data.
+
+        With sharded parameters all ranks call it, and each gets the whole.
+        """
         return {
             "method": self.method.to_config(),
             "done": self.done,
@@ -191,7 +194,7 @@ class Sparsifier:
             "supports": {p.name: Support.from_mask(p.mask).bits() for p in self.sites},
             "states": {p.name: {k: v.clone() for k, v in p.state.items()} for p in self.sites},
             "learned": {p.name: {k: v.detach().clone() for k, v in p.learned.items()} for p in self.sites},
-            "masters": {n: s.master.clone() for n, s in self._slots.items() if s.master is not None},
+            "masters": {n: s.full().clone() for n, s in self._slots.items() if s.master is not None},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -214,7 +217,7 @@ class Sparsifier:
             for key, value in state["learned"][place.name].items():
                 place.learned[key].data.copy_(value)
         for name, master in state["masters"].items():
-            self._slots[name].master = master.clone().to(self._slots[name].parameter.device)
+            self._slots[name].store(master.to(self._slots[name].parameter.device))
         self._refresh()
 
     @property

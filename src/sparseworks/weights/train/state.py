@@ -18,13 +18,15 @@ _GROUPS = ("supports", "states", "learned", "masters")
 _NESTED = ("states", "learned")
 
 
-def save_state(path: Path | str, sparsifier: Sparsifier) -> None:
-    """Write `sparsifier.state_dict()`.
+def save_state(path: Path | str, sparsifier: Sparsifier, *, write: bool = True) -> None:
+    """Write `sparsifier.state_dict()`; with sharded parameters all ranks call it, and one of them has `write`.
 
     Raises:
         CheckpointError: the disk is full or not writable; the previous file is untouched.
     """
     state = sparsifier.state_dict()
+    if not write:
+        return
     facts = {key: value for key, value in state.items() if key not in _GROUPS}
     tensors = {f"supports|{name}": t for name, t in state["supports"].items()}
     for group in _NESTED:
