@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from types import SimpleNamespace
 
@@ -10,7 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 from sparseworks.cli.app import app
-from sparseworks.core.errors import BudgetError, CheckpointError, PatternError, RecipeError, UnknownNameError
+from sparseworks.core.errors import (
+    BudgetError,
+    CheckpointError,
+    ModelError,
+    PatternError,
+    RecipeError,
+    UnknownNameError,
+)
 from sparseworks.jobs.compare import Case, cases, compare, span
 from sparseworks.jobs.setting import Wish
 from sparseworks.report.compared import save_comparison
@@ -47,6 +55,7 @@ def test_densities_are_read():
     [
         (["wande"], [0.5], "", UnknownNameError),
         (["rigl"], [0.5], "", RecipeError),
+        (["imp"], [0.5], "", RecipeError),
         (["wanda"], [0.5], "2;4", PatternError),
         ([], [0.5], "", BudgetError),
     ],
@@ -76,6 +85,19 @@ def test_a_finished_case_is_read_back_and_another_setting_is_refused(tmp_path, m
         compare(NAME, wanted, Wish(limit=3), tmp_path)
     page = save_comparison(NAME, rows, tmp_path / "page.html").read_text()
     assert "magnitude" in page and "<svg" in page and f"{rows[0].quality:.4f}" in page
+
+
+def test_a_model_that_is_not_there_does_not_block_the_folder(tmp_path, monkeypatch):
+    wanted, found = cases(["magnitude"], [0.5]), importlib.import_module("sparseworks.jobs.compare").setting_for
+
+    def missing(name, wish):
+        raise ModelError(f"There is no model {name!r}.")
+
+    monkeypatch.setattr("sparseworks.jobs.compare.setting_for", missing)
+    with pytest.raises(ModelError):
+        compare("nowhere", wanted, WISH, tmp_path)
+    monkeypatch.setattr("sparseworks.jobs.compare.setting_for", found)
+    assert compare(NAME, wanted, WISH, tmp_path)[0].quality is not None
 
 
 def test_the_command_prints_json_and_writes_the_page(tmp_path):

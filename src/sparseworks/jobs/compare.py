@@ -86,7 +86,7 @@ def cases(methods: Sequence[str], densities: Sequence[float], pattern: str = "")
     found: dict[tuple[str, float], Case] = {}
     for name in methods:
         method = METHODS.get(name)
-        if method.train is not None:
+        if method.train is not None or method.cycle is not None:
             raise RecipeError(f"Method {name!r} acts while a model trains; `compare` prunes finished models.")
         own = Pattern.parse(pattern) if pattern else method.pattern
         for density in [own.fixed_density] if own.fixed_density is not None else densities:
@@ -144,7 +144,7 @@ def compare(
     """
     folder, run = Path(folder), _about(name, wish)
     known = read_json(folder / "comparison.json")
-    if known is not None and known != run:
+    if known is not None and known != run and any(folder.glob("*@*.json")):  # a run that never got so far holds nothing
         raise CheckpointError(
             f"{folder} holds a comparison of {known.get('model')} with other settings; choose another."
         )
