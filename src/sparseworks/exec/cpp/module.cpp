@@ -41,7 +41,8 @@ bool available(Isa isa) {
 #ifdef SPARSEWORKS_AVX512
     if (isa == Isa::avx512) {
         return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512vnni");
     }
 #endif
 #ifdef SPARSEWORKS_WIDE
@@ -50,13 +51,16 @@ bool available(Isa isa) {
     return isa == Isa::base;
 }
 
-// AVX-512 has not been run by the developers: it is used only where SPARSEWORKS_ISA asks for it.
+// The widest vectors that the build and the processor have, unless SPARSEWORKS_ISA asks for others.
 Isa choose() {
     const char* asked = std::getenv("SPARSEWORKS_ISA");
     for (const Named& known : kIsas) {
         if (asked && std::strcmp(asked, known.name) == 0 && available(known.isa)) return known.isa;
     }
-    return available(Isa::avx2) ? Isa::avx2 : Isa::base;
+    for (Isa widest : {Isa::avx512, Isa::avx2}) {
+        if (available(widest)) return widest;
+    }
+    return Isa::base;
 }
 
 // Floats in a vector of the kernels over simd.h.

@@ -143,8 +143,8 @@ def stamp(parts: list[Tensor]) -> list[int]:
     return [t.data_ptr() for t in parts] + [t._version for t in parts if not t.is_inference()]
 
 
-def part(packed: Packed, name: str, dtype: torch.dtype, *shape: int | None) -> Tensor:
-    """The part called `name`, contiguous on the CPU, of type `dtype` and of `shape` (None: any size).
+def part(packed: Packed, name: str, dtype: torch.dtype, *shape: int | None, device: str | None = "cpu") -> Tensor:
+    """The part called `name`, contiguous, of type `dtype`, of `shape` (None: any size) and on `device` (None: any).
 
     Raises:
         KernelError: it is missing or different.
@@ -153,7 +153,8 @@ def part(packed: Packed, name: str, dtype: torch.dtype, *shape: int | None) -> T
     if found is None:
         raise damaged(packed, f"it has no part {name!r}")
     fits = found.dim() == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=False))
-    if not (fits and found.dtype is dtype and found.is_cpu and found.is_contiguous()):
+    there = device in (None, found.device.type)
+    if not (fits and found.dtype is dtype and there and found.is_contiguous()):
         want = tuple("any" if s is None else s for s in shape)
         raise damaged(packed, f"part {name!r} should be a contiguous {dtype} of shape {want}, is {facts(found)}")
     return found

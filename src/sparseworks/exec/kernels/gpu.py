@@ -114,7 +114,7 @@ class InputMajorGpuKernel(GpuKernel):
     def inspect(self, packed: Packed) -> Arguments:
         """See `CheckedKernel.inspect`."""
         out, width = packed.shape
-        part(packed, "weight", self.value_dtype, width, out)
+        part(packed, "weight", self.value_dtype, width, out, device=None)
         return ()
 
     def multiply(self, x: Tensor, bias: Tensor | None, parts: Mapping[str, Tensor], *arguments: Any) -> Tensor:

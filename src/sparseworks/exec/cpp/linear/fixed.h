@@ -32,9 +32,7 @@ SW_INLINE Ints rounded(Lanes v) {
 
 // Products of two pairs of 16 bits and their sum, in each lane.
 SW_INLINE Ints dot_pairs(Ints a, Ints b) {
-#if defined(SW_ISA_AVX512)
-    return reinterpret_cast<Ints>(_mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
-#elif SW_LANES == 8
+#if SW_LANES == 8
     return reinterpret_cast<Ints>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 #elif SW_LANES == 4 && defined(__aarch64__)
     const auto x = reinterpret_cast<int16x8_t>(a), y = reinterpret_cast<int16x8_t>(b);
@@ -47,6 +45,10 @@ SW_INLINE Ints dot_pairs(Ints a, Ints b) {
 }
 
 SW_INLINE Ints add_pairs(Ints a, Ints b, Ints sum) {
+#if defined(SW_ISA_AVX512)
+    const auto of = [](Ints v) { return reinterpret_cast<__m512i>(v); };
+    return reinterpret_cast<Ints>(_mm512_dpwssd_epi32(of(sum), of(a), of(b)));
+#endif
     sum += dot_pairs(a, b);
 #if defined(__x86_64__) && !defined(SW_ISA_WIDE)
     __asm__("" : "+v"(sum));  // GCC would add products of two entries first, and run out of registers for them

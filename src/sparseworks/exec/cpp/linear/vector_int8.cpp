@@ -10,7 +10,7 @@ namespace sparseworks::SW_ISA {
 namespace {
 
 constexpr int64_t kInputs = 1024, kRows = 128, kPanel = 8;  // 256 KiB of x, 16 KiB of weights
-constexpr int kOutputs = 4;                                 // of a register tile
+constexpr int kOutputs = 4, kTall = kRegisters / 8;         // of a register tile, which is half of the registers
 constexpr int kPairs = 2 * W;                               // numbers of 16 bits in a vector
 
 using Shorts = int16_t __attribute__((vector_size(4 * W)));
@@ -82,6 +82,13 @@ SW_INLINE QuadInts sums_of(const Ints (&v)[4]) {
     const auto of = [&](int i) { return reinterpret_cast<__m256i>(v[i]); };
     const __m256i four = _mm256_hadd_epi32(_mm256_hadd_epi32(of(0), of(1)), _mm256_hadd_epi32(of(2), of(3)));
     return reinterpret_cast<QuadInts>(_mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1)));
+#elif defined(SW_ISA_AVX512)
+    const auto half = [&](int i) {
+        const auto whole = reinterpret_cast<__m512i>(v[i]);
+        return _mm256_add_epi32(_mm512_castsi512_si256(whole), _mm512_extracti64x4_epi64(whole, 1));
+    };
+    const __m256i four = _mm256_hadd_epi32(_mm256_hadd_epi32(half(0), half(1)), _mm256_hadd_epi32(half(2), half(3)));
+    return reinterpret_cast<QuadInts>(_mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1)));
 #else
     QuadInts sums{};
     each<4>([&](auto i) {
@@ -106,7 +113,7 @@ SW_INLINE void multiply(const int16_t* x, const int16_t* w, int64_t width, QuadI
         each<R>([&](auto r) { lanes[r] = vector(x + r * apart + k); });
         each<kOutputs>([&](auto n) {
             const Ints weights = vector(w + n * apart + k);
-            each<R>([&](auto r) { sum[r][n] += dot_pairs(weights, lanes[r]); });
+            each<R>([&](auto r) { sum[r][n] = add_pairs(weights, lanes[r], sum[r][n]); });
         });
     }
     each<R>([&](auto r) { sums[r] = sums_of(sum[r]); });
@@ -158,8 +165,8 @@ void panels(const Int8& a, const Block& block, const int16_t* x, const float* sc
             else std::memset(w + i * apart, 0, apart * sizeof *w);
         }
         int64_t r = m;
-        for (; r + 2 <= last; r += 2) tile<2>(a, block, x, w, scales, r, n, outputs);
-        if (r < last) tile<1>(a, block, x, w, scales, r, n, outputs);
+        for (; r + kTall <= last; r += kTall) tile<kTall>(a, block, x, w, scales, r, n, outputs);
+        for (; r < last; ++r) tile<1>(a, block, x, w, scales, r, n, outputs);
     }
 }
 
