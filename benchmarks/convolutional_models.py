@@ -1,11 +1,16 @@
-"""How much faster than dense is a whole pruned residual network, planned and applied as a user would?"""
+"""How much faster than dense is a whole pruned residual network, planned and applied as a user would?
+
+The ceiling is that of the products with the kept weights alone at the machine's multiply-add rate: norms, activations and copies are not in it.
+
+    python benchmarks/convolutional_models.py --threads 1 --json convolutional_models
+"""
 
 from __future__ import annotations
 
 import copy
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from common import Line, arguments, line, show, store
@@ -13,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparseworks as sw
+from sparseworks.core.support import Support
 from sparseworks.exec import measure
+from sparseworks.exec.ceilings import ceilings
 
 
 class Block(nn.Module):
@@ -114,8 +121,25 @@ def compare(name: str, images: list[int], density: float, rounds: int) -> list[L
         }
         times = measure.compare(runs, rounds=rounds)
         peer = min(list(runs)[1:], key=lambda kind: times[kind].us)
-        lines.append(line(f"{name}, {n} image(s) of {side}x{side}", times, "sparse", peer))
+        bound = 1e6 * 2 * products(model, supports, x) / ceilings().flops
+        lines.append(line(f"{name}, {n} image(s) of {side}x{side}", times, "sparse", peer, bound))
     return lines
+
+
+def products(model: nn.Module, supports: Mapping[str, Support], x: Tensor) -> int:
+    """Multiplications of one pass with the kept weights; layers without a support count whole."""
+    total, kept = 0, {name.removesuffix(".weight"): support.count for name, support in supports.items()}
+
+    def count(name: str, module: nn.Conv2d | nn.Linear, y: Tensor) -> None:
+        nonlocal total
+        total += kept.get(name, module.weight.numel()) * y.numel() // module.weight.shape[0]
+
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [m.register_forward_hook(lambda m, _, y, name=name: count(name, m, y)) for name, m in layers]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return total
 
 
 @torch.no_grad()
