@@ -51,6 +51,9 @@ def support_for(name: str, out: int, width: int, density: float = 0.3, seed: int
         g = (1, 4, 43)[seed % 3]
         scores = torch.rand(-(-out // (6 * g)) * 6 * g, -(-width // 4) * 4, generator=generator)
         return parse(f"2:4:{g}").select(scores)
+    if kind == "groups4":
+        runs = torch.rand(out, -(-width // 16), generator=generator) < density
+        return Support.from_mask(runs.repeat_interleave(16, dim=1))
     if kind == "nm":
         groups = torch.rand(out, -(-width // 4), 4, generator=generator).argsort(dim=-1) < 2
         return Support.from_mask(groups.reshape(out, -1))
@@ -181,17 +184,26 @@ def damages(packed: Packed):
                 1 << 30 if t.dtype is torch.int32 else -1 if t.dtype is torch.int16 else 255
             )
             yield {**packed.parts, name: wild}
-    yield {name: t for name, t in packed.parts.items() if name not in ("values", "weight")}
+    yield {name: t for name, t in packed.parts.items() if name not in ("values", "weight", "codes")}
 
 
 @needs_extension
 @pytest.mark.parametrize("name", NATIVE)
 def test_damaged_buffers_raise(name):
     packed = packed_for(name, support_for(name, 16, 40))
-    kernel, x = KERNELS.get(name), torch.zeros(3, 40)
+    kernel, x = KERNELS.get(name), torch.zeros(3, packed.shape[1])
     for parts in damages(packed):
         with pytest.raises(KernelError, match="damaged"):
             kernel(x, Packed(packed.format, packed.shape, packed.dtype, parts, packed.meta), None)
+
+
+@needs_extension
+@pytest.mark.parametrize("width", [4096, 4112, 16 * 300])
+def test_runs_are_numbered_in_one_byte_or_two(width, every_isa):
+    """256 runs of a row still fit one byte."""
+    packed = packed_for("groups4-int4", support_for("groups4-int4", 5, width))
+    assert packed.parts["columns"].dtype is (torch.uint8 if width <= 4096 else torch.int16)
+    check("groups4-int4", packed, 7)
 
 
 @needs_extension
@@ -226,9 +238,7 @@ def test_every_kernel_names_its_format_and_type():
     for name, kernel in KERNELS.items():
         assert kernel.name == name and kernel.format in FORMATS
         assert kernel.value_dtype in FORMATS.get(kernel.format).dtypes
-    assert {k.format for k in KERNELS} == set(FORMATS.names()) - {
-        "groups4"
-    }  # a form to store; nothing multiplies it yet
+    assert {k.format for k in KERNELS} == set(FORMATS.names())
 
 
 @needs_extension
@@ -242,6 +252,8 @@ def test_kernels_compute_by_themselves(name: str, rows: int, monkeypatch, every_
     support, weight, x = Support.from_mask(mask), torch.randn(32, 64), torch.randn(rows, 64)
     if kernel.format == "nmg":
         support = parse("1:4:2").select(weight.abs())
+    if kernel.format == "groups4":
+        support = support_for(name, 32, 64)
     packed = FORMATS.get(kernel.format).pack(weight, support, dtype=kernel.value_dtype)
     expected = kernel.reference(x, packed, None)
 

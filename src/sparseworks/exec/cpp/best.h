@@ -52,6 +52,8 @@ struct Best {
 SW_INLINE bool any_above(Lanes v, Lanes bar) {
 #if SW_LANES == 8
     return _mm256_movemask_ps(_mm256_cmp_ps(v, bar, _CMP_GT_OQ)) != 0;
+#elif defined(SW_ISA_AVX512)
+    return _mm512_cmp_ps_mask(v, bar, _CMP_GT_OQ) != 0;
 #else
     const Ints above = v > bar;
     int32_t any = 0;

@@ -60,6 +60,9 @@ SW_INLINE Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return a * b + c; }  /
 #if SW_LANES == 8
 SW_INLINE Lanes greater(Lanes a, Lanes b) { return _mm256_max_ps(a, b); }
 SW_INLINE Lanes lesser(Lanes a, Lanes b) { return _mm256_min_ps(a, b); }
+#elif defined(SW_ISA_AVX512)
+SW_INLINE Lanes greater(Lanes a, Lanes b) { return _mm512_max_ps(a, b); }
+SW_INLINE Lanes lesser(Lanes a, Lanes b) { return _mm512_min_ps(a, b); }
 #else
 SW_INLINE Lanes greater(Lanes a, Lanes b) { return a > b ? a : b; }
 SW_INLINE Lanes lesser(Lanes a, Lanes b) { return a < b ? a : b; }
@@ -85,6 +88,18 @@ SW_INLINE Lanes load(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
     return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const Bytes*>(p), Ints), Lanes);
+#endif
+}
+
+// W finite numbers of fp16, widened.
+SW_INLINE Lanes load_fp16(const uint16_t* p) {
+#if SW_LANES == 8
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(SW_ISA_AVX512)
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#else  // the exponent's offset is a product with 2^112
+    const Ints h = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Ints);
+    return floats(bits(floats((h & 0x7fff) << 13) * 0x1p112f) | ((h & 0x8000) << 16));
 #endif
 }
 
@@ -184,6 +199,8 @@ SW_INLINE float sum(Lanes v) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#elif defined(SW_ISA_AVX512)
+    return _mm512_reduce_add_ps(v);
 #else
     float half[W];
     store(half, v);
@@ -196,8 +213,13 @@ SW_INLINE float sum(Lanes v) {
 
 // The sums of four vectors, added to four numbers.
 SW_INLINE void add_sums(const Lanes (&v)[4], float* to) {
+#if SW_LANES == 8 || defined(SW_ISA_AVX512)
 #if SW_LANES == 8
-    const __m256 half = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const auto eight = [&](int i) -> __m256 { return v[i]; };
+#else
+    const auto eight = [&](int i) -> __m256 { return _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1)); };
+#endif
+    const __m256 half = _mm256_hadd_ps(_mm256_hadd_ps(eight(0), eight(1)), _mm256_hadd_ps(eight(2), eight(3)));
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
     _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), four));
 #else

@@ -16,6 +16,7 @@ from sparseworks.exec.kernels.sparse import BalancedKernel as BalancedKernel
 from sparseworks.exec.kernels.sparse import BitmaskKernel as BitmaskKernel
 from sparseworks.exec.kernels.sparse import CsrKernel as CsrKernel
 from sparseworks.exec.kernels.sparse import FanInKernel as FanInKernel
+from sparseworks.exec.kernels.sparse import Groups4Kernel as Groups4Kernel
 from sparseworks.exec.kernels.sparse import NMGKernel as NMGKernel
 from sparseworks.exec.kernels.sparse import NMKernel as NMKernel
 from sparseworks.exec.kernels.sparse import PairsKernel as PairsKernel

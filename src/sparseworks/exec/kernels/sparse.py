@@ -10,7 +10,8 @@ from sparseworks.exec.formats.balanced import SEGMENT
 from sparseworks.exec.formats.grid import block_sizes
 from sparseworks.exec.formats.nmg import ordered_rows
 from sparseworks.exec.formats.segments import from_u16, segment_of
-from sparseworks.exec.kernel import KERNELS
+from sparseworks.exec.int4 import GROUP, UINT4
+from sparseworks.exec.kernel import KERNELS, Call
 from sparseworks.exec.kernels.cpu import (
     Arguments,
     NativeKernel,
@@ -21,6 +22,7 @@ from sparseworks.exec.kernels.cpu import (
     rounded_rows,
     scale_address,
 )
+from sparseworks.exec.kernels.few_rows import MOST_ROWS
 
 _BLOCK_MOST = 1 << 20
 _OVERREAD = 16
@@ -235,6 +237,37 @@ def _population(bits: torch.Tensor) -> torch.Tensor:
     return counts[bits.long()].sum(dim=1, dtype=torch.long)
 
 
+class Groups4Kernel(NativeKernel):
+    """Runs of 16 inputs in four bits, few rows: a run is widened once for up to four rows (GQSA, arXiv 2412.17560)."""
+
+    format = "groups4"
+    entry = "groups4"
+
+    def refuses(self, call: Call) -> str | None:
+        """See `NativeKernel.refuses`; also more rows than widening pays for."""
+        if call.rows > MOST_ROWS:
+            return (
+                f"it widens the weights once for every four rows, so it takes up to {MOST_ROWS} rows, not {call.rows}"
+            )
+        return super().refuses(call)
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `NativeKernel.inspect`."""
+        out, width = packed.shape
+        if width % GROUP:
+            raise damaged(packed, f"{width} inputs are not runs of {GROUP}")
+        wide = packed.parts["columns"].dtype is torch.int16
+        columns = part(packed, "columns", torch.int16 if wide else torch.uint8, None)
+        runs = columns.numel()
+        codes = part(packed, "codes", torch.uint8, runs, GROUP // 2)
+        scale = part(packed, "scale", torch.float16, runs)
+        zero = part(packed, "zero", torch.uint8, runs)
+        ptr = pointers(packed, out, runs)
+        below(packed, "columns", columns.int(), width // GROUP)  # 256 is no number of eight bits
+        below(packed, "columns", -columns.int(), 1)
+        return width, out, *_addresses(ptr, codes, scale, zero, columns), wide
+
+
 def _tile_limits(out: int, width: int, k_block: int, row_block: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Per segment, in storage order: rows in its row block, columns in its K-block."""
     k_blocks = -(-width // k_block)
@@ -248,6 +281,7 @@ def _tile_limits(out: int, width: int, k_block: int, row_block: int) -> tuple[to
 
 
 KERNELS.register("pairs-int16")(PairsKernel("pairs-int16", torch.int16))
+KERNELS.register("groups4-int4")(Groups4Kernel("groups4-int4", UINT4))
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 for _kind in (TileKernel, PanelKernel, CsrKernel, FanInKernel, BalancedKernel, BitmaskKernel, NMKernel, NMGKernel):
     for _suffix, _dtype in _TYPES.items():

@@ -38,6 +38,8 @@ SW_INLINE float peak(Lanes v) {
     const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+#elif defined(SW_ISA_AVX512)
+    return _mm512_reduce_max_ps(v);
 #else
     return largest(v);
 #endif

@@ -46,6 +46,12 @@ void bitmask(Address x, Address y, Address bias, int64_t rows, int threads, int6
                      at<float>(scale)});
 }
 
+void groups4(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, Address ptr, Address codes,
+             Address scale, Address zero, Address columns, bool wide) {
+    SW_RUN(groups4, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads}, at<int32_t>(ptr),
+                     at<uint8_t>(codes), at<uint16_t>(scale), at<uint8_t>(zero), at<void>(columns), wide});
+}
+
 void int8(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, Address weight,
           Address scale, int64_t limit) {
     SW_RUN(int8, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads}, at<int8_t>(weight),
@@ -102,6 +108,7 @@ void bind_linear(nb::module_& m) {
     m.def("panel", &panel, nb::call_guard<nb::gil_scoped_release>());
     m.def("csr", &csr, nb::call_guard<nb::gil_scoped_release>());
     m.def("bitmask", &bitmask, nb::call_guard<nb::gil_scoped_release>());
+    m.def("groups4", &groups4, nb::call_guard<nb::gil_scoped_release>());
     m.def("segmented", &segmented, nb::call_guard<nb::gil_scoped_release>());
     m.def("inmajor", &inmajor, nb::call_guard<nb::gil_scoped_release>());
     m.def("gemv", &gemv, nb::call_guard<nb::gil_scoped_release>());

@@ -58,6 +58,16 @@ struct Csr : Product {
     const float* scale;
 };
 
+// Kept runs of 16 inputs, four bits a weight, two weights a byte: weight = scale (code - zero) of its run (format `groups4`).
+struct Groups4 : Product {
+    const int32_t* ptr;  // first run of an output
+    const uint8_t* codes;
+    const uint16_t* scale;  // fp16
+    const uint8_t* zero;
+    const void* columns;  // which run of inputs: 8-bit, or 16-bit where `wide`
+    bool wide;
+};
+
 // One bit per entry; without `ptr` every row has `per_row` values (formats `bitmask`, `nm`).
 struct Bitmask : Product {
     const int32_t* ptr;
@@ -144,6 +154,7 @@ SW_KERNEL(panel, Panel)
 SW_KERNEL(csr, Csr)
 SW_KERNEL(segmented, Balanced)
 SW_KERNEL(bitmask, Bitmask)
+SW_KERNEL(groups4, Groups4)
 SW_KERNEL(int8, Int8)
 SW_KERNEL(encoder, EncoderLayer)
 SW_KERNEL(gemv, Dense)

@@ -10,14 +10,7 @@ constexpr int kWhole = 257;              // query weights sum to at most this: 2
 constexpr int kAhead = 4;                // documents whose lines are asked for before they are scored
 
 SW_INLINE Lanes widened(const float* p) { return load(p); }
-SW_INLINE Lanes widened(const uint16_t* p) {  // fp16, finite
-#if SW_LANES == 8
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else  // the exponent's offset is a product with 2^112
-    const Ints h = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Ints);
-    return floats(bits(floats((h & 0x7fff) << 13) * 0x1p112f) | ((h & 0x8000) << 16));
-#endif
-}
+SW_INLINE Lanes widened(const uint16_t* p) { return load_fp16(p); }
 
 template <class Term>
 SW_INLINE Lanes looked_up(const float* query, const Term* terms) {
