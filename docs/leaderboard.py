@@ -120,7 +120,7 @@ def table(group: Sequence[Row], linked: set[str]) -> Iterator[str]:
         seconds = [r.seconds for r in rows if r.seconds is not None]
         peaks = [r.peak_bytes for r in rows if r.peak_bytes is not None]
         mean = f"{sum(seconds) / len(seconds):.3g}" if seconds else ""
-        most = f"{max(peaks) / 2**20:.0f}" if peaks else ""
+        most = f"{max(peaks) / 2**20:.3g}" if peaks else ""
         support = "" if some.when == "never" else f"{some.start}, {'moves' if some.dynamic else 'fixed'}"
         saw = ", ".join(dict.fromkeys(listed[0].record.data for listed in own.values()))
         yield f"| {' | '.join([name, structure, support, *found, plain(saw), mean, most])} |"
@@ -149,7 +149,11 @@ def picture(group: Sequence[Row]) -> str:
             if points:
                 x, y, e = zip(*points, strict=True)
                 ticks.update(x)
-                style = {"color": colormaps["tab20"](at % 20), "marker": MARKS[at % len(MARKS)], "markersize": 3.5}
+                style = {
+                    "color": colormaps["tab20"]((2 * at + at // 10) % 20),
+                    "marker": MARKS[at % len(MARKS)],
+                    "markersize": 3.5,
+                }
                 axes.errorbar(x, y, e, linewidth=1.1, capsize=2, label=label, **style)
         means = [abs(Cell.of(rows).mean) for own in by_cell(group).values() for rows in own.values()]
         if not r.higher_is_better and max(means) > 10 * min(means) > 0:

@@ -89,7 +89,7 @@ def main() -> None:
         text={"type": Path, "help": "text to measure on (.txt, .jsonl, also .gz); default: held-out documentation"},
         calibration={"type": Path, "help": "text to calibrate on; default: the other part of the documentation"},
         context={"type": int, "default": 256, "help": "tokens of a window"},
-        windows={"type": int, "default": 24, "help": "windows to measure on"},
+        windows={"type": int, "default": 16, "help": "windows to measure on"},
         samples={"type": int, "default": 16, "help": "windows to calibrate on"},
         seeds={"type": int, "default": 3, "help": "choices of calibration windows"},
         generations={"type": int, "default": 30, "help": "of EvoPress"},

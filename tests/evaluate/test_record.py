@@ -34,7 +34,11 @@ def test_a_method_and_its_supports_fill_in_their_part():
     found = record("rigl")
     assert (found.start, found.dynamic, found.when) == ("sparse-to-sparse", True, "during")
     assert found.kept == 48 and found.densities["0"] == 0.25 and found.inference_flops == 96
-    assert record("imp").start == "dense-to-sparse"
+    starts = {name: record(name).start for name in ("imp", "gmp", "granet", "srigl", "set", "magnitude")}
+    assert starts == {
+        **dict.fromkeys(("imp", "gmp", "granet"), "dense-to-sparse"), **dict.fromkeys(("srigl", "set"), "sparse-to-sparse"),
+        "magnitude": "post-training",
+    }  # fmt: skip
     assert Record.from_dict(found.to_dict()) == found
     with pytest.raises(BudgetError, match="no field"):
         Record.from_dict({**found.to_dict(), "flops": 1})

@@ -96,9 +96,9 @@ def describe(method: Method, supports: Mapping[str, Support], sites: Sequence[Si
     FLOPs of one example are 2 x kept entries, positions of convolutions not counted; give your own where there are any.
     """
     name = getattr(method.train, "registered_name", "")
-    if method.cycle is not None or name == "gradual":
+    if method.cycle is not None or getattr(method.train, "ramp", None) is not None:  # a ramp begins dense
         place: dict[str, Any] = {"start": "dense-to-sparse", "dynamic": True, "when": "during"}
-    elif name in ("drop_grow", "edge_popup"):
+    elif name in ("drop_grow", "fan_in_drop_grow", "edge_popup"):
         place = {"start": "sparse-to-sparse", "dynamic": True, "when": "during"}
     elif method.train is not None and name != "hold":
         place = {"start": "dense-to-sparse", "dynamic": True, "when": "during"}
