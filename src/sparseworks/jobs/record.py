@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from sparseworks.core.recipe import Recipe
+from sparseworks.core.record import Record, describe
 from sparseworks.core.site import Site
 from sparseworks.core.support import Support
-from sparseworks.evaluate.record import Record, describe
 from sparseworks.exec import measure
 
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from sparseworks.core.method import Method
 from sparseworks.core.recipe import Recipe
+from sparseworks.core.record import Record
 from sparseworks.core.support import Support
-from sparseworks.evaluate.record import Record
 from sparseworks.exec import measure
 from sparseworks.io.save import unique_tensors
 from sparseworks.report import Report

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sparseworks.evaluate.record import Record, compare
+from sparseworks.core.record import Record, compare
 from sparseworks.report import plots
 from sparseworks.report.page import write_page
 
