@@ -10,9 +10,9 @@ that ever took part. First weights are scaled for the inputs that are kept (Evci
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import arguments, store, table
+from common import arguments
+from rows import Row, Rows, record_of
 
 import sparseworks as sw
 from sparseworks.core.method import Method
@@ -32,16 +33,12 @@ BATCH = 64
 
 
 class Task(NamedTuple):
+    name: str
     x: Tensor
     y: Tensor
     x_test: Tensor
     y_test: Tensor
     widths: tuple[int, ...]
-
-
-class Found(NamedTuple):
-    accuracy: float
-    explored: float
 
 
 def fashion(path: Path) -> Task:
@@ -50,7 +47,7 @@ def fashion(path: Path) -> Task:
         parts = [torch.from_numpy(data[k]) for k in ("train_images", "train_labels", "test_images", "test_labels")]
     x, y, x_test, y_test = parts
     x, x_test = ((t.float().flatten(1) / 255 - 0.286) / 0.353 for t in (x, x_test))
-    return Task(x, y.long(), x_test, y_test.long(), (784, 300, 100, 10))
+    return Task("Fashion-MNIST", x, y.long(), x_test, y_test.long(), (784, 300, 100, 10))
 
 
 def digits() -> Task:
@@ -60,24 +57,24 @@ def digits() -> Task:
     x, y = load_digits(return_X_y=True)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     x, y = torch.tensor(x, dtype=torch.float32)[order] / 16 - 0.3, torch.tensor(y)[order]
-    return Task(x[:1200], y[:1200], x[1200:], y[1200:], (64, 128, 128, 10))
+    return Task("digits", x[:1200], y[:1200], x[1200:], y[1200:], (64, 128, 128, 10))
 
 
 def named(name: str, density: float) -> Method:
     """The registered method; "static" is the first support of SET, held."""
     if name == "static":
-        return sw.method("set", density=density, train=DropGrow(stop=0.0))
+        return sw.method("set").with_(name="static", density=density, train=DropGrow(stop=0.0))
     return sw.method(name, density=density)
 
 
-def trained(task: Task, method: Method | None, seed: int, epochs: int) -> Found:
-    """Test accuracy after `epochs`, and the share of weights ever kept; the support changes every half epoch."""
+def trained(task: Task, label: str, method: Method | None, seed: int, epochs: int, density: float) -> Row:
+    """Test accuracy in % after `epochs`, and the share of weights ever kept; the support changes every half epoch."""
     torch.manual_seed(seed)
     layers = [m for a, b in zip(task.widths, task.widths[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
     model = nn.Sequential(*layers[:-1])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     batches = len(task.x) // BATCH
-    run = explored = None
+    run, explored, changes = None, None, 0
     steps = epochs * batches
     if method is not None:
         if method.train is not None:
@@ -92,43 +89,56 @@ def trained(task: Task, method: Method | None, seed: int, epochs: int) -> Found:
             optimizer.step()
             if run is not None and explored is not None and run.step():
                 explored.add(run.supports)
+                changes += 1
             rate.step()
-    if run is not None:
-        run.finish()
+    supports = run.finish() if run is not None else {}
     with torch.no_grad():
-        accuracy = float((model(task.x_test).argmax(dim=1) == task.y_test).float().mean())
-    return Found(accuracy, explored.share if explored else 1.0)
+        right = (model(task.x_test).argmax(dim=1) == task.y_test).float().mean()
+    more = {"explored": explored.share} if explored is not None else {}
+    record = record_of(
+        method, supports, model, task=task.name, metric="test accuracy, %", value=100 * float(right), epochs=epochs,
+        examples=len(task.x), data=f"{epochs} epochs from random weights", seed=seed, more=more,
+        training_flops=flops(model, method, supports, steps, changes),
+    )  # fmt: skip
+    if label == "static":
+        record = replace(record, dynamic=False, when="before")
+    return Row(label, density, record)
 
 
-def cell(found: list[Found]) -> str:
-    """Mean and deviation in per cent, and the share explored."""
-    accuracies = [100 * f.accuracy for f in found]
-    spread = stdev(accuracies) if len(accuracies) > 1 else 0.0
-    return f"{mean(accuracies):.2f} ± {spread:.2f} ({mean(f.explored for f in found):.0%})"
+def flops(
+    model: nn.Module, method: Method | None, supports: Mapping[str, sw.Support], steps: int, changes: int
+) -> float | None:
+    """Of three products with the kept weights a step, and of a dense gradient a change where growth looks at one; None if the density moves."""
+    size = sum(s.size for s in sw.sites(model))
+    if method is None:
+        return 6.0 * size * BATCH * steps
+    if getattr(method.train, "ramp", None) is not None:
+        return None
+    kept = sum(s.count for s in supports.values())
+    gradients = changes if any(k.source == "gradient" for k in getattr(method.train, "needs", ())) else 0
+    return 6.0 * kept * BATCH * steps + 2.0 * (size - kept) * BATCH * gradients
 
 
 def main() -> None:
     given = arguments(
         (__doc__ or "").split("\n")[0],
         data={"type": Path, "help": "Fashion-MNIST as .npz", "default": None},
-        epochs={"type": int, "default": 4, "help": "passes over the training images"},
+        epochs={"type": int, "default": None, "help": "passes over the training images; default: 4, digits 30"},
         seeds={"type": int, "default": 3, "help": "runs a cell"},
     )
     task = digits() if given.data is None else fashion(given.data)
-    epochs, seeds = (1, 1) if given.quick else (given.epochs, given.seeds)
+    epochs, seeds = (1, 1) if given.quick else (given.epochs or (30 if given.data is None else 4), given.seeds)
     sparsities = SPARSITIES[:1] if given.quick else SPARSITIES
-    dense = [trained(task, None, s, epochs) for s in range(seeds)]
-    cells = {
-        name: {p: [trained(task, named(name, 1 - p), s, epochs) for s in range(seeds)] for p in sparsities}
-        for name in METHODS
-    }
-    rows = [["dense", cell(dense), *[""] * (len(sparsities) - 1)]]
-    rows += [[name, *(cell(found) for found in columns.values())] for name, columns in cells.items()]
-    title = f"accuracy in % ± deviation of {seeds} seeds (share ever kept), {task.widths}, {epochs} epochs"
-    table(title, ("method", *(f"{p:.0%} sparse" for p in sparsities)), rows)
-    figures = {n: {str(p): [f._asdict() for f in found] for p, found in c.items()} for n, c in cells.items()}
-    task_name = "digits" if given.data is None else "fashion"
-    store("dynamic", [], given.json, task=task_name, dense=[f._asdict() for f in dense], cells=figures, epochs=epochs)
+    rows = Rows("dynamic", {"task": task.name, "widths": task.widths, "epochs": epochs}, quick=given.quick)
+    for seed in range(seeds):
+        rows.add(f"dense {seed}", lambda s=seed: trained(task, "dense", None, s, epochs, 1.0))
+        for p in sparsities:
+            for name in METHODS:
+                density = round(1 - p, 6)
+                make = lambda s=seed, n=name, d=density: trained(task, n, named(n, d), s, epochs, d)  # noqa: E731
+                rows.add(f"{name} {density} {seed}", make)
+    rows.show()
+    rows.store(given.json)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,17 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import arguments, store, table
+from common import arguments
+from rows import Row, Rows, record_of
 
 import sparseworks as sw
 from sparseworks.core.method import Method
@@ -75,7 +76,8 @@ class Characters(nn.Module):
 class Text:
     """Windows of a text: the last tenth is held out."""
 
-    def __init__(self, text: str, windows: int):
+    def __init__(self, name: str, text: str, windows: int):
+        self.name = name
         letters = {c: i for i, c in enumerate(sorted(set(text)))}
         ids = torch.tensor([letters[c] for c in text])
         self.vocabulary, cut = len(letters), len(ids) * 9 // 10
@@ -99,8 +101,8 @@ class Text:
 
 def trained(
     model: nn.Module, text: Text, steps: int, seed: int, method: Method | None = None, teacher: nn.Module | None = None
-) -> nn.Module:
-    """`steps` of AdamW, the rate warmed up and let down by a cosine to a tenth."""
+) -> Mapping[str, sw.Support]:
+    """`steps` of AdamW, the rate warmed up and let down by a cosine to a tenth; the supports found."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
     run = None
     if method is not None:
@@ -122,62 +124,66 @@ def trained(
         optimizer.step()
         if run is not None:
             run.step()
-    if run is not None:
-        run.finish()
-    return model
-
-
-def one_seed(text: Text, seed: int, first: int, steps: int, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
-    """Method -> pattern -> loss."""
-    torch.manual_seed(seed)
-    dense = trained(Characters(text.vocabulary), text, first, seed + 100)
-    found: dict[str, dict[str, float]] = {ONE_SHOT: {"dense": text.loss(dense)}}
-    for pattern in PATTERNS:
-        pruned = copy.deepcopy(dense)
-        sw.prune(pruned, sw.method("magnitude", pattern=pattern), skip=["head", "embed"], progress=False)
-        found[ONE_SHOT][pattern] = text.loss(pruned)
-    for name, (method, taught) in methods(steps).items():
-        found[name] = {}
-        for pattern in PATTERNS if method is not None else ("dense",):
-            chosen = method.with_(pattern=pattern) if method is not None else None
-            model = trained(copy.deepcopy(dense), text, steps, seed, chosen, dense if taught else None)
-            found[name][pattern] = text.loss(model)
-        say(f"seed {seed}  {name:<28} " + "  ".join(f"{p} {v:.4f}" for p, v in found[name].items()))
-    return found
-
-
-def summary(seeds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Method -> pattern -> mean, low and high over the seeds."""
-    return {name: {p: spread([s[name][p] for s in seeds]) for p in patterns} for name, patterns in seeds[0].items()}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"mean": sum(values) / len(values), "low": min(values), "high": max(values)}
+    return run.finish() if run is not None else {}
 
 
 def main() -> None:
     args = arguments(
-        __doc__ or "",
+        (__doc__ or "").split("\n")[0],
         text={"type": Path, "help": "text to train and measure on (.txt, .jsonl, also .gz); default: documentation"},
         seeds={"type": int, "default": 3, "help": "repetitions"},
         first={"type": int, "default": 1500, "help": "steps of the dense model"},
         steps={"type": int, "default": 400, "help": "steps of every method"},
     )
     seeds, first, steps = (1, 40, 30) if args.quick else (args.seeds, args.first, args.steps)
-    whole = "\n".join(
+    found = (
         read_texts(args.text, paragraphs=False)
         if args.text
         else [p.whole for p in documentation_passages(held_out=False)]
     )
-    text = Text(whole, 512 if args.quick else 8192)
-    runs = [one_seed(text, seed, first, steps, lambda line: print(line, flush=True)) for seed in range(seeds)]
-    found = summary(runs)
-    head = ("method", "dense", *PATTERNS)
-    rows = [(n, *(f"{f[p]['mean']:.4f}" if p in f else "" for p in head[1:])) for n, f in found.items()]
-    table(f"nats a character after {steps} steps, mean of {seeds} seeds", head, rows)
-    setting: dict[str, Any] = {"text": args.text.name if args.text else "documentation", "seeds": seeds}
-    setting |= {"steps": steps, "steps of the dense model": first, "width": WIDTH, "characters": len(whole)}
-    store("nm_training", [], args.json, setting=setting, loss=found)
+    name = args.text.name.partition(".")[0] if args.text else "documentation"
+    text = Text(name, "\n".join(found), 512 if args.quick else 8192)
+    setting = {"text": name, "characters": len(text.train), "first": first, "steps": steps, "width": WIDTH}
+    rows = Rows("nm_training", setting, quick=args.quick)
+
+    @cache
+    def dense(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = Characters(text.vocabulary)
+        trained(model, text, first, seed + 100)
+        return model
+
+    def row(
+        label: str, method: Method | None, supports: Mapping[str, sw.Support], model: nn.Module, seed: int, more: int
+    ) -> Row:
+        record = record_of(
+            method, supports, model, task=f"next character, {text.name}", metric="nats a character", value=text.loss(model),
+            higher_is_better=False, epochs=(first + more) * BATCH / len(text.train), examples=len(text.train),
+            data=f"{first} steps dense, then {more} steps, on {len(text.train):,} characters", seed=seed,
+        )  # fmt: skip
+        return Row(label, 1.0 if method is None else method.pattern.fixed_density or 1.0, record)
+
+    def one_shot(pattern: str, seed: int) -> Row:
+        model, method = copy.deepcopy(dense(seed)), sw.method("magnitude", pattern=pattern)
+        supports = sw.prune(model, method, skip=["head", "embed"], progress=False).supports
+        return row(ONE_SHOT, method, supports, model, seed, 0)
+
+    def after(label: str, method: Method | None, taught: bool, seed: int) -> Row:
+        model = copy.deepcopy(dense(seed))
+        supports = trained(model, text, steps, seed, method, dense(seed) if taught else None)
+        return row(label, method, supports, model, seed, steps)
+
+    for seed in range(seeds):
+        rows.add(f"dense {seed}", lambda s=seed: row("dense", None, {}, dense(s), s, 0))
+        for pattern in PATTERNS:
+            rows.add(f"{ONE_SHOT} {pattern} {seed}", lambda p=pattern, s=seed: one_shot(p, s))
+        for label, (method, taught) in methods(steps).items():
+            for pattern in PATTERNS if method is not None else ("",):
+                chosen = method.with_(pattern=pattern) if method is not None else None
+                make = lambda n=label, m=chosen, t=taught, s=seed: after(n, m, t, s)  # noqa: E731
+                rows.add(f"{label} {pattern} {seed}", make)
+    rows.show()
+    rows.store(args.json)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 """What memory does drop-and-grow need where the dense weight never exists, against masks on a dense weight?
 
 An MLP of two wide layers at 95 % sparsity, Adam, batches of 64, the support changed several times by gradient (RigL). Every
-contender runs in a process of its own; the peak of its resident memory counts, less that before the model is built.
+contender runs in a process of its own; the peak of its resident memory counts, less that before the model is built. A process
+that dies, for want of memory say, ends the run with an error, and the same command goes on from there.
 
     python benchmarks/weights/rewiring_memory.py --threads 1 --json rewiring_memory
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import arguments, store, table
+from common import arguments, table
+from rows import Row, Rows, record_of, reset_peak, resident
 
 import sparseworks as sw
 from sparseworks.weights.train import DropGrow, Rewire
@@ -29,25 +31,31 @@ BATCH = 64
 CONTENDERS = ("dense", "masked RigL", "rewired SET", "rewired RigL")
 
 
-def built(name: str, width: int, density: float) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+METRIC = "peak of training, MiB"
+
+
+def built(name: str, width: int, density: float, seed: int) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
     """Model, optimiser, and what changes the support."""
-    torch.manual_seed(0)
-    changes = DropGrow(every=4)
+    torch.manual_seed(seed)
     if name.startswith("rewired"):
-        count = round(density * width * width)
-        a, b = (sw.TrainableSparseLinear.from_support(random_support((width, width), count)) for _ in range(2))
+        count, generator = round(density * width * width), torch.Generator().manual_seed(seed)
+        supports = (random_support((width, width), count, generator) for _ in range(2))
+        a, b = (sw.TrainableSparseLinear.from_support(s) for s in supports)
         model = nn.Sequential(a, nn.ReLU(), b)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        method = sw.method("set" if name.endswith("SET") else "rigl")
-        assert isinstance(method.train, DropGrow)
-        regime = DropGrow(grow=method.train.grow, every=4)
-        return model, optimizer, Rewire(model, method.with_(train=regime), optimizer, steps=20)
+        return model, optimizer, Rewire(model, chosen(name, density), optimizer, steps=20, seed=seed)
     model = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     if name == "dense":
         return model, optimizer, None
-    method = sw.method("rigl", density=density, allocate="uniform", train=changes)
-    return model, optimizer, sw.Sparsifier(model, method, optimizer, steps=20)
+    return model, optimizer, sw.Sparsifier(model, chosen(name, density), optimizer, steps=20, seed=seed)
+
+
+def chosen(name: str, density: float) -> sw.Method:
+    """SET or RigL with equal densities and a change every four steps."""
+    method = sw.method("set" if name.endswith("SET") else "rigl", density=density, allocate="uniform")
+    assert isinstance(method.train, DropGrow)
+    return method.with_(train=DropGrow(grow=method.train.grow, every=4))
 
 
 def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -58,12 +66,14 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return own + state + index
 
 
-def measured(name: str, width: int, density: float, threads: int, out: Any) -> None:
-    """In a fresh process: peak above the start, bytes held after a step, seconds a step, seconds a change."""
+def measured(name: str, width: int, density: float, seed: int, threads: int) -> Row:
+    """In a fresh process: the peak above the start, what is held after a step, seconds a step and a change."""
     torch.set_num_threads(threads)
     nn.Linear(8, 8)(torch.zeros(1, 8)).sum().backward()
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    model, optimizer, run = built(name, width, density)
+    start = reset_peak()
+    if start is None:
+        raise RuntimeError("This system does not tell the peak of resident memory (/proc/self/clear_refs).")
+    model, optimizer, run = built(name, width, density, seed)
     x, times, bytes_held = torch.randn(BATCH, width), {"step": [], "change": []}, 0
     for _ in range(9):
         began = time.perf_counter()
@@ -73,8 +83,27 @@ def measured(name: str, width: int, density: float, threads: int, out: Any) -> N
         event = run.step() if run is not None else None
         times["change" if event else "step"].append(time.perf_counter() - began)
         bytes_held = held(model, optimizer)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024
-    out.put((peak, bytes_held, sorted(times["step"])[2], min(times["change"], default=0.0)))
+    peak = resident("VmHWM") - start
+    more = {"held_bytes": bytes_held, "step_s": sorted(times["step"])[2], "change_s": min(times["change"], default=0.0)}
+    like = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))  # names and sizes of the layers
+    record = record_of(
+        None if name == "dense" else chosen(name, density), run.finish() if run is not None else {}, like,
+        task=f"2 layers of {width} x {width}, Adam", metric=METRIC, value=peak / 2**20, higher_is_better=False, epochs=1,
+        examples=9 * BATCH, data="9 steps on noise", seed=seed, more=more,
+    )  # fmt: skip
+    return Row(
+        name, 1.0 if name == "dense" else density, record, seconds=sum(map(sum, times.values())), peak_bytes=peak
+    )
+
+
+def apart(name: str, width: int, density: float, seed: int, threads: int) -> Row:
+    """The same in a process of its own.
+
+    Raises:
+        BrokenProcessPool: the process died.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(measured, name, width, density, seed, threads).result()
 
 
 def main() -> None:
@@ -82,23 +111,24 @@ def main() -> None:
         (__doc__ or "").split("\n")[0],
         width={"type": int, "default": 4096, "help": "inputs and outputs of both layers"},
         density={"type": float, "default": 0.05, "help": "share kept"},
+        seeds={"type": int, "default": 3, "help": "repetitions"},
     )
-    width = 512 if given.quick else given.width
-    context, figures = multiprocessing.get_context("spawn"), {}
-    for name in CONTENDERS:
-        out = context.Queue()
-        process = context.Process(target=measured, args=(name, width, given.density, given.threads, out))
-        process.start()
-        peak, bytes_held, step, change = out.get()
-        process.join()
-        figures[name] = {"peak_bytes": peak, "held_bytes": bytes_held, "step_s": step, "change_s": change}
-    rows = [
-        [n, f"{f['peak_bytes'] / 2**20:.0f}", f"{f['held_bytes'] / 2**20:.0f}", f"{1e3 * f['step_s']:.0f}", f"{1e3 * f['change_s']:.0f}"]
-        for n, f in figures.items()
-    ]  # fmt: skip
-    head = ("contender", "peak MiB", "held MiB", "ms a step", "ms a step with a change")
-    table(f"2 layers of {width} x {width}, density {given.density:g}, Adam", head, rows)
-    store("rewiring_memory", [], given.json, width=width, density=given.density, figures=figures)
+    width, seeds = (512, 1) if given.quick else (given.width, given.seeds)
+    rows = Rows(
+        "rewiring_memory", {"width": width, "density": given.density, "threads": given.threads}, quick=given.quick
+    )
+    for seed in range(seeds):
+        for name in CONTENDERS:
+            rows.add(f"{name} {seed}", lambda n=name, s=seed: apart(n, width, given.density, s, given.threads))
+    rows.show()
+    timed = {row.label: row.record.more for row in rows.rows}
+    head = ("contender", "held MiB", "ms a step", "ms a step with a change")
+    body = [
+        [n, f"{f['held_bytes'] / 2**20:.0f}", f"{1e3 * f['step_s']:.0f}", f"{1e3 * f['change_s']:.0f}"]
+        for n, f in timed.items()
+    ]
+    table("last seed", head, body)
+    rows.store(given.json)
 
 
 if __name__ == "__main__":

@@ -10,28 +10,28 @@ measures batch normalisation anew.
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import itertools
+import time
 
 import numpy as np
 import torch
-from common import arguments, facts, store, table
+from common import arguments
 from convolutional_models import CifarResNet
+from rows import Row, Rows, record_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparseworks as sw
 from sparseworks.core.cycle import Cycle
 from sparseworks.core.schedule import Survivors
-from sparseworks.evaluate import Record, describe
 from sparseworks.weights import recalibrate
 from sparseworks.weights.control import shuffled
 
@@ -125,114 +125,89 @@ def method_of(name: str) -> sw.Method:
     return sw.method("imp", cycle=Cycle(rewind=0.05, tail=0.75))
 
 
-class Rows:
-    """Records by row of the table and density, one a seed."""
-
-    def __init__(self, task: Task, hardware: str):
-        self.task, self.hardware = task, hardware
-        self.found: dict[tuple[str, float], list[Record]] = {}
-        self.trainings: dict[str, int] = {}
-
-    def add(
-        self, row: str, density: float, seed: int, value: float, method: sw.Method, supports: Mapping[str, sw.Support],
-        trainings: float, **more: Any,
-    ) -> None:  # fmt: skip
-        """One result."""
-        model, task = self.task.net(0), self.task
-        listed = sw.sites(model)
-        parent = sum(s.size for s in listed)
-        own = {"start": "sparse-to-sparse", "when": "before"} if method.cycle is None else {}
-        record = Record(
-            **{**describe(method, supports, listed), **own},
-            task=task.name, metric="test accuracy, %", value=value, parent=parent, seed=seed, hardware=self.hardware,
-            epochs=trainings * task.steps * 64 / len(task.x), examples=len(task.x), **more,
-        )  # fmt: skip
-        self.found.setdefault((row, density), []).append(record)
-        self.trainings[row] = max(self.trainings.get(row, 0), round(trainings))
-
-    def table(self, dense: list[float]) -> None:
-        """Print mean and deviation."""
-        rows = [["dense", *[_spread(dense)] * len(DENSITIES), "1"]]
-        for row in dict.fromkeys(r for r, _ in self.found):
-            cells = [
-                _spread([r.value for r in self.found[(row, d)]]) if (row, d) in self.found else "" for d in DENSITIES
-            ]
-            rows.append([row, *cells, str(self.trainings[row])])
-        table(
-            f"Test accuracy, % ({self.task.name})", ("method", *[f"{1 - d:.0%}" for d in DENSITIES], "trainings"), rows
-        )
+METRIC = "test accuracy, %"
+Supports = Mapping[str, sw.Support]
 
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {statistics.pstdev(values):.1f}"
+def row(
+    task: Task, label: str, method: sw.Method | None, supports: Supports, density: float, seed: int, value: float,
+    trainings: float, seconds: float | None = None, **more: Any,
+) -> Row:  # fmt: skip
+    """One result; a method without cycles chooses its support before training and holds it."""
+    record = record_of(
+        method, supports, task.net(0), task=task.name, metric=METRIC, value=value, seed=seed,
+        epochs=trainings * task.steps * 64 / len(task.x), examples=len(task.x),
+        data=f"{trainings:.3g} trainings of {task.steps} steps from random weights", **more,
+    )  # fmt: skip
+    if method is not None and method.cycle is None:
+        record = replace(record, start="sparse-to-sparse", when="before")
+    return Row(label, density, record, seconds)
 
 
-def cycle(row: str, name: str, task: Task, seed: int, rows: Rows, rate: float) -> float:
-    """One run down to the lowest density gives a figure at each; the dense accuracy is returned."""
+def cycle(label: str, name: str, task: Task, seed: int, rate: float) -> list[Row]:
+    """One run down to the lowest density gives a figure at each, and the dense one."""
     method = method_of(name).with_(density=DENSITIES[-1], schedule=Survivors(rate))
-    model, trainings, dense = task.net(seed), 0, 0.0
+    model, trainings, found, began = task.net(seed), 0.0, list[Row](), time.perf_counter()
     size = sum(s.size for s in sw.sites(model))
 
-    def each(done: Any, model: nn.Module, supports: Mapping[str, sw.Support]) -> None:
+    def each(done: Any, model: nn.Module, supports: Supports) -> None:
         del model
-        nonlocal trainings, dense
+        nonlocal trainings
         trainings += done.steps / task.steps
-        dense = dense or done.quality
+        if done.density == 1.0 and name == "imp":
+            found.append(row(task, "dense", None, {}, 1.0, seed, done.quality, trainings))
         for density in DENSITIES:
             if abs(done.density - density) * size < 2:
-                rows.add(row, density, seed, done.quality, method, supports, trainings)
+                spent = time.perf_counter() - began
+                found.append(row(task, label, method, supports, density, seed, done.quality, trainings, spent))
 
     sw.cycles(
         model, method, lambda m, lap: task.train(m, lap.seed, lambda: None), steps=task.steps, evaluate=task.accuracy, each=each,
         seed=seed, progress=False,
     )  # fmt: skip
-    return dense
+    return found
 
 
-def soup(row: str, name: str, density: float, task: Task, seed: int, rows: Rows, times: int = 1) -> None:
+def soup(label: str, name: str, density: float, task: Task, seed: int, times: int = 1) -> Row:
     """Three cycles to one density; `times` as long a retraining for the control at equal compute."""
     method = sw.method(name, density=density, schedule={"rounds": {"count": 3}})
-    model, steps = task.net(seed), 0
 
     def train(m: nn.Module, lap: Any) -> None:
         task.train(m, lap.seed, lambda: None, task.steps * (times if lap.round else 1))
 
-    found = sw.cycles(model, method, train, evaluate=task.accuracy, seed=seed, progress=False)
-    steps = sum(r.steps for r in found.rounds)
-    last = found.rounds[-1]
-    rows.add(
-        row,
-        density,
-        seed,
-        last.quality or 0.0,
-        method,
-        found.supports,
-        steps / task.steps,
-        more={"copies": last.copies},
-    )
+    found = sw.cycles(task.net(seed), method, train, evaluate=task.accuracy, seed=seed, progress=False)
+    trainings, last = sum(r.steps for r in found.rounds) / task.steps, found.rounds[-1]
+    more = {"copies": last.copies}
+    return row(task, label, method, found.supports, density, seed, last.quality or 0.0, trainings, more=more)
 
 
-def static(row: str, name: str, density: float, task: Task, seed: int, rows: Rows) -> None:
+def static(label: str, name: str, density: float, task: Task, seed: int) -> list[Row]:
     """A support chosen before training, and the same densities with entries at random places."""
     method = sw.method(name, density=density)
     data = [(task.x[:512], task.y[:512])]
     loss = lambda m, b: F.cross_entropy(m(b[0]), b[1])  # noqa: E731
-    supports = sw.prune(task.net(seed), method, data, loss=loss, seed=seed, progress=False).supports
-    values = []
-    for chosen in (supports, shuffled(supports, seed)) if "random" not in name else (supports,):
-        model = task.net(seed)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-        handle = sw.weights.keep_support(optimizer, model, sw.sites(model), chosen)
-        task.loop(model, optimizer, seed, task.steps, lambda: None)
-        handle.remove()
-        values.append(task.accuracy(model))
-    control = values[1] if len(values) > 1 else None
-    rows.add(row, density, seed, values[0], method, supports, 1, control=control)
-    if control is not None:
-        rows.add(f"{row}, shuffled", density, seed, control, method, shuffled(supports, seed), 1)
+    chosen = sw.prune(task.net(seed), method, data, loss=loss, seed=seed, progress=False).supports
+    if "random" in name:
+        return [row(task, label, method, chosen, density, seed, held(task, chosen, seed), 1)]
+    control = shuffled(chosen, seed)
+    values = [held(task, supports, seed) for supports in (chosen, control)]
+    return [
+        row(task, label, method, chosen, density, seed, values[0], 1, control=values[1]),
+        row(task, f"{label}, shuffled", method, control, density, seed, values[1], 1),
+    ]
 
 
-def resnets(data: Path, depths: tuple[int, ...], densities: tuple[float, ...]) -> list[dict[str, Any]]:
+def held(task: Task, supports: Supports, seed: int) -> float:
+    """Accuracy after a training that keeps the supports."""
+    model = task.net(seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    handle = sw.weights.keep_support(optimizer, model, sw.sites(model), supports)
+    task.loop(model, optimizer, seed, task.steps, lambda: None)
+    handle.remove()
+    return task.accuracy(model)
+
+
+def resnets(data: Path, depths: tuple[int, ...], densities: tuple[float, ...], rows: Rows) -> None:
     """Trained ResNets pruned by one global threshold, by one a layer, and by ERK densities; then batch normalisation anew."""
     from safetensors.torch import load_file
 
@@ -255,33 +230,30 @@ def resnets(data: Path, depths: tuple[int, ...], densities: tuple[float, ...]) -
         with torch.no_grad():
             return 100 * float((torch.cat([model(part) for part in x.split(250)]).argmax(1) == y).float().mean())
 
-    found = []
-    for depth in depths:
-        weights = load_file(data / "models" / "resnet_cifar10" / f"resnet{depth}.safetensors")
-
-        def build(depth: int = depth, weights: Mapping[str, Tensor] = weights) -> nn.Module:
-            model = CifarResNet(depth)
-            model.load_state_dict(weights, strict=False)
-            return model
-
-        found.append(
-            {
-                "model": f"ResNet-{depth}",
-                "method": "dense",
-                "density": 1.0,
-                "accuracy": accuracy(build()),
-                "again": None,
-            }
+    def one(depth: int, name: str, density: float) -> list[Row]:
+        model = CifarResNet(depth)
+        model.load_state_dict(
+            load_file(data / "models" / "resnet_cifar10" / f"resnet{depth}.safetensors"), strict=False
         )
+        dense = density == 1.0
+        method = None if dense else sw.method(name, density=density)
+        supports = {} if method is None else sw.prune(model, method, progress=False).supports
+        found, steps = [], [("", 0)] if dense else [("", 0), (", statistics anew", sum(map(len, calibration)))]
+        for suffix, seen in steps:
+            if seen:
+                recalibrate(model, calibration)
+            record = record_of(
+                method, supports, model, task=f"CIFAR-10, ResNet-{depth} without training", metric=METRIC, value=accuracy(model),
+                epochs=0, examples=seen, data=f"a model trained on CIFAR-10; {seen} images for statistics",
+            )  # fmt: skip
+            found.append(Row(f"{name}{suffix}", density, record))
+        return found
+
+    for depth in depths:
+        rows.add(f"resnet{depth} dense", lambda d=depth: one(d, "dense", 1.0))
         for density in densities:
             for name in ("magnitude_global", "magnitude", "magnitude_erk"):
-                model = build()
-                sw.prune(model, sw.method(name, density=density), progress=False)
-                first = accuracy(model)
-                recalibrate(model, calibration)
-                row = {"model": f"ResNet-{depth}", "method": name, "density": density, "accuracy": first}
-                found.append({**row, "again": accuracy(model)})
-    return found
+                rows.add(f"resnet{depth} {name} {density}", lambda d=depth, n=name, p=density: one(d, n, p))
 
 
 def main() -> None:
@@ -297,31 +269,21 @@ def main() -> None:
     )
     steps, seeds, rate = (60, 1, 0.2) if given.quick else (300, given.seeds, 0.2)
     task = fashion(given.data, steps) if given.data else digits(steps)
-    rows, dense = Rows(task, str(facts()["machine"])), []
+    setting = {"task": task.name, "hidden": task.hidden, "steps": steps, "rate": rate}
+    rows = Rows("tickets", setting, quick=given.quick)
     for seed in range(seeds):
-        for row, name in CYCLES.items():
-            value = cycle(row, name, task, seed, rows, rate)
-            dense += [value] if name == "imp" else []
-        for density in DENSITIES:
-            soup("SMS, 3 copies", "sms", density, task, seed, rows)
-            soup("fine-tuned, 3x as long", "imp_finetune", density, task, seed, rows, times=3)
-            for row, name in STATIC.items():
-                static(row, name, density, task, seed, rows)
-    rows.table(dense)
-    nets = []
+        for label, name in CYCLES.items():
+            rows.add(f"{label} {seed}", lambda x=label, n=name, s=seed: cycle(x, n, task, s, rate))
+        for d in DENSITIES:
+            rows.add(f"sms {d:.4f} {seed}", lambda d=d, s=seed: soup("SMS, 3 copies", "sms", d, task, s))
+            longer = lambda d=d, s=seed: soup("fine-tuned, 3x as long", "imp_finetune", d, task, s, times=3)  # noqa: E731
+            rows.add(f"imp_finetune {d:.4f} {seed}", longer)
+            for label, name in STATIC.items():
+                rows.add(f"{label} {d:.4f} {seed}", lambda x=label, n=name, d=d, s=seed: static(x, n, d, task, s))
     if given.data:
-        nets = resnets(given.data, (20,) if given.quick else (20, 56), (0.3,) if given.quick else (0.5, 0.3, 0.2))
-        cells = [
-            [r["model"], r["method"], f"{r['density']:.0%}", f"{r['accuracy']:.1f}", "" if r["again"] is None else f"{r['again']:.1f}"]
-            for r in nets
-        ]  # fmt: skip
-        table(
-            "One shot, no training: CIFAR-10 accuracy, %",
-            ("model", "method", "kept", "pruned", "statistics anew"),
-            cells,
-        )
-    records = [r.to_dict() for group in rows.found.values() for r in group]
-    store("tickets", [], given.json, records=records, resnets=nets, dense=dense)
+        resnets(given.data, (20,) if given.quick else (20, 56), (0.3,) if given.quick else (0.5, 0.3, 0.2), rows)
+    rows.show()
+    rows.store(given.json)
 
 
 if __name__ == "__main__":

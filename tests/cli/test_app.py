@@ -54,6 +54,15 @@ def test_methods_lists_records():
     assert {"magnitude", "wanda", "sparsegpt"} <= {r["name"] for r in rows}
 
 
+def test_one_method_is_its_page():
+    facts = answer("methods", "wanda")
+    assert facts["arxiv"] == "2306.11695" and facts["when"] and facts["when_not"]
+    shown = RUN.invoke(app, ["methods", "wanda"], catch_exceptions=False).stdout
+    assert "When to use it" in shown and facts["when"][:40] in " ".join(shown.split())
+    assert "||X_j||_2" in shown and "arxiv.org/abs/2306.11695" in shown
+    assert RUN.invoke(app, ["methods", "wande"]).exit_code == 1
+
+
 def test_plan_is_a_table_that_is_not_wrapped():
     shown = RUN.invoke(
         app, ["plan", TINY, "--batch", "1", "--density", "1.0", "--threads", "1"], catch_exceptions=False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from sparseworks.core.errors import (
     RecipeError,
     UnknownNameError,
 )
+from sparseworks.evaluate import Record
 from sparseworks.jobs.compare import Case, cases, compare, span
 from sparseworks.jobs.setting import Wish
 from sparseworks.report.compared import save_comparison
@@ -85,6 +87,25 @@ def test_a_finished_case_is_read_back_and_another_setting_is_refused(tmp_path, m
         compare(NAME, wanted, Wish(limit=3), tmp_path)
     page = save_comparison(NAME, rows, tmp_path / "page.html").read_text()
     assert "magnitude" in page and "<svg" in page and f"{rows[0].quality:.4f}" in page
+
+
+def test_every_row_carries_its_record_and_the_page_refuses_unlike_ones(tmp_path):
+    rows = compare(NAME, cases(["magnitude", "wanda"], [0.3, 0.5]), WISH, tmp_path)
+    for row in rows:
+        record = Record.from_dict(row.record)
+        assert (record.method, record.value, record.metric) == (row.method, row.quality, "error")
+        assert (record.start, record.epochs, record.examples) == ("post-training", 0, 32)
+        assert sum(record.densities.values()) / 6 == pytest.approx(row.density, abs=1e-2)
+    page = save_comparison(NAME, rows, tmp_path / "page.html").read_text()
+    assert "32 calibration examples" in page
+    trained = replace(rows[0], record={**rows[0].record, "start": "sparse-to-sparse", "data": ""})
+    with pytest.raises(ModelError, match="not said what data each saw"):
+        save_comparison(NAME, [*rows, trained], tmp_path / "unlike.html")
+    assert not (tmp_path / "unlike.html").exists()
+    save_comparison(NAME, [*rows, trained], tmp_path / "told.html", allow=["start"])
+    other = replace(rows[0], record={**rows[0].record, "parent": 1})
+    with pytest.raises(ModelError, match="parents differ"):
+        save_comparison(NAME, [*rows, other], tmp_path / "unlike.html")
 
 
 def test_a_model_that_is_not_there_does_not_block_the_folder(tmp_path, monkeypatch):

@@ -27,6 +27,11 @@ def test_the_whole_job_on_any_module(net, batches, tmp_path: Path):
     result.save(tmp_path / "model")
     assert 0 < data["bytes"]["disk_sparse"] < data["bytes"]["disk_dense"]
     assert len(data["sites"]) == 6
+    record = result.record
+    assert (record.method, record.start, record.structure) == ("wanda", "post-training", "row")
+    assert (record.examples, record.epochs, record.value) == (32, 0.0, data["quality"]["sparse"])
+    assert set(record.densities) == set(result.supports) and record.parent == data["model"]["parameters"]
+    assert record.inference_flops == 2 * sum(s.count for s in result.supports.values())
     assert all({"name", "density", "kernel", "reason"} <= set(s) and s["reason"] for s in data["sites"])
     json.dumps(data)
     x = batches[0]
@@ -46,6 +51,7 @@ def test_recovery_keeps_the_support_and_mends_the_outputs(net, batches):
     result = compress(net, sw.method("magnitude", density=0.2), data=batches, recovery=recovery, progress=False)
     quality = result.data["quality"]
     assert quality["sparse"] > quality["one_shot"] + 0.01
+    assert result.record.epochs == 10 and "40 steps of recovery" in result.record.data
     for name, support in result.supports.items():
         weight = result.masked.get_parameter(f"{name}.weight")
         assert not bool(weight[~support.mask()].any())

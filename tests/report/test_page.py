@@ -49,6 +49,21 @@ def test_points_of_the_frontier_are_letters_that_a_table_explains(sample):
     assert '<tr class="chosen"><td>B' in html
 
 
+def test_what_the_figure_stands_on_is_shown(sample):
+    assert "stands on" not in Report(sample).html()
+    sample["record"] = {
+        "task": "<retrieval>", "start": "post-training", "dynamic": False, "epochs": 0.5, "examples": 1280, "control": None,
+        "inference_flops": 2e6, "densities": {"a": 0.5}, "data": "128 calibration examples",
+    }  # fmt: skip
+    html = Report(sample).html()
+    table = html[html.index('<table id="record">') :]
+    rows = dict(re.findall(r"<tr><th>([^<]*)</th><td[^>]*>([^<]*)</td></tr>", table[: table.index("</table>")]))
+    assert rows == {
+        "task": "&lt;retrieval&gt;", "start": "post-training", "dynamic": "no", "epochs": "0.5", "examples": "1,280",
+        "inference flops": "2,000,000", "data": "128 calibration examples",
+    }  # fmt: skip
+
+
 def test_size_on_disk_is_shown_once_it_is_known(sample):
     assert "on disk" not in Report(sample).html()
     sample["bytes"] |= {"disk_dense": 90_000_000, "disk_sparse": 33_000_000}

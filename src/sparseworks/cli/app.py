@@ -348,18 +348,24 @@ def bench(
 
 @app.command()
 def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One method: its page.", show_default=False, autocompletion=_starting(_method_names)),
+    ] = None,
     family: Annotated[str | None, typer.Option(help="Only this family.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """List the registered methods: name, family, source, composition.
+    """List the registered methods, or show one: what it does, formula, source, what it needs, when to use it and when not.
 
     Examples:
 
     `sparseworks methods --json`
-    """
-    from sparseworks.cli.commands import run_methods
 
-    _show(run_methods(family), as_json)
+    `sparseworks methods wanda`
+    """
+    from sparseworks.cli.commands import run_method, run_methods
+
+    _show(run_method(name) if name is not None else run_methods(family), as_json)
 
 
 @app.command()

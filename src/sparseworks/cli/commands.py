@@ -164,6 +164,16 @@ def run_methods(family: str | None) -> Answer:
     return rows, _table(f"{len(rows)} methods", ["method", "family", "source", "composition"], cells)
 
 
+def run_method(name: str) -> Answer:
+    """One method: the facts of its page, and the page."""
+    from rich.markdown import Markdown
+
+    from sparseworks.weights.pages import method_facts, method_page
+
+    facts = method_facts(name)
+    return facts, Markdown(method_page(facts), hyperlinks=False)
+
+
 def run_compare(
     name: str, methods: str, density: str, pattern: str, wish: Any, out: Path, jobs: int, ray: bool, threads: int | None
 ) -> Answer:

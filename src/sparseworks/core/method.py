@@ -21,7 +21,7 @@ from sparseworks.core.stats import Stat
 METHODS: Registry[Method] = Registry("method", "sparseworks.weights")
 
 _PARTS = ("score", "pattern", "budget", "allocate", "solve", "schedule", "train", "cycle")
-_LABELS = ("family", "source", "claims", "catalog", "status")
+_LABELS = ("family", "source", "claims", "catalog", "status", "when", "when_not")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ class Method:
     Attributes:
         train: how supports move while a model trains (`sparseworks.Sparsifier`); None = the method prunes a finished model.
         cycle: how rounds of training and pruning follow one another (`sparseworks.cycles`); None = there is one pruning.
+        claims: what it does, in a line.
         catalog: numbers of the catalogue entries this method implements (empty for baselines).
         status: "stable" or "experimental".
+        when, when_not: when to use it and when not, a sentence each.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Method:
     claims: str = ""
     catalog: tuple[int, ...] = ()
     status: str = "stable"
+    when: str = ""
+    when_not: str = ""
 
     def __post_init__(self):
         fixed = self.pattern.fixed_density
@@ -121,7 +125,7 @@ class Method:
     def composition(self) -> str:
         """One line: which nouns this method composes."""
         parts = {part: getattr(self, part) for part in _PARTS}
-        return " ".join(f"{part}={_brief(value)}" for part, value in parts.items() if value is not None)
+        return " ".join(f"{part}={brief(value)}" for part, value in parts.items() if value is not None)
 
     def to_config(self) -> dict[str, Any]:
         """Plain data: the registered name and the parts that differ from the registered method."""
@@ -184,7 +188,8 @@ def _label_from(label: str, value: Any) -> Any:
     return Source(**value)
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """A part as one word with what differs from its defaults: `drop_grow(every=50)`."""
     data = to_config(value)
     if isinstance(data, dict) and len(data) == 1:
         name, inner = next(iter(data.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparseworks.core.record import Record, compare, describe
 from sparseworks.evaluate.calibration import calibration_error
 from sparseworks.evaluate.classification import Classification
 from sparseworks.evaluate.collection import Collection, read_collection, read_qrels
@@ -12,7 +13,6 @@ from sparseworks.evaluate.perplexity import Perplexity
 from sparseworks.evaluate.planted import Planted, circle, deeper, hats, helix, plant, planted_data, relu_unit
 from sparseworks.evaluate.prompt import VisualPrompt, linear_probe
 from sparseworks.evaluate.ranking import average_precision, ndcg, recall
-from sparseworks.evaluate.record import Record, compare, describe
 from sparseworks.evaluate.retrieval import Retrieval
 from sparseworks.evaluate.similarity import OutputSimilarity
 from sparseworks.evaluate.task import TASKS, Result, Task, task_for

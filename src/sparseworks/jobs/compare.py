@@ -18,7 +18,9 @@ import torch
 from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, SparseworksError
 from sparseworks.core.method import METHODS, Method
 from sparseworks.core.pattern import Pattern
+from sparseworks.core.recipe import Recipe
 from sparseworks.jobs.journal import read_json, write_json
+from sparseworks.jobs.record import Seen, record_of
 from sparseworks.jobs.setting import Setting, Wish, setting_for
 from sparseworks.stream import sites
 from sparseworks.weights import prune
@@ -64,6 +66,7 @@ class Row:
         kept: share of all entries of the sites that is kept.
         seconds: of pruning.
         note: why there is no figure, or nothing.
+        record: what the figure stands on, see `sparseworks.evaluate.Record`.
     """
 
     method: str
@@ -75,6 +78,7 @@ class Row:
     kept: float | None = None
     seconds: float | None = None
     note: str = ""
+    record: dict[str, Any] | None = None
 
 
 def cases(methods: Sequence[str], densities: Sequence[float], pattern: str = "") -> list[Case]:
@@ -232,6 +236,12 @@ def _one(name: str, wish: Wish, folder: Path, case: Case) -> Row:
         found = prune(model, case.chosen, setting.batches, sites=sites(model), seed=wish.seed, progress=False)
         row = replace(row, seconds=time.monotonic() - started, kept=_kept(found.supports.values()))
         row = replace(row, quality=setting.task(model).value)
+        record = record_of(
+            case.method, Recipe.of(case.chosen), sites(setting.model), found.supports,
+            parent=sum(p.numel() for p in model.parameters()), task=setting.task, value=row.quality or 0.0,
+            seen=Seen.of(setting.batches), seed=wish.seed,
+        )  # fmt: skip
+        row = replace(row, record=record.to_dict())
     except SparseworksError as error:  # one case that cannot work does not end the others
         row = replace(row, note=str(error))
     write_json(folder / case.file, asdict(row))

@@ -17,9 +17,11 @@ from sparseworks.core.support import Support
 from sparseworks.evaluate import OutputSimilarity, Task
 from sparseworks.exec import plan
 from sparseworks.jobs.goal import Goal
+from sparseworks.jobs.record import Seen, record_of
 from sparseworks.jobs.result import Result, Steps, density_of, figures, twin
 from sparseworks.jobs.search import search
 from sparseworks.jobs.timing import time_case
+from sparseworks.stream import sites
 from sparseworks.weights import Embedding, Recovery, SquareHead, Term, prune, recover
 
 _REFINE = 20  # a variant of a search is refined for this fraction of the recovery
@@ -132,6 +134,11 @@ def compress(
         lambda: [time_case(n, dense, fast, b) for n, b in examples.items()],
         lambda c: f"{c[0]['ratio']:.2f}x on {c[0]['name']}",
     )
+    seen = Seen.of(batches, recovery.data if recovery else None, recovered.steps if recovered else 0)
+    record = record_of(
+        method.name if isinstance(method, Method) else "recipe", recipe, sites(dense), pruned.supports,
+        parent=sum(p.numel() for p in dense.parameters()), task=task, value=quality, seen=seen, seed=seed,
+    )  # fmt: skip
     data_out = figures(
         name=name or type(model).__name__,
         command=command or "sparseworks.compress(...)",
@@ -148,6 +155,7 @@ def compress(
         recovered=recovered,
         frontier=frontier,
         steps=steps,
+        record=record,
     )
     return Result(fast, student, pruned.supports, drawn, recipe, data_out, assets)
 

@@ -28,7 +28,7 @@ class Journal:
         self._known: dict[str, Any] = (read_json(path) if path else None) or {"run": run}
         if self._known.get("run") != run:
             raise CheckpointError(
-                f"{path} belongs to a search with other settings; delete it, or use another work folder."
+                f"{path} belongs to a run with other settings; delete it, or use another work folder."
             )
 
     def keep(

@@ -16,6 +16,7 @@ from torch import nn
 
 from sparseworks.core.method import Method
 from sparseworks.core.recipe import Recipe
+from sparseworks.core.record import Record
 from sparseworks.core.support import Support
 from sparseworks.exec import measure
 from sparseworks.io.save import unique_tensors
@@ -76,6 +77,11 @@ class Result:
     def report(self) -> Report:
         """The report of this result."""
         return Report(self.data)
+
+    @property
+    def record(self) -> Record:
+        """What the figure stands on; `sparseworks.evaluate.compare` takes records and refuses unlike ones."""
+        return Record.from_dict(self.data["record"])
 
     def save(self, folder: Path | str, *, layout: str = "bitmask", overwrite: bool = False) -> Path:
         """Write model, supports, plan and recipe to `folder`; `sw.load(folder)` brings them back.
@@ -184,6 +190,7 @@ def figures(
     recovered: Any,
     frontier: Sequence[Mapping[str, Any]],
     steps: Steps,
+    record: Record,
 ) -> dict[str, Any]:
     """Everything a run measured, as plain data: the content of `result.json`.
 
@@ -204,6 +211,7 @@ def figures(
         "method": _method_facts(method),
         "recipe": recipe.to_yaml(),
         "seed": seed,
+        "record": record.to_dict(),
         "density": density_of(pruned.supports),
         "quality": {
             "metric": task.metric,

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from sparseworks.core.record import Record, compare
 from sparseworks.report import plots
 from sparseworks.report.page import write_page
 
@@ -14,21 +15,29 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Compariso
 <style>:root{{color-scheme:light dark}}body{{font:15px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
 td,th{{padding:.2rem .8rem;text-align:left}}</style>
 <h1>{model}</h1><p>{metric} against the share of weights kept; grey: the dense model.</p>{plot}
-<table><tr><th>method</th><th>kept</th><th>{metric}</th><th>dense</th><th>seconds</th><th></th></tr>{rows}</table></html>
+<table><tr><th>method</th><th>kept</th><th>{metric}</th><th>dense</th><th>seconds</th><th></th><th>saw</th></tr>{rows}</table></html>
 """
 
 
-def save_comparison(model: str, rows: Sequence[Any], path: Path | str) -> Path:
+def save_comparison(model: str, rows: Sequence[Any], path: Path | str, *, allow: Sequence[str] = ()) -> Path:
     """Write the page (temporary file, then rename).
 
     Args:
         rows: of `sparseworks.jobs.compare`.
+        allow: differences between records that the reader is told about, see `sparseworks.evaluate.compare`. Densities and
+            patterns may always differ: the page shows them.
 
     Raises:
+        ModelError: two rows are unlike: another task or parent, other budgets of training, or training beside pruning alone
+            without what each saw. Nothing is written.
         SparseworksError: the file cannot be written.
     """
+    records = [Record.from_dict(row.record) for row in rows if row.record]
+    if records:
+        compare(records, allow=("density", "structure", *allow))
     metric = next((r.metric for r in rows if r.metric), "quality")
-    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells(row))}</tr>" for row in rows)
+    shown = [[*cells(row), (row.record or {}).get("data", "")] for row in rows]
+    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in shown)
     return write_page(
         path, _PAGE.format(model=escape(model), metric=escape(metric), plot=curves(rows, metric), rows=lines)
     )

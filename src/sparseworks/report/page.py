@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -75,7 +76,24 @@ def render(data: dict[str, Any]) -> str:
         "frontier": plots.frontier(data.get("frontier") or [], data["quality"]["metric"]),
         "recovery": plots.recovery(recovery.get("losses", []), recovery.get("validations", [])),
     }
-    return template.render(r=data, plots=pictures, points=points, raw=json.dumps(data, indent=1, default=str))
+    record = list(_stands_on(data.get("record") or {}))
+    return template.render(
+        r=data, plots=pictures, points=points, record=record, raw=json.dumps(data, indent=1, default=str)
+    )
+
+
+def _stands_on(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The facts of a record for a reader; densities of layers stand in the table of sites."""
+    for name, value in record.items():
+        if name in ("densities", "more") or value is None or value == "":
+            continue
+        yield name.replace("_", " "), _said(value)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}") if isinstance(value, int | float) else str(value)
 
 
 def _count(n: int, what: str) -> str:

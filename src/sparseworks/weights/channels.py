@@ -122,6 +122,8 @@ class ChannelMethod:
     catalog: tuple[int, ...] = ()
     status: str = "stable"
     family: str = "weights"
+    when: str = ""
+    when_not: str = ""
 
     @property
     def composition(self) -> str:
@@ -282,12 +284,42 @@ WANG = Source("Wang et al.", 2024, "2409.13199", "CFSP")
 
 for _method in (
     ChannelMethod(
-        "magnitude_sp", magnitude_sp, uniform, AN, "Keeps the channels that are read with the largest weights."
+        "magnitude_sp",
+        magnitude_sp,
+        uniform,
+        AN,
+        "Keeps the channels that are read with the largest weights.",
+        when="As the baseline of methods that remove channels.",
+        when_not="Quality counts: it does not see how strongly channels are used.",
     ),
-    ChannelMethod("wanda_sp", wanda_sp, uniform, AN, "Wanda's score by channel."),
-    ChannelMethod("flap", fluctuation, uniform, AN, "Channels that hardly change go, biases take up their mean.", True),
     ChannelMethod(
-        "cfsp", relative_weight, by_angle, WANG, "Blocks that turn their input more keep more channels.", catalog=(202,)
+        "wanda_sp",
+        wanda_sp,
+        uniform,
+        AN,
+        "Wanda's score by channel.",
+        when="Channels of feed-forward layers go in one pass, and layers become small dense ones.",
+        when_not="Blocks differ in what they do: all keep the same share, see `cfsp`.",
+    ),
+    ChannelMethod(
+        "flap",
+        fluctuation,
+        uniform,
+        AN,
+        "Channels that hardly change go, biases take up their mean.",
+        True,
+        when="Channels go that hardly change, and a bias may carry their mean.",
+        when_not="Layers must not gain a bias, as in formats that know none.",
+    ),
+    ChannelMethod(
+        "cfsp",
+        relative_weight,
+        by_angle,
+        WANG,
+        "Blocks that turn their input more keep more channels.",
+        catalog=(202,),
+        when="Channels of a decoder go in one pass, and blocks that turn their input more shall keep more.",
+        when_not="The model has one block or none: there is nothing to share among.",
     ),
 ):
     CHANNELS.register(_method.name)(_method)

@@ -29,44 +29,73 @@ YU = Source(
     "Yu, Chen, Gan and Fan", 2023, "2305.10727", "Boost vision transformer with GPU-friendly sparsity and quantization"
 )
 
-add("ste", Magnitude(), "2:4", BENGIO, "Plain straight-through training of N:M weights.", train=Straight())
+add(
+    "ste",
+    Magnitude(),
+    "2:4",
+    BENGIO,
+    "Plain straight-through training of N:M weights.",
+    train=Straight(),
+    when="2:4 weights are trained and the simplest rule will do; the baseline of N:M training.",
+    when_not="Patterns are sparser than 2:4: supports keep changing, and SR-STE ends at a lower loss.",
+)
 add(
     "sr_ste", Magnitude(), "2:4", ZHOU, "Straight-through training in which dropped weights decay, so that supports settle.",
     train=Straight(decay=2e-4), catalog=(89,),
+    when="N:M weights are trained from scratch or from a dense model, at 2:4, 1:4 or 1:8.",
+    when_not="Few steps are left to retrain a dense model: AST decays inside Adam and loses less.",
 )  # fmt: skip
 add(
     "mdgf_linear", Magnitude(), "1:16", BAMBHANIYA, "Dropped weights fade linearly: above 80 % sparsity better than SR-STE.",
     schedule=Linear(1.0, 0.0), train=FadeValues(), status="experimental", catalog=(30,),
+    when="N:M weights are trained at more than 80 % sparsity.",
+    when_not="The pattern is 2:4: it ties with SR-STE there.",
 )  # fmt: skip
 add(
     "mdgf_exp", Magnitude(), "1:16", BAMBHANIYA, "Dropped weights fade exponentially: the better of the two on vision.",
     schedule=Exponential(), train=FadeValues(), status="experimental", catalog=(30,),
+    when="N:M weights are trained at more than 80 % sparsity.",
+    when_not="The pattern is 2:4: it ties with SR-STE there.",
 )  # fmt: skip
 add(
     "sdgf_stepwise", Magnitude(), "1:16", BAMBHANIYA, "15:16, 8:16, 4:16 ... 1:16 in equal frames.",
     train=FadePatterns(), status="experimental", catalog=(30,),
+    when="N:M weights are trained at more than 80 % sparsity, and a rising sparsity is welcome.",
+    when_not="The pattern is 2:4: it ties with SR-STE there.",
 )  # fmt: skip
 add(
     "sdgf_geometric", Magnitude(), "1:4", BAMBHANIYA, "8N:8M, 4N:4M, 2N:2M, N:M: freedom of choice goes step by step.",
     train=FadePatterns(ramp="geometric"), status="experimental", catalog=(30,),
+    when="N:M weights are trained at more than 80 % sparsity, at one density all the while.",
+    when_not="The pattern is 2:4, or 8M does not divide the inputs: frames that do not fit are left out.",
 )  # fmt: skip
 add(
     "bdwp", Magnitude(), "2:8", FANG, "Two of three products of training skip; 0.56 % of accuracy at 2:8.",
     train=Bidirectional(), catalog=(36,),
+    when="Training itself is to skip products, on hardware that multiplies N:M in both directions.",
+    when_not="Only inference shall be fast: SR-STE needs no second mask.",
 )  # fmt: skip
 add(
     "ast", Magnitude(), "2:4", AST, "Retrains a dense model to 2:4: annealed decay of dropped weights inside Adam; distil from the dense model.",
     train=AdamDecay(), catalog=(174,),
+    when="A dense model is there as a start and as a teacher, and is retrained to 2:4 with Adam or AdamW.",
+    when_not="The optimiser is another one: the decay acts inside Adam's moments, and others are refused.",
 )  # fmt: skip
 add(
     "cast", Magnitude(), "2:4", CAST, "No mask until the end: L1 decay inside Adam prunes, row scales make it good; distil from the dense model.",
     train=AdamShrink(), status="experimental", catalog=(162,),
+    when="As AST, in a run long enough for the decay to bring what goes to zero before the cut.",
+    when_not="The run is short: weights that are not at zero yet are lost at the cut.",
 )  # fmt: skip
 add(
     "gpusq", Magnitude(), "2:4", YU, "First stage: 2:4 held, distilled from logits and features of the dense model.",
     train=Hold(), status="experimental", catalog=(179,),
+    when="A vision transformer goes to 2:4 with its dense model as teacher.",
+    when_not="There is no teacher: the method is the distillation, the support is that of magnitude.",
 )  # fmt: skip
 add(
     "gpusq_qat", Magnitude(), "2:4", YU, "Second stage: the same support, fake-quantised weights and inputs.",
     train=Quantised(), status="experimental", catalog=(179,),
+    when="After `gpusq`, for inference in whole numbers.",
+    when_not="As the first step, or where inference stays in floating point.",
 )  # fmt: skip

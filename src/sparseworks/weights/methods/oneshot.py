@@ -35,11 +35,52 @@ GADHIKAR = Source("Gadhikar, Mukherjee and Burkholz", 2023, "2210.02412", "Why r
 WANDA = Magnitude() * InputNorm()
 
 
-add("magnitude", Magnitude(), "tensor", HAN, "Keeps the largest |w| of every matrix; needs no data.")
-add("magnitude_row", Magnitude(), "row", HAN, "Keeps the largest |w| of every output row.")
-add("magnitude_global", Magnitude(), "global", HAN, "Keeps the largest |w| of the whole model.")
-add("magnitude_erk", Magnitude(), "tensor", MOCANU, "Magnitude with Erdős–Rényi-kernel densities.", allocate=ERK())
-add("random", Random(), "tensor", LIU, "Uniform at random: what every other method has to beat.")
+add(
+    "magnitude",
+    Magnitude(),
+    "tensor",
+    HAN,
+    "Keeps the largest |w| of every matrix; needs no data.",
+    when="There are no data at hand, or the weights are trained on afterwards; the baseline of everything else.",
+    when_not="A language model is pruned once and for all: Wanda and SparseGPT lose less at the same density.",
+)
+add(
+    "magnitude_row",
+    Magnitude(),
+    "row",
+    HAN,
+    "Keeps the largest |w| of every output row.",
+    when="Rows have to keep equally many weights without data; the baseline that differs from Wanda in the score alone.",
+    when_not="A language model is pruned once and for all: Wanda and SparseGPT lose less at the same density.",
+)
+add(
+    "magnitude_global",
+    Magnitude(),
+    "global",
+    HAN,
+    "Keeps the largest |w| of the whole model.",
+    when="Weights are trained on afterwards, and the layers are to share the budget by the size of their weights.",
+    when_not="Layers differ in scale for other reasons than importance: those of small weights are emptied first.",
+)
+add(
+    "magnitude_erk",
+    Magnitude(),
+    "tensor",
+    MOCANU,
+    "Magnitude with Erdős–Rényi-kernel densities.",
+    allocate=ERK(),
+    when="Layers differ much in size and the sparsity is high: small layers keep more.",
+    when_not="All layers have one shape: then it is `magnitude`.",
+)
+add(
+    "random",
+    Random(),
+    "tensor",
+    LIU,
+    "Uniform at random: what every other method has to beat.",
+    when="As a control: what cannot beat it has learned nothing about weights.",
+    when_not="As a way to prune a trained model.",
+)
 add(
     "random_uniform_plus",
     Random(),
@@ -48,6 +89,8 @@ add(
     "Uniform, the first layer dense.",
     allocate=UniformPlus(),
     catalog=(31,),
+    when="A static mask is trained from scratch, and the first layer is small and reads the data.",
+    when_not="Densities are at 10 % or less: ERK densities train better there.",
 )
 add(
     "random_erk",
@@ -57,21 +100,31 @@ add(
     "A static random mask to train: wide nets match dense.",
     allocate=ERK(),
     catalog=(31,),
+    when="A sparse network is trained from scratch at no cost of choosing; wide networks lose least.",
+    when_not="The model is trained already: it forgets what it knew.",
 )
 add(
     "random_erk_plus", Random(), "tensor", LIU, "Erdős–Rényi-kernel densities, the classifier dense.",
     allocate=ERKPlus(), catalog=(31,),
+    when="As `random_erk`, where the classifier is small and stays dense.",
+    when_not="The classifier holds a large part of the weights: the other layers pay for it.",
 )  # fmt: skip
 add(
     "random_snip", Random(), "tensor", LIU, "A random mask with the layer densities of SNIP: as good as SNIP.",
     allocate=Global(SNIP()), catalog=(31,),
+    when="To see whether SNIP gains by its layer densities or by its choice within layers.",
+    when_not="There are no data or no loss before training: the densities are SNIP's.",
 )  # fmt: skip
 add(
     "random_balanced", Random(), "tensor", GADHIKAR, "As many weights in every layer: trains where uniform masks are too thin.",
     allocate=Balanced(), catalog=(131,),
+    when="Training starts from a thin random mask in which equal densities would leave small layers next to nothing.",
+    when_not="Layers are of one size: then it is `random`.",
 )  # fmt: skip
 add(
     "random_pyramidal", Random(), "tensor", GADHIKAR, "Density r^l of layer l.", allocate=Pyramidal(), catalog=(131,),
+    when="Early layers of a deep chain are to keep more than late ones.",
+    when_not="The order of the sites is not the order of computation: the densities follow the list.",
 )  # fmt: skip
 
 add(
@@ -80,6 +133,8 @@ add(
     "row",
     SUN,
     "|w| ||x||, compared within output rows: far better than magnitude on LLMs, no update of weights.",
+    when="A language model is pruned with one pass over little data; no weight changes and nothing is solved.",
+    when_not="Sparsity is high or 2:4 and nothing is trained afterwards: SparseGPT, which adapts what stays, loses less.",
 )
 add(
     "wanda_ls",
@@ -88,8 +143,19 @@ add(
     SUN,
     "Wanda's support with the exact least-squares values on it.",
     solve=Select(LeastSquares()),
+    when="Wanda's support is given and the error of each layer is to be as small as it can be on it.",
+    when_not="There are fewer calibration tokens than inputs of a layer: such a fit says little about other data.",
 )
-add("wanda_bias", WANDA, "row", AN, "Wanda's support; biases take up the lost mean.", solve=Select(BiasCorrection()))
+add(
+    "wanda_bias",
+    WANDA,
+    "row",
+    AN,
+    "Wanda's support; biases take up the lost mean.",
+    solve=Select(BiasCorrection()),
+    when="Layers have biases: the mean output that pruning takes away comes back without cost at inference.",
+    when_not="Layers have no bias, as in most decoders of the LLaMA kind: it is refused.",
+)
 add(
     "sparsegpt",
     OBS(),
@@ -97,6 +163,8 @@ add(
     FRANTAR,
     "Removes column after column, the rest of the row adapting.",
     solve=ObsSweep(),
+    when="A language model is pruned once and for all, and minutes are there for the inverse of each layer's second moments.",
+    when_not="There are no data, or no memory for a matrix of inputs x inputs a layer.",
 )
 add(
     "obs",
@@ -105,10 +173,40 @@ add(
     OBC,
     "OBS saliency in one shot, least-squares values on the support.",
     solve=Select(LeastSquares()),
+    when="The support is to be chosen at once and the values on it to be exact.",
+    when_not="Time counts: exact values row by row take longer than the one sweep of SparseGPT.",
 )
-add("admm", WANDA, "row", BOZA, "Weights and support in turn: below SparseGPT's error at some more time.", solve=ADMM())
-add("owl", WANDA, "row", YIN, "Wanda; blocks with more outliers keep more. Pays from 70 % sparsity.", allocate=OWL())
-add("dlp", WANDA, "row", CHEN, "Wanda; blocks of low typical score keep more.", allocate=DLP(), catalog=(106,))
+add(
+    "admm",
+    WANDA,
+    "row",
+    BOZA,
+    "Weights and support in turn: below SparseGPT's error at some more time.",
+    solve=ADMM(),
+    when="Layer errors below those of SparseGPT are worth some more time.",
+    when_not="Time counts, or weights must stay as they are: the support and the values both move for 20 steps.",
+)
+add(
+    "owl",
+    WANDA,
+    "row",
+    YIN,
+    "Wanda; blocks with more outliers keep more. Pays from 70 % sparsity.",
+    allocate=OWL(),
+    when="A language model is pruned to 70 % sparsity and more: blocks with outliers keep more.",
+    when_not="Half of the weights stay, where equal densities do as well, or the model has no repeated blocks to share among.",
+)
+add(
+    "dlp",
+    WANDA,
+    "row",
+    CHEN,
+    "Wanda; blocks of low typical score keep more.",
+    allocate=DLP(),
+    catalog=(106,),
+    when="A language model is pruned to 70 % sparsity and more, with any pruner: shares come from medians and need no threshold of outliers.",
+    when_not="Half of the weights stay, where equal densities do as well, or the model has no repeated blocks to share among.",
+)
 add(
     "dsnot",
     WANDA,
@@ -117,6 +215,8 @@ add(
     "Wanda; weights change places until the outputs keep their mean. Works on any mask.",
     solve=DSnoT(),
     catalog=(117,),
+    when="A mask is there, nothing can be trained, and weights must keep their values.",
+    when_not="Layers are narrow: in short rows many swaps make the mean output right and the squared error larger.",
 )
 
 add(
@@ -128,6 +228,8 @@ add(
     allocate=EvoPress(),
     solve=ObsSweep(),
     catalog=(120,),
+    when="Sparsity is high and there is time to measure many candidates of the whole model.",
+    when_not="Time counts: each generation runs the model for all its offspring; OWL and DLP are closed forms.",
 )
 
 add(
@@ -137,13 +239,50 @@ add(
     ZENG,
     "Runs of 16 inputs by their mean OBS saliency; `quantise_groups` rounds what is left to four bits.",
     catalog=(62,),
+    when="Weights will be stored in runs of 16 inputs, rounded to four bits, so that indices cost next to nothing.",
+    when_not="Quality at a given density counts more than bytes: single entries are the freer choice.",
 )
 
-add("snip", SNIP(), "global", LEE, "|w g| at initialisation or on a trained model, over the whole model.")
-add("grasp", GraSP(), "global", WANG, "Keeps the gradient flow: w (Hg), over the whole model.")
-add("synflow", SynFlow(), "global", TANAKA, "No data and no layer collapse, in 100 rounds.", schedule=Rounds(100))
-add("taylor", Taylor(), "global", MOLCHANOV, "E[(w g)^2], entry by entry; units of a pattern are summed.")
+add(
+    "snip",
+    SNIP(),
+    "global",
+    LEE,
+    "|w g| at initialisation or on a trained model, over the whole model.",
+    when="A support is chosen before training from a little data and a loss.",
+    when_not="Sparsity is extreme: whole layers may be emptied, which SynFlow avoids.",
+)
+add(
+    "grasp",
+    GraSP(),
+    "global",
+    WANG,
+    "Keeps the gradient flow: w (Hg), over the whole model.",
+    when="A support is chosen before training, and gradients are to keep flowing through it.",
+    when_not="The model is trained: at a minimum gradients vanish, and the score with them.",
+)
+add(
+    "synflow",
+    SynFlow(),
+    "global",
+    TANAKA,
+    "No data and no layer collapse, in 100 rounds.",
+    schedule=Rounds(100),
+    when="A support is chosen before training without looking at data, at a sparsity at which others empty a layer.",
+    when_not="The model is trained and data are there: the score looks at no data.",
+)
+add(
+    "taylor",
+    Taylor(),
+    "global",
+    MOLCHANOV,
+    "E[(w g)^2], entry by entry; units of a pattern are summed.",
+    when="A trained model and its loss are there, and single weights or whole units are to go.",
+    when_not="There is no loss to differentiate: every batch needs a backward pass.",
+)
 add(
     "movement", Movement(), "tensor", SANH,
     "Keeps weights that fine-tuning moves away from zero; give the statistics of that training.", status="experimental",
+    when="A pre-trained model is fine-tuned anyway: `track_movement` gathers what that training moves.",
+    when_not="Nothing is trained: there is no movement to judge by.",
 )  # fmt: skip

@@ -25,35 +25,53 @@ PRASETYO = Source("Prasetyo, Yudistira and Widodo", 2023, "2307.11988", "Sparse 
 add(
     "ac_dc", Magnitude(), "global", PESTE, "Alternates dense and sparse phases; gains from longer training more than dense does.",
     train=Alternate(), status="experimental", catalog=(101,),
+    when="A sparse and a dense model are wanted from one long training.",
+    when_not="Training is short or has to stay sparse: half of the phases are dense.",
 )  # fmt: skip
 add(
     "hyper_sparse", Magnitude(), "global", GLANDORF, "A growing penalty on what is to go; pays at 99 % and more.",
     train=Penalised(), status="experimental", catalog=(103,),
+    when="One per cent of the weights or less stays, and training can be regularised for it.",
+    when_not="Half of the weights stay: the penalty pays at 99 % and more.",
 )  # fmt: skip
 add(
     "iss_p", Magnitude(), "tensor", WANG, "Shrinks the smallest a little every step, without a dense model first.",
     train=SoftShrink(), catalog=(70,),
+    when="A network is trained to high sparsity in one run; the paper's field is image super-resolution.",
+    when_not="The model is trained already and shall not be trained again.",
 )  # fmt: skip
 add(
     "iss_l2", Magnitude(), "tensor", WANG, "Soft shrinkage by a growing L2 penalty.", train=GrowingL2(), status="experimental", catalog=(70,),
+    when="As `iss_p`, with a penalty that the optimiser sees instead of a factor on the weights.",
+    when_not="The loss changes its scale in training: the penalty would have to follow.",
 )  # fmt: skip
 add(
     "autosparse", Magnitude(), "tensor", KUNDU, "Learned thresholds; masked weights keep a gradient that is annealed. Density emerges.",
     schedule=Annealing(), train=LearnedThreshold(), status="experimental", catalog=(250,),
+    when="The density may come out of training instead of being given.",
+    when_not="A budget has to be met: see `autosparse_topk`.",
 )  # fmt: skip
 add(
     "autosparse_topk", Magnitude(), "tensor", KUNDU, "The same annealed gradient at a fixed budget.",
     schedule=Annealing(), train=Annealed(), status="experimental", catalog=(250,),
+    when="A budget is given, and dropped weights are to keep a gradient while training is young.",
+    when_not="Dropped weights must not be stored: they have values and gradients for most of the run.",
 )  # fmt: skip
 add(
     "gmp_harmonic", Magnitude(), "tensor", STAMATELIS, "A sparsity ramp that oscillates, so that weights return.",
     schedule=Harmonic(), train=Regrow(), status="experimental", catalog=(118,),
+    when="Weights that were dropped too early are to have another chance, as in reinforcement learning.",
+    when_not="The sparsity must never fall again.",
 )  # fmt: skip
 add(
     "variational_dropout", Magnitude(), "tensor", MOLCHANOV, "Weights learn their noise; density emerges. Against magnitude better at high sparsity.",
     train=Variational(), status="experimental", catalog=(144,),
+    when="Sparsity is above 80 % and the density may come out of training.",
+    when_not="Sparsity is moderate: magnitude is as good and needs no noise.",
 )  # fmt: skip
 add(
     "sparse_then_prune", Magnitude(), "global", PRASETYO, "Magnitude, after fine-tuning with the term `AttentionSparsity`.",
     status="experimental", catalog=(71,),
+    when="A vision transformer is fine-tuned before it is pruned: add the term `AttentionSparsity` to its loss.",
+    when_not="The model has no attention: the term acts on attention maps, not on weights.",
 )  # fmt: skip

@@ -34,45 +34,67 @@ RAMANUJAN = Source(
 add(
     "gmp", Magnitude(), "tensor", ZHU, "Gradual magnitude pruning: fast first, slow at the end.",
     schedule=Cubic(), train=Gradual(),
+    when="Training starts dense and may cost what dense training costs: the baseline of gradual pruning.",
+    when_not="Training itself has to be cheap in memory or time: weights are dense for most of it.",
 )  # fmt: skip
 add(
     "set", SignRank(), "tensor", MOCANU,
     "Sparse from the start; drops the smallest positive and the largest negative, grows at random.",
     allocate=ERK(), schedule=Constant(0.3), train=DropGrow(grow=Random()),
+    when="Training has a fixed number of weights and never sees a dense gradient; `Rewire` then stores the kept ones only.",
+    when_not="A dense gradient now and then is affordable: growth by gradient pays more than growth by chance.",
 )  # fmt: skip
 add(
     "rigl", Magnitude(), "tensor", EVCI, "Sparse from the start; drops the smallest, grows where the gradient is largest.",
     allocate=ERK(), schedule=Cosine(0.3), train=DropGrow(),
+    when="Training has a fixed number of weights from the start, and a dense gradient every hundred steps is affordable.",
+    when_not="No dense gradient fits into memory: use SET, or `Rewire`, which samples candidates.",
 )  # fmt: skip
 add(
     "dst_ee", Magnitude(), "tensor", HUANG, "RigL whose growth also favours what was seldom tried: more of the weights take part.",
     allocate=ERK(), schedule=Cosine(0.3), train=DropGrow(grow=Gradient() + 1e-4 * Exploration()), catalog=(87,),
+    when="As RigL at 95 % sparsity and more, where supports settle before most weights were tried.",
+    when_not="The factor of the bonus cannot be tuned: it has to fit the size of the gradients.",
 )  # fmt: skip
 add(
     "srigl", Magnitude(), "live-fan-in", LASBY, "RigL with equally many inputs a living neuron, which runs fast; weak neurons die.",
     allocate=ERK(), schedule=Cosine(0.3), train=FanInDropGrow(rescale=True), catalog=(80,), status="experimental",
+    when="Rows shall hold equally many weights, for condensed kernels at small batches, at 90 % sparsity and more.",
+    when_not="Half of the weights stay: neurons hardly die, and RigL chooses more freely.",
 )  # fmt: skip
 add(
     "g2g", Modular(), "tensor", KONSTANTAROPOULOS, "Matched groups of neurons dense, the rest at random: held while training.",
     catalog=(156,), status="experimental",
+    when="A sparse start with modular structure is wanted that costs no data.",
+    when_not="The support is to follow the data: it is held, see `g2gnet`.",
 )  # fmt: skip
 add(
     "g2gnet", Magnitude(), "tensor", KONSTANTAROPOULOS, "Starts from matched groups; grows between neurons that fire together.",
     schedule=Constant(0.3), train=DropGrow(grow=Hebbian(), first=Modular()), catalog=(156,), status="experimental",
+    when="A perceptron is trained sparse at around 75 %, the setting of its paper.",
+    when_not="The cost of gradients does not matter: RigL grows by what lowers the loss.",
 )  # fmt: skip
 add(
     "dsl", Magnitude(), "tensor", WANG, "Drop-and-grow on embedding tables and MLPs of recommenders, from scratch.",
     schedule=Cosine(0.5, end=0.005), train=DropGrow(stop=1.0), catalog=(29,), status="experimental",
+    when="A recommender's embedding tables and perceptrons are trained from scratch in fixed memory.",
+    when_not="The model is no recommender: nothing was shown there.",
 )  # fmt: skip
 add(
     "granet", Magnitude(), "tensor", LIU, "Dense or half dense at first; prunes gradually and regrows by gradient all the while.",
     allocate=ERK(), schedule=Cosine(0.5), train=DropGrow(ramp=Cubic()), status="experimental",
+    when="Training may begin dense or half dense and has to end at high sparsity.",
+    when_not="Memory is short from the first step: the early model is the dense one.",
 )  # fmt: skip
 add(
     "dynst", SNIP(), "tensor", WU, "Regions of the input, see `RegionGate`: the least |mask gradient| go, gradients bring some back.",
     schedule=Cosine(0.3), train=DropGrow(ramp=Cubic()), catalog=(98,),
+    when="The input is a grid of sensors or regions, of which only a part shall be read.",
+    when_not="Weights are to become sparse: the sites are gates of inputs, see `RegionGate`.",
 )  # fmt: skip
 add(
     "edge_popup", Magnitude(), "tensor", RAMANUJAN, "Weights stay as drawn; the subnetwork is learned.",
     train=EdgePopup(), catalog=(131,), status="experimental",
+    when="A network is to be described by a seed and a mask.",
+    when_not="Accuracy at a density counts: its weights never learn.",
 )  # fmt: skip

@@ -34,7 +34,11 @@ def test_a_method_and_its_supports_fill_in_their_part():
     found = record("rigl")
     assert (found.start, found.dynamic, found.when) == ("sparse-to-sparse", True, "during")
     assert found.kept == 48 and found.densities["0"] == 0.25 and found.inference_flops == 96
-    assert record("imp").start == "dense-to-sparse"
+    starts = {name: record(name).start for name in ("imp", "gmp", "granet", "srigl", "set", "magnitude")}
+    assert starts == {
+        **dict.fromkeys(("imp", "gmp", "granet"), "dense-to-sparse"), **dict.fromkeys(("srigl", "set"), "sparse-to-sparse"),
+        "magnitude": "post-training",
+    }  # fmt: skip
     assert Record.from_dict(found.to_dict()) == found
     with pytest.raises(BudgetError, match="no field"):
         Record.from_dict({**found.to_dict(), "flops": 1})
@@ -60,7 +64,7 @@ def test_like_rows_are_ordered():
         ({"epochs": 100}, "their epochs differ", "epochs"),
         ({"kept": 96}, "their densities differ", "density"),
         ({"examples": 50_000}, "their examples differ", "examples"),
-        ({"start": "dense-to-sparse"}, "only pruned", "start"),
+        ({"start": "dense-to-sparse"}, "only pruned .* it is not said what data each saw", "start"),
     ],
 )
 def test_unlike_rows_are_refused_until_the_difference_is_allowed(changes, reason, allow):
@@ -68,3 +72,23 @@ def test_unlike_rows_are_refused_until_the_difference_is_allowed(changes, reason
     with pytest.raises(ModelError, match=reason):
         compare(rows)
     assert len(compare(rows, allow=[allow])) == 2
+
+
+def test_pruning_stands_beside_training_if_both_say_what_they_saw():
+    pruned = record(data="a trained model, 128 calibration examples", examples=128, epochs=0)
+    trained = record("rigl", data="10 epochs from random weights")
+    assert pruned.start == "post-training" and trained.start == "sparse-to-sparse"
+    assert len(compare([pruned, trained])) == 2
+    for said, silent in ((pruned, trained), (trained, pruned)):
+        with pytest.raises(ModelError, match="not said what data"):
+            compare([said, replace(silent, data="")])
+    with pytest.raises(ModelError, match="different tasks"):
+        compare([pruned, replace(trained, task="MNIST")])
+
+
+def test_a_dense_model_stands_beside_both_and_hides_no_difference():
+    dense = record(start="dense", when="never", dynamic=False, method="dense")
+    pruned, trained = record(), record("rigl")
+    assert len(compare([dense, trained])) == len(compare([pruned, dense])) == 2
+    with pytest.raises(ModelError, match="only pruned"):
+        compare([dense, pruned, trained])

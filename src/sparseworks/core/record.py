@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import combinations
 from typing import Any, Literal
 
 from sparseworks.core.errors import BudgetError, ModelError
@@ -11,7 +12,7 @@ from sparseworks.core.method import Method
 from sparseworks.core.site import Site
 from sparseworks.core.support import Support
 
-Start = Literal["dense-to-sparse", "sparse-to-sparse", "post-training"]
+Start = Literal["dense-to-sparse", "sparse-to-sparse", "post-training", "dense"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Record:
     Attributes:
         method: name of the method.
         task, metric, value: what was measured; `higher_is_better` its direction.
-        start: where training began: dense, sparse, or there was none (post-training).
+        start: where training began: dense, sparse, or a finished model was pruned (post-training); "dense" = nothing was.
         dynamic: the support changed after it was first chosen.
-        when: the support was chosen "before", "during" or "after" training.
+        when: the support was chosen "before", "during" or "after" training, or "never".
         densities: site -> share kept.
         kept: entries kept of all sites.
         training_flops: of all training, dense parent included where the method needs it; None = not known.
@@ -34,9 +35,10 @@ class Record:
         structure: the pattern.
         hardware: where times, if any, were taken.
         epochs: passes over the data, of all training.
-        examples: training examples seen, distinct; 0 = none.
+        examples: distinct examples that training or calibration saw; 0 = none.
         seed: of the run.
         control: value of the same densities with entries at random places; None = not measured.
+        data: what it saw, in words, the training of the dense parent included; "" = not said.
     """
 
     method: str
@@ -45,7 +47,7 @@ class Record:
     value: float
     start: Start
     dynamic: bool
-    when: Literal["before", "during", "after"]
+    when: Literal["before", "during", "after", "never"]
     densities: Mapping[str, float]
     kept: int
     parent: int
@@ -58,6 +60,7 @@ class Record:
     higher_is_better: bool = True
     seed: int = 0
     control: float | None = None
+    data: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -93,9 +96,9 @@ def describe(method: Method, supports: Mapping[str, Support], sites: Sequence[Si
     FLOPs of one example are 2 x kept entries, positions of convolutions not counted; give your own where there are any.
     """
     name = getattr(method.train, "registered_name", "")
-    if method.cycle is not None or name == "gradual":
+    if method.cycle is not None or getattr(method.train, "ramp", None) is not None:  # a ramp begins dense
         place: dict[str, Any] = {"start": "dense-to-sparse", "dynamic": True, "when": "during"}
-    elif name in ("drop_grow", "edge_popup"):
+    elif name in ("drop_grow", "fan_in_drop_grow", "edge_popup"):
         place = {"start": "sparse-to-sparse", "dynamic": True, "when": "during"}
     elif method.train is not None and name != "hold":
         place = {"start": "dense-to-sparse", "dynamic": True, "when": "during"}
@@ -126,7 +129,8 @@ def compare(records: Sequence[Record], *, allow: Sequence[str] = (), tolerance: 
     """The records, best first, if they can be compared.
 
     Refused are different tasks, metrics, parents or patterns, densities that differ by more than `tolerance` (relative),
-    training beside none, and budgets of training (epochs) further apart than that.
+    budgets of training (epochs, examples) further apart than that, and training beside none unless each says in `data` what
+    it saw.
 
     Args:
         allow: differences that the reader is told about: names of fields, "density", "epochs", "examples", "start".
@@ -136,23 +140,31 @@ def compare(records: Sequence[Record], *, allow: Sequence[str] = (), tolerance: 
     """
     if not records:
         raise ModelError("There is nothing to compare: no records.")
-    first = records[0]
-    for other in records[1:]:
-        reason = _unlike(first, other, set(allow), tolerance)
+    for one, other in combinations(records, 2):
+        reason = _unlike(one, other, set(allow), tolerance)
         if reason:
             raise ModelError(
-                f"{first.method!r} and {other.method!r} cannot be compared: {reason}. Measure them alike, or state the "
+                f"{one.method!r} and {other.method!r} cannot be compared: {reason}. Measure them alike, or state the "
                 f"difference and allow it."
             )
-    return sorted(records, key=lambda r: -r.value if first.higher_is_better else r.value)
+    return sorted(records, key=lambda r: -r.value if r.higher_is_better else r.value)
 
 
 def _unlike(a: Record, b: Record, allow: set[str], tolerance: float) -> str | None:
     for name, reason in _SAME:
         if name not in allow and getattr(a, name) != getattr(b, name):
             return f"{reason} ({getattr(a, name)} and {getattr(b, name)})"
-    if "start" not in allow and (a.start == "post-training") != (b.start == "post-training"):
-        return f"one was trained sparse and the other only pruned ({a.start} on {a.examples}, {b.start} on {b.examples} examples)"
+    if (
+        "start" not in allow
+        and "dense" not in (a.start, b.start)
+        and (a.start == "post-training") != (b.start == "post-training")
+    ):
+        if not (a.data and b.data):
+            return (
+                f"one was trained sparse and the other only pruned ({a.start} on {a.examples}, {b.start} on {b.examples} "
+                "examples), and it is not said what data each saw"
+            )
+        allow = allow | {"epochs", "examples"}  # which is what is said
     pairs = (
         ("density", a.kept / a.parent, b.kept / b.parent),
         ("epochs", a.epochs, b.epochs),

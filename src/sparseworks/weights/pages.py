@@ -1,0 +1,215 @@
+"""The page of a method: what it does, by which formulas, after whom, when to use it and when not. Everything is read from the registry."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+
+from sparseworks.core.errors import UnknownNameError
+from sparseworks.core.method import METHODS, Method, brief
+from sparseworks.core.pattern import ELEMENT, WHOLE, Pattern
+from sparseworks.core.select import select
+from sparseworks.exec import FORMATS
+from sparseworks.stream.gradients import SOURCES
+from sparseworks.weights.channels import CHANNELS, ChannelMethod
+
+_PLAIN = ("Uniform", "Select", "Nothing", "Once")  # parts that do nothing of their own
+_SKIPPED = ("Attributes:", "Args:", "Raises:", "Returns:")
+_TRIAL = (64, 128)  # a matrix that every pattern of the library divides
+
+
+def method_facts(name: str) -> dict[str, Any]:
+    """What the registry says about one method of weights or channels, as plain data.
+
+    Raises:
+        UnknownNameError: neither has that name.
+    """
+    if name in METHODS:
+        return _facts(METHODS.get(name)) | _weights(METHODS.get(name))
+    if name in CHANNELS:
+        return _facts(CHANNELS.get(name)) | _channels(CHANNELS.get(name))
+    raise UnknownNameError("method", name, (*METHODS.names(), *CHANNELS.names()))
+
+
+def method_page(facts: Mapping[str, Any], figures: Iterable[str] = ()) -> str:
+    """The facts as Markdown.
+
+    Args:
+        figures: lines of a section with measured figures, for where they are stored.
+    """
+    return "\n".join(_lines(facts, list(figures))) + "\n"
+
+
+def _lines(facts: Mapping[str, Any], figures: list[str]) -> Iterator[str]:
+    yield from (f"# {facts['name']}", "", plain(facts["what"]), "")
+    if facts["status"] != "stable":
+        yield "Experimental: tested for what it does; the gain that its paper reports was not seen, or not measured, on this project's small models."
+        yield ""
+    yield from ("## When to use it", "", plain(facts["when"]), "", "## When not", "", plain(facts["when_not"]), "")
+    yield from ("## What it needs", "", *(f"- {plain(need)}" for need in facts["needs"]), "")
+    yield from ("```text", facts["call"], "```", "", "## Formula", "")
+    for part in facts["parts"]:
+        yield from (f"{part['part']} `{part['name']}`", "", "```text", part["text"], "```", "")
+    yield from ("## Composition", "", "```text", facts["composition"], "```", "", "## Source", "")
+    title = f", “{plain(facts['title'])}”" if facts["title"] else ""
+    year = f" ({facts['year']})" if facts["year"] else ""
+    yield f"{plain(facts['authors'])}{year}{title}."
+    if facts["arxiv"]:
+        yield f"[arXiv {facts['arxiv']}](https://arxiv.org/abs/{facts['arxiv']})"
+    if figures:
+        yield from ("", "## Figures", "", *figures)
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is: its signs escaped, code between backticks left alone."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(p if p.startswith("`") else re.sub(r"([\\*_\[\]<>|])", r"\\\1", p) for p in parts)
+
+
+def _facts(method: Method | ChannelMethod) -> dict[str, Any]:
+    source = method.source
+    return {
+        "name": method.name,
+        "family": method.family,
+        "status": method.status,
+        "what": method.claims,
+        "when": method.when or "Nothing is recorded yet.",
+        "when_not": method.when_not or "Nothing is recorded yet.",
+        "composition": method.composition,
+        "catalog": list(method.catalog),
+        **{k: getattr(source, k) for k in ("authors", "year", "title", "arxiv")},
+    }
+
+
+# -- methods of weights -------------------------------------------------------------------------------------------
+
+
+def _weights(method: Method) -> dict[str, Any]:
+    parts = []
+    for field in fields(method):
+        value = getattr(method, field.name)
+        if isinstance(value, Pattern):
+            parts.append({"part": field.name, "name": str(value), "text": _pattern(value)})
+        elif field.name != "budget":
+            found = _nouns(field.name, value)
+            parts += [{"part": where, "name": brief(noun), "text": formula(type(noun))} for where, noun in found]
+    return {"parts": parts, "needs": list(_needs(method)), "call": _call(method)}
+
+
+def _nouns(where: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The part and those inside it, outermost first, each with its place; what does nothing of its own is left out."""
+    if not is_dataclass(value) or isinstance(value, type) or not hasattr(value, "registered_name"):
+        return
+    if type(value).__name__ not in _PLAIN:
+        yield where, value
+    for field in fields(value):
+        yield from _nouns(f"{where}.{field.name}", getattr(value, field.name))
+
+
+def formula(noun: Any) -> str:
+    """The docstring of a class or function without the sections on arguments, attributes and errors."""
+    paragraphs = re.split(r"\n[ \t]*\n", inspect.getdoc(noun) or "")
+    return "\n\n".join(p for p in paragraphs if not p.startswith(_SKIPPED))
+
+
+def _pattern(pattern: Pattern) -> str:
+    unit = "Single entries" if pattern.unit == ELEMENT else f"Tiles of {pattern.unit} entries"
+    if pattern.across:
+        where = "all sites of the model"
+    elif pattern.group == WHOLE:
+        where = "the matrix"
+    elif pattern.group.cols is None and pattern.group.rows == 1:
+        where = "their row"
+    else:
+        where = f"groups of {pattern.group}"
+    kept = {
+        None: "the budget says how many stay",
+        "equal": "every group keeps equally many",
+        "live": "every group keeps equally many or nothing",
+    }
+    stay = kept.get(pattern.quota, f"{pattern.quota} of each group stay")  # type: ignore[arg-type]
+    return f"{unit} compete within {where}; {stay}." + (f" Then: {_pattern(pattern.inner)}" if pattern.inner else "")
+
+
+def _needs(method: Method) -> Iterator[str]:
+    if method.cycle is not None:
+        yield "Training: rounds of training and pruning in turn."
+    elif method.train is not None:
+        yield "Training: it acts after every step of the optimiser."
+    else:
+        yield "No training: it prunes the model as it is, or chooses the support that training then holds."
+    sources = {k.source for k in method.needs | method.evidence_needs}
+    grown = {k.source for k in getattr(method.train, "needs", ())} - {"support"}
+    if sources & {"gradient", "hessian_gradient"}:
+        yield "Data and a loss: batches for backward passes."
+    if sources & {"input", "output", "layer"}:
+        yield "Calibration data: batches of inputs, no labels."
+    if "training" in sources:
+        yield "Statistics of a training run (`track_movement`)."
+    if "synaptic_flow" in sources:
+        yield "One batch, of which only the shape counts."
+    if not sources:
+        yield "No data of its own." if not (method.train or method.cycle) else "No data but those it trains on."
+    if "gradient" in grown:
+        yield "Gradients at every entry, kept or not, at each change of the support."
+    fixed = method.pattern.fixed_density
+    if method.train is not None and method.train.emergent:
+        yield "No budget: the density comes out of training."
+    else:
+        yield (
+            f"Density {fixed:g}, which the pattern fixes."
+            if fixed is not None
+            else "A budget: any density, or a count, bytes, FLOPs."
+        )
+    yield f"Packed forms that hold what it keeps: {', '.join(_forms(method))}. `sparseworks plan` measures which is fastest, if any beats dense."
+
+
+def _forms(method: Method) -> list[str]:
+    """Formats other than the dense one that take a support of the method's pattern."""
+    pattern = method.pattern
+    density = 0.25 if pattern.fixed_density is None else pattern.fixed_density
+    scores = torch.rand(_TRIAL, generator=torch.Generator().manual_seed(0))
+    support = select(scores, pattern, pattern.counts(_TRIAL, density))
+    known = ((name, form) for name, form in FORMATS.items() if name != "dense")
+    return [name for name, form in known if any(form.refuses(support, d) is None for d in form.dtypes)]
+
+
+def _call(method: Method) -> str:
+    emergent = method.train is not None and method.train.emergent
+    ask = (
+        f'sw.method("{method.name}")'
+        if method.pattern.fixed_density is not None or emergent
+        else f'sw.method("{method.name}", density=0.3)'
+    )
+    if method.cycle is not None:
+        return f"sw.cycles(model, {ask}, train, steps=steps)"
+    if method.train is not None:
+        return f"sparsifier = sw.Sparsifier(model, {ask}, optimizer, steps=steps)   # and sparsifier.step() after optimizer.step()"
+    data = {k.source for k in method.needs | method.evidence_needs} & {*SOURCES, "input", "output", "layer"}
+    stats = ", stats=stats" if any(k.source == "training" for k in method.needs) else ""
+    return f"sw.prune(model, {ask}{', data' if data else ''}{stats})"
+
+
+# -- methods of channels ------------------------------------------------------------------------------------------
+
+
+def _channels(method: ChannelMethod) -> dict[str, Any]:
+    parts = [
+        {"part": part, "name": noun.__name__, "text": formula(noun)}
+        for part, noun in (("score", method.score), ("allocate", method.shares))
+    ]
+    needs = [
+        "No training: it prunes the model as it is.",
+        "Calibration data: batches of inputs, no labels.",
+        "A density of channels; what is left are smaller dense layers, which need no sparse kernel.",
+    ]
+    return {
+        "parts": parts,
+        "needs": needs,
+        "call": f'sparseworks.weights.prune_channels(model, "{method.name}", data, density=0.5)',
+    }
