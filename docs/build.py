@@ -44,7 +44,8 @@ def methods_page() -> str:
 def benchmarks_page() -> str:
     """The page as written by hand down to the mark, and below it every stored result."""
     written = (HERE / "benchmarks.md").read_text(encoding="utf-8").partition(BEGIN)[0]
-    stored = [line for path in sorted(RESULTS.glob("*.json")) for line in result(path)]
+    paths = [*sorted(RESULTS.glob("*.json")), *sorted(RESULTS.glob("avx512/*.json"))]
+    stored = [line for path in paths for line in result(path)]
     return written + "\n".join([BEGIN, "", *(stored or ["No results are stored yet.", ""])])
 
 
@@ -52,7 +53,7 @@ def result(path: Path) -> Iterator[str]:
     """One stored result: where and when, comparisons, and whatever else the script stored."""
     data = json.loads(path.read_text(encoding="utf-8"))
     machine = data["machine"]
-    yield from (f"### {path.stem}", "")
+    yield from (f"### {path.relative_to(RESULTS).with_suffix('')}", "")
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} of {machine['cores']} threads"
     yield f"`{data['command']}`: {data['created'][:10]}, {where},"
     yield from (f"kernels {machine['native']}, torch {machine['torch']}, sparseworks {data['sparseworks']}.", "")
