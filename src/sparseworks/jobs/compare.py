@@ -208,12 +208,14 @@ def _on_ray(work: Callable[[Case], Row], left: Sequence[Case]) -> Iterable[tuple
     if started:
         ray.init(log_to_driver=False)
     try:
-        task = ray.remote(work)
+        task = ray.remote(lambda case: work(case))  # Ray takes functions, and `work` is a partial one
         waiting = {task.remote(case): case for case in left}
         while waiting:
             done, _ = ray.wait(list(waiting))
             for future in done:
                 yield waiting.pop(future), ray.get(future)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # what the case said, without the other process's way to it
     finally:
         if started:
             ray.shutdown()
