@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import importlib.machinery
 import importlib.util
 import io
 import sys
@@ -77,6 +78,7 @@ def official(folder: Path, name: str) -> ModuleType:
     for missing in ("datasets", "torchvision"):
         if importlib.util.find_spec(missing) is None:
             sys.modules[missing] = mock = MagicMock()
+            mock.__spec__ = importlib.machinery.ModuleSpec(missing, None)
             mock.models.resnet = SimpleNamespace(Bottleneck=Unused, BasicBlock=Unused)
     try:
         return importlib.import_module(name)
