@@ -1,6 +1,6 @@
 """Which packed form is fastest for one row of x? Every form at each sparsity beside dense and sparse peers, weights cold.
 
-Peers: torch's float32 and bfloat16 products, its weight-only int8 product, torch.sparse CSR, and scipy and numba CSR where installed.
+Peers: torch's float32 and bfloat16 products, its weight-only int8 product, torch.sparse CSR, and ONNX Runtime, scipy and numba where installed.
 
     python benchmarks/kernels/one_row.py --threads 1
 """
@@ -22,6 +22,7 @@ from common import Line, arguments, line, show, store
 
 from sparseworks.core.support import Support
 from sparseworks.exec import FORMATS, KERNELS, Call, measure
+from sparseworks.exec.rivals import RIVALS
 
 Contenders = dict[str, Callable[[], Any]]
 SUFFIXES = ("fp32", "bf16", "int8")
@@ -40,7 +41,17 @@ def dense_peers(weight: torch.Tensor, x: torch.Tensor) -> Contenders:
         "torch fp32": lambda: F.linear(x, full()),
         "torch bf16": lambda: F.linear(narrow, half()),
         "torch int8 weight-only": lambda: torch._weight_int8pack_mm(narrow, int8(), scale),
-    }
+    } | onnx_peers(weight, x)
+
+
+def onnx_peers(weight: torch.Tensor, x: torch.Tensor) -> Contenders:
+    """ONNX Runtime's, where it is installed."""
+    peers, every = {}, Support.full(tuple(weight.shape))
+    for name, size in (("onnxruntime fp32", 4), ("onnxruntime int8 (dynamic)", 1)):
+        if find_spec("onnxruntime") and find_spec("onnx"):
+            forms = turning([RIVALS.get(name).build(weight, every) for _ in range(copies(size * weight.numel()))])
+            peers[name] = lambda forms=forms: forms()(x)
+    return peers
 
 
 def sparse_peers(weight: torch.Tensor, support: Support, x: torch.Tensor) -> Contenders:
