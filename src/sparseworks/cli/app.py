@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,23 @@ import typer
 from typer.core import TyperGroup
 
 from sparseworks.cli.machine import VALUES
+from sparseworks.cli.options import (
+    CalibrationText,
+    Json,
+    Limit,
+    Model,
+    Remeasure,
+    Samples,
+    Seed,
+    Task,
+    TaskData,
+    Threads,
+    Values,
+    method_names,
+    noun_names,
+    share,
+    starting,
+)
 
 INTERRUPTED = "sparseworks: interrupted. Run the same command again to go on from the last finished block."
 
@@ -35,58 +51,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Make PyTorch models sparse, and measurably faster. MODEL is a local folder, a hub id, `minilm`, or `sparseworks/tiny-lm`.",
 )
-
-Model = Annotated[
-    str,
-    typer.Argument(help="Local folder, hub id, `minilm` (extra demo) or `sparseworks/tiny-lm`.", show_default=False),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Remeasure = Annotated[
-    bool,
-    typer.Option(
-        "--remeasure", help="Forget the timings of layers kept from earlier runs, if the machine was busy then."
-    ),
-]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.", show_default=False)]
-
-
-def _starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Shell completion from names that are only looked up when they are wanted."""
-    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
-
-
-def _share(help: str) -> Any:
-    """An option that takes a share of the weights."""
-    return typer.Option(help=help, min=0.0, max=1.0, show_default=False)
-
-
-Values = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Types in which kept values may also be stored, rounded: bf16, and int16 (for pattern block:1x2, many rows). Repeatable.",
-        autocompletion=_starting(lambda: VALUES),
-        show_default=False,
-    ),
-]
-
-
-def _method_names() -> list[str]:
-    from sparseworks.core.method import METHODS
-
-    return METHODS.names()
-
-
-def _task_names() -> list[str]:
-    from sparseworks.evaluate import TASKS
-
-    return TASKS.names()
-
-
-def _noun_names(kind: str) -> list[str]:
-    import sparseworks.weights  # noqa: F401 - registers the library's own
-    from sparseworks.core.config import NOUNS
-
-    return NOUNS[kind][1].names()
 
 
 def _version(asked: bool) -> None:
@@ -127,7 +91,7 @@ def compress(
         typer.Option(
             help="Method name, see `sparseworks methods`.  [default: sparsegpt]",
             show_default=False,
-            autocompletion=_starting(_method_names),
+            autocompletion=starting(method_names),
         ),
     ] = None,
     recipe: Annotated[
@@ -146,7 +110,7 @@ def compress(
         typer.Option(
             help="uniform, erk, owl, dp, global ...",
             show_default=False,
-            autocompletion=_starting(lambda: _noun_names("allocate")),
+            autocompletion=starting(lambda: noun_names("allocate")),
         ),
     ] = None,
     repair: Annotated[
@@ -154,7 +118,7 @@ def compress(
         typer.Option(
             help="none, bias, least_squares.",
             show_default=False,
-            autocompletion=_starting(lambda: _noun_names("repair")),
+            autocompletion=starting(lambda: noun_names("repair")),
         ),
     ] = None,
     recover: Annotated[
@@ -172,49 +136,25 @@ def compress(
     max_drop: Annotated[
         str | None, typer.Option(help="Largest relative loss of quality, e.g. `1%` or `0.01`.", show_default=False)
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Calibration text: .txt, .jsonl (field `text`) or .gz of them; default: documentation on this machine.",
-            exists=True,
-            dir_okay=False,
-            show_default=False,
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="perplexity, retrieval, similarity or classification; default: by kind of model.",
-            show_default=False,
-            autocompletion=_starting(_task_names),
-        ),
-    ] = None,
-    task_data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Evaluation text, labelled .jsonl, or a folder with corpus, queries and qrels (BEIR or TREC layout).",
-            exists=True,
-            show_default=False,
-        ),
-    ] = None,
+    data: CalibrationText = None,
+    task: Task = None,
+    task_data: TaskData = None,
     batch: Annotated[int, typer.Option(help="Sequences per timed batch.", min=1)] = 32,
     length: Annotated[int, typer.Option(help="Tokens per timed and calibration sequence.", min=1)] = 128,
-    samples: Annotated[int, typer.Option(help="Calibration sequences.", min=1)] = 128,
-    limit: Annotated[
-        int | None, typer.Option(help="Evaluate on this many items only.", min=1, show_default=False)
-    ] = None,
+    samples: Samples = 128,
+    limit: Limit = None,
     values: Values = None,
     layout: Annotated[
         str,
         typer.Option(
             help="How weights are saved: bitmask (kept values), packed (as the kernels read them) or dense.",
-            autocompletion=_starting(lambda: ["bitmask", "packed", "dense"]),
+            autocompletion=starting(lambda: ["bitmask", "packed", "dense"]),
         ),
     ] = "bitmask",
     skip: Annotated[
         list[str] | None, typer.Option(help="Sites that stay dense (shell pattern; repeatable).", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     threads: Threads = None,
     remeasure: Remeasure = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing result in --out.")] = False,
@@ -263,7 +203,7 @@ def plan(
     batch: Annotated[str, typer.Option(help="Rows of the matrix products, comma-separated.")] = "1,16,256",
     density: Annotated[
         float | None,
-        _share(
+        share(
             "Share kept by a trial mask, for a model that is not sparse yet; default: 0.3, or what the pattern fixes."
         ),
     ] = None,
@@ -307,7 +247,7 @@ def plan(
 def bench(
     shape: Annotated[str, typer.Option(help="OUTxIN of one linear layer.")] = "1024x1024",
     density: Annotated[
-        float | None, _share("Share of the weights kept; default: 0.1, or what the pattern fixes.")
+        float | None, share("Share of the weights kept; default: 0.1, or what the pattern fixes.")
     ] = None,
     pattern: Annotated[
         str, typer.Option(help="Pattern of the support: row, 2:4, block:16x1, block:1x2, fan-in ...")
@@ -317,7 +257,7 @@ def bench(
         list[str] | None,
         typer.Option(
             help="Types in which our kernels may also store kept values: bf16, int16.  [default: both]",
-            autocompletion=_starting(lambda: VALUES),
+            autocompletion=starting(lambda: VALUES),
             show_default=False,
         ),
     ] = None,
@@ -350,7 +290,7 @@ def bench(
 def methods(
     name: Annotated[
         str | None,
-        typer.Argument(help="One method: its page.", show_default=False, autocompletion=_starting(_method_names)),
+        typer.Argument(help="One method: its page.", show_default=False, autocompletion=starting(method_names)),
     ] = None,
     family: Annotated[str | None, typer.Option(help="Only this family.", show_default=False)] = None,
     as_json: Json = False,
@@ -373,9 +313,7 @@ def compare(
     model: Model,
     methods: Annotated[
         str,
-        typer.Option(
-            help="Names, comma-separated, see `sparseworks methods`.", autocompletion=_starting(_method_names)
-        ),
+        typer.Option(help="Names, comma-separated, see `sparseworks methods`.", autocompletion=starting(method_names)),
     ] = "magnitude,wanda,sparsegpt",
     density: Annotated[
         str, typer.Option(help="Shares kept: 0.5, or 0.3,0.5, or 0.3:0.7 (five of them), or 0.3:0.7:9 (nine).")
@@ -384,26 +322,15 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of the records and of comparison.html.", file_okay=False)] = Path(
         "out/comparison"
     ),
-    data: Annotated[
-        Path | None, typer.Option(help="Calibration text.", exists=True, dir_okay=False, show_default=False)
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="perplexity, retrieval, similarity or classification; default: by kind of model.",
-            show_default=False,
-            autocompletion=_starting(_task_names),
-        ),
-    ] = None,
-    task_data: Annotated[Path | None, typer.Option(help="Evaluation data.", exists=True, show_default=False)] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Evaluate on this many items only.", min=1, show_default=False)
-    ] = None,
+    data: CalibrationText = None,
+    task: Task = None,
+    task_data: TaskData = None,
+    limit: Limit = None,
     length: Annotated[int, typer.Option(help="Tokens per calibration sequence.", min=1)] = 128,
-    samples: Annotated[int, typer.Option(help="Calibration sequences.", min=1)] = 128,
+    samples: Samples = 128,
     jobs: Annotated[int, typer.Option(help="Cases at once, each in a process of its own.", min=1)] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="Run the cases on the cluster that Ray is connected to.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -428,19 +355,9 @@ def compare(
 @app.command()
 def evaluate(
     model: Model,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="perplexity, retrieval, similarity or classification; default: by kind of model.",
-            show_default=False,
-            autocompletion=_starting(_task_names),
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Text file, or folder with corpus, queries and qrels.", exists=True, show_default=False),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only this many items.", show_default=False)] = None,
+    task: Task = None,
+    data: TaskData = None,
+    limit: Limit = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
