@@ -121,6 +121,11 @@ class Training(Protocol):
         """Number of the stage, from 0: the stretch between two events outside (tasks, rounds, megabatches, target updates)."""
         ...
 
+    @property
+    def measured(self) -> bool:
+        """Whether scores are those of data given for the purpose, in `begin` and `enter`; else of the training step."""
+        ...
+
     def learn(self, site: Trained, name: str, start: Tensor) -> None:
         """In `begin`: let the optimiser train `site.learned[name]` beside the weight, by the same rule, until the end.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from sparseworks.core.errors import CheckpointError, ModelError
 from sparseworks.core.regime import REGIMES, Training
 from sparseworks.core.score import Score
+from sparseworks.core.stats import Stat, WeightGradient
 from sparseworks.core.support import Support
 from sparseworks.scores import Random
 from sparseworks.weights.train.dropgrow import DropGrow
@@ -27,11 +28,15 @@ class TaskDropGrow(DropGrow):
     Entries that no earlier stage has frozen begin it with the values that the model began with (in the authors' code with zeros,
     from which a layer behind a rectifier does not leave).
 
-    Source: Yildirim, Gok, Sokar, Mocanu and Vanschoren, 2023, arXiv 2308.14831.
+    Source: Yildirim, Gok Yildirim, Sokar, Mocanu and Vanschoren, 2023, arXiv 2308.14831.
+
+    Attributes:
+        average: gradients are averaged over steps as Adam averages them, for growth by `Momentum`; at frozen entries they are 0.
     """
 
     grow: Score = field(default_factory=Random)
     stop: float = 1.0
+    average: bool = False
 
     def begin(self, run: Training) -> None:
         """Remember the first values, then a sparse start."""
@@ -40,10 +45,27 @@ class TaskDropGrow(DropGrow):
         super().begin(run)
 
     def enter(self, run: Training) -> None:
-        """Another sparse start."""
+        """Another sparse start; what was tried before and averages of gradients are those of another task."""
         for s in run.sites:
             s.put(s.state["start"])
+            for name in ("visits", "supports", "mean", "square"):
+                s.state.pop(name, None)
         super().begin(run)
+
+    def before(self, run: Training) -> None:
+        """Average the gradients."""
+        for s in run.sites if self.average else ():
+            gradient = s.gradient()
+            for name, value, rate in (("mean", gradient, 0.1), ("square", gradient.square(), 0.001)):
+                s.state[name] = s.state.get(name, torch.zeros_like(value)).lerp(value, rate)
+
+    def _known(self, run: Training) -> Mapping[str, Sequence[Stat]]:
+        known = {name: [*stats] for name, stats in super()._known(run).items()}
+        for s in run.sites if self.average else ():
+            seen = WeightGradient(*s.shape)
+            seen.sum, seen.square, seen.count = s.state["mean"].double().cpu(), s.state["square"].double().cpu(), 1
+            known.setdefault(s.name, []).append(seen)
+        return known
 
 
 @dataclass(frozen=True)

@@ -282,6 +282,11 @@ class Sparsifier:
         """Share of the stage that is done, in [0, 1]; a run without stages is one."""
         return min((self.done - self._since) / self.steps, 1.0) if self.steps else 0.0
 
+    @property
+    def measured(self) -> bool:
+        """Whether scores are those of data given for the purpose."""
+        return bool(self._measured)
+
     def learn(self, site: Trained, name: str, start: Tensor) -> None:
         """Let the optimiser train `site.learned[name]` in the group of the site's parameter."""
         site.learned[name] = nn.Parameter(start.detach().clone())
