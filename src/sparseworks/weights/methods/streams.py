@@ -30,7 +30,7 @@ add(
 add(
     "sparcl", Magnitude() + Gradient(), "tensor", WANG,
     "With rehearsal: supports widen for a new task and are exchanged within it, and gradients are sparser than weights.",
-    budget=Density(0.25), train=ShrinkExpand(), catalog=(88,),
+    budget=Density(0.25), train=ShrinkExpand(), catalog=(88,), status="experimental",
 )  # fmt: skip
 add(
     "sharp", Magnitude(), "tensor", GURBUZ,

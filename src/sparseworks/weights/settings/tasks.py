@@ -136,8 +136,10 @@ class Tasks:
     @property
     def density(self) -> float:
         """Share of all entries that some closed task keeps."""
-        marks = [self.run.frozen.marks[place.site.parameter] for place in self.run.sites]
-        return sum(int(m.sum()) for m in marks) / sum(m.numel() for m in marks) if self.closed else 0.0
+        used = {p.name: torch.zeros(p.shape, dtype=torch.bool) for p in self.run.sites}
+        for task in self.closed:
+            used = {name: mark | task.supports[name].mask() for name, mark in used.items()}
+        return sum(int(m.sum()) for m in used.values()) / sum(m.numel() for m in used.values())
 
     def _weights(self, task: int) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
