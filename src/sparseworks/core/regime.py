@@ -117,6 +117,11 @@ class Training(Protocol):
         ...
 
     @property
+    def stage_done(self) -> int:
+        """Optimiser steps finished in the stage."""
+        ...
+
+    @property
     def stage(self) -> int:
         """Number of the stage, from 0: the stretch between two events outside (tasks, rounds, megabatches, target updates)."""
         ...

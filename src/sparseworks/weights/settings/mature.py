@@ -36,7 +36,8 @@ class Mature(Regime):
     Convolutions count by channel. No normalisation layers: their statistics move. `Sparsifier.next_stage()` also ends the last episode.
 
     Source: Gurbuz, Moorman and Dovrolis, 2023, arXiv 2305.18563 (SHARP: 10 phases of 3 epochs, span 30, least 0.6 to 0.9). Departures: all
-    units are candidates in the first phase (tau is 0.99 there), and plastic units return to their first weights.
+    units are candidates in the first phase (tau is 0.99 there); activity is that of the last step before the phase, what is replayed
+    included; plastic units return to their first weights.
 
     Attributes:
         delay: stages for which stable units still learn (the authors' code: as many as are replayed; then stable units move).
@@ -90,7 +91,7 @@ class Mature(Regime):
 
     def due(self, run: Training) -> bool:
         """Between two phases."""
-        return Cadence(self.every)(run.done + 1) and int(run.sites[0].state["phase"]) < self.phases
+        return Cadence(self.every)(run.stage_done + 1) and int(run.sites[0].state["phase"]) < self.phases
 
     def change(self, run: Training) -> None:
         """Candidates and plastic units, and their links."""

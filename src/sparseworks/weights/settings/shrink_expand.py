@@ -71,7 +71,7 @@ class ShrinkExpand(Regime):
 
     def due(self, run: Training) -> bool:
         """At the cadence."""
-        return Cadence(self.every)(run.done + 1)
+        return Cadence(self.every)(run.stage_done + 1)
 
     def before(self, run: Training) -> None:
         """Keep the largest gradients."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from sparseworks.core.errors import ModelError, ShapeError
+from sparseworks.weights.train.slot import Place
 
 
 class Frozen:
@@ -45,6 +46,17 @@ class Frozen:
         known = self.marks.get(name, torch.zeros_like(mark))
         self.values[name] = torch.where(known, self.values.get(name, now), now).clone()
         self.marks[name] = known | mark
+
+    def add_site(self, place: Place, mark: Bool[Tensor, "rows cols"]) -> None:
+        """Freeze marked entries of a site, at the weight that is trained.
+
+        Raises:
+            ModelError: its parameter is sharded.
+            ShapeError: `mark` is not shaped like the site.
+        """
+        whole = torch.zeros(place.parameter.shape, dtype=torch.bool)
+        place.site.put(whole, mark)
+        self.add(place.slot.name, whole, place.slot.dense)
 
     def still(self) -> None:
         """No gradient at frozen entries: what is frozen draws no growth either."""

@@ -24,6 +24,7 @@ from sparseworks.core.support import Support
 from sparseworks.stream.gradients import Loss
 from sparseworks.weights.decide import Job, across, gather_evidence
 from sparseworks.weights.prune import prune, reseeded
+from sparseworks.weights.streaming import evaluating
 from sparseworks.weights.train.checks import check, chosen, unwrapped
 from sparseworks.weights.train.frozen import Frozen
 from sparseworks.weights.train.hold import Hold
@@ -169,7 +170,8 @@ class Sparsifier:
 
         Args:
             steps: optimiser steps of the stage; default: as many as the one before.
-            data, loss: batches on which scores are measured, see `sparseworks.prune`; default: training gives what it gives.
+            data, loss: batches on which scores are measured, the same on all ranks, see `sparseworks.prune`; default: training
+                gives what it gives.
 
         Returns:
             What changed, or None.
@@ -196,9 +198,7 @@ class Sparsifier:
         sites = {place.name: place for place in self.sites}
         for name, mark in marks.items():
             if name in sites:
-                slot, whole = sites[name].slot, torch.zeros(sites[name].parameter.shape, dtype=torch.bool)
-                sites[name].site.put(whole, mark)
-                self.frozen.add(slot.name, whole, slot.dense)
+                self.frozen.add_site(sites[name], mark)
             else:
                 self.frozen.add(name, mark)
 
@@ -280,7 +280,12 @@ class Sparsifier:
     @property
     def progress(self) -> float:
         """Share of the stage that is done, in [0, 1]; a run without stages is one."""
-        return min((self.done - self._since) / self.steps, 1.0) if self.steps else 0.0
+        return min(self.stage_done / self.steps, 1.0) if self.steps else 0.0
+
+    @property
+    def stage_done(self) -> int:
+        """Optimiser steps finished in the stage."""
+        return self.done - self._since
 
     @property
     def measured(self) -> bool:
@@ -423,7 +428,8 @@ class Sparsifier:
             listed, needs = [place.site for place in self.sites], self.method.score.needs | self.regime.needs
             job = Job(self.model, [(self.method, listed)], [], list(data), loss)
             measured = needs - self.regime.gives
-            self._measured = gather_evidence(job, {site.name: measured for site in listed})
+            with evaluating(self.model):
+                self._measured = gather_evidence(job, {site.name: measured for site in listed})
         try:
             act(self)
         finally:
