@@ -92,7 +92,7 @@ class Tasks:
     Source: isolation by masks as in Mallya and Lazebnik, 2018, arXiv 1711.05769 (PackNet).
     """
 
-    def __init__(self, run: Sparsifier, state: list[Mapping[str, Any]] | None = None):
+    def __init__(self, run: Sparsifier, state: Sequence[Mapping[str, Any]] | None = None):
         """Take hold of a run whose regime keeps dropped entries at zero; `state` as `state_dict` gave it.
 
         Raises:
