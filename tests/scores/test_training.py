@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from sparseworks.core.patterns import unstructured
 from sparseworks.core.select import select
-from sparseworks.core.stats import Stats
-from sparseworks.scores import Exploration, Hebbian, Modular, SignRank
-from sparseworks.scores.training import Correlation, Visits, visit
+from sparseworks.core.stats import Stats, WeightGradient
+from sparseworks.scores import Exploration, Hebbian, Modular, Momentum, SignRank, Unfired, UnitActivity
+from sparseworks.scores.training import Activity, Correlation, Visits, visit
 
 
 @given(st.integers(0, 1000), st.sampled_from([0.1, 0.2, 0.3]))
@@ -54,3 +54,27 @@ def test_modular_fills_matched_groups_first():
     blocks = int((score >= 1).sum())
     kept = select(score, unstructured(), blocks + 4).mask()
     assert kept[score >= 1].all() and int(kept[score < 1].sum()) == 4
+
+
+def test_unfired_entries_come_before_all_that_were_ever_kept():
+    state: dict = {}
+    visit(state, torch.tensor([[True, False, True, False]]))
+    score = Unfired()(torch.zeros(1, 4), Stats([Visits.of(state)]))
+    assert score[0, [1, 3]].min() >= 1 > score[0, [0, 2]].max() and len(score.unique()) == 4
+    assert not torch.equal(score, Unfired(seed=1)(torch.zeros(1, 4), Stats([Visits.of(state)])))
+
+
+def test_momentum_is_the_mean_gradient_over_its_root_mean_square():
+    seen, gradients = WeightGradient(2, 3), torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    for gradient in gradients:
+        seen.update(gradient)
+    expected = gradients.mean(0).abs() / gradients.square().mean(0).sqrt()
+    assert torch.allclose(Momentum()(torch.zeros(2, 3), Stats([seen])), expected, rtol=1e-5)
+
+
+def test_activity_of_a_unit_is_what_passes_its_rectifier():
+    y = torch.tensor([[1.0, -2.0], [3.0, 0.5], [-1.0, -1.0]])
+    seen = Activity(2, 3)
+    seen.update(y[:2])
+    seen.update(y[2:])
+    assert UnitActivity()(torch.zeros(2, 3), Stats([seen])).tolist() == [[4.0] * 3, [0.5] * 3]

@@ -113,7 +113,22 @@ class Training(Protocol):
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, in [0, 1]."""
+        """Share of the stage that is done, in [0, 1]; a run without stages is one."""
+        ...
+
+    @property
+    def stage_done(self) -> int:
+        """Optimiser steps finished in the stage."""
+        ...
+
+    @property
+    def stage(self) -> int:
+        """Number of the stage, from 0: the stretch between two events outside (tasks, rounds, megabatches, target updates)."""
+        ...
+
+    @property
+    def measured(self) -> bool:
+        """Whether scores are those of data given for the purpose, in `begin` and `enter`; else of the training step."""
         ...
 
     def learn(self, site: Trained, name: str, start: Tensor) -> None:
@@ -149,12 +164,20 @@ class Training(Protocol):
         """Make these the supports; what leaves becomes zero and loses its optimiser state, what comes starts from zero state."""
         ...
 
+    def freeze(self, marks: Mapping[str, Bool[Tensor, "..."]]) -> None:
+        """Let the marked entries keep the value they have now, bit for bit, to the end; outside the support they are hidden, not lost.
+
+        Args:
+            marks: of sites by their names, `(rows, cols)`, and of other parameters by theirs, in their own layout.
+        """
+        ...
+
 
 class Regime:
     """Hooks around an optimiser step; each does nothing unless a subclass says otherwise.
 
     `attach` and `begin` once; then for every step `before` (gradients are there), the optimiser, `after`, and `change` when the user
-    calls `Sparsifier.step()`; `end` at the end.
+    calls `Sparsifier.step()`; `enter` when the user calls `Sparsifier.next_stage()`; `end` at the end.
 
     A subclass is a frozen dataclass: what it remembers lies in `Trained.state`.
 
@@ -201,6 +224,9 @@ class Regime:
 
     def change(self, run: Training) -> None:
         """Change the supports."""
+
+    def enter(self, run: Training) -> None:
+        """A new stage begins; `run.stage` is its number, `run.progress` 0. What `begin` did is not undone."""
 
     def end(self, run: Training) -> None:
         """Bring the supports to what the method promises."""

@@ -3,7 +3,7 @@
 from sparseworks.scores.gradients import SNIP, Gradient, GraSP, Movement, SynFlow, Taylor
 from sparseworks.scores.inputs import OBS, InputNorm
 from sparseworks.scores.magnitude import Magnitude, Random
-from sparseworks.scores.training import Exploration, Hebbian, Modular, SignRank
+from sparseworks.scores.training import Exploration, Hebbian, Modular, Momentum, SignRank, Unfired, UnitActivity
 
 __all__ = [
     "OBS",
@@ -15,9 +15,12 @@ __all__ = [
     "InputNorm",
     "Magnitude",
     "Modular",
+    "Momentum",
     "Movement",
     "Random",
     "SignRank",
     "SynFlow",
     "Taylor",
+    "Unfired",
+    "UnitActivity",
 ]

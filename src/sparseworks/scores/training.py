@@ -1,4 +1,4 @@
-"""Scores of sparse training: exploration bonus, activation correlation, modular first supports, shares of each sign."""
+"""Scores of sparse training: exploration, unfired entries, momentum, correlation and activity of units, modular starts, sign ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparseworks.core.errors import ShapeError
 from sparseworks.core.score import SCORES, Score
-from sparseworks.core.stats import STATS, Stat, Stats
+from sparseworks.core.stats import STATS, Stat, Stats, WeightGradient
 from sparseworks.scores.entrywise import Entrywise, fitting, like, wide
 from sparseworks.scores.magnitude import Random
 
@@ -97,6 +97,69 @@ class Exploration(Entrywise):
         seen = fitting(stats, Visits, weight)
         bonus = torch.tensor(float(max(seen.count, 1))).log() / (seen.sum[:, at].clamp(min=0) + self.eps)
         return like(bonus, weight)
+
+
+@SCORES.register("unfired")
+@dataclass(frozen=True)
+class Unfired(Entrywise):
+    """1 + u_ij for entries that no support has kept yet, else u_ij ~ U[0, 1): at random, those never tried first.
+
+    Source: Yildirim et al., 2023, arXiv 2308.14831 (growth "unfired").
+    """
+
+    seed: int = 0
+    needs: ClassVar[frozenset[type[Stat]]] = frozenset({Visits})
+
+    def columns(self, weight: Float[Tensor, "rows cols"], stats: Stats, at: slice) -> Float[Tensor, "rows some"]:
+        """The columns `at`."""
+        never = fitting(stats, Visits, weight).sum[:, at] <= 0
+        return Random(self.seed).columns(weight, stats, at) + like(never, weight)
+
+
+@SCORES.register("momentum")
+@dataclass(frozen=True)
+class Momentum(Entrywise):
+    """|mean g| / (sqrt(mean g^2) + eps): entries whose gradients agree, whatever their size (the step that Adam would take).
+
+    Source: Yildirim et al., 2023, arXiv 2308.14831 (growth "momentum").
+    """
+
+    eps: float = 1e-8
+    needs: ClassVar[frozenset[type[Stat]]] = frozenset({WeightGradient})
+
+    def columns(self, weight: Float[Tensor, "rows cols"], stats: Stats, at: slice) -> Float[Tensor, "rows some"]:
+        """The ratios of the columns `at`."""
+        seen = fitting(stats, WeightGradient, weight)
+        return like(seen.mean[:, at].abs() / (seen.mean_square[:, at].sqrt() + self.eps), weight)
+
+
+@STATS.register("activity")
+class Activity(Stat):
+    """sum_t max(y_i, 0) `(rows,)`: how much of a unit gets through its rectifier."""
+
+    source = "output"
+    state_names = ("sum",)
+
+    def __init__(self, rows: int, cols: int):
+        super().__init__(rows, cols)
+        self.sum = torch.zeros(rows, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Add a batch of outputs, tokens x rows."""
+        self.sum += self._matrix(x, self.rows).double().relu().sum(dim=0).cpu()
+
+
+@SCORES.register("unit_activity")
+@dataclass(frozen=True)
+class UnitActivity(Entrywise):
+    """S_ij = sum_t max(y_i, 0), the same for all inputs of unit i (Gurbuz et al., 2023, arXiv 2305.18563)."""
+
+    needs: ClassVar[frozenset[type[Stat]]] = frozenset({Activity})
+
+    def columns(self, weight: Float[Tensor, "rows cols"], stats: Stats, at: slice) -> Float[Tensor, "rows some"]:
+        """The activity, once for every column of `at`."""
+        activity = like(fitting(stats, Activity, weight).sum, weight)
+        return activity[:, None].expand(weight.shape)[:, at].clone()
 
 
 @SCORES.register("hebbian")

@@ -15,6 +15,7 @@ from sparseworks.core.regime import Regime
 from sparseworks.core.site import Site
 from sparseworks.core.stats import WeightGradient
 from sparseworks.stream import sites as find_sites
+from sparseworks.stream.gradients import SOURCES
 from sparseworks.weights.train.watch import SEEN
 
 
@@ -32,9 +33,15 @@ def chosen(model: nn.Module, sites: Sequence[Site] | None, skip: Sequence[str]) 
 
 
 def check(
-    method: Method, regime: Regime, optimizer: Optimizer, model: nn.Module, listed: Sequence[Site], steps: int | None
+    method: Method,
+    regime: Regime,
+    optimizer: Optimizer,
+    model: nn.Module,
+    listed: Sequence[Site],
+    steps: int | None,
+    fed: bool = False,
 ) -> None:
-    """Refuse what cannot work before anything is changed; errors as in `Sparsifier`."""
+    """Refuse what cannot work before anything is changed; errors as in `Sparsifier`. `fed`: it is given data to score on."""
     if not listed:
         raise ModelError("Nothing to make sparse: the model has no sites, or `skip` leaves all of them dense.")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -55,6 +62,8 @@ def check(
             f"Method {method.name!r} allocates by statistics of calibration data, which training does not gather."
         )
     needs = method.score.needs | regime.needs
-    missing = [k.__name__ for k in needs - {WeightGradient, *regime.gives} if k.source not in SEEN]
+    missing = [
+        k.__name__ for k in needs - {WeightGradient, *regime.gives} if k.source not in (SEEN + SOURCES if fed else SEEN)
+    ]
     if missing:
         raise MissingStatError(f"Method {method.name!r} scores by {missing[0]}, which training does not gather.")

@@ -15,16 +15,18 @@ from torch.utils.hooks import RemovableHandle
 from sparseworks.core.allocator import Evidence
 from sparseworks.core.errors import CheckpointError, ModelError
 from sparseworks.core.method import METHODS, Method
-from sparseworks.core.regime import ACROSS, Counts, Regime, Trained
+from sparseworks.core.regime import ACROSS, Counts, Regime, Trained, Training
 from sparseworks.core.score import Score
 from sparseworks.core.select import select_mask
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Stat, Stats, WeightGradient
 from sparseworks.core.support import Support
 from sparseworks.stream.gradients import Loss
-from sparseworks.weights.decide import across
+from sparseworks.weights.decide import Job, across, gather_evidence
 from sparseworks.weights.prune import prune, reseeded
+from sparseworks.weights.streaming import evaluating
 from sparseworks.weights.train.checks import check, chosen, unwrapped
+from sparseworks.weights.train.frozen import Frozen
 from sparseworks.weights.train.hold import Hold
 from sparseworks.weights.train.slot import Place, Slot, forget, group_of, local, local_like, project
 from sparseworks.weights.train.watch import Watch
@@ -53,7 +55,9 @@ class Sparsifier:
 
     Attributes:
         done: optimiser steps that were followed by `step()`.
+        stage: stages that were begun by `next_stage()`.
         history: every change of the supports.
+        frozen: entries that keep their value.
     """
 
     def __init__(
@@ -76,10 +80,10 @@ class Sparsifier:
             model: any module; data-parallel and compiled wrappers are looked through, parameters may be sharded by FSDP2.
             method: a method or its name. Without a regime of training it prunes now, with `data` where it needs them, and
                 the supports are held.
-            steps: optimiser steps of the whole run; needed by methods whose supports change with its progress.
+            steps: optimiser steps of the whole run, or of the first stage; needed by methods whose supports change with its progress.
             sites: default: all that `sparseworks.sites(model)` lists.
             skip: shell-style patterns of site names that stay dense.
-            data, loss: for methods that prune now, see `sparseworks.prune`.
+            data, loss: for methods that prune now, see `sparseworks.prune`; others score their first supports on it.
             seed: of every random part.
             state: a `state_dict()` to go on with, of a run with the same arguments; model and optimiser are loaded already.
 
@@ -93,10 +97,11 @@ class Sparsifier:
         model = unwrapped(model)
         self.model, self.optimizer, self.steps, self.seed = model, optimizer, steps, seed
         self.regime: Regime = self.method.train or Hold()
-        self.done = 0
+        self.done = self.stage = self._since = 0
         self.history: list[Event] = []
+        self.frozen = Frozen(model)
         listed = chosen(model, sites, skip)
-        check(self.method, self.regime, optimizer, model, listed, steps)
+        check(self.method, self.regime, optimizer, model, listed, steps, fed=data is not None)
         self._slots = {s.parameter: Slot(s.parameter, s.tensor(model)) for s in listed}
         self.sites = [
             Place(s, self._slots[s.parameter], torch.ones(s.shape, dtype=torch.bool, device=s.tensor(model).device))
@@ -109,6 +114,7 @@ class Sparsifier:
         self._watch = Watch(model, listed, needs)
         self._final: Counts = {} if self._prunes_now else self._counted(listed)
         self._handles: list[RemovableHandle] = []
+        self._measured: Mapping[str, Stats] = {}
         if self.regime.dense:
             for slot in self._slots.values():
                 slot.master = local(slot.parameter.detach()).clone()
@@ -124,7 +130,7 @@ class Sparsifier:
             found = prune(model, self.method, data, sites=listed, loss=loss, progress=False)
             self.keep({p.name: found.supports[p.name].mask().to(p.mask.device) for p in self.sites})
         else:
-            self.regime.begin(self)
+            self._on_data(self.regime.begin, data, loss)
         self._refresh()
         self._watch.start(lambda: self.regime.due(self))
         self._handles = [
@@ -154,6 +160,47 @@ class Sparsifier:
         if due:
             self._watch.reset()
         return self.history[-1] if len(self.history) > before else None
+
+    def next_stage(
+        self, steps: int | None = None, data: Iterable[Any] | None = None, loss: Loss | None = None
+    ) -> Event | None:
+        """Something outside began: a task, a round of federated training, a megabatch of a stream, a target update.
+
+        Progress counts from 0 again; the regime may choose other supports.
+
+        Args:
+            steps: optimiser steps of the stage; default: as many as the one before.
+            data, loss: batches on which scores are measured, the same on all ranks, see `sparseworks.prune`; default: training
+                gives what it gives.
+
+        Returns:
+            What changed, or None.
+
+        Raises:
+            MissingStatError: a score needs statistics, and there are no `data`.
+        """
+        before, self._since, self.steps = len(self.history), self.done, steps or self.steps
+        self.stage += 1
+        self._on_data(self.regime.enter, data, loss)
+        self._refresh()
+        return self.history[-1] if len(self.history) > before else None
+
+    def freeze(self, marks: Mapping[str, Bool[Tensor, "..."]]) -> None:
+        """Let the marked entries keep the value they have now, bit for bit, to the end; outside the support they are hidden, not lost.
+
+        Args:
+            marks: of sites by their names, `(rows, cols)`, and of other parameters by theirs, in their own layout.
+
+        Raises:
+            ModelError: no site or parameter of that name, or a sharded parameter.
+            ShapeError: a mark does not fit.
+        """
+        sites = {place.name: place for place in self.sites}
+        for name, mark in marks.items():
+            if name in sites:
+                self.frozen.add_site(sites[name], mark)
+            else:
+                self.frozen.add(name, mark)
 
     def finish(self) -> dict[str, Support]:
         """Bring the model to its final sparsity, let go of the optimiser, and return the supports (`io.save` takes them)."""
@@ -190,11 +237,13 @@ class Sparsifier:
         return {
             "method": self.method.to_config(),
             "done": self.done,
+            "stage": (self.stage, self._since, self.steps),
             "history": [(e.step, e.kept, e.dropped, e.grown) for e in self.history],
             "supports": {p.name: Support.from_mask(p.mask).bits() for p in self.sites},
             "states": {p.name: {k: v.clone() for k, v in p.state.items()} for p in self.sites},
             "learned": {p.name: {k: v.detach().clone() for k, v in p.learned.items()} for p in self.sites},
             "masters": {n: s.full().clone() for n, s in self._slots.items() if s.master is not None},
+            "frozen": self.frozen.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -210,6 +259,8 @@ class Sparsifier:
                 f"{self.method.to_config()} on {len(self.sites)}; build the sparsifier with the same arguments."
             )
         self.done, self._stale = int(state["done"]), True
+        self.stage, self._since, self.steps = state.get("stage", (0, 0, self.steps))
+        self.frozen.load(state.get("frozen", {}))
         self.history = [Event(*entry) for entry in state["history"]]
         for place in self.sites:
             place.mask = Support.from_bits(state["supports"][place.name], place.shape).mask().to(place.mask.device)
@@ -228,8 +279,18 @@ class Sparsifier:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, in [0, 1]."""
-        return min(self.done / self.steps, 1.0) if self.steps else 0.0
+        """Share of the stage that is done, in [0, 1]; a run without stages is one."""
+        return min(self.stage_done / self.steps, 1.0) if self.steps else 0.0
+
+    @property
+    def stage_done(self) -> int:
+        """Optimiser steps finished in the stage."""
+        return self.done - self._since
+
+    @property
+    def measured(self) -> bool:
+        """Whether scores are those of data given for the purpose."""
+        return bool(self._measured)
 
     def learn(self, site: Trained, name: str, start: Tensor) -> None:
         """Let the optimiser train `site.learned[name]` in the group of the site's parameter."""
@@ -247,7 +308,8 @@ class Sparsifier:
         chosen = reseeded(score or self.method.score, self.done)
         found = {}
         for place in self.sites:
-            stats = Stats([*(known or {}).get(place.name, ()), *self._watch.stats[place.name]], site=place.name)
+            seen = self._measured.get(place.name) or self._watch.stats[place.name]
+            stats = Stats([*(known or {}).get(place.name, ()), *seen], site=place.name)
             if WeightGradient in chosen.needs and WeightGradient not in stats:
                 gradient = WeightGradient(*place.shape)
                 gradient.update(place.gradient())
@@ -318,6 +380,7 @@ class Sparsifier:
         for slot in self._slots.values():
             if slot.master is not None:
                 local(slot.parameter.data).copy_(slot.master)
+        self.frozen.still()
         if self.regime.due(self):
             for place in self.sites:
                 if place.slot.parameter.grad is not None:
@@ -352,11 +415,25 @@ class Sparsifier:
             for slot, at in self._marks({p.name: ~p.mask for p in self.sites}):
                 slot.dropped = at
             self._stale = False
+        self.frozen.restore({name: slot.dense for name, slot in self._slots.items()})
         for name, slot in self._slots.items():
             if slot.master is not None:
                 project(slot, [(p, self.regime.project(self, p)) for p in self._members[name]])
             elif slot.dropped is not None:
                 local(slot.parameter.data).masked_fill_(slot.dropped, 0.0)
+
+    def _on_data(self, act: Callable[[Training], None], data: Iterable[Any] | None, loss: Loss | None) -> None:
+        """Let the regime act with the statistics of `data` in place of those of the last step."""
+        if data is not None:
+            listed, needs = [place.site for place in self.sites], self.method.score.needs | self.regime.needs
+            job = Job(self.model, [(self.method, listed)], [], list(data), loss)
+            measured = needs - self.regime.gives
+            with evaluating(self.model):
+                self._measured = gather_evidence(job, {site.name: measured for site in listed})
+        try:
+            act(self)
+        finally:
+            self._measured = {}
 
     def _marks(self, at: Mapping[str, Bool[Tensor, "rows cols"]]) -> list[tuple[Slot, Bool[Tensor, "..."]]]:
         """Marks of sites, laid out like the parameters (this rank's part)."""

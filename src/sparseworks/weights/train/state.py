@@ -14,8 +14,9 @@ from sparseworks.io.tensors import Entry, safetensors_chunks
 from sparseworks.weights.train.sparsifier import Sparsifier
 
 _FACTS = "sparseworks"
-_GROUPS = ("supports", "states", "learned", "masters")
-_NESTED = ("states", "learned")
+_GROUPS = ("supports", "states", "learned", "masters", "frozen")
+_NESTED = ("states", "learned", "frozen")
+_BY_SITE = ("states", "learned")
 
 
 def save_state(path: Path | str, sparsifier: Sparsifier, *, write: bool = True) -> None:
@@ -58,4 +59,4 @@ def load_state(path: Path | str) -> dict[str, Any]:
                     state[group][names[0]] = file.get_tensor(key)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path} is not a readable state of sparse training ({error}).") from error
-    return state | {group: {name: state[group].get(name, {}) for name in state["supports"]} for group in _NESTED}
+    return state | {group: {name: state[group].get(name, {}) for name in state["supports"]} for group in _BY_SITE}

@@ -1,0 +1,43 @@
+"""Methods whose supports live by what comes in: tasks one after another, a stream in megabatches."""
+
+from __future__ import annotations
+
+from sparseworks.allocate import ERK
+from sparseworks.core.budget import Density
+from sparseworks.core.method import Source
+from sparseworks.core.schedule import Cosine, Survivors
+from sparseworks.scores import SNIP, Gradient, Magnitude
+from sparseworks.weights.methods.add import add
+from sparseworks.weights.settings.mature import Mature
+from sparseworks.weights.settings.shrink_expand import ShrinkExpand
+from sparseworks.weights.settings.staged import Staged
+from sparseworks.weights.settings.tasks import TaskDropGrow
+
+YILDIRIM = Source(
+    "Yildirim, Gok Yildirim, Sokar, Mocanu and Vanschoren", 2023, "2308.14831", "Continual learning with DST"
+)
+WANG = Source(
+    "Wang, Zhan, Gong, Yuan, Niu, Jian, Ren, Ioannidis, Wang and Dy", 2022, "2209.09476", "Sparse continual learning"
+)
+GURBUZ = Source("Gurbuz, Moorman and Dovrolis", 2023, "2305.18563", "SHARP")
+MISRA = Source("Misra, Runwal, Chen, Wang and Rish", 2022, "2204.01640", "Anytime progressive pruning")
+
+add(
+    "cl_dst", Magnitude(), "tensor", YILDIRIM,
+    "A support for every task, found by drop-and-grow; what earlier tasks use is used but not moved: nothing is forgotten.",
+    budget=Density(0.2), allocate=ERK(), schedule=Cosine(0.5, end=0.005), train=TaskDropGrow(), catalog=(2,),
+)  # fmt: skip
+add(
+    "sparcl", Magnitude() + Gradient(), "tensor", WANG,
+    "With rehearsal: supports widen for a new task and are exchanged within it, and gradients are sparser than weights.",
+    budget=Density(0.25), train=ShrinkExpand(), catalog=(88,), status="experimental",
+)  # fmt: skip
+add(
+    "sharp", Magnitude(), "tensor", GURBUZ,
+    "Units whose activity carries an episode mature and are never moved again; the others are rewired.",
+    budget=Density(0.4), train=Mature(), catalog=(105,),
+)  # fmt: skip
+add(
+    "app", SNIP(), "global", MISRA, "Prunes a little before every megabatch of a stream: an anytime learner, smaller all the while.",
+    budget=Density(0.8**4.5), schedule=Survivors(), train=Staged(start=1 / 4.5), catalog=(137,),
+)  # fmt: skip
