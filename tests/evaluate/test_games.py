@@ -34,7 +34,7 @@ def test_a_maze_needs_one_goal_and_lines_of_one_length():
 
 
 def test_a_user_succeeds_alone_on_a_channel_that_is_free():
-    game, phase = ChannelAccess(users=3, channels=4), torch.tensor([0, 1, 2])
+    game, phase = ChannelAccess(users=3, channels=4, hop=1), torch.tensor([0, 1, 2])
     action = torch.tensor([[1, 2, 3], [1, 1, 3], [0, 0, 4]])
     seen, reward = game.step(phase, 1, action)  # the primary user is on channels 1, 2 and 3: actions 2, 3 and 4
     assert reward.tolist() == [2, 0, 0]

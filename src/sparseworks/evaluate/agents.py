@@ -73,7 +73,7 @@ class IndependentActors(nn.Module):
         hidden = torch.zeros(*shape, games, self.width)
         found: list[tuple[Tensor, ...]] = []
         for slot in range(slots):
-            primary = nn.functional.one_hot((phase + slot) % game.channels, game.channels).float()
+            primary = nn.functional.one_hot(game.primary(phase, slot), game.channels).float()
             x = torch.cat([seen.flatten(-2), primary], dim=-1)
             value = (torch.tanh(x @ judge + self.judge_bias) @ judge_head).squeeze(-1)
             hidden = torch.tanh(torch.cat([seen.transpose(1, 2), hidden], dim=-1) @ core + self.bias.unsqueeze(2))

@@ -75,10 +75,10 @@ class Gridworld:
 
 @dataclass(frozen=True)
 class ChannelAccess:
-    """Users send over channels that are taken in turns by somebody they do not hear, and collide with one another.
+    """Users send over channels of which one is taken by somebody they do not hear, and collide with one another.
 
     In every slot a user stays silent or sends on one channel. It succeeds alone on a channel that the primary user leaves free; the
-    primary user is on channel (phase + t) mod channels, the phase is drawn for every game. A user sees what it did and whether it
+    primary user is on channel (phase + hop t) mod channels, the phase is drawn for every game. A user sees what it did and whether it
     succeeded, nothing else. The reward of all is the number of successes.
 
     After the game of Stamatelis et al., 2025, arXiv 2503.15172, reduced.
@@ -86,6 +86,7 @@ class ChannelAccess:
 
     users: int = 3
     channels: int = 4
+    hop: int = 0
 
     @property
     def actions(self) -> int:
@@ -104,6 +105,10 @@ class ChannelAccess:
         phase = torch.randint(self.channels, batch, generator=generator)
         return phase, torch.zeros(*batch, self.users, self.seen)
 
+    def primary(self, phase: Int[Tensor, "*batch"], slot: int) -> Int[Tensor, "*batch"]:
+        """The channel that is taken."""
+        return (phase + self.hop * slot) % self.channels
+
     def step(
         self, phase: Int[Tensor, "*batch"], slot: int, action: Int[Tensor, "*batch users"]
     ) -> tuple[Float[Tensor, "*batch users seen"], Float[Tensor, "*batch"]]:
@@ -111,6 +116,6 @@ class ChannelAccess:
         chosen = torch.nn.functional.one_hot(action, self.actions).float()
         busy = chosen.sum(dim=-2)
         busy[..., 0] = 2.0  # silence is no success
-        taken = torch.nn.functional.one_hot((phase + slot) % self.channels + 1, self.actions).float()
+        taken = torch.nn.functional.one_hot(self.primary(phase, slot) + 1, self.actions).float()
         won = (chosen * ((busy + taken) == 1.0).float().unsqueeze(-2)).sum(dim=-1)
         return torch.cat([chosen, won.unsqueeze(-1)], dim=-1), won.sum(dim=-1)

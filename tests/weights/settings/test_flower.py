@@ -15,6 +15,7 @@ from sparseworks.weights.settings import Client, Server, flower_client, flower_s
 
 INSTALLED = importlib.util.find_spec("flwr") is not None
 needs_flower = pytest.mark.skipif(not INSTALLED, reason="flwr is not installed: pip install 'sparseworks[federated]'")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Flower imports
 CLIENTS, ROUNDS = 3, 4
 
 
