@@ -21,7 +21,7 @@ def network(seed: int = 0, inputs: int = 6, width: int = 24) -> nn.Sequential:
 
 
 def adam(parameters):
-    return torch.optim.Adam(parameters, lr=2e-3)
+    return torch.optim.Adam(parameters, lr=2e-3, fused=True)
 
 
 def toward(scale: float):
@@ -121,3 +121,42 @@ def test_an_agent_of_gymnasium_learns_sparser_networks():
     assert len(agent.history) == 3 and agent.sparsity == pytest.approx(
         1 - sum(s.count for s in agent.supports.values()) / sum(s.size for s in agent.supports.values())
     )
+
+
+def test_an_agent_prunes_as_far_as_it_can_and_a_fixed_schedule_further_than_it_should():
+    world = Gridworld(["......", ".####.", "....#.", ".##.#.", ".#..#.", "...#.G"])
+    moves, limit = world.transitions(), 50
+
+    def loss(online, target):
+        with torch.no_grad():
+            wanted = moves.reward + 0.95 * ~moves.end * target(moves.after).max(dim=1).values
+        return nn.functional.mse_loss(online(moves.state).gather(1, moves.action[:, None])[:, 0], wanted)
+
+    def score(model):
+        with torch.no_grad():
+            steps = world.steps(model(world.features).argmax(dim=1), limit)
+        return float((limit - steps).mean() / (limit - world.shortest()).mean())
+
+    def alone(density):
+        online = network(inputs=12, width=64)
+        optimizer, target = adam(online.parameters()), copy.deepcopy(online)
+        method = sw.method("gmp", pattern="global", density=density, train=Gradual(every=20))
+        run = sw.Sparsifier(online, method, optimizer, steps=800)
+        for step in range(800):
+            optimizer.zero_grad()
+            loss(online, target).backward()
+            optimizer.step()
+            run.step()
+            if step % 20 == 19:
+                target.load_state_dict(online.state_dict())
+        run.finish()
+        return score(online)
+
+    agent = PacedQNetworks(network(inputs=12, width=64), adam, count=5, reach=0.1)
+    for _ in range(40):
+        for _ in range(20):
+            agent.learn(loss)
+        agent.renew()
+    assert score(agent.target) >= 0.95 * alone(1.0) and agent.sparsity > 0.4
+    assert alone(0.05) < 0.7 * score(agent.target)
+    assert [s for s, _ in agent.history] == sorted(s for s, _ in agent.history)

@@ -13,8 +13,9 @@ from flwr.server.strategy import FedAvg
 
 from sparseworks.core.errors import ModelError
 from sparseworks.core.support import Support
-from sparseworks.weights.settings.federated import Client, Message, Reply, Server, sent_tensors
+from sparseworks.weights.settings.federated import Client, Server
 from sparseworks.weights.settings.flower import Train
+from sparseworks.weights.settings.messages import Message, Reply, sent_tensors
 
 
 class FlowerClient(NumPyClient):

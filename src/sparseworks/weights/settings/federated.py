@@ -3,72 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from sparseworks.core.errors import ModelError
+from sparseworks.core.errors import ModelError, NonFiniteError
 from sparseworks.core.method import METHODS, Method
 from sparseworks.core.patterns import parse
 from sparseworks.core.schedule import Constant
 from sparseworks.core.site import Site
 from sparseworks.core.stats import WeightGradient
 from sparseworks.core.support import Support
-from sparseworks.io.bitmask import decode, encode, stored_mask
+from sparseworks.io.bitmask import stored_mask
 from sparseworks.scores import Magnitude
 from sparseworks.stream.gradients import Loss
+from sparseworks.weights.settings.messages import Message, Reply, by_parameter, packed, sent_tensors, unpacked
 from sparseworks.weights.train.checks import chosen
 from sparseworks.weights.train.feedback import Feedback, Reconfigure
 from sparseworks.weights.train.sparsifier import Event, Sparsifier
-
-Values = Mapping[str, Shaped[Tensor, " kept"]]
-"""Name of a parameter or buffer -> its entries that are sent, in order."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """What the server sends to a client at the start of a round.
-
-    Attributes:
-        round: its number, from 0.
-        values: kept entries of every parameter, and all of every floating-point buffer.
-        supports: site name -> what is kept.
-        whole: the client answers with all entries, not with the kept ones only: the server is about to choose again.
-        kept_only: the client moves kept entries only.
-        penalty: rate of the client's penalty, see `Feedback`.
-    """
-
-    round: int
-    values: Values
-    supports: Mapping[str, Support]
-    whole: bool = False
-    kept_only: bool = False
-    penalty: float = 0.0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of values and supports; a support takes one bit an entry."""
-        return _bytes(self.values) + sum(s.bits().numel() for s in self.supports.values())
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a client sends back: its values, and on how many examples they were trained. Its supports are the server's."""
-
-    round: int
-    values: Values
-    samples: int
-    whole: bool = False
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the values."""
-        return _bytes(self.values)
 
 
 class Server:
@@ -140,7 +95,7 @@ class Server:
             supports, local = self.run.supports, self._local
             self._message = Message(
                 round=self.round,
-                values=_packed(self.model, _by_parameter(p.site for p in self.run.sites), supports),
+                values=packed(self.model, by_parameter(p.site for p in self.run.sites), supports),
                 supports=supports,
                 whole=self._curious and not local.kept_only and self.run.regime.due(self.run),
                 kept_only=local.kept_only,
@@ -156,6 +111,7 @@ class Server:
 
         Raises:
             ModelError: no replies, one of another round or model, or one that trained on nothing.
+            NonFiniteError: a reply holds NaN or infinity; nothing was changed.
         """
         message = self.message()
         if not replies or any(r.round != self.round or r.whole != message.whole or r.samples < 1 for r in replies):
@@ -164,15 +120,21 @@ class Server:
                 f"{[(r.round, r.samples) for r in replies]} as (round, samples)."
             )
         total, supports = sum(r.samples for r in replies), {} if message.whole else message.supports
-        members = _by_parameter(p.site for p in self.run.sites)
-        means = [(_unpacked(self.model, r.values, members, supports), r.samples / total) for r in replies]
+        members = by_parameter(p.site for p in self.run.sites)
+        means = [(unpacked(self.model, r.values, members, supports), r.samples / total) for r in replies]
+        tensors = sent_tensors(self.model)
+        mean = {name: torch.stack([share * found[name] for found, share in means]).sum(dim=0) for name in tensors}
+        wrong = [name for name, tensor in mean.items() if not bool(torch.isfinite(tensor).all())]
+        if wrong:
+            raise NonFiniteError(
+                f"A reply to round {self.round} holds NaN or infinity in {wrong[0]!r}: leave that client out."
+            )
         with torch.no_grad():
-            for name, tensor in sent_tensors(self.model).items():
-                mean = torch.stack([share * found[name] for found, share in means]).sum(dim=0)
+            for name, tensor in tensors.items():
                 if isinstance(tensor, nn.Parameter):
-                    tensor.grad = tensor - mean
+                    tensor.grad = tensor - mean[name]
                 else:
-                    tensor.copy_(mean)
+                    tensor.copy_(mean[name])
         self.sent += message.nbytes * len(replies)
         self.received += sum(r.nbytes for r in replies)
         self._message = None
@@ -195,7 +157,7 @@ class Client:
     reply = client.reply(samples=len(data))
 
     Entries outside the support are trained by the gradients of the sparse model (see `Feedback`) and stay here until the server
-    asks for all; then they are sent once. The authors' code sends them and drops them at the server, in every round.
+    asks for all; then they are sent once. The authors' code sends them in every round, and its server drops them after the first.
     """
 
     def __init__(self, model: nn.Module, *, sites: Sequence[Site] | None = None, skip: Sequence[str] = ()):
@@ -213,10 +175,10 @@ class Client:
         """
         if self._message is not None:
             raise ModelError(f"The message of round {self._message.round} has no reply yet: call `reply` first.")
-        members = _by_parameter(self.sites)
+        members = by_parameter(self.sites)
         tensors = sent_tensors(self.model)
         with torch.no_grad():
-            for name, kept in _unpacked(self.model, message.values, members, message.supports).items():
+            for name, kept in unpacked(self.model, message.values, members, message.supports).items():
                 tensors[name].copy_(kept)
                 if name in self._kept_back:
                     mask = stored_mask(kept.shape, members[name], message.supports).to(kept.device)
@@ -242,23 +204,11 @@ class Client:
         trained, whole = self._run.state_dict()["masters"], message.whole
         self._count.remove()
         self._run.finish()
-        members = _by_parameter(self.sites)
-        values = _packed(self.model, members, {} if whole else message.supports, trained)
+        members = by_parameter(self.sites)
+        values = packed(self.model, members, {} if whole else message.supports, trained)
         shown = sent_tensors(self.model)
         self._kept_back = {} if whole else {name: tensor - shown[name].detach() for name, tensor in trained.items()}
         return Reply(message.round, values, samples, whole)
-
-
-def sent_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What is sent: parameters, and buffers that can be averaged."""
-    return {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if b.is_floating_point()}}
-
-
-def _by_parameter(sites: Iterable[Site]) -> dict[str, list[Site]]:
-    found: dict[str, list[Site]] = {}
-    for site in sites:
-        found.setdefault(site.parameter, []).append(site)
-    return found
 
 
 def _held(method: Method, supports: Mapping[str, Support], weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -268,32 +218,3 @@ def _held(method: Method, supports: Mapping[str, Support], weights: Mapping[str,
         "method": method.to_config(), "done": 0, "history": [], "supports": {n: s.bits() for n, s in supports.items()},
         "states": empty, "learned": empty, "masters": weights,
     }  # fmt: skip
-
-
-def _packed(
-    model: nn.Module,
-    members: Mapping[str, Sequence[Site]],
-    supports: Mapping[str, Support],
-    other: Mapping[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """Kept entries of every tensor of the model, or of the `other` one of that name; on the CPU."""
-    return {
-        name: encode((other or {}).get(name, t), stored_mask(t.shape, members.get(name, ()), supports)).cpu()
-        for name, t in sent_tensors(model).items()
-    }
-
-
-def _unpacked(
-    model: nn.Module, values: Values, members: Mapping[str, Sequence[Site]], supports: Mapping[str, Support]
-) -> dict[str, Tensor]:
-    tensors = sent_tensors(model)
-    if set(values) != set(tensors):
-        raise ModelError(
-            f"Values of another model: {sorted(set(values) ^ set(tensors))[:3]} are in one of the two only."
-        )
-    masks = {name: stored_mask(t.shape, members.get(name, ()), supports) for name, t in tensors.items()}
-    return {name: decode(values[name], masks[name], name).to(t.device) for name, t in tensors.items()}
-
-
-def _bytes(values: Values) -> int:
-    return sum(t.numel() * t.element_size() for t in values.values())

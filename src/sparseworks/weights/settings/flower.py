@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sparseworks.core.errors import ModelError
-from sparseworks.weights.settings.federated import Client, Message, Server
+from sparseworks.weights.settings.federated import Client, Server
+from sparseworks.weights.settings.messages import Message
 
 Train = Callable[[Client, Message], int]
 """Trains `client.model` between `client.receive(message, optimizer)`, which it calls, and the reply; returns the number of examples."""
