@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
 import sparseworks as sw
-from sparseworks.core.errors import CalibrationError, ModelError, NonFiniteError
+from sparseworks.core.errors import BudgetError, CalibrationError, ModelError, NonFiniteError
 from sparseworks.core.schedule import Stairs
 from sparseworks.evaluate import dirichlet_split
 from sparseworks.weights.settings import Client, Server
@@ -95,6 +96,26 @@ def test_a_round_without_change_is_the_mean_of_the_clients_weights():
     server.receive(replies)
     for mine, a, b in zip(server.model.parameters(), *(c.model.parameters() for c in clients), strict=True):
         assert torch.allclose(mine, 0.25 * a + 0.75 * b, atol=1e-6)
+
+
+def test_sparsity_follows_the_cubic_schedule_from_half_to_the_budget():
+    server, client, size, rounds = Server(net(), feddip(0.05, every=2), rounds=6), Client(net(1)), 64 * 64 + 640, 6
+    x, y = torch.randn(64, 64), torch.randint(10, (64,))
+    for t in range(1, rounds + 1):
+        server.receive([train(client, server.message(), x, y)])
+        at = t - t % 2
+        kept = size * (1 - (0.95 + (0.5 - 0.95) * (1 - at / rounds) ** 3))
+        assert sum(s.count for s in server.run.supports.values()) == pytest.approx(kept, abs=2)
+        for name, support in server.run.supports.items():
+            assert not server.run.state_dict()["masters"][f"{name}.weight"][~support.mask()].any()
+
+
+def test_the_penalty_rises_in_twenty_steps_after_none():
+    rates = [Stairs()(t / 20) for t in range(20)]
+    assert rates[0] == 0 and rates[1] == 5e-4 and Stairs()(1.0) == rates[-1] == pytest.approx(5e-4 + 18 / 19 * 5e-4)
+    assert all(b - a == pytest.approx(5e-4 / 19) for a, b in pairwise(rates[1:]))
+    with pytest.raises(BudgetError):
+        Stairs(count=1)
 
 
 def test_buffers_are_averaged():
