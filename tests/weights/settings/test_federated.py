@@ -261,10 +261,10 @@ def test_feddip_is_better_than_federated_drop_and_grow_and_than_snip_at_five_per
     ours, _ = accuracy(digits, feddip())
     grown, _ = accuracy(digits, sw.method("rigl", density=0.05, train=DropGrow(every=3, rescale=True)))
     scored, _ = accuracy(digits, sw.method("snip", density=0.05))
-    assert ours > grown + 0.02 and ours > scored + 0.05
+    assert ours > grown + 0.05 and ours > scored + 0.15
 
 
 def test_error_feedback_is_better_than_masked_gradients_where_the_start_is_sparse(digits):
     ours, sent = accuracy(digits, feddip(first=0.1))
     masked, fewer = accuracy(digits, feddip(first=0.1, local=Feedback(kept_only=True, penalty=Stairs())))
-    assert ours > masked + 0.08 and fewer < sent < ROUNDS * CLIENTS * 4 * (64 * 64 + 640 + 74)
+    assert ours > masked + 0.12 and fewer < sent < ROUNDS * CLIENTS * 4 * (64 * 64 + 640 + 74)

@@ -83,7 +83,7 @@ add(
 add(
     "feddip", Magnitude(), "global", LONG,
     "Federated, see `Server`: clients train what is left out as well, the server chooses again every few rounds.",
-    allocate=ERK(), schedule=Cubic(), train=Reconfigure(), catalog=(115,), status="experimental",
+    allocate=ERK(), schedule=Cubic(), train=Reconfigure(), catalog=(115,),
 )  # fmt: skip
 add(
     "eau_de_qn", Magnitude(), "global", VINCENT,
