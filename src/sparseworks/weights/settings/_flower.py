@@ -1,15 +1,17 @@
 """Client and strategy for Flower; imported by `flower_client` and `flower_strategy` only."""
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from flwr.client import NumPyClient  # pyright: ignore[reportMissingImports]
-from flwr.common import FitIns, FitRes, NDArrays, Parameters, Scalar, ndarrays_to_parameters, parameters_to_ndarrays  # pyright: ignore[reportMissingImports]
-from flwr.server import ClientManager  # pyright: ignore[reportMissingImports]
-from flwr.server.client_proxy import ClientProxy  # pyright: ignore[reportMissingImports]
-from flwr.server.strategy import FedAvg  # pyright: ignore[reportMissingImports]
+from flwr.client import NumPyClient
+from flwr.common import FitIns, FitRes, NDArrays, Parameters, Scalar, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server import ClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.strategy import FedAvg
 
 from sparseworks.core.errors import ModelError
 from sparseworks.core.support import Support

@@ -77,9 +77,10 @@ class Server:
             model, method, self.optimizer, steps=rounds, sites=sites, skip=skip, data=data, loss=loss, seed=seed
         )
         regime = self.run.regime
-        self._local = regime.local if isinstance(regime, Reconfigure) else Feedback()
-        if not isinstance(self._local, Feedback):
-            raise ModelError(f"Clients train by `Feedback`, method {method.name!r} names {self._local!r}.")
+        local = regime.local if isinstance(regime, Reconfigure) else Feedback()
+        if not isinstance(local, Feedback):
+            raise ModelError(f"Clients train by `Feedback`, method {method.name!r} names {local!r}.")
+        self._local: Feedback = local
         self._curious = regime.dense or WeightGradient in method.score.needs | regime.needs
         self.sent = self.received = 0
         self._message: Message | None = None
@@ -189,7 +190,7 @@ class Client:
         self._run = Sparsifier(
             self.model, method, optimizer, sites=self.sites, state=_held(method, message.supports, held)
         )
-        self._count: RemovableHandle = optimizer.register_step_post_hook(lambda *_: self._run.step())
+        self._count: RemovableHandle = optimizer.register_step_post_hook(self._counted)
         self._message = message
 
     def reply(self, samples: int) -> Reply:
@@ -209,6 +210,9 @@ class Client:
         shown = sent_tensors(self.model)
         self._kept_back = {} if whole else {name: tensor - shown[name].detach() for name, tensor in trained.items()}
         return Reply(message.round, values, samples, whole)
+
+    def _counted(self, *_: Any) -> None:
+        self._run.step()
 
 
 def _held(method: Method, supports: Mapping[str, Support], weights: Mapping[str, Tensor]) -> dict[str, Any]:
