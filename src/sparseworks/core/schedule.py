@@ -129,6 +129,28 @@ class Harmonic(Schedule):
         return max(t - self.amplitude * (1.0 - t) * math.sin(math.pi * self.cycles * t) ** 2, 0.0)
 
 
+@SCHEDULES.register("stairs")
+@dataclass(frozen=True)
+class Stairs(Schedule):
+    """0 on the first of `count` equal steps, then up from `first` by (last - first) / (count - 1) a step: an incremental penalty.
+
+    As in the authors' code the last step is one rise below `last`. Source: Long et al., 2023, arXiv 2309.06805 (FedDIP).
+    """
+
+    first: float = 5e-4
+    last: float = 1e-3
+    count: int = 20
+
+    def __post_init__(self):
+        if self.count < 2:
+            raise BudgetError(f"Stairs have at least two steps, got {self.count}.")
+
+    def value(self, t: float) -> float:
+        """The step that t lies on."""
+        step = min(int(t * self.count + 1e-9), self.count - 1)
+        return self.first + (self.last - self.first) / (self.count - 1) * (step - 1) if step else 0.0
+
+
 @SCHEDULES.register("rounds")
 @dataclass(frozen=True)
 class Rounds(Schedule):

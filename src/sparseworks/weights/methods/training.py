@@ -10,6 +10,7 @@ from sparseworks.weights.methods.add import add
 from sparseworks.weights.methods.oneshot import MOCANU
 from sparseworks.weights.train.dropgrow import DropGrow
 from sparseworks.weights.train.fanin import FanInDropGrow
+from sparseworks.weights.train.feedback import Reconfigure
 from sparseworks.weights.train.gradual import Gradual
 from sparseworks.weights.train.popup import EdgePopup
 
@@ -27,6 +28,13 @@ LIU = Source("Liu, Chen, Chen, Atashgahi, Yin, Kou, Shen, Pechenizkiy, Wang and 
 WU = Source(
     "Wu, Wen, Zhang, Xia, Liang, Zheng, Wen and Wang", 2024, "2403.02914", "Dynamic sparse training of input regions"
 )
+LONG = Source(
+    "Long, Anagnostopoulos, Parambath and Bi",
+    2023,
+    "2309.06805",
+    "FedDIP: extreme dynamic pruning and incremental regularization",
+)
+VINCENT = Source("Vincent, Faust, Tripathi, Peters and D'Eramo", 2025, "2503.01437", "Eau de Q-network")
 RAMANUJAN = Source(
     "Ramanujan, Wortsman, Kembhavi, Farhadi and Rastegari", 2020, "1911.13299", "What's hidden in a random network?"
 )
@@ -91,6 +99,16 @@ add(
     schedule=Cosine(0.3), train=DropGrow(ramp=Cubic()), catalog=(98,),
     when="The input is a grid of sensors or regions, of which only a part shall be read.",
     when_not="Weights are to become sparse: the sites are gates of inputs, see `RegionGate`.",
+)  # fmt: skip
+add(
+    "feddip", Magnitude(), "global", LONG,
+    "Federated, see `Server`: clients train what is left out as well, the server chooses again every few rounds.",
+    allocate=ERK(), schedule=Cubic(), train=Reconfigure(), catalog=(115,),
+)  # fmt: skip
+add(
+    "eau_de_qn", Magnitude(), "global", VINCENT,
+    "How an agent prunes at the pace at which it learns, see `PacedQNetworks`; its sparsity follows from its losses.",
+    catalog=(82,), status="experimental",
 )  # fmt: skip
 add(
     "edge_popup", Magnitude(), "tensor", RAMANUJAN, "Weights stay as drawn; the subnetwork is learned.",

@@ -14,6 +14,8 @@ from sparseworks.weights.train.dropgrow import DropGrow as DropGrow
 from sparseworks.weights.train.fade import FadePatterns as FadePatterns
 from sparseworks.weights.train.fade import FadeValues as FadeValues
 from sparseworks.weights.train.fanin import FanInDropGrow as FanInDropGrow
+from sparseworks.weights.train.feedback import Feedback as Feedback
+from sparseworks.weights.train.feedback import Reconfigure as Reconfigure
 from sparseworks.weights.train.gradual import Gradual as Gradual
 from sparseworks.weights.train.gradual import Regrow as Regrow
 from sparseworks.weights.train.hold import Hold as Hold

@@ -1,0 +1,131 @@
+"""How accurate is federated training of few weights, and how many bytes do clients upload: FedDIP, its ablations, drop-and-grow, SNIP? Three seeds.
+
+Ten clients share scikit-learn's digits by Dirichlet(0.5); a perceptron 64-128-64-10. "kept only" is FedDIP without error feedback,
+"tight" starts at a tenth of the weights.
+
+    python benchmarks/weights/federated.py --threads 1 --json federated
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import arguments, store, table
+
+import sparseworks as sw
+from sparseworks.core.method import Method
+from sparseworks.core.schedule import Stairs
+from sparseworks.evaluate import dirichlet_split
+from sparseworks.weights.settings import Client, Server
+from sparseworks.weights.train import DropGrow, Feedback, Reconfigure
+
+CLIENTS = 10
+BATCH = 32
+EPOCHS = 5
+WIDTHS = (64, 128, 64, 10)
+
+
+class Found(NamedTuple):
+    accuracy: float
+    uploaded: int
+
+
+def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """8 x 8 digits, the first 1200 to train."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = torch.tensor(x, dtype=torch.float32)[order] / 16 - 0.3, torch.tensor(y)[order]
+    return x[:1200], y[:1200], x[1200:], y[1200:]
+
+
+def network() -> nn.Sequential:
+    layers = [m for a, b in pairwise(WIDTHS) for m in (nn.Linear(a, b), nn.ReLU())]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return nn.Sequential(*layers[:-1])
+
+
+def methods(density: float, every: int) -> dict[str, Method]:
+    """The contenders."""
+    feddip, regime = sw.method("feddip", density=density), Reconfigure(every=every)
+    kept_only = Feedback(kept_only=True, penalty=Stairs())
+    return {
+        "feddip": feddip.with_(train=regime),
+        "feddip, penalty x 20": feddip.with_(train=replace(regime, local=Feedback(penalty=Stairs(1e-2, 2e-2)))),
+        "feddip, no penalty": feddip.with_(train=replace(regime, local=Feedback())),
+        "feddip, kept only": feddip.with_(train=replace(regime, local=kept_only)),
+        "feddip, tight": feddip.with_(train=replace(regime, first=0.1)),
+        "feddip, tight, kept only": feddip.with_(train=replace(regime, first=0.1, local=kept_only)),
+        "drop and grow (rigl)": sw.method("rigl", density=density, train=DropGrow(every=every, rescale=True)),
+        "snip": sw.method("snip", density=density),
+    }
+
+
+def trained(data: Sequence[Tensor], method: Method, seed: int, rounds: int) -> Found:
+    """Test accuracy and bytes uploaded after `rounds`."""
+    x, y, x_test, y_test = data
+    parts = dirichlet_split(y, CLIENTS, 0.5, least=20, seed=seed)
+    torch.manual_seed(seed)
+    scored = {"data": [(x[:256], y[:256])], "loss": lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])}
+    server = Server(network(), method, rounds=rounds, seed=seed, **(scored if method.name == "snip" else {}))
+    clients = [Client(network()) for _ in parts]
+    for t in range(rounds):
+        message, replies = server.message(), []
+        for client, mine in zip(clients, parts, strict=True):
+            optimizer = torch.optim.SGD(client.model.parameters(), lr=0.1 * 0.998**t, weight_decay=5e-4, momentum=0.9)
+            client.receive(message, optimizer)
+            for _ in range(EPOCHS):
+                for batch in mine[torch.randperm(len(mine))].split(BATCH):
+                    optimizer.zero_grad()
+                    nn.functional.cross_entropy(client.model(x[batch]), y[batch]).backward()
+                    optimizer.step()
+            replies.append(client.reply(len(mine)))
+        server.receive(replies)
+    server.finish()
+    with torch.no_grad():
+        return Found(float((server.model(x_test).argmax(dim=1) == y_test).float().mean()), server.received)
+
+
+def cell(found: Sequence[Found]) -> str:
+    """Mean and deviation in per cent, and what was uploaded."""
+    accuracies = [100 * f.accuracy for f in found]
+    spread = stdev(accuracies) if len(accuracies) > 1 else 0.0
+    return f"{mean(accuracies):.2f} ± {spread:.2f} ({mean(f.uploaded for f in found) / 2**20:.2f} MiB)"
+
+
+def main() -> None:
+    given = arguments(
+        (__doc__ or "").split("\n")[0],
+        federated_rounds={"type": int, "default": 60, "help": "rounds of training"},
+        every={"type": int, "default": 5, "help": "rounds between two choices of the support"},
+        seeds={"type": int, "default": 3, "help": "runs a cell"},
+    )
+    data = digits()
+    rounds, every, seeds = (4, 2, 1) if given.quick else (given.federated_rounds, given.every, given.seeds)
+    densities = (0.05,) if given.quick else (0.1, 0.05)
+    cells = {
+        name: {f"{d:g}": [trained(data, methods(d, every)[name], s, rounds) for s in range(seeds)] for d in densities}
+        for name in methods(0.1, every)
+    }
+    dense = 4 * sum(a * b + b for a, b in pairwise(WIDTHS)) * CLIENTS * rounds
+    rows = [[name, *(cell(found) for found in columns.values())] for name, columns in cells.items()]
+    title = f"accuracy in % ± deviation of {seeds} seeds (uploaded by all clients; dense: {dense / 2**20:.2f} MiB), {rounds} rounds"
+    table(title, ("method", *(f"density {d:g}" for d in densities)), rows)
+    figures = {n: {d: [f._asdict() for f in found] for d, found in c.items()} for n, c in cells.items()}
+    store("federated", [], given.json, rounds=rounds, every=every, dense_bytes=dense, cells=figures)
+
+
+if __name__ == "__main__":
+    main()

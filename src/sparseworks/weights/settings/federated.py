@@ -1,0 +1,224 @@
+"""Federated training: a round is one step of a sparsifier at the server, whose gradient is what the clients' weights moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from sparseworks.core.errors import ModelError, NonFiniteError
+from sparseworks.core.method import METHODS, Method
+from sparseworks.core.patterns import parse
+from sparseworks.core.schedule import Constant
+from sparseworks.core.site import Site
+from sparseworks.core.stats import WeightGradient
+from sparseworks.core.support import Support
+from sparseworks.io.bitmask import stored_mask
+from sparseworks.scores import Magnitude
+from sparseworks.stream.gradients import Loss
+from sparseworks.weights.settings.messages import Message, Reply, by_parameter, packed, sent_tensors, unpacked
+from sparseworks.weights.train.checks import chosen
+from sparseworks.weights.train.feedback import Feedback, Reconfigure
+from sparseworks.weights.train.sparsifier import Event, Sparsifier
+
+
+class Server:
+    """The global model and its supports.
+
+    server = Server(model, sw.method("feddip", density=0.05), rounds=100)
+    for _ in range(100):
+        message = server.message()
+        server.receive([train(client, message) for client in some_clients])
+    supports = server.finish()
+
+    W <- optimiser(W, W - sum over clients of n_k W_k / sum n_k): with SGD at rate 1 the mean of the clients' weights
+    (federated averaging). Every method that trains works, its steps being rounds: "feddip"; "rigl", which grows where the
+    clients' summed gradients are largest; "snip" on `data` of the server, held. Buffers are averaged.
+
+    Source: McMahan et al., 2017, arXiv 1602.05629; Reddi et al., 2021, arXiv 2003.00295 (the server as an optimiser).
+
+    Attributes:
+        round: rounds finished.
+        sent, received: bytes of all messages to clients, as `receive` counts them, and of all replies.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method | str,
+        *,
+        rounds: int,
+        optimizer: Optimizer | None = None,
+        sites: Sequence[Site] | None = None,
+        skip: Sequence[str] = (),
+        data: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        seed: int = 0,
+    ):
+        """Choose the first supports.
+
+        Args:
+            model: the global model, changed in place.
+            rounds: how many there will be.
+            optimizer: of the server; default: SGD at rate 1.
+            sites, skip, data, loss, seed: as for `Sparsifier`.
+
+        Raises:
+            ModelError, BudgetError, MissingStatError: as `Sparsifier`.
+        """
+        method = METHODS.get(method) if isinstance(method, str) else method
+        self.model = model
+        self.optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1.0)
+        self.run = Sparsifier(
+            model, method, self.optimizer, steps=rounds, sites=sites, skip=skip, data=data, loss=loss, seed=seed
+        )
+        regime = self.run.regime
+        local = regime.local if isinstance(regime, Reconfigure) else Feedback()
+        if not isinstance(local, Feedback):
+            raise ModelError(f"Clients train by `Feedback`, method {method.name!r} names {local!r}.")
+        self._local: Feedback = local
+        self._curious = regime.dense or WeightGradient in method.score.needs | regime.needs
+        self.sent = self.received = 0
+        self._message: Message | None = None
+
+    @property
+    def round(self) -> int:
+        """Rounds finished."""
+        return self.run.done
+
+    def message(self) -> Message:
+        """What every client of this round is sent."""
+        if self._message is None:
+            supports, local = self.run.supports, self._local
+            self._message = Message(
+                round=self.round,
+                values=packed(self.model, by_parameter(p.site for p in self.run.sites), supports),
+                supports=supports,
+                whole=self._curious and not local.kept_only and self.run.regime.due(self.run),
+                kept_only=local.kept_only,
+                penalty=local.penalty(self.run.progress) if local.penalty else 0.0,
+            )
+        return self._message
+
+    def receive(self, replies: Sequence[Reply]) -> Event | None:
+        """End the round: one step of the optimiser, one of the sparsifier.
+
+        Returns:
+            What changed in the supports, or None.
+
+        Raises:
+            ModelError: no replies, one of another round or model, or one that trained on nothing.
+            NonFiniteError: a reply holds NaN or infinity; nothing was changed.
+        """
+        message = self.message()
+        if not replies or any(r.round != self.round or r.whole != message.whole or r.samples < 1 for r in replies):
+            raise ModelError(
+                f"Round {self.round} ends with at least one reply to its own message, trained on at least one example; got "
+                f"{[(r.round, r.samples) for r in replies]} as (round, samples)."
+            )
+        total, supports = sum(r.samples for r in replies), {} if message.whole else message.supports
+        members = by_parameter(p.site for p in self.run.sites)
+        means = [(unpacked(self.model, r.values, members, supports), r.samples / total) for r in replies]
+        tensors = sent_tensors(self.model)
+        mean = {name: torch.stack([share * found[name] for found, share in means]).sum(dim=0) for name in tensors}
+        wrong = [name for name, tensor in mean.items() if not bool(torch.isfinite(tensor).all())]
+        if wrong:
+            raise NonFiniteError(
+                f"A reply to round {self.round} holds NaN or infinity in {wrong[0]!r}: leave that client out."
+            )
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                if isinstance(tensor, nn.Parameter):
+                    tensor.grad = tensor - mean[name]
+                else:
+                    tensor.copy_(mean[name])
+        self.sent += message.nbytes * len(replies)
+        self.received += sum(r.nbytes for r in replies)
+        self._message = None
+        self.optimizer.step()
+        event = self.run.step()
+        self.optimizer.zero_grad()
+        return event
+
+    def finish(self) -> dict[str, Support]:
+        """The method's final sparsity; returns the supports."""
+        return self.run.finish()
+
+
+class Client:
+    """One client: its own copy of the model, and what it has not sent yet.
+
+    optimizer = torch.optim.SGD(client.model.parameters(), lr=0.1)
+    client.receive(message, optimizer)
+    for x, y in batches: ...                        # any training, with this optimiser
+    reply = client.reply(samples=len(data))
+
+    Entries outside the support are trained by the gradients of the sparse model (see `Feedback`) and stay here until the server
+    asks for all; then they are sent once. The authors' code sends them in every round, and its server drops them after the first.
+    """
+
+    def __init__(self, model: nn.Module, *, sites: Sequence[Site] | None = None, skip: Sequence[str] = ()):
+        """A model of the same architecture as the server's; the same `sites` and `skip`."""
+        self.model = model
+        self.sites = chosen(model, sites, skip)
+        self._kept_back: dict[str, Tensor] = {}
+        self._message: Message | None = None
+
+    def receive(self, message: Message, optimizer: Optimizer) -> None:
+        """Load what the server sent and take hold of the optimiser until `reply`.
+
+        Raises:
+            ModelError: the message is of another model, or the one before has no reply yet.
+        """
+        if self._message is not None:
+            raise ModelError(f"The message of round {self._message.round} has no reply yet: call `reply` first.")
+        members = by_parameter(self.sites)
+        tensors = sent_tensors(self.model)
+        with torch.no_grad():
+            for name, kept in unpacked(self.model, message.values, members, message.supports).items():
+                tensors[name].copy_(kept)
+                if name in self._kept_back:
+                    mask = stored_mask(kept.shape, members[name], message.supports).to(kept.device)
+                    tensors[name].copy_(torch.where(mask, kept, self._kept_back[name]))
+        local = Feedback(message.kept_only, Constant(message.penalty) if message.penalty else None)
+        method = Method("local", Magnitude(), parse("tensor"), train=local)
+        held = {site.parameter: site.tensor(self.model).detach() for site in self.sites}
+        self._run = Sparsifier(
+            self.model, method, optimizer, sites=self.sites, state=_held(method, message.supports, held)
+        )
+        self._count: RemovableHandle = optimizer.register_step_post_hook(self._counted)
+        self._message = message
+
+    def reply(self, samples: int) -> Reply:
+        """Let go of the optimiser; the weights as they are now, `samples` examples worth.
+
+        Raises:
+            ModelError: there is no message to reply to.
+        """
+        if self._message is None:
+            raise ModelError("There is no message to reply to: call `receive` first.")
+        message, self._message = self._message, None
+        trained, whole = self._run.state_dict()["masters"], message.whole
+        self._count.remove()
+        self._run.finish()
+        members = by_parameter(self.sites)
+        values = packed(self.model, members, {} if whole else message.supports, trained)
+        shown = sent_tensors(self.model)
+        self._kept_back = {} if whole else {name: tensor - shown[name].detach() for name, tensor in trained.items()}
+        return Reply(message.round, values, samples, whole)
+
+    def _counted(self, *_: Any) -> None:
+        self._run.step()
+
+
+def _held(method: Method, supports: Mapping[str, Support], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The state of a sparsifier at its start that holds `supports`, and trains `weights` behind them."""
+    empty: dict[str, dict[str, Tensor]] = {name: {} for name in supports}
+    return {
+        "method": method.to_config(), "done": 0, "history": [], "supports": {n: s.bits() for n, s in supports.items()},
+        "states": empty, "learned": empty, "masters": weights,
+    }  # fmt: skip
