@@ -211,7 +211,7 @@ def _in_sequentials(model: nn.Module, by_name: Mapping[str, Site]) -> Iterator[C
         for path, module in run:
             site = whole.get(path)
             if site is None:
-                makers = makers if _elementwise(module) else []
+                makers = makers if elementwise(module) else []
             elif makers and _depthwise(module):
                 makers.append(site)
             else:
@@ -258,7 +258,7 @@ def _plain(module: nn.Module) -> bool:
     return sequential or type(module).__name__ in _ONE_CONVOLUTION
 
 
-def _elementwise(module: nn.Module) -> bool:
+def elementwise(module: nn.Module) -> bool:
     """Whether a channel of the output depends on the same channel of the input alone."""
     if isinstance(module, nn.Identity | nn.Flatten) or _depthwise(module):
         return True

@@ -39,6 +39,24 @@ def sites(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] 
     return [s for s in chosen if not _any(s.name, exclude)]
 
 
+def whole_site(model: nn.Module, path: str) -> Site:
+    """The one site of a linear or convolution layer, with all its rows, however `sites` would cut it.
+
+    Raises:
+        ModelError: there is no such layer, or its parameter is shared with another module.
+    """
+    try:
+        module, parameter = model.get_submodule(path), model.get_parameter(f"{path}.weight")
+    except AttributeError:
+        raise ModelError(f"Site {path!r} is not a whole layer of its own, whose units could be cut out.") from None
+    described = _describe(module, "weight", parameter)
+    names = [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]
+    if described is None or described[0] in ("embedding", "expert") or len(names) > 1:
+        raise ModelError(f"Site {path!r} is not a whole layer of its own, whose units could be cut out.")
+    kind, shape, extra = described
+    return Site(path, kind, names[0], shape, **extra)
+
+
 def _any(name: str, patterns: Sequence[str]) -> bool:
     return any(name == p or fnmatchcase(name, p) for p in patterns)
 
