@@ -16,17 +16,15 @@ from jaxtyping import Int
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn import functional as F
-from torch.nn.modules import batchnorm, instancenorm
 
 from sparseworks.core.errors import ModelError
-from sparseworks.stream.couplings import elementwise
+from sparseworks.stream.couplings import channels_of, elementwise
 from sparseworks.stream.sites import whole_site
 from sparseworks.stream.tracing import named, refusal
 
 Labels = Int[np.ndarray, " channels"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
-_PER_CHANNEL = (batchnorm._BatchNorm, instancenorm._InstanceNorm, nn.PReLU)
 _HANDED_ON = (nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d)
 _ALONE = {
     "relu", "relu_", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu", "selu",
@@ -160,7 +158,7 @@ class Walk(fx.Interpreter):
         tag = tags[0]
         if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
             return self._layer(path, module, tag)
-        if isinstance(module, _PER_CHANNEL) and getattr(module, "num_parameters", 2) > 1:
+        if channels_of(module):
             if tag is not None and tag.axis != 1:
                 raise self._refuse("normalises along another axis than the channels")
             if tag is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -10,8 +10,10 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from sparseworks.core.errors import ModelError, ShapeError
-from sparseworks.core.site import Coupling, Member
-from sparseworks.stream.sites import whole_site
+from sparseworks.core.site import Coupling, Member, Site
+from sparseworks.stream.couplings import channels_of
+from sparseworks.stream.sites import bias_name, whole_site
+from sparseworks.stream.sites import sites as find_sites
 
 VECTORS = ("weight", "bias", "running_mean", "running_var")
 """What a module that normalises by channel holds, one entry a channel."""
@@ -50,53 +52,79 @@ def zero_units(model: nn.Module, listed: Sequence[Coupling], kept: Mapping[str, 
     Raises:
         ModelError, ShapeError: as `slice_units`.
     """
-    for (path, axis), mask in unit_masks(model, listed, kept).items():
-        module = model.get_submodule(path)
+    for parameter, dead in dead_entries(model, listed, kept):
+        parameter.masked_fill_(dead, 0.0)
+
+
+def dead_entries(
+    model: nn.Module, listed: Sequence[Coupling], kept: Mapping[str, Bool[Tensor, " units"]]
+) -> list[tuple[nn.Parameter, Bool[Tensor, "..."]]]:
+    """Parameters that lose something, and where: rows and columns of layers, their biases, vectors of norms.
+
+    Raises:
+        ModelError, ShapeError: as `unit_masks`.
+    """
+    found: dict[int, tuple[nn.Parameter, Tensor]] = {}
+
+    def at(parameter: nn.Parameter) -> Tensor:
+        empty = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+        return found.setdefault(id(parameter), (parameter, empty))[1]
+
+    find = member_sites(model)
+    for (name, axis), mask in unit_masks(model, listed, kept).items():
         if axis == "norm":
-            for vector in module.parameters(recurse=False):
-                vector.masked_fill_(~mask.to(vector.device), 0.0)
+            for vector in model.get_submodule(name).parameters(recurse=False):
+                at(vector).logical_or_(~mask.to(vector.device))
             continue
-        site = whole_site(model, path)
-        weight = site.read(model)
-        on = mask.to(weight.device)
-        site.write(model, torch.where(on.unsqueeze(1) if axis == "rows" else on, weight, 0.0))
-        bias = dict(module.named_parameters(recurse=False)).get("bias") if axis == "rows" else None
+        site = find(name)
+        dead = at(site.tensor(model))
+        gone = ~mask.to(dead.device)
+        site.put(dead, site.view(dead) | (gone.unsqueeze(1) if axis == "rows" else gone))
+        bias = bias_name(model, site) if axis == "rows" else None
         if bias is not None:
-            bias.masked_fill_(~on, 0.0)
+            whole = at(model.get_parameter(bias))
+            part = whole if site.expert is None else whole[site.expert]
+            lo, hi = site.rows or (0, len(part))
+            part[lo:hi].logical_or_(gone)
+    return list(found.values())
+
+
+def member_sites(model: nn.Module) -> Callable[[str], Site]:
+    """`find(name)`: the site of a coupling's member, a part of a fused layer or an expert, or a grouped convolution as a whole.
+
+    Raises (when called):
+        ModelError: there is none.
+    """
+    named = {s.name: s for s in find_sites(model, include=["*"])}
+    return lambda name: named[name] if name in named else whole_site(model, name)
 
 
 def unit_masks(model: nn.Module, listed: Sequence[Coupling], kept: Mapping[str, Bool[Tensor, " units"]]) -> _Masks:
-    """(module, "rows", "cols" or "norm") -> which indices stay when the units not in `kept` go; all couplings together.
+    """(site, or module with "norm"; "rows", "cols" or "norm") -> indices that stay when units not in `kept` go, all together.
 
     Raises:
-        ModelError: a member is not a whole linear or convolution layer of its own.
+        ModelError: the model has no such member.
         ShapeError: a mask of another length, or one that keeps nothing.
     """
     masks: _Masks = {}
+    find = member_sites(model)
     for c in (c for c in listed if c.name in kept):
         mask = kept[c.name]
         if tuple(mask.shape) != (c.units,) or not bool(mask.any()):
             raise ShapeError(
                 f"Coupling {c.name!r} has {c.units} units and must keep at least one, got a mask of {mask}."
             )
-        for axis, m, length in _axes(model, c):
+        for axis, m, length in _axes(model, c, find):
             along = c.along(m, mask.cpu(), length)
             masks[m.site, axis] = masks[m.site, axis] & along if (m.site, axis) in masks else along
     return masks
 
 
-def _axes(model: nn.Module, coupling: Coupling) -> Iterator[tuple[_Axis, Member, int]]:
+def _axes(model: nn.Module, coupling: Coupling, find: Callable[[str], Site]) -> Iterator[tuple[_Axis, Member, int]]:
     for m in coupling.members:
-        yield m.axis, m, whole_site(model, m.site).shape[m.axis == "cols"]
+        yield m.axis, m, find(m.site).shape[m.axis == "cols"]
     for m in coupling.norms:
-        yield "norm", m, _channels(model.get_submodule(m.site))
-
-
-def _channels(norm: nn.Module) -> int:
-    for name in ("num_features", "num_parameters"):
-        if isinstance(getattr(norm, name, None), int):
-            return getattr(norm, name)
-    raise ModelError(f"Module {type(norm).__name__} does not say how many channels it normalises.")
+        yield "norm", m, channels_of(model.get_submodule(m.site))
 
 
 # -- cutting ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from sparseworks.weights.methods import cycles as cycles
 from sparseworks.weights.methods import nm as nm
 from sparseworks.weights.methods import oneshot as oneshot
 from sparseworks.weights.methods import shrink as shrink
+from sparseworks.weights.methods import structured as structured
 from sparseworks.weights.methods import training as training
 
 
