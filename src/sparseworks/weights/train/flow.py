@@ -28,7 +28,8 @@ class FeatureFlow(CutGroups):
 
     Attributes:
         length, bending: the coefficients k_1 and k_2.
-        layers: names of the modules whose outputs are the features, in order; default: the repeated blocks of the model.
+        layers: names of the modules whose outputs are the features, in order; default: the repeated blocks, or the children
+            of the model where nothing repeats.
     """
 
     length: float = 1.0
@@ -37,7 +38,8 @@ class FeatureFlow(CutGroups):
 
     def attach(self, run: Training) -> None:
         """Watch the layers."""
-        names = self.layers or tuple(b.name for b in blocks(run.model) if b.name)
+        repeated = tuple(b.name for b in blocks(run.model) if b.name)
+        names = self.layers or repeated or tuple(name for name, _ in run.model.named_children())
         flow = Flow(self.length, self.bending)
         try:
             handles = [run.model.get_submodule(n).register_forward_hook(flow.hook) for n in names]

@@ -65,17 +65,16 @@ class Units:
     def sums(self, optimizer: Optimizer | None = None) -> GroupSums:
         """Sums over every group; with an optimiser, after its step, of the weights before it and of d = (before - after) / rate."""
         g = self.groups
-        now = g.sum(lambda p: p.data.square())
-        entries = g.sum(lambda p: torch.ones_like(p))
-        gammas = (g.sum(lambda p: p.data.abs(), scales=True), g.sum(lambda p: torch.ones_like(p), scales=True))
+        x = {id(p.parameter): p.parameter.detach() for p in g.parts} if optimizer is None else self._before
+        entries, squares = g.sum(lambda p: torch.ones_like(p)), g.sum(lambda p: x[id(p)].square())
+        gammas = (g.sum(lambda p: x[id(p)].abs(), scales=True), g.sum(lambda p: torch.ones_like(p), scales=True))
         if optimizer is None:
-            return GroupSums(entries, now, gammas=gammas)
+            return GroupSums(entries, squares, gammas=gammas)
         rates = {id(p): float(group["lr"]) or 1.0 for group in optimizer.param_groups for p in group["params"]}
-        x = self._before
         d = {k: (x[k] - p.data) / rates.get(k, 1.0) for k, p in {id(p.parameter): p.parameter for p in g.parts}.items()}
         return GroupSums(
             entries,
-            g.sum(lambda p: x[id(p)].square()),
+            squares,
             g.sum(lambda p: d[id(p)].square()),
             g.sum(lambda p: x[id(p)] * d[id(p)]),
             gammas,
