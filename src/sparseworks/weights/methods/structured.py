@@ -30,15 +30,15 @@ add(
 )  # fmt: skip
 add(
     "wgsef", Magnitude(), "global", WGSEF, "At most k groups by the envelope of that constraint: the strong ones hardly shrink.",
-    train=GroupProx(), catalog=(44,),
+    train=GroupProx(), status="experimental", catalog=(44,),
 )  # fmt: skip
 add(
     "hesso", Magnitude(), "global", CHEN, "Exactly K groups shrink to zero in periods, by a mix of five scores.",
     train=ShrinkGroups(), catalog=(177,),
 )  # fmt: skip
 add(
-    "hesso_cric", Magnitude(), "global", CHEN, "HESSO whose groups are tried out first; holds where many groups go.",
-    train=ShrinkAfterTrials(), catalog=(177,),
+    "hesso_cric", Magnitude(), "global", CHEN, "HESSO whose groups are tried out first, so that no layer collapses.",
+    train=ShrinkAfterTrials(), status="experimental", catalog=(177,),
 )  # fmt: skip
 add(
     "network_slimming", Magnitude(), "global", LIU, "L1 on the factors of all norms, then the channels of least |gamma| go.",
@@ -50,5 +50,5 @@ add(
 )  # fmt: skip
 add(
     "ffr", Magnitude(), "global", WU, "Short and straight ways of the features: filters become small by themselves.",
-    train=FeatureFlow(), catalog=(172,),
+    train=FeatureFlow(), status="experimental", catalog=(172,),
 )  # fmt: skip

@@ -24,8 +24,9 @@ class When(NamedTuple):
 @REGIMES.register("shrink_groups")
 @dataclass(frozen=True)
 class ShrinkGroups(CutGroups):
-    """From `start` to `cut` in `periods`: at the first step of period p all but K (p + 1) / P of the K lowest groups are chosen, and
-    after step t of its T those newly chosen are multiplied by (T - t - 1) / (T - t): a straight line to exact zero, where they stay.
+    """K groups go in P periods between `start` and `cut`: at the first step of period p the lowest are chosen until they are
+    K (p + 1) / P, and after step t of its T the newly chosen are multiplied by (T - t - 1) / (T - t): a straight line to exact
+    zero, where they stay.
 
     All train on meanwhile. Scores are those of the weights before the period's first step and of the direction it takes.
 

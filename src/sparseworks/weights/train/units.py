@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -95,14 +95,14 @@ class Units:
         """Let go of the copy."""
         self.state = {name: value for name, value in self.state.items() if not name.startswith("start.")}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to go on."""
-        return {"alive": self.alive.clone(), "state": {k: v.clone() for k, v in self.state.items()}}
+        return {"alive": self.alive.clone(), **{f"state.{k}": v.clone() for k, v in self.state.items()}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on where `state_dict()` was taken."""
         device = self.alive.device
-        self.state = {k: v.clone().to(device) for k, v in state["state"].items()}
+        self.state = {k.removeprefix("state."): v.clone().to(device) for k, v in state.items() if k != "alive"}
         if not bool(state["alive"].all()):
             self.keep(state["alive"].to(device))
 
