@@ -95,45 +95,38 @@ def train(
 
 
 @pytest.fixture(scope="module")
-def trained(digits) -> list[nn.Module]:
-    models = [residual(seed) for seed in SEEDS]
-    for seed, model in zip(SEEDS, models, strict=True):
-        train(model, digits, seed=seed)
-    return models
+def trained(digits) -> nn.Module:
+    model = residual(0)
+    train(model, digits)
+    return model
 
 
-def at_the_cut(starts, digits, name: str, rate: float) -> list[tuple[float, float, float]]:
-    """Accuracy right before half the channels go and right after, and the gap of |gamma| between the last to go and the first
-    to stay."""
+def at_the_cut(start, digits, name: str, rate: float) -> tuple[float, float, float]:
+    """Accuracy right before half the channels go and right after; |gamma| of the first to stay over that of the last to go."""
     method = sw.method(name, density=0.5)
-    method = method.with_(train=replace(method.train, rate=rate))
-    seen = []
-    for seed, start in enumerate(starts):
-        model, cut, found = copy.deepcopy(start), round(0.6 * STEPS), {}
+    model, cut, found = copy.deepcopy(start), round(0.6 * STEPS), []
 
-        def watch(i, run, model=model, cut=cut, found=found):
-            if i == cut - 2:
-                ordered = gamma(run.units.sums()).sort().values
-                gone = len(ordered) - int(0.5 * len(ordered))
-                found["gap"] = float(ordered[gone] / ordered[gone - 1])
-                found["before"] = held_out(model, digits)[1]
-            if i == cut - 1:
-                found["after"] = held_out(model, digits)[1]
-            return i == cut - 1
+    def watch(i: int, run: sw.Sparsifier) -> bool:
+        if i == cut - 2:
+            ordered = gamma(run.units.sums()).sort().values
+            gone = len(ordered) // 2
+            found.extend([held_out(model, digits)[1], float(ordered[gone] / ordered[gone - 1])])
+        return i == cut - 1
 
-        train(model, digits, method, seed=seed + 7, steps=STEPS, watch=watch)
-        seen.append((found["before"], found["after"], found["gap"]))
-    return seen
+    train(model, digits, method.with_(train=replace(method.train, rate=rate)), seed=7, watch=watch)
+    return found[0], held_out(model, digits)[1], found[1]
 
 
 def test_penalties_on_the_channels_to_go_alone_leave_the_others_whole(trained, digits):
     """Mask sparsity against network slimming: accuracy before and after the cut, and nothing near the threshold."""
-    masked, slimmed = (at_the_cut(trained, digits, name, 0.08) for name in ("mask_sparsity", "network_slimming"))
-    for (before, after, gap), (before_all, after_all, gap_all) in zip(masked, slimmed, strict=True):
-        assert before > before_all + 0.05 and after > after_all + 0.2
-        assert gap > 5 and gap_all < 2
-    weak = at_the_cut(trained[:1], digits, "network_slimming", 0.01)  # what slimming can bear does not prepare the cut
-    assert masked[0][1] > weak[0][1] + 0.3
+    before, after, gap = at_the_cut(trained, digits, "mask_sparsity", 0.08)
+    before_all, after_all, gap_all = at_the_cut(trained, digits, "network_slimming", 0.08)
+    assert before > before_all + 0.05 and after > after_all + 0.2
+    assert gap > 5 and gap_all < 2
+    _, weak, _ = at_the_cut(
+        trained, digits, "network_slimming", 0.01
+    )  # what slimming can bear does not prepare the cut
+    assert after > weak + 0.3
 
 
 def losses(digits, build, name: str, density: float, steps: int, **changes) -> list[float]:
