@@ -137,7 +137,8 @@ def named(name: str, gone: float, steps: int, rate: float) -> Method:
         10 * rate * steps / 2,
     )  # how far momentum carries a constant gradient
     if isinstance(method.train, SparseGammas):
-        return method.with_(train=replace(method.train, rate=4 / reach))
+        strength = 1 if method.train.mark is None else 4  # all factors bear less than those alone that will go
+        return method.with_(train=replace(method.train, rate=strength / reach))
     if isinstance(method.train, GroupProx):
         return method.with_(train=replace(method.train, cut=0.6))
     if isinstance(method.train, FeatureFlow):
