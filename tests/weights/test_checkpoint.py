@@ -15,8 +15,9 @@ import torch
 import sparseworks as sw
 from sparseworks.core.errors import CheckpointError
 from sparseworks.stream import sites
+from sparseworks.stream.sites import bias_of
 from sparseworks.weights import checkpoint, prune
-from sparseworks.weights.checkpoint import Workdir, bias_of
+from sparseworks.weights.checkpoint import Workdir
 
 
 def squared(model, batch):

@@ -187,11 +187,13 @@ class Regime:
         timed: the regime asks for `progress`, so the number of steps must be known.
         emergent: how much is kept follows from training, whatever the budget says.
         gives: statistics that the regime keeps for scores, beside the gradient of the step.
+        grouped: it removes coupled units (channels, neurons, heads), and the budget counts those.
     """
 
     dense: ClassVar[bool] = False
     timed: ClassVar[bool] = False
     emergent: ClassVar[bool] = False
+    grouped: ClassVar[bool] = False
     gives: ClassVar[frozenset[type[Stat]]] = frozenset()
     registered_name: ClassVar[str]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sparseworks.core.errors import ModelError, ShapeError
@@ -116,14 +116,37 @@ class Site:
 class Member:
     """One slice family of a coupled unit: unit i owns indices [i * width, (i + 1) * width) of `axis` of `site`.
 
-    With `repeats` > 1 the axis is that many runs of units * width, and the unit owns those indices of each: an input
-    channel has one column at every kernel position of a convolution.
+    With `repeats` > 1 the axis holds that many runs of units * width, and the unit owns those indices of each: an input
+    channel has one column at every kernel position of a convolution. Where other units share the axis (concatenations), the
+    first run begins at `start` and runs begin `period` indices apart (0: one after the other).
     """
 
     site: str
     axis: Literal["rows", "cols"]
     width: int = 1
     repeats: int = 1
+    start: int = 0
+    period: int = 0
+
+    def owners(self, units: int, length: int) -> Int[Tensor, " length"]:
+        """Which unit owns each index of the axis; -1 = none of them.
+
+        Raises:
+            ShapeError: the runs do not fit an axis of `length`.
+        """
+        run = units * self.width
+        apart = self.period or run
+        ends = self.start + (self.repeats - 1) * apart + run
+        if apart < run or ends > length or (not self.start and not self.period and ends != length):
+            raise ShapeError(
+                f"{self.axis} of {self.site!r} are {length}, not {units} x {self.width}"
+                + (f" x {self.repeats}" if self.repeats > 1 else "")
+                + (f" from {self.start} on, {apart} apart." if self.start or self.period else ".")
+            )
+        owners = torch.full((length,), -1)
+        for begin in range(self.start, self.start + self.repeats * apart, apart):
+            owners[begin : begin + run] = torch.arange(units).repeat_interleave(self.width)
+        return owners
 
 
 @dataclass(frozen=True)
@@ -135,12 +158,15 @@ class Coupling:
         kind: "neuron", "head" or "channel".
         units: how many units compete.
         members: where each unit's slices lie. Bias vectors follow the rows of their site.
+        norms: modules that normalise or scale by channel, whose vectors (weight, bias, running statistics) hold one entry a
+            channel; `site` is the name of the module and the axis "rows".
     """
 
     name: str
     kind: Literal["neuron", "head", "channel"]
     units: int
     members: tuple[Member, ...]
+    norms: tuple[Member, ...] = ()
 
     def pool(self, scores: dict[str, Float[Tensor, "rows cols"]]) -> Float[Tensor, "1 units"]:
         """Unit scores: the sum of the member slices' scores, normalised by the number of entries a unit owns.
@@ -148,25 +174,36 @@ class Coupling:
         Raises:
             ShapeError: a member's axis is not units * width.
         """
-        total, entries = torch.zeros(self.units, dtype=torch.float64), 0
+        total, entries = torch.zeros(self.units + 1, dtype=torch.float64), 0
         for m in self.members:
             s = scores[m.site]
             s = s if m.axis == "rows" else s.T
-            if s.shape[0] != self.units * m.width * m.repeats:
-                raise ShapeError(
-                    f"Coupling {self.name!r}: {m.axis} of {m.site!r} are {s.shape[0]}, not {self.units} x {m.width}"
-                    + (f" x {m.repeats}." if m.repeats > 1 else ".")
-                )
-            total += s.double().sum(dim=1).reshape(m.repeats, self.units, m.width).sum(dim=(0, 2)).cpu()
+            total.index_add_(0, self._owners(m, s.shape[0]), s.double().sum(dim=1).cpu())
             entries += m.width * m.repeats * s.shape[1]
-        return (total / max(entries, 1)).unsqueeze(0)
+        return (total[:-1] / max(entries, 1)).unsqueeze(0)
 
     def spread(self, kept: Tensor, shapes: dict[str, Sequence[int]]) -> dict[str, Tensor]:
-        """Boolean masks of every member site for the kept units `(units,)`."""
+        """Boolean masks of every member site for the kept units `(units,)`; what no unit owns is kept."""
         masks: dict[str, Tensor] = {}
         for m in self.members:
-            along = kept.reshape(-1).repeat_interleave(m.width).repeat(m.repeats)
-            mask = along.unsqueeze(1) if m.axis == "rows" else along.unsqueeze(0)
-            mask = mask.expand(*shapes[m.site])
+            shape = tuple(shapes[m.site])
+            along = self.along(m, kept, shape[m.axis == "cols"])
+            mask = (along.unsqueeze(1) if m.axis == "rows" else along.unsqueeze(0)).expand(shape)
             masks[m.site] = masks[m.site] & mask if m.site in masks else mask.clone()
         return masks
+
+    def along(self, member: Member, kept: Bool[Tensor, " units"], length: int) -> Bool[Tensor, " length"]:
+        """Which indices of a member's axis stay; those that no unit owns do.
+
+        Raises:
+            ShapeError: the member's axis does not fit.
+        """
+        kept = kept.reshape(-1)
+        owners = self._owners(member, length).to(kept.device)
+        return torch.cat([kept, kept.new_ones(1)])[owners]
+
+    def _owners(self, member: Member, length: int) -> Int[Tensor, " length"]:
+        try:
+            return member.owners(self.units, length) % (self.units + 1)  # -1 becomes the place after the last unit
+        except ShapeError as error:
+            raise ShapeError(f"Coupling {self.name!r}: {error}") from None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules import batchnorm, instancenorm
 
 from sparseworks.core.errors import MissingStatError
 from sparseworks.core.patterns import unstructured
@@ -135,7 +136,13 @@ def _coupled(model: nn.Module, rule: Rule, prefix: str, makers: list[Site], read
     if rule.kind == "head":
         return _heads(model, prefix, makers, reader)
     label = prefix + ("neurons" if rule.kind == "neuron" else f"{rule.rows[0]}.channels")
-    return _pair(label, rule.kind, makers, reader)
+    coupling = _pair(label, rule.kind, makers, reader)
+    if coupling is None or rule.kind != "channel":
+        return coupling
+    number = rule.rows[0].removeprefix("conv")
+    beside = dict(model.get_submodule(prefix.removesuffix(".")).named_children())
+    norms = [f"{prefix}{word}{number}" for word in ("bn", "norm") if channels_of(beside.get(f"{word}{number}"))]
+    return _with_norms(coupling, model, norms)
 
 
 def _heads(model: nn.Module, prefix: str, makers: list[Site], reader: Site) -> Coupling | None:
@@ -186,6 +193,20 @@ def _pair(label: str, kind: Literal["neuron", "channel"], makers: list[Site], re
     return Coupling(label, kind, units, members)
 
 
+def _with_norms(coupling: Coupling, model: nn.Module, norms: Sequence[str]) -> Coupling:
+    widths = [(path, channels_of(model.get_submodule(path)) // coupling.units) for path in norms]
+    return replace(coupling, norms=tuple(Member(path, "rows", width) for path, width in widths))
+
+
+def channels_of(module: nn.Module | None) -> int:
+    """Channels of a module that normalises or scales by channel; 0 for others, and for those without vectors."""
+    if isinstance(module, nn.PReLU):
+        return module.num_parameters if module.num_parameters > 1 else 0
+    if isinstance(module, batchnorm._BatchNorm | instancenorm._InstanceNorm):
+        return module.num_features
+    return 0
+
+
 def _in_experts(model: nn.Module, by_name: Mapping[str, Site]) -> Iterator[Coupling]:
     """Neurons of every expert of a stack; gate and up lie in one matrix, one after the other or row by row in turns."""
     for reader in (s for s in by_name.values() if s.kind == "expert" and s.parameter.endswith("down_proj")):
@@ -208,19 +229,22 @@ def _in_sequentials(model: nn.Module, by_name: Mapping[str, Site]) -> Iterator[C
     whole = {s.module: s for s in by_name.values() if s.rows is None and s.expert is None}
     for run in _runs("", model):
         makers: list[Site] = []
+        norms: list[str] = []
         for path, module in run:
             site = whole.get(path)
             if site is None:
-                makers = makers if _elementwise(module) else []
+                makers = makers if elementwise(module) else []
+                norms = [*norms, path] if channels_of(module) else norms
             elif makers and _depthwise(module):
                 makers.append(site)
             else:
-                coupling = (
-                    _pair(f"{makers[0].module}.{_kind(makers[0])}s", _kind(makers[0]), makers, site) if makers else None
+                label, kind = (
+                    (f"{makers[0].module}.{_kind(makers[0])}s", _kind(makers[0])) if makers else ("", "neuron")
                 )
+                coupling = _pair(label, kind, makers, site) if makers else None
                 if coupling:
-                    yield coupling
-                makers = [site]
+                    yield _with_norms(coupling, model, norms)
+                makers, norms = [site], []
 
 
 def _kind(site: Site) -> Literal["neuron", "channel"]:
@@ -258,7 +282,7 @@ def _plain(module: nn.Module) -> bool:
     return sequential or type(module).__name__ in _ONE_CONVOLUTION
 
 
-def _elementwise(module: nn.Module) -> bool:
+def elementwise(module: nn.Module) -> bool:
     """Whether a channel of the output depends on the same channel of the input alone."""
     if isinstance(module, nn.Identity | nn.Flatten) or _depthwise(module):
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparseworks.core.errors import ModelError
 from sparseworks.core.site import Kind, Site
@@ -37,6 +37,44 @@ def sites(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] 
             )
     chosen = [s for s, usual in found if (_any(s.name, include) if include else usual)]
     return [s for s in chosen if not _any(s.name, exclude)]
+
+
+def whole_site(model: nn.Module, path: str) -> Site:
+    """The one site of a linear or convolution layer, with all its rows, however `sites` would cut it.
+
+    Raises:
+        ModelError: there is no such layer, or its parameter is shared with another module.
+    """
+    try:
+        module, parameter = model.get_submodule(path), model.get_parameter(f"{path}.weight")
+    except AttributeError:
+        raise ModelError(f"Site {path!r} is not a whole layer of its own, whose units could be cut out.") from None
+    described = _describe(module, "weight", parameter)
+    names = [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]
+    if described is None or described[0] in ("embedding", "expert") or len(names) > 1:
+        raise ModelError(f"Site {path!r} is not a whole layer of its own, whose units could be cut out.")
+    kind, shape, extra = described
+    return Site(path, kind, names[0], shape, **extra)
+
+
+def bias_of(model: nn.Module, site: Site) -> Tensor | None:
+    """The part of the owning module's bias that belongs to the rows of `site`, a view; None where there is none."""
+    name = bias_name(model, site)
+    if name is None:
+        return None
+    bias = model.get_parameter(name).detach()
+    bias = bias if site.expert is None else bias[site.expert]
+    return bias if site.rows is None else bias[site.rows[0] : site.rows[1]]
+
+
+def bias_name(model: nn.Module, site: Site) -> str | None:
+    """Dotted name of the parameter that is added to what the rows of `site` compute; None where there is none."""
+    module, leaf = model.get_submodule(site.module), site.parameter.rpartition(".")[2]
+    names = ("bias",) if leaf == "weight" else (leaf.replace("weight", "bias"), f"{leaf}_bias")
+    found = next((n for n in names if isinstance(getattr(module, n, None), nn.Parameter)), None)
+    if found is None or site.kind == "embedding":
+        return None
+    return f"{site.module}.{found}" if site.module else found
 
 
 def _any(name: str, patterns: Sequence[str]) -> bool:

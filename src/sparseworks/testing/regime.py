@@ -29,7 +29,7 @@ def check_training(method: Method | str, build: Build | None = None) -> None:
         AssertionError: with a sentence that names the method and what broke.
     """
     method = _brisk(METHODS.get(method) if isinstance(method, str) else method)
-    build = build or _net
+    build = build or (_normed if method.train is not None and method.train.grouped else _net)
     model, optimizer, sparsifier = _start(method, build)
     _train(model, optimizer, sparsifier, range(STEPS))
     supports = sparsifier.finish()
@@ -64,7 +64,7 @@ def _check_end(method: Method, model: nn.Module, supports: dict) -> None:
         require(
             alone.admits(support), f"{method.name}: {site.name} has a support that {method.pattern} does not admit."
         )
-    emergent = method.train is not None and method.train.emergent
+    emergent = method.train is not None and (method.train.emergent or method.train.grouped)
     if method.pattern.quota not in ("equal", "live") and not method.budget.needs_scores and not emergent:
         total, kept = method.budget.total({s.name: s.size for s in listed}), sum(s.count for s in supports.values())
         require(kept == total, f"{method.name}: {kept} entries are kept at the end, the budget is {total}.")
@@ -81,6 +81,14 @@ def _brisk(method: Method) -> Method:
 def _net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+
+
+def _normed() -> nn.Module:
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm1d(32), nn.BatchNorm1d(32)]
+    return nn.Sequential(
+        nn.Linear(16, 32), norms[0], nn.ReLU(), nn.Linear(32, 32), norms[1], nn.ReLU(), nn.Linear(32, 8)
+    )
 
 
 def _start(method: Method, build: Build) -> tuple[nn.Module, torch.optim.Optimizer, Sparsifier]:

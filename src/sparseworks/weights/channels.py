@@ -22,9 +22,9 @@ from sparseworks.core.stats import InputMoments
 from sparseworks.core.support import Support
 from sparseworks.stream import block_of, blocks, couplings, gather
 from sparseworks.stream import sites as find_sites
-from sparseworks.stream.slicing import slice_units
+from sparseworks.stream.sites import bias_of
+from sparseworks.stream.slicing import slice_units, zero_units
 from sparseworks.stream.tree import call, first_tensor
-from sparseworks.weights.checkpoint import bias_of
 from sparseworks.weights.streaming import evaluating
 
 CHANNELS: Registry[ChannelMethod] = Registry("channel method", "sparseworks.weights")
@@ -204,7 +204,7 @@ def prune_channels(
                 bias = bias_of(model, r)
                 assert bias is not None
                 bias += lost.to(bias)
-        _remove(model, listed, named, kept, supports, cut)
+        (slice_units if cut else zero_units)(model, listed, kept)
     return PrunedChannels(kept, supports, dict(zip(kept, turned.tolist(), strict=True)))
 
 
@@ -256,27 +256,6 @@ def _add_biases(model: nn.Module, readers: Sequence[Site]) -> None:
         if not isinstance(module, nn.Linear):
             raise ModelError(f"Site {r.name!r} has no bias to take up the lost mean, and none can be added.")
         module.bias = nn.Parameter(module.weight.new_zeros(module.out_features))
-
-
-def _remove(
-    model: nn.Module,
-    listed: Sequence[Coupling],
-    named: Mapping[str, Site],
-    kept: Mapping[str, Tensor],
-    supports: Mapping[str, Support],
-    cut: bool,
-) -> None:
-    if cut:
-        slice_units(model, listed, kept)
-        return
-    for name, support in supports.items():
-        weight = named[name].read(model)
-        named[name].write(model, torch.where(support.mask().to(weight.device), weight, 0.0))
-    for c in listed:
-        for m in c.members[:-1]:
-            bias = bias_of(model, named[m.site])
-            if bias is not None:
-                bias[~kept[c.name].to(bias.device).repeat_interleave(m.width).repeat(m.repeats)] = 0.0
 
 
 AN = Source("An, Zhao, Yu, Tang and Wang", 2023, "2312.11983", "FLAP")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sparseworks.core.errors import CheckpointError
 from sparseworks.core.site import Site
 from sparseworks.core.support import Support
+from sparseworks.stream.sites import bias_of
 from sparseworks.stream.tree import map_tensors
 from sparseworks.weights.decide import Decision
 
@@ -147,18 +148,6 @@ class Workdir:
         tensors.pop("empty", None)
         whole = meta.get("run") == self.run and meta.get("digest") == _digest(tensors.items())
         return (tensors, meta["facts"]) if whole else None
-
-
-def bias_of(model: nn.Module, site: Site) -> Tensor | None:
-    """The part of the owning module's bias that belongs to the rows of `site`, a view; None where there is none."""
-    module, leaf = model.get_submodule(site.module), site.parameter.rpartition(".")[2]
-    names = ("bias",) if leaf == "weight" else (leaf.replace("weight", "bias"), f"{leaf}_bias")
-    bias = next((b for b in (getattr(module, n, None) for n in names) if isinstance(b, Tensor)), None)
-    if bias is None or site.kind == "embedding":
-        return None
-    bias = bias.detach()
-    bias = bias if site.expert is None else bias[site.expert]
-    return bias if site.rows is None else bias[site.rows[0] : site.rows[1]]
 
 
 def fingerprint(model: nn.Module, recipe: str, seed: int, batches: Sequence[Any], sites: Sequence[Site]) -> str:

@@ -26,7 +26,8 @@ from sparseworks.stream import Block, InMemory, Memory, block_of, capture, chain
 from sparseworks.stream.activations import Activations
 from sparseworks.stream.gather import Gatherer, Unshared
 from sparseworks.stream.replay import Capture
-from sparseworks.weights.checkpoint import Workdir, bias_of
+from sparseworks.stream.sites import bias_of
+from sparseworks.weights.checkpoint import Workdir
 from sparseworks.weights.decide import FORWARD, Decision, Job, decide, evidence_needs, gather_evidence, streamed_needs
 from sparseworks.weights.matrix import solve_matrix
 from sparseworks.weights.show import Shown

@@ -10,14 +10,19 @@ from sparseworks.weights.train.branch import PooledLinear as PooledLinear
 from sparseworks.weights.train.branch import add_branches as add_branches
 from sparseworks.weights.train.callbacks import lightning_callback as lightning_callback
 from sparseworks.weights.train.callbacks import trainer_callback as trainer_callback
+from sparseworks.weights.train.cric import ShrinkAfterTrials as ShrinkAfterTrials
 from sparseworks.weights.train.dropgrow import DropGrow as DropGrow
 from sparseworks.weights.train.fade import FadePatterns as FadePatterns
 from sparseworks.weights.train.fade import FadeValues as FadeValues
 from sparseworks.weights.train.fanin import FanInDropGrow as FanInDropGrow
 from sparseworks.weights.train.feedback import Feedback as Feedback
 from sparseworks.weights.train.feedback import Reconfigure as Reconfigure
+from sparseworks.weights.train.flow import FeatureFlow as FeatureFlow
+from sparseworks.weights.train.gammas import SparseGammas as SparseGammas
 from sparseworks.weights.train.gradual import Gradual as Gradual
 from sparseworks.weights.train.gradual import Regrow as Regrow
+from sparseworks.weights.train.group_prox import GroupProx as GroupProx
+from sparseworks.weights.train.hesso import ShrinkGroups as ShrinkGroups
 from sparseworks.weights.train.hold import Hold as Hold
 from sparseworks.weights.train.metrics import Explored as Explored
 from sparseworks.weights.train.metrics import churn as churn
@@ -37,4 +42,5 @@ from sparseworks.weights.train.state import save_state as save_state
 from sparseworks.weights.train.straight import Straight as Straight
 from sparseworks.weights.train.threshold import Annealed as Annealed
 from sparseworks.weights.train.threshold import LearnedThreshold as LearnedThreshold
+from sparseworks.weights.train.units import CutGroups as CutGroups
 from sparseworks.weights.train.variational import Variational as Variational

@@ -18,10 +18,12 @@ from sparseworks.core.method import METHODS, Method
 from sparseworks.core.regime import ACROSS, Counts, Regime, Trained, Training
 from sparseworks.core.score import Score
 from sparseworks.core.select import select_mask
-from sparseworks.core.site import Site
+from sparseworks.core.site import Coupling, Site
 from sparseworks.core.stats import Stat, Stats, WeightGradient
 from sparseworks.core.support import Support
+from sparseworks.stream.couplings import couplings as find_couplings
 from sparseworks.stream.gradients import Loss
+from sparseworks.stream.slicing import slice_units
 from sparseworks.weights.decide import Job, across, gather_evidence
 from sparseworks.weights.prune import prune, reseeded
 from sparseworks.weights.streaming import evaluating
@@ -29,6 +31,7 @@ from sparseworks.weights.train.checks import check, chosen, unwrapped
 from sparseworks.weights.train.frozen import Frozen
 from sparseworks.weights.train.hold import Hold
 from sparseworks.weights.train.slot import Place, Slot, forget, group_of, local, local_like, project
+from sparseworks.weights.train.units import Units
 from sparseworks.weights.train.watch import Watch
 
 
@@ -69,6 +72,7 @@ class Sparsifier:
         steps: int | None = None,
         sites: Sequence[Site] | None = None,
         skip: Sequence[str] = (),
+        couplings: Sequence[Coupling] | None = None,
         data: Iterable[Any] | None = None,
         loss: Loss | None = None,
         seed: int = 0,
@@ -83,6 +87,8 @@ class Sparsifier:
             steps: optimiser steps of the whole run, or of the first stage; needed by methods whose supports change with its progress.
             sites: default: all that `sparseworks.sites(model)` lists.
             skip: shell-style patterns of site names that stay dense.
+            couplings: units that live or die together, for methods that remove those; default: what `stream.couplings(model)`
+                finds; for networks of convolutions give `stream.dependency_groups(model, example)`.
             data, loss: for methods that prune now, see `sparseworks.prune`; others score their first supports on it.
             seed: of every random part.
             state: a `state_dict()` to go on with, of a run with the same arguments; model and optimiser are loaded already.
@@ -107,6 +113,9 @@ class Sparsifier:
             Place(s, self._slots[s.parameter], torch.ones(s.shape, dtype=torch.bool, device=s.tensor(model).device))
             for s in listed
         ]
+        self._units = (
+            Units(model, find_couplings(model) if couplings is None else couplings) if self.regime.grouped else None
+        )
         self._pending, self._stale = False, True
         self._members = {n: [p for p in self.sites if p.slot is slot] for n, slot in self._slots.items()}
         self._undo: list[Callable[[], None]] = []
@@ -215,9 +224,20 @@ class Sparsifier:
                 forget(self.optimizer, parameter)
         for undo in [*(handle.remove for handle in self._handles), *reversed(self._undo)]:
             undo()
+        if self._units is not None:
+            self._units.hold()
         self._undo.clear()
         self._watch.close()
         return self.supports
+
+    def slice(self) -> dict[str, Bool[Tensor, " units"]]:
+        """After `finish()`: cut the coupled units that are gone out of the model, in place; which units each coupling keeps.
+
+        Raises:
+            ModelError: the method does not remove coupled units, or a member cannot be cut.
+        """
+        slice_units(self.model, self.units.groups.couplings, self.units.kept)
+        return self.units.kept
 
     @property
     def supports(self) -> dict[str, Support]:
@@ -244,6 +264,7 @@ class Sparsifier:
             "learned": {p.name: {k: v.detach().clone() for k, v in p.learned.items()} for p in self.sites},
             "masters": {n: s.full().clone() for n, s in self._slots.items() if s.master is not None},
             "frozen": self.frozen.state(),
+            "units": {} if self._units is None else self._units.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -267,6 +288,8 @@ class Sparsifier:
             place.state = {k: v.clone().to(place.mask.device) for k, v in state["states"][place.name].items()}
             for key, value in state["learned"][place.name].items():
                 place.learned[key].data.copy_(value)
+        if self._units is not None:
+            self._units.load_state_dict(state["units"])
         for name, master in state["masters"].items():
             self._slots[name].store(master.to(self._slots[name].parameter.device))
         self._refresh()
@@ -291,6 +314,23 @@ class Sparsifier:
     def measured(self) -> bool:
         """Whether scores are those of data given for the purpose."""
         return bool(self._measured)
+
+    @property
+    def units(self) -> Units:
+        """The coupled units, of a method that removes those.
+
+        Raises:
+            ModelError: the method does not.
+        """
+        if self._units is None:
+            raise ModelError(f"Method {self.method.name!r} makes entries sparse, not coupled units.")
+        return self._units
+
+    @torch.no_grad()
+    def keep_units(self, alive: Bool[Tensor, " groups"]) -> None:
+        """Make these the units that live: all that belongs to the others becomes zero and stays so."""
+        self.units.keep(alive)
+        self.keep({p.name: p.mask & self.units.mask(p.site, p.parameter) for p in self.sites})
 
     def learn(self, site: Trained, name: str, start: Tensor) -> None:
         """Let the optimiser train `site.learned[name]` in the group of the site's parameter."""
@@ -421,6 +461,8 @@ class Sparsifier:
                 project(slot, [(p, self.regime.project(self, p)) for p in self._members[name]])
             elif slot.dropped is not None:
                 local(slot.parameter.data).masked_fill_(slot.dropped, 0.0)
+        if self._units is not None:
+            self._units.hold()
 
     def _on_data(self, act: Callable[[Training], None], data: Iterable[Any] | None, loss: Loss | None) -> None:
         """Let the regime act with the statistics of `data` in place of those of the last step."""

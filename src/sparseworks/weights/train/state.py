@@ -14,7 +14,7 @@ from sparseworks.io.tensors import Entry, safetensors_chunks
 from sparseworks.weights.train.sparsifier import Sparsifier
 
 _FACTS = "sparseworks"
-_GROUPS = ("supports", "states", "learned", "masters", "frozen")
+_GROUPS = ("supports", "states", "learned", "masters", "frozen", "units")
 _NESTED = ("states", "learned", "frozen")
 _BY_SITE = ("states", "learned")
 
@@ -32,7 +32,7 @@ def save_state(path: Path | str, sparsifier: Sparsifier, *, write: bool = True) 
     tensors = {f"supports|{name}": t for name, t in state["supports"].items()}
     for group in _NESTED:
         tensors |= {f"{group}|{name}|{key}": t for name, held in state[group].items() for key, t in held.items()}
-    tensors |= {f"masters|{name}": t for name, t in state["masters"].items()}
+    tensors |= {f"{group}|{name}": t for group in ("masters", "units") for name, t in state[group].items()}
     try:
         entries = [Entry.of(name, tensor.contiguous()) for name, tensor in tensors.items()]
         write_file(Path(path), safetensors_chunks(entries, {_FACTS: json.dumps(facts)}))

@@ -1,0 +1,199 @@
+"""What is left of a network whose channels go while it trains: accuracy, parameters, and the time of the sliced network?
+
+Methods x shares of units that go, each from the same trained network: accuracy right after the run, then the network is sliced
+and timed beside the dense one, both as torch runs them. ResNet-20 on CIFAR-10 from a folder with `models/resnet_cifar10` and
+`vision/cifar10_*.npz`; without `--data` or with `--quick` a small residual network on scikit-learn's digits. Shortcuts of
+the CIFAR networks write their channels down, so only the inner channels of blocks without them go.
+
+    python benchmarks/weights/structured.py --data data --threads 1 --json structured
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import Line, arguments, line, show, store, table
+from convolutional_models import Block, CifarResNet
+
+import sparseworks as sw
+from sparseworks.core.method import Method
+from sparseworks.exec import measure
+from sparseworks.stream import dependency_groups
+from sparseworks.weights.train import FeatureFlow, GroupProx, SparseGammas
+
+METHODS = (
+    "group_magnitude", "hesso", "hesso_cric", "network_slimming", "mask_sparsity", "group_lasso", "wgsef", "ffr",
+)  # fmt: skip
+GONE = (0.3, 0.5, 0.7)
+BATCH = 64
+
+
+class Task(NamedTuple):
+    name: str
+    model: nn.Module
+    whole: tuple[str, ...]
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    rate: float
+
+
+class Small(nn.Module):
+    """Three residual blocks of 16 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.blocks = nn.Sequential(*(Block(16, 16, 1) for _ in range(3)))
+        self.linear = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.blocks(F.relu(self.bn1(self.conv1(x)))).mean((2, 3)))
+
+
+def digits(epochs: int) -> Task:
+    """8 x 8 digits, the first 1200 to train, and a network trained on them."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = torch.tensor(x, dtype=torch.float32)[order].reshape(-1, 1, 8, 8) / 16 - 0.3, torch.tensor(y)[order]
+    task = Task("digits", Small(), (), x[:1200], y[:1200], x[1200:], y[1200:], 0.05)
+    trained(task, task.model, None, epochs)
+    return task
+
+
+def cifar(folder: Path) -> Task:
+    """The trained ResNet-20, the first 6000 training and 1000 test images."""
+    from safetensors.torch import load_file
+
+    mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+    def pixels(images: np.ndarray) -> Tensor:
+        return ((torch.from_numpy(images).float() / 255 - mean) / spread).permute(0, 3, 1, 2).contiguous()
+
+    test = np.load(folder / "vision" / "cifar10_test_first1000.npz")
+    train = np.load(folder / "vision" / "cifar10_train_first6000.npz")
+    rgb = np.cumsum(train["delta"], axis=-1, dtype=np.uint8)
+    rgb[0] += rgb[1]
+    rgb[2] += rgb[1]
+    model = CifarResNet(20)
+    model.load_state_dict(load_file(folder / "models" / "resnet_cifar10" / "resnet20.safetensors"), strict=False)
+    labels = (torch.from_numpy(z["labels"]).long() for z in (train, test))
+    x, x_test = pixels(rgb.transpose(1, 2, 3, 0)), pixels(test["images"])
+    return Task("cifar10", model, ("layer2.0", "layer3.0"), x, next(labels), x_test, next(labels), 0.02)
+
+
+def trained(task: Task, model: nn.Module, method: Method | None, epochs: int, seed: int = 0) -> sw.Sparsifier | None:
+    """Train `model` in place, with warm-up and cosine; with a method its sparsifier, finished."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=task.rate, momentum=0.9, weight_decay=1e-4)
+    batches = len(task.x) // BATCH
+    steps, run = epochs * batches, None
+    if method is not None:
+        listed = dependency_groups(model, task.x[:2], whole=task.whole)
+        run = sw.Sparsifier(model, method, optimizer, steps=steps, couplings=listed, seed=seed)
+    generator, step = torch.Generator().manual_seed(seed), 0
+    for _ in range(epochs):
+        for some in torch.randperm(len(task.x), generator=generator)[: batches * BATCH].split(BATCH):
+            share = 0.5 + 0.5 * math.cos(math.pi * step / steps)
+            optimizer.param_groups[0]["lr"] = task.rate * min((step + 1) / 20, share)
+            optimizer.zero_grad()
+            F.cross_entropy(model(task.x[some]), task.y[some]).backward()
+            optimizer.step()
+            if run is not None:
+                run.step()
+            step += 1
+    if run is not None:
+        run.finish()
+    return run
+
+
+def accuracy(task: Task, model: nn.Module) -> float:
+    """Per cent of the test images."""
+    model.eval()
+    with torch.no_grad():
+        said = torch.cat([model(part).argmax(dim=1) for part in task.x_test.split(250)])
+    return 100 * float((said == task.y_test).float().mean())
+
+
+def named(name: str, gone: float, steps: int, rate: float) -> Method:
+    """The method, its penalties scaled so that they can do their work in the steps of this run."""
+    method, reach = (
+        sw.method(name, density=1 - gone),
+        10 * rate * steps / 2,
+    )  # how far momentum carries a constant gradient
+    if isinstance(method.train, SparseGammas):
+        strength = 1 if method.train.mark is None else 4  # all factors bear less than those alone that will go
+        return method.with_(train=replace(method.train, rate=strength / reach))
+    if isinstance(method.train, GroupProx):
+        return method.with_(train=replace(method.train, cut=0.6))
+    if isinstance(method.train, FeatureFlow):
+        return method.with_(train=replace(method.train, length=0.1, bending=0.1))
+    return method
+
+
+def timed(task: Task, dense: nn.Module, sliced: nn.Module, case: str, rounds: int) -> Line:
+    """One batch through both."""
+    x = task.x_test[:BATCH]
+    runs = {name: (lambda m=m: m(x)) for name, m in (("dense", dense.eval()), ("sliced", sliced.eval()))}
+    with torch.no_grad():
+        return line(case, measure.compare(runs, rounds=rounds), "sliced", "dense")
+
+
+def main() -> None:
+    given = arguments(
+        (__doc__ or "").split("\n")[0],
+        data={"type": Path, "help": "folder with the CIFAR-10 images and networks", "default": None},
+        epochs={"type": int, "default": 10, "help": "passes over the training images, each method"},
+    )
+    task = digits(5) if given.data is None or given.quick else cifar(given.data)
+    epochs, shares = (2, GONE[1:2]) if given.quick else (given.epochs, GONE)
+    rounds = min(given.rounds, 3) if given.quick else given.rounds
+    dense = sum(p.numel() for p in task.model.parameters())
+    found, lines = [], []
+    names: Sequence[str] = METHODS
+    for gone in shares:
+        for name in names:
+            model = copy.deepcopy(task.model)
+            steps = epochs * (len(task.x) // BATCH)
+            run = trained(task, model, named(name, gone, steps, task.rate), epochs)
+            assert run is not None
+            reached = accuracy(task, model)
+            run.slice()
+            lines.append(timed(task, task.model, model, f"{name} -{gone:.0%}", rounds))
+            sizes = sum(p.numel() for p in model.parameters())
+            kept = [int(k.sum()) for k in run.units.kept.values()]
+            found.append(
+                {
+                    "method": name,
+                    "gone": gone,
+                    "accuracy": reached,
+                    "sliced": accuracy(task, model),
+                    "parameters": sizes,
+                }
+                | {"kept": " ".join(map(str, kept))}
+            )
+    rows = [["dense", "", f"{accuracy(task, task.model):.2f}", str(dense), ""]]
+    rows += [[f["method"], f"{f['gone']:.0%}", f"{f['sliced']:.2f}", str(f["parameters"]), f["kept"]] for f in found]
+    head = ("method", "units gone", "accuracy, %", "parameters", "units kept by layer")
+    table(f"{task.name}, {epochs} epochs from a trained network", head, rows)
+    show(lines, f"one batch of {BATCH}, sliced beside dense")
+    store("structured", lines, given.json, task=task.name, epochs=epochs, dense=dense, records=found)
+
+
+if __name__ == "__main__":
+    main()
