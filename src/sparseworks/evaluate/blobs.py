@@ -18,7 +18,7 @@ SHAPES = ((1.1, 1.1), (0.7, 2.0), (2.0, 0.7))
 
 @dataclass(frozen=True)
 class Blobs:
-    """Images of blobs of three classes in noise among fainter smears, and where they are.
+    """Images of blobs of three classes in noise, among wide smears and in changing light, and where they are.
 
     Attributes:
         images: pixels.
@@ -48,8 +48,9 @@ class Blobs:
                 cell = (at / STRIDE - 0.5).round().long()
                 objects.append([i, kind, *cell.tolist()])
                 maps[kind] = torch.maximum(maps[kind], _bump(SIZE // STRIDE, cell.float(), (0.7, 0.7)))
-            smear = SIZE * torch.rand(2, generator=g)
-            images[i, 0] += 0.6 * _bump(SIZE, smear, (3.0, 3.0))
+            for smear in SIZE * torch.rand(2, 2, generator=g):
+                images[i, 0] += 0.8 * _bump(SIZE, smear, (4.0, 4.0))
+            images[i, 0] += torch.rand(1, generator=g) - 0.5
             heat.append(maps)
         return cls(images, torch.stack(heat), torch.tensor(objects))
 

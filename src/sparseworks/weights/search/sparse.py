@@ -53,6 +53,8 @@ def search_sparse(
 ) -> Searched:
     """Dense training, learning of the mask, training of what is kept; the model is changed in place.
 
+    All convolutions and linear layers are masked, depthwise ones too.
+
     1. W <- argmin L_train(W, alpha), dense;
     2. the supports by the method's regime, on the training data;
     3. in turns alpha <- alpha - dL_val(W * M, alpha) and W <- W - dL_train(W * M, alpha), the supports held.
@@ -103,7 +105,8 @@ def search_sparse(
 
     inner = build(weights)
     dense = [descend(inner, batches) for _ in range(steps[0])]
-    listed = [s for s in sites(model) if not any(fnmatch(s.name, text) for text in skip)]
+    every = sites(model, include=["*"])
+    listed = [s for s in every if s.kind != "embedding" and not any(fnmatch(s.name, text) for text in skip)]
     supports, masking = {}, []
     if chosen is None or not listed:  # cells of operations without weights have nothing to mask
         masking = [descend(inner, batches) for _ in range(steps[1])]
@@ -115,7 +118,7 @@ def search_sparse(
             run.step()
         supports = run.finish()
     inner = build(weights)
-    holding = keep_support(inner, model, sites(model, include=["*"]), supports)
+    holding = keep_support(inner, model, every, supports)
     outward = outer(alphas) if alphas else None
     sparse = []
     for _ in range(steps[2]):
