@@ -47,6 +47,8 @@ class ThresholdGammas(SparseGammas):
         super().__post_init__()
         if not 0 <= self.fall <= 1 or not 0 <= self.floor <= 1:
             raise BudgetError(f"`fall` and `floor` are shares in [0, 1], got {self.fall} and {self.floor}.")
+        if self.mark is not None:
+            raise BudgetError("Thresholds are found at the end, nothing is marked before: leave `mark` out.")
 
     def before(self, run: Training) -> None:
         """Add the gradient of the penalty as strong as it is now."""
