@@ -14,9 +14,9 @@ CHU = Source(
 
 add(
     "yolov8_cwd", Magnitude(), "global", SABAGHIAN, "L1 on gammas that falls, one threshold with a floor; recovers with `ChannelWise`.",
-    train=ThresholdGammas(), catalog=(75,),
+    train=ThresholdGammas(), catalog=(75,), status="experimental",
 )  # fmt: skip
 add(
     "group_channels", Magnitude(), "global", CHU, "A threshold for every section of the network; recovers with `SpatialAttention`.",
-    train=ThresholdGammas(sections="modules"), catalog=(161,),
+    train=ThresholdGammas(sections="modules"), catalog=(161,), status="experimental",
 )  # fmt: skip
