@@ -13,8 +13,9 @@ from torch.optim import Adam, Optimizer
 
 from sparseworks.core.errors import BudgetError, CalibrationError, ModelError
 from sparseworks.core.method import METHODS, Method
+from sparseworks.core.site import Site
 from sparseworks.core.support import Support
-from sparseworks.stream import sites
+from sparseworks.stream import sites as find_sites
 from sparseworks.stream.gradients import Loss
 from sparseworks.weights.enforce import keep_support
 from sparseworks.weights.search.cell import Genotype, cells
@@ -72,7 +73,7 @@ def search_sparse(
         loss: `loss(model, batch)`.
         steps: optimiser steps of each of the three.
         optimizer: builds the optimiser of weights (and of scores in step 2); default: Adam at 1e-2.
-        architecture: builds the optimiser of alpha; default: Adam at 3e-3 with moments (0.5, 0.999) and decay 1e-3.
+        architecture: builds the optimiser of alpha; default: Adam at 3e-4 with moments (0.5, 0.999) and decay 1e-3.
         skip: shell-style patterns of site names that stay dense.
 
     Raises:
@@ -89,45 +90,79 @@ def search_sparse(
     chosen = METHODS.get(method) if isinstance(method, str) else method
     if chosen is not None and chosen.train is None:
         raise ModelError(f"Method {chosen.name!r} learns no mask; take one that does ('dass').")
-    held = {id(a) for a in alphas}
-    weights = [p for p in model.parameters() if id(p) not in held]
-    build = optimizer or (lambda ps: Adam(ps, lr=1e-2))
-    outer = architecture or (lambda ps: Adam(ps, lr=3e-3, betas=(0.5, 0.999), weight_decay=1e-3))
-    batches, held_out = _forever(train, seed), _forever(validate, seed + 1)
+    steppers = _Steppers(model, loss, optimizer or _weights, _forever(train, seed), _forever(validate, seed + 1))
     model.train()
+    dense = steppers.dense(steps[0])
+    supports, masking = steppers.masked(chosen, steps[1], skip, seed)
+    sparse = steppers.sparse(supports, steps[2], (architecture or _alphas)(alphas) if alphas else None)
+    return Searched(supports, {name: cell.genotype() for name, cell in found.items()}, (dense, masking, sparse))
 
-    def descend(by: Optimizer, data: Iterator[Any]) -> float:
-        model.zero_grad(set_to_none=True)
-        value = loss(model, next(data))
+
+def _weights(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    return Adam(parameters, lr=1e-2)
+
+
+def _alphas(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    return Adam(parameters, lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+
+
+@dataclass
+class _Steppers:
+    """The three steps; each begins with a new optimiser and gives its mean training loss."""
+
+    model: nn.Module
+    loss: Loss
+    build: Build
+    train: Iterator[Any]
+    validate: Iterator[Any]
+
+    def dense(self, steps: int) -> float:
+        optimizer = self._optimizer()
+        return _mean(self._descend(optimizer, self.train) for _ in range(steps))
+
+    def masked(
+        self, method: Method | None, steps: int, skip: Sequence[str], seed: int
+    ) -> tuple[dict[str, Support], float]:
+        sites = [s for s in _layers(self.model) if not any(fnmatch(s.name, text) for text in skip)]
+        if method is None or not sites:  # cells of operations without weights have nothing to mask
+            return {}, self.dense(steps)
+        optimizer, losses = self._optimizer(), []
+        run = Sparsifier(self.model, method, optimizer, steps=max(steps, 1), sites=sites, seed=seed)
+        for _ in range(steps):
+            losses.append(self._descend(optimizer, self.train))
+            run.step()
+        return run.finish(), _mean(losses)
+
+    def sparse(self, supports: dict[str, Support], steps: int, architecture: Optimizer | None) -> float:
+        optimizer, losses = self._optimizer(), []
+        holding = keep_support(optimizer, self.model, _layers(self.model), supports)
+        for _ in range(steps):
+            if architecture is not None:
+                self._descend(architecture, self.validate)
+            losses.append(self._descend(optimizer, self.train))
+        holding.remove()
+        return _mean(losses)
+
+    def _optimizer(self) -> Optimizer:
+        held = {id(cell.alpha) for cell in cells(self.model).values()}
+        return self.build([p for p in self.model.parameters() if id(p) not in held])
+
+    def _descend(self, optimizer: Optimizer, batches: Iterator[Any]) -> float:
+        self.model.zero_grad(set_to_none=True)
+        value = self.loss(self.model, next(batches))
         value.backward()
-        by.step()
+        optimizer.step()
         return float(value.detach())
 
-    inner = build(weights)
-    dense = [descend(inner, batches) for _ in range(steps[0])]
-    every = sites(model, include=["*"])
-    listed = [s for s in every if s.kind != "embedding" and not any(fnmatch(s.name, text) for text in skip)]
-    supports, masking = {}, []
-    if chosen is None or not listed:  # cells of operations without weights have nothing to mask
-        masking = [descend(inner, batches) for _ in range(steps[1])]
-    else:
-        inner = build(weights)
-        run = Sparsifier(model, chosen, inner, steps=max(steps[1], 1), sites=listed, seed=seed)
-        for _ in range(steps[1]):
-            masking.append(descend(inner, batches))
-            run.step()
-        supports = run.finish()
-    inner = build(weights)
-    holding = keep_support(inner, model, every, supports)
-    outward = outer(alphas) if alphas else None
-    sparse = []
-    for _ in range(steps[2]):
-        if outward is not None:
-            descend(outward, held_out)
-        sparse.append(descend(inner, batches))
-    holding.remove()
-    mean = [sum(part) / max(len(part), 1) for part in (dense, masking, sparse)]
-    return Searched(supports, {name: cell.genotype() for name, cell in found.items()}, (mean[0], mean[1], mean[2]))
+
+def _layers(model: nn.Module) -> list[Site]:
+    """Every convolution and linear layer, depthwise ones too."""
+    return [s for s in find_sites(model, include=["*"]) if s.kind != "embedding"]
+
+
+def _mean(losses: Iterable[float]) -> float:
+    listed = list(losses)
+    return sum(listed) / max(len(listed), 1)
 
 
 def _forever(batches: Sequence[Any], seed: int) -> Iterator[Any]:
