@@ -130,7 +130,8 @@ def parameters(net: nn.Module) -> int:
 
 def faster(small: nn.Module, whole: nn.Module, x: torch.Tensor, rounds: int) -> Comparison:
     """Time of a batch, cut beside whole."""
-    small.eval(), whole.eval()
+    small.eval()
+    whole.eval()
     with torch.no_grad():
         return compare({"cut": lambda: small(x), "whole": lambda: whole(x)}, rounds=rounds)
 

@@ -67,8 +67,8 @@ class Cell(nn.Module):
         found, shares = [x], self.alpha.softmax(dim=1)
         for (i, j), edge, share in zip(self.pairs, self.edges, shares, strict=True):
             assert isinstance(edge, nn.ModuleDict)
-            mixed = sum(s * operation(found[i]) for s, operation in zip(share, edge.values(), strict=True))
-            _add(found, j, mixed)
+            for s, operation in zip(share, edge.values(), strict=True):
+                _add(found, j, s * operation(found[i]))
         return torch.cat(found[1:], dim=1)
 
     @torch.no_grad()
