@@ -124,5 +124,5 @@ add(
 )  # fmt: skip
 add(
     "dass", Magnitude(), "tensor", MOUSAVI, "Masks learned on trained weights; `search_sparse` chooses operations by the loss of the masked network.",
-    train=EdgePopup(first=None), catalog=(27,),
+    train=EdgePopup(first=None), catalog=(27,), status="experimental",
 )  # fmt: skip

@@ -157,7 +157,10 @@ class _Steppers:
 
 def _layers(model: nn.Module) -> list[Site]:
     """Every convolution and linear layer, depthwise ones too."""
-    return [s for s in find_sites(model, include=["*"]) if s.kind != "embedding"]
+    try:
+        return [s for s in find_sites(model, include=["*"]) if s.kind != "embedding"]
+    except ModelError:  # nothing matches: the model has no matrix at all
+        return []
 
 
 def _mean(losses: Iterable[float]) -> float:
