@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparseworks.core.record import Record, compare, describe
 from sparseworks.evaluate.agents import IndependentActors
+from sparseworks.evaluate.blobs import BlobNet, Blobs, Detecting
 from sparseworks.evaluate.calibration import calibration_error
 from sparseworks.evaluate.classification import Classification
 from sparseworks.evaluate.collection import Collection, read_collection, read_qrels
@@ -23,7 +24,7 @@ from sparseworks.evaluate.text import lm_batches, lm_windows, piece_batches, rea
 from sparseworks.evaluate.zoo import Twins, compare_twins
 
 __all__ = [
-    "TASKS", "ChannelAccess", "Classification", "Collection", "Encoder", "Gridworld", "IndependentActors", "OutputSimilarity", "Passage", "Perplexity", "Planted",
+    "TASKS", "ChannelAccess", "Classification", "Collection", "Encoder", "Gridworld", "IndependentActors", "OutputSimilarity", "Passage", "Perplexity", "Planted", "BlobNet", "Blobs", "Detecting",
     "Record", "Result", "Retrieval", "SparseLaw", "Task", "Twins", "VisualPrompt", "average_precision",
     "calibration_error", "circle", "compare", "compare_twins", "deeper", "describe", "dirichlet_split", "documentation_passages",
     "documentation_retrieval", "fit_law", "hats", "helix", "linear_probe", "lm_batches", "lm_windows", "ndcg",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +26,13 @@ class Outputs:
         output: what the model returned.
         hidden: output of every block at real tokens, in order of the blocks.
         mask: which tokens of the output count, None = all.
+        maps: name of a module -> its output.
     """
 
     output: Any
     hidden: list[Float[Tensor, "tokens width"]] = field(default_factory=list)
     mask: Bool[Tensor, "batch tokens"] | None = None
+    maps: dict[str, Float[Tensor, "batch channels *space"]] = field(default_factory=dict)
 
     @property
     def pooled(self) -> Float[Tensor, "batch width"]:
@@ -44,9 +46,10 @@ class Outputs:
 
 
 class Term:
-    """`term(student, teacher) -> scalar loss`; `weight` scales it in a sum of terms."""
+    """`term(student, teacher) -> scalar loss`; `weight` scales it in a sum of terms, `modules` are those whose `maps` it reads."""
 
     weight: float = 1.0
+    modules: tuple[str, ...] = ()
     needs_hidden = False
 
     def __call__(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
@@ -195,17 +198,27 @@ class AttentionSparsity(Term):
 
 
 class Taps:
-    """Forward hooks that collect the output of every repeated block of a model.
+    """Forward hooks that collect the outputs of the repeated blocks of a model, and of modules that are named.
 
     Args:
         model: the model.
         blocks: its blocks; the whole model as one block has nothing to tap.
+        modules: names of modules for `Outputs.maps`.
+
+    Raises:
+        ModelError: the model lacks one of them.
     """
 
-    def __init__(self, model: nn.Module, blocks: Sequence[Block] = ()):
+    def __init__(self, model: nn.Module, blocks: Sequence[Block] = (), modules: Iterable[str] = ()):
         self.model, self._padding = model, Padding(model)
         self.hidden: list[Tensor] = []
+        self.maps: dict[str, Tensor] = {}
+        named = dict(model.named_modules())
+        lacking = [name for name in modules if name not in named]
+        if lacking:
+            raise ModelError(f"The model has no module {lacking[0]!r} whose output could be compared.")
         self._handles = [b.module(model).register_forward_hook(self._hook(b)) for b in blocks if b.name]
+        self._handles += [named[name].register_forward_hook(self._map(name)) for name in modules]
 
     def _hook(self, block: Block) -> Callable[[nn.Module, Any, Any], None]:
         def take(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -215,13 +228,21 @@ class Taps:
 
         return take
 
+    def _map(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def take(_module: nn.Module, _args: Any, output: Any) -> None:
+            found = first_tensor(output)
+            if found is not None:
+                self.maps[name] = found
+
+        return take
+
     def run(self, batch: Any) -> Outputs:
         """One forward pass."""
-        self.hidden = []
+        self.hidden, self.maps = [], {}
         self._padding.begin(batch)
         output = call(self.model, batch)
-        hidden, self.hidden = self.hidden, []
-        return Outputs(output, hidden, self._padding.mask("decoder"))
+        hidden, maps, self.hidden, self.maps = self.hidden, self.maps, [], {}
+        return Outputs(output, hidden, self._padding.mask("decoder"), maps)
 
     def close(self) -> None:
         """Remove the hooks."""

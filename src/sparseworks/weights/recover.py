@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW, Optimizer
 
 from sparseworks.core.errors import BudgetError, CalibrationError, CheckpointError, ModelError
@@ -76,6 +77,7 @@ def recover(
     patience: int | None = None,
     checkpoint: Path | str | None = None,
     autocast: torch.dtype | None = None,
+    normalise: bool = False,
     seed: int = 0,
     progress: bool | Tick = True,
 ) -> Recovery:
@@ -95,6 +97,8 @@ def recover(
         patience: stop after this many validations without improvement.
         checkpoint: file for the training state, written every `every` steps; an existing one of the same run is resumed.
         autocast: torch.bfloat16 for mixed precision.
+        normalise: batch norms of the student normalise by each batch and go on averaging, as in training; otherwise they keep
+            their statistics, which fit no more where channels are gone.
 
     Raises:
         CalibrationError: no data.
@@ -114,27 +118,30 @@ def recover(
         raise ModelError("The model has no trainable parameters.")
     listed = sites(model, include=["*"])
     masks = dropped_masks(model, listed, supports)
-    settings = (steps, minutes, lr, warmup, weight_decay, clip, every, patience, list(terms), str(autocast))
+    settings = (steps, minutes, lr, warmup, weight_decay, clip, every, patience, list(terms), str(autocast), normalise)
     kept = sorted((name, support.hash()) for name, support in supports.items())
     name = fingerprint(model, repr((settings, kept)), seed, batches, listed) if checkpoint else ""
     optim = optimizer(trainable) if optimizer else AdamW(trainable, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
-    state = _Training(steps, minutes, lr, warmup, clip, every, patience, seed, batches, terms, validate, autocast, name)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if normalise else []
+    state = _Training(
+        steps, minutes, lr, warmup, clip, every, patience, seed, batches, terms, validate, autocast, name, norms
+    )
     with ExitStack() as stack:
         stack.callback(hold(optim, model, masks).remove)
         stack.enter_context(evaluating(model))
-        tapped = any(t.needs_hidden for t in terms)
-        student = stack.enter_context(_tapping(model, tapped))
+        tapped, named = any(t.needs_hidden for t in terms), sorted({m for t in terms for m in t.modules})
+        student = stack.enter_context(_tapping(model, tapped, named))
         target = None
         if teacher is not None:
             stack.enter_context(evaluating(teacher))
-            target = stack.enter_context(_tapping(teacher, tapped))
+            target = stack.enter_context(_tapping(teacher, tapped, named))
         tick = stack.enter_context(_ticks(progress, steps))
         return state.go(optim, student, target, masks, Path(checkpoint) if checkpoint else None, tick)
 
 
 @contextmanager
-def _tapping(model: nn.Module, tapped: bool) -> Iterator[Taps]:
-    taps = Taps(model, blocks(model) if tapped else ())
+def _tapping(model: nn.Module, tapped: bool, named: Sequence[str]) -> Iterator[Taps]:
+    taps = Taps(model, blocks(model) if tapped else (), named)
     try:
         yield taps
     finally:
@@ -174,6 +181,7 @@ class _Training:
     validate: Callable[[nn.Module], float] | None
     autocast: torch.dtype | None
     name: str
+    norms: Sequence[nn.Module] = ()
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
     def go(
@@ -224,7 +232,9 @@ class _Training:
         with torch.enable_grad(), torch.autocast(device, dtype=self.autocast) if self.autocast else nullcontext():
             with torch.no_grad():
                 target = teacher.run(batch) if teacher else Outputs(None)
+            self._normalise(True)
             outputs = student.run(batch)
+            self._normalise(False)
             loss = torch.stack([t.weight * t(outputs, target) for t in self.terms]).sum()
         if not bool(torch.isfinite(loss)):
             raise ModelError(
@@ -236,6 +246,10 @@ class _Training:
         nn.utils.clip_grad_norm_([p for g in optim.param_groups for p in g["params"]], self.clip)
         optim.step()
         return float(loss.detach())
+
+    def _normalise(self, anew: bool) -> None:
+        for norm in self.norms:
+            norm.train(anew)
 
     def _rate(self, state: _Progress) -> float:
         """Share of the peak learning rate: a ramp over the share `warmup` of the run, then straight down to 2 %."""
@@ -260,7 +274,8 @@ class _Training:
         state.validations.append((state.step, metric))
         if state.best is None or metric < state.best:
             state.best, state.bad = metric, 0
-            self.best_state = {k: v.detach().clone() for k, v in model.named_parameters()}
+            kept = (*model.named_parameters(), *(model.named_buffers() if self.norms else ()))
+            self.best_state = {k: v.detach().clone() for k, v in kept}
         else:
             state.bad += 1
 

@@ -35,6 +35,12 @@ LONG = Source(
     "FedDIP: extreme dynamic pruning and incremental regularization",
 )
 VINCENT = Source("Vincent, Faust, Tripathi, Peters and D'Eramo", 2025, "2503.01437", "Eau de Q-network")
+MOUSAVI = Source(
+    "Mousavi, Loni, Alibeigi and Daneshtalab",
+    2023,
+    "2207.06968",
+    "Architecture search for sparse neural networks (DASS)",
+)
 RAMANUJAN = Source(
     "Ramanujan, Wortsman, Kembhavi, Farhadi and Rastegari", 2020, "1911.13299", "What's hidden in a random network?"
 )
@@ -115,4 +121,8 @@ add(
     train=EdgePopup(), catalog=(131,), status="experimental",
     when="A network is to be described by a seed and a mask.",
     when_not="Accuracy at a density counts: its weights never learn.",
+)  # fmt: skip
+add(
+    "dass", Magnitude(), "tensor", MOUSAVI, "Masks learned on trained weights; `search_sparse` chooses operations by the loss of the masked network.",
+    train=EdgePopup(first=None), catalog=(27,), status="experimental",
 )  # fmt: skip

@@ -42,5 +42,7 @@ from sparseworks.weights.train.state import save_state as save_state
 from sparseworks.weights.train.straight import Straight as Straight
 from sparseworks.weights.train.threshold import Annealed as Annealed
 from sparseworks.weights.train.threshold import LearnedThreshold as LearnedThreshold
+from sparseworks.weights.train.thresholds import ThresholdGammas as ThresholdGammas
+from sparseworks.weights.train.thresholds import keep_above as keep_above
 from sparseworks.weights.train.units import CutGroups as CutGroups
 from sparseworks.weights.train.variational import Variational as Variational
