@@ -15,8 +15,12 @@ CHU = Source(
 add(
     "yolov8_cwd", Magnitude(), "global", SABAGHIAN, "L1 on gammas that falls, one threshold with a floor; recovers with `ChannelWise`.",
     train=ThresholdGammas(), catalog=(75,), status="experimental",
+    when="A detector with batch normalisation is cut and its dense version can teach it.",
+    when_not="Sections of the network differ much: one threshold may empty one, see `group_channels`.",
 )  # fmt: skip
 add(
     "group_channels", Magnitude(), "global", CHU, "A threshold for every section of the network; recovers with `SpatialAttention`.",
     train=ThresholdGammas(sections="modules"), catalog=(161,), status="experimental",
+    when="A detector is cut whose sections differ: each has a threshold of its own.",
+    when_not="The network is uniform: one threshold chooses more freely.",
 )  # fmt: skip

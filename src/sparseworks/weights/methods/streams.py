@@ -26,18 +26,26 @@ add(
     "cl_dst", Magnitude(), "tensor", YILDIRIM,
     "A support for every task, found by drop-and-grow; what earlier tasks use is used but not moved: nothing is forgotten.",
     budget=Density(0.2), allocate=ERK(), schedule=Cosine(0.5, end=0.005), train=TaskDropGrow(), catalog=(2,),
+    when="Tasks come one after another with their names known, and nothing learned may be forgotten.",
+    when_not="Tasks are not told apart at inference, or there are more than the weights can hold: each takes its share.",
 )  # fmt: skip
 add(
     "sparcl", Magnitude() + Gradient(), "tensor", WANG,
     "With rehearsal: supports widen for a new task and are exchanged within it, and gradients are sparser than weights.",
     budget=Density(0.25), train=ShrinkExpand(), catalog=(88,), status="experimental",
+    when="Tasks come one after another, a rehearsal buffer is there, and training itself has to be cheap.",
+    when_not="No examples of earlier tasks may be kept: it rehearses.",
 )  # fmt: skip
 add(
     "sharp", Magnitude(), "tensor", GURBUZ,
     "Units whose activity carries an episode mature and are never moved again; the others are rewired.",
     budget=Density(0.4), train=Mature(), catalog=(105,),
+    when="Classes come one after another, and hidden activations of a few recent ones may be kept instead of inputs.",
+    when_not="All data are there at once: units that mature are never moved again.",
 )  # fmt: skip
 add(
     "app", SNIP(), "global", MISRA, "Prunes a little before every megabatch of a stream: an anytime learner, smaller all the while.",
     budget=Density(0.8**4.5), schedule=Survivors(), train=Staged(start=1 / 4.5), catalog=(137,),
+    when="Data come in megabatches, and a model that works is wanted after each, smaller all the while.",
+    when_not="All data are there at once: one pruning can look at all of them.",
 )  # fmt: skip

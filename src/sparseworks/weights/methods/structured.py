@@ -23,32 +23,48 @@ WU = Source("Wu, Wang, Ji, Zhang, Su et al.", 2021, "2106.02914", "Feature flow 
 add(
     "group_magnitude", Magnitude(), "global", LI, "Trains, cuts the groups of least norm, trains on: what others have to beat.",
     train=CutGroups(),
+    when="As the baseline of every method that removes groups.",
+    when_not="Quality counts: nothing prepares the groups for their removal.",
 )  # fmt: skip
 add(
     "group_lasso", Magnitude(), "global", YUAN, "Shrinks all groups alike, the weak ones to zero.",
     train=GroupProx(kind="lasso", strength=1e-3),
+    when="Groups are to fade in training and no number of groups is given.",
+    when_not="A number is given: it shrinks the strong groups as well, see `wgsef`.",
 )  # fmt: skip
 add(
     "wgsef", Magnitude(), "global", WGSEF, "At most k groups by the envelope of that constraint: the strong ones hardly shrink.",
     train=GroupProx(), status="experimental", catalog=(44,),
+    when="At most k groups may stay, and those that stay shall hardly shrink.",
+    when_not="The number of groups is to come out of training: see `group_lasso`.",
 )  # fmt: skip
 add(
     "hesso", Magnitude(), "global", CHEN, "Exactly K groups shrink to zero in periods, by a mix of five scores.",
     train=ShrinkGroups(), catalog=(177,),
+    when="Exactly K groups are to go during one training, without a penalty to tune.",
+    when_not="Most groups go: see `hesso_cric`, which tries them out first.",
 )  # fmt: skip
 add(
     "hesso_cric", Magnitude(), "global", CHEN, "HESSO whose groups are tried out first, so that no layer collapses.",
     train=ShrinkAfterTrials(), status="experimental", catalog=(177,),
+    when="As `hesso`, where so many groups go that a wrong choice collapses the model.",
+    when_not="Few groups go: trying them out costs time and `hesso` does as well.",
 )  # fmt: skip
 add(
     "network_slimming", Magnitude(), "global", LIU, "L1 on the factors of all norms, then the channels of least |gamma| go.",
     train=SparseGammas(),
+    when="A network with batch normalisation is trained anyway, and its channels are to go by their factors.",
+    when_not="There are no such factors, or the channels are known beforehand: see `mask_sparsity`.",
 )  # fmt: skip
 add(
     "mask_sparsity", Magnitude(), "global", JIANG, "L1 on the factors of those channels alone that will go.",
     train=SparseGammas(mark=0.2), catalog=(192,),
+    when="It is known which channels will go: they alone are penalised, the others stay whole.",
+    when_not="The choice is to come out of the training: see `network_slimming`.",
 )  # fmt: skip
 add(
     "ffr", Magnitude(), "global", WU, "Short and straight ways of the features: filters become small by themselves.",
     train=FeatureFlow(), status="experimental", catalog=(172,),
+    when="A residual network is trained from scratch, and filters are to become small by themselves.",
+    when_not="A number of filters has to be met at the end of training alone: it penalises features, not counts.",
 )  # fmt: skip

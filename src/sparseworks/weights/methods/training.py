@@ -110,11 +110,15 @@ add(
     "feddip", Magnitude(), "global", LONG,
     "Federated, see `Server`: clients train what is left out as well, the server chooses again every few rounds.",
     allocate=ERK(), schedule=Cubic(), train=Reconfigure(), catalog=(115,),
+    when="Data lie with many clients, and what they send has to be small.",
+    when_not="All data are in one place: `gmp` and `rigl` need no rounds.",
 )  # fmt: skip
 add(
     "eau_de_qn", Magnitude(), "global", VINCENT,
     "How an agent prunes at the pace at which it learns, see `PacedQNetworks`; its sparsity follows from its losses.",
     catalog=(82,), status="experimental",
+    when="A deep Q-network is to become sparse, and nobody knows how sparse it may be: the return decides.",
+    when_not="A density is given: it ends where the agent can still learn.",
 )  # fmt: skip
 add(
     "edge_popup", Magnitude(), "tensor", RAMANUJAN, "Weights stay as drawn; the subnetwork is learned.",
@@ -125,4 +129,6 @@ add(
 add(
     "dass", Magnitude(), "tensor", MOUSAVI, "Masks learned on trained weights; `search_sparse` chooses operations by the loss of the masked network.",
     train=EdgePopup(first=None), catalog=(27,), status="experimental",
+    when="Operations of a cell are chosen for a network that will be sparse.",
+    when_not="The architecture is fixed: there is nothing to search.",
 )  # fmt: skip
