@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -82,6 +82,7 @@ class Run:
     shown: Shown
     supports: dict[str, Support] = field(default_factory=dict)
     rows: list[SiteRow] = field(default_factory=list)
+    doing: ClassVar[str] = "prune"
 
     def go(self) -> Pruned:
         """Decide, then unit after unit."""
@@ -93,17 +94,18 @@ class Run:
             job.model, job.sites, self.needs, job.blocks, job.batches, evidence=before,
             resident=self.residency.resident_bytes,
         )  # fmt: skip
+        self.order = list(in_order(job))
         self._announce(memory)
-        with self.shown.bar("prune", len(job.sites)) as self.tick:
+        with self.shown.bar(self.doing, len(job.sites)) as self.tick:
             self.decision, self.evidence = self._decide(before)
             for chain in self._chains():
                 self._chain(chain, memory)
-        order = {site.name: i for i, site in enumerate(in_order(job))}
+        order = {site.name: i for i, site in enumerate(self.order)}
         self.rows.sort(key=lambda row: order[row.name])
-        return Pruned({name: self.supports[name] for name in order}, self.rows, memory)
+        return Pruned({name: self.supports[name] for name in order if name in self.supports}, self.rows, memory)
 
     def _announce(self, memory: Memory) -> None:
-        self.shown.say(f"pruning {len(self.job.sites)} sites: {memory}")
+        self.shown.say(f"{self.doing.removesuffix('e')}ing {len(self.job.sites)} sites: {memory}")
         fixed = memory.total - memory.activations
         if self.memory_limit is not None and fixed > self.memory_limit:
             self.shown.say(f"weights and statistics alone need {fixed:,} bytes, above the limit; trying all the same")
@@ -129,7 +131,7 @@ class Run:
         chained = {b.name for chain in linked for b in chain}
         inside = {b.index: [] for b in job.blocks if b.name in chained}
         outside: list[list[Site]] = [[], []]
-        for site in in_order(job):
+        for site in self.order:
             index = block_of(site.parameter, job.blocks)
             if index in inside:
                 inside[index].append(site)
