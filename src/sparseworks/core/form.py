@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -50,6 +51,17 @@ class Form:
         raise BudgetError(
             f"Form {self.registered_name!r} is trained from scratch and cannot be fitted to a weight; use `start`."
         )
+
+    @property
+    def together(self) -> bool:
+        """Whether layers that read the same inputs are fitted by one call of `fit_together`, and share factors."""
+        return False
+
+    def fit_together(
+        self, weights: Sequence[Float[Tensor, "out in"]], stats: Stats, method: Method, words: int
+    ) -> list[LinearOperator]:
+        """The operators of several weights with the same inputs, within `words` for all of them."""
+        raise NotImplementedError
 
     def start(
         self, shape: tuple[int, int], method: Method, words: int, generator: torch.Generator | None = None

@@ -62,7 +62,7 @@ class Pruned:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """Sites whose statistics are gathered together: one block, or all sites outside blocks on one side of them."""
 
     index: int
@@ -123,7 +123,7 @@ class Run:
         kept = {n: Stats([s for s in stats if s.source not in FORWARD], site=n) for n, stats in evidence.items()}
         return decision, kept
 
-    def _chains(self) -> list[list[_Unit]]:
+    def _chains(self) -> list[list[Unit]]:
         """Sites outside blocks that come first, chains of blocks, sites outside blocks that come after."""
         job = self.job
         streamed = any(self.needs.values()) and bool(job.blocks[0].name)
@@ -137,12 +137,12 @@ class Run:
                 inside[index].append(site)
             else:
                 outside[any(inside.values())].append(site)
-        found: list[list[_Unit]] = [[_Unit(0, "first layers", outside[0])]]
+        found: list[list[Unit]] = [[Unit(0, "first layers", outside[0])]]
         for chain in linked:
-            found.append([_Unit(1 + b.index, b.name, inside[b.index], b) for b in chain])
-        return [*found, [_Unit(1 + len(job.blocks), "last layers", outside[1])]]
+            found.append([Unit(1 + b.index, b.name, inside[b.index], b) for b in chain])
+        return [*found, [Unit(1 + len(job.blocks), "last layers", outside[1])]]
 
-    def _chain(self, chain: list[_Unit], memory: Memory) -> None:
+    def _chain(self, chain: list[Unit], memory: Memory) -> None:
         done = [u for u in chain if self._restore(u, put=False)]
         hungry = [u for u in chain if any(self.needs[s.name] for s in u.sites) and u not in done]
         taken = None
@@ -163,7 +163,7 @@ class Run:
             limit = max(limit - (memory.total - memory.activations), 0)
         return Activations(limit=limit, folder=self.work.folder / "hidden" if self.work else None)
 
-    def _restore(self, unit: _Unit, *, put: bool = True) -> bool:
+    def _restore(self, unit: Unit, *, put: bool = True) -> bool:
         """Whether the unit was finished by an earlier run; with `put` its weights go into the model."""
         if not put or self.work is None:
             return self.work is not None and self.work.has_unit(unit.index)
@@ -176,11 +176,11 @@ class Run:
         self.tick(len(unit.sites), unit.name)
         return True
 
-    def _solve(self, unit: _Unit, taken: Capture | None) -> None:
+    def _solve(self, unit: Unit, taken: Capture | None) -> None:
         if not unit.sites:
             return
         stats, rows = self._gather(unit, taken), []
-        with _placed(unit.block.module(self.job.model) if unit.block else None, self.device):
+        with placed(unit.block.module(self.job.model) if unit.block else None, self.device):
             for site in unit.sites:
                 rows.append(self._solve_site(site, stats.get(site.name, Stats(site=site.name))))
                 self.tick(1, site.name)
@@ -206,7 +206,7 @@ class Run:
         kept = solved.support
         return SiteRow(site.name, site.shape, str(method.pattern), kept.count, kept.density, solved.error)
 
-    def _gather(self, unit: _Unit, taken: Capture | None) -> dict[str, Stats]:
+    def _gather(self, unit: Unit, taken: Capture | None) -> dict[str, Stats]:
         fed = [s for s in unit.sites if self.needs[s.name]]
         if not fed:
             return {}
@@ -225,7 +225,7 @@ class Run:
 
     def _move(self, block: Block, taken: Capture, *, advance: bool, gatherer: Gatherer | None = None) -> None:
         begin = (lambda i, piece: gatherer.begin(self.job.batches[i], piece)) if gatherer else None
-        with _placed(block.module(self.job.model), self.device):
+        with placed(block.module(self.job.model), self.device):
             replay(
                 self.job.model, block, taken, advance=advance, before=begin, again=gatherer.reset if gatherer else None
             )
@@ -264,7 +264,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _placed(module: nn.Module | None, device: torch.device | None) -> Iterator[None]:
+def placed(module: nn.Module | None, device: torch.device | None) -> Iterator[None]:
     """The module on `device` inside, and back where it was afterwards."""
     home = next((p.device for p in module.parameters()), device) if module is not None else device
     if module is None or device is None or home == device:

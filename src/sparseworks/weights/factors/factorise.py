@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,14 +14,14 @@ from sparseworks.core.method import METHODS, Method
 from sparseworks.core.operator import LinearOperator, Stored
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.site import Site
-from sparseworks.core.stats import Stat, Stats
-from sparseworks.stream import Memory, blocks
+from sparseworks.core.stats import Gram, Stat, Stats
+from sparseworks.stream import Capture, Memory, blocks
 from sparseworks.stream import sites as find_sites
 from sparseworks.weights.decide import Job
 from sparseworks.weights.matrix import check_weight, relative_error
 from sparseworks.weights.prune import reseeded
 from sparseworks.weights.show import Shown
-from sparseworks.weights.streaming import Run, SiteRow, about, evaluating
+from sparseworks.weights.streaming import Run, Unit, about, evaluating, placed
 
 _KINDS = ("linear", "hf_conv1d")
 
@@ -55,8 +55,16 @@ class Factorised:
 
     @property
     def share(self) -> float:
-        """Stored words over those of the dense matrices, all layers together."""
-        return sum(r.stored.words() for r in self.rows) / sum(r.shape[0] * r.shape[1] for r in self.rows)
+        """Stored words over those of the dense matrices, all layers together; factors that layers share counted once."""
+        once = stored_once(self.operators.values())
+        return once.words() / sum(r.shape[0] * r.shape[1] for r in self.rows)
+
+
+def stored_once(operators: Iterable[LinearOperator]) -> Stored:
+    """What the operators need together, a factor that several of them hold counted once."""
+    modules = {id(m): m for operator in operators for m in operator.modules() if isinstance(m, LinearOperator)}
+    leaves = [m for m in modules.values() if not any(isinstance(c, LinearOperator) for c in list(m.modules())[1:])]
+    return sum((leaf.stored for leaf in leaves), Stored())
 
 
 def factorise(
@@ -120,23 +128,43 @@ class Factorise(Run):
         rows = sorted(self.found, key=lambda row: order[row.name])
         return Factorised({row.name: self.operators[row.name] for row in rows}, rows, memory)
 
-    def _solve_site(self, site: Site, streamed: Stats) -> SiteRow:
-        """Fit one layer and put the operator in its place."""
-        method, model = self.methods[site.name], self.job.model
+    def _solve(self, unit: Unit, taken: Capture | None) -> None:
+        """Fit the layers of a unit, those that share factors together, and put the operators in their places."""
+        if not unit.sites:
+            return
+        streamed = self._gather(unit, taken)
+        stats = {s.name: Stats([*streamed.get(s.name, ()), *self.evidence[s.name]], site=s.name) for s in unit.sites}
+        with placed(unit.block.module(self.job.model) if unit.block else None, self.device):
+            for group in self._groups(unit.sites, stats):
+                self._fit(group, stats[group[0].name])
+                self.tick(len(group), group[-1].name)
+
+    def _groups(self, sites: Sequence[Site], stats: Mapping[str, Stats]) -> list[list[Site]]:
+        """Each site alone, but sites of a method that shares factors with all that read the same inputs."""
+        groups: dict[Any, list[Site]] = {}
+        for site in sites:
+            method = self.methods[site.name]
+            assert method.form is not None
+            key: Any = site.name
+            if method.form.together and Gram in stats[site.name]:
+                key = method, id(stats[site.name][Gram].total)  # what is gathered once is the same tensor for all
+            groups.setdefault(key, []).append(site)
+        return list(groups.values())
+
+    def _fit(self, sites: Sequence[Site], stats: Stats) -> None:
+        model, method = self.job.model, self.methods[sites[0].name]
         assert method.form is not None
-        stats = Stats([*streamed, *self.evidence[site.name]], site=site.name)
-        weight = site.read(model)
-        words = self.decision.counts.get(site.name, site.size)
-        with about(site):
-            operator = fitted(weight, stats, method, words)
-        layer = model.get_submodule(site.module)
-        place(model, site.module, operator, layer)
-        old = weight.double() if weight.dtype == torch.float64 else weight.float()
-        error = relative_error(old, operator.dense().detach().to(old), stats)
-        share = operator.stored.words() / site.size
-        self.operators[site.name] = operator
-        self.found.append(FactorRow(site.name, site.shape, method.form.registered_name, operator.stored, share, error))
-        return SiteRow(site.name, site.shape, method.form.registered_name, operator.stored.numbers, share, error)
+        weights = [site.read(model) for site in sites]
+        words = sum(self.decision.counts.get(site.name, site.size) for site in sites)
+        with about(sites[0]):
+            operators = fitted(weights, stats, method, words)
+        for site, weight, operator in zip(sites, weights, operators, strict=True):
+            place(model, site.module, operator, model.get_submodule(site.module))
+            old = weight.double() if weight.dtype == torch.float64 else weight.float()
+            error = relative_error(old, operator.dense().detach().to(old), stats)
+            form, stored = method.form.registered_name, operator.stored
+            self.operators[site.name] = operator
+            self.found.append(FactorRow(site.name, site.shape, form, stored, stored.words() / site.size, error))
 
 
 def factorise_matrix(
@@ -161,19 +189,21 @@ def factorise_matrix(
         raise CalibrationError(f"Method {method.name!r} looks at the inputs: give them with `inputs=`.")
     if inputs is not None:
         gathered.feed("input", inputs)
-    return fitted(weight, Stats([*known, *gathered]), method, method.budget.total({"weight": weight.numel()}))
+    return fitted([weight], Stats([*known, *gathered]), method, method.budget.total({"weight": weight.numel()}))[0]
 
 
-def fitted(weight: Tensor, stats: Stats, method: Method, words: int) -> LinearOperator:
-    """The fit in float32 (float64 stays), stored in the type of `weight`.
+def fitted(weights: Sequence[Tensor], stats: Stats, method: Method, words: int) -> list[LinearOperator]:
+    """The fits in float32 (float64 stays), stored in the type of the weights; more than one only of a form that shares.
 
     Raises:
         ModelError: the method has no form.
     """
     if method.form is None:
         raise ModelError(f"Method {method.name!r} has no form: it keeps matrices and belongs to `sparseworks.prune`.")
-    wide = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
-    return method.form.fit(wide, stats, method, words).to(weight.dtype)
+    wide = [w.detach() if w.dtype == torch.float64 else w.detach().float() for w in weights]
+    if len(wide) == 1:
+        return [method.form.fit(wide[0], stats, method, words).to(weights[0].dtype)]
+    return [o.to(w.dtype) for o, w in zip(method.form.fit_together(wide, stats, method, words), weights, strict=True)]
 
 
 def place(model: nn.Module, path: str, operator: LinearOperator, layer: nn.Module) -> None:

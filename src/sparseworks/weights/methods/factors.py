@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparseworks.core.budget import Density
 from sparseworks.core.form import Form
 from sparseworks.core.method import Source
-from sparseworks.scores import Magnitude
+from sparseworks.scores import InputNorm, Magnitude
+from sparseworks.weights.factors.armor import Wrapped
+from sparseworks.weights.factors.dense_sparse import DenseSparse
+from sparseworks.weights.factors.dictionary import Dictionary
 from sparseworks.weights.factors.lowrank import LowRank
 from sparseworks.weights.factors.monarch import Monarch
 from sparseworks.weights.methods.add import add
+from sparseworks.weights.train.straight import Straight
 
 ECKART = Source("Eckart and Young", 1936, title="The approximation of one matrix by another of lower rank")
 SVD_LLM = Source("Wang, Zheng, Wan and Zhang", 2024, "2403.07378", "SVD-LLM")
 DAO = Source("Dao, Chen, Sohoni, Desai, Poli, Grogan, Liu, Rao, Rudra and Ré", 2022, "2204.00595", "Monarch")
 
+SHOPKHOEV = Source("Shopkhoev et al.", 2025, "2509.22075", "CoSpaDi")
+CHAND = Source("Chand, Prabhu and Kumar", 2023, "2312.13211", "DSFormer")
+LIU = Source("Liu et al.", 2025, "2510.05528", "ARMOR")
 
-def _add(name: str, form: Form, source: Source, claims: str, pattern: str = "tensor", **parts: Any) -> None:
-    """Register a form; score and pattern stand for nothing unless the form selects."""
-    add(name, Magnitude(), pattern, source, claims, form=form, **parts)
+
+def _add(name: str, form: Form, source: Source, claims: str, **parts: Any) -> None:
+    """Register a form that selects nothing, so that score and pattern stand for nothing."""
+    add(name, Magnitude(), "tensor", source, claims, form=form, **parts)
 
 
 _add("svd", LowRank(whiten=False), ECKART, "The closest matrix of its rank; needs no data.")
@@ -30,3 +39,15 @@ _add(
     "Two batches of small products; trained from scratch or projected, as good as dense.",
     catalog=(181,),
 )
+_add(
+    "cospadi", Dictionary(), SHOPKHOEV, "Rows as few atoms of one dictionary: at equal bytes closer outputs than low rank.",
+    catalog=(173,),
+)  # fmt: skip
+add(
+    "dsformer", Magnitude(), "1:4@out", CHAND, "Small bases times sparse coefficients, trained through the task by straight-through.",
+    budget=Density(1 / 3), train=Straight(), form=DenseSparse(), catalog=(175,), status="experimental",
+)  # fmt: skip
+add(
+    "armor", Magnitude() * InputNorm(), "2:4", LIU, "A 2:4 core between small wrappers: closer than any 2:4 matrix, as fast.",
+    form=Wrapped(), catalog=(182,),
+)  # fmt: skip

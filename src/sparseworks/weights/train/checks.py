@@ -35,8 +35,6 @@ def check(
     method: Method, regime: Regime, optimizer: Optimizer, model: nn.Module, listed: Sequence[Site], steps: int | None
 ) -> None:
     """Refuse what cannot work before anything is changed; errors as in `Sparsifier`."""
-    if method.form is not None:
-        raise ModelError(f"Method {method.name!r} writes weights as factors: use `sparseworks.factorise`.")
     if not listed:
         raise ModelError("Nothing to make sparse: the model has no sites, or `skip` leaves all of them dense.")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -23,6 +23,7 @@ from sparseworks.core.stats import Stat, Stats, WeightGradient
 from sparseworks.core.support import Support
 from sparseworks.stream.gradients import Loss
 from sparseworks.weights.decide import across
+from sparseworks.weights.factors.shadow import on_factors, open_sites
 from sparseworks.weights.prune import prune, reseeded
 from sparseworks.weights.train.checks import check, chosen, unwrapped
 from sparseworks.weights.train.hold import Hold
@@ -77,7 +78,7 @@ class Sparsifier:
             method: a method or its name. Without a regime of training it prunes now, with `data` where it needs them, and
                 the supports are held.
             steps: optimiser steps of the whole run; needed by methods whose supports change with its progress.
-            sites: default: all that `sparseworks.sites(model)` lists.
+            sites: default: all that `sparseworks.sites(model)` lists; for a method with a form its opened sparse factors.
             skip: shell-style patterns of site names that stay dense.
             data, loss: for methods that prune now, see `sparseworks.prune`.
             seed: of every random part.
@@ -89,8 +90,10 @@ class Sparsifier:
             MissingStatError: a score needs statistics that training does not give.
         """
         method = METHODS.get(method) if isinstance(method, str) else method
-        self.method = reseeded(method, seed)
         model = unwrapped(model)
+        if method.form is not None:
+            method, sites = on_factors(method, model), open_sites(model) if sites is None else sites
+        self.method = reseeded(method, seed)
         self.model, self.optimizer, self.steps, self.seed = model, optimizer, steps, seed
         self.regime: Regime = self.method.train or Hold()
         self.done = 0
