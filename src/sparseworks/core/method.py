@@ -126,9 +126,12 @@ class Method:
         fixed, had = given.get("pattern", self.pattern).fixed_density, self.pattern.fixed_density
         if "budget" in given and fixed is not None and given["budget"] != Density(fixed):
             raise _cannot_hold(given.get("pattern", self.pattern), given["budget"])
-        if "pattern" in given and "budget" not in given:
+        leaves_form = self.form is not None
+        if ("pattern" in given or leaves_form) and "budget" not in given:
             given["budget"] = (
-                Density(fixed) if fixed is not None else (Density(0.5) if had is not None else self.budget)
+                Density(fixed)
+                if fixed is not None
+                else (Density(0.5) if had is not None or leaves_form else self.budget)
             )
         return replace(self, **given)
 

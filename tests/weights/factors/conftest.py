@@ -26,12 +26,11 @@ class Layer:
 
 
 @pytest.fixture(scope="session")
-def layers(tiny_lm) -> dict[str, Layer]:
-    """A projection of 256 x 256 from the middle of the decoder and one of 256 x 832 from its end."""
-    names = ("model.layers.2.self_attn.q_proj", "model.layers.5.mlp.down_proj")
-    chosen = [s for s in sites(tiny_lm.dense) if s.name in names]
-    stats = gather(tiny_lm.dense, chosen, frozenset({Gram, InputMoments}), tiny_lm.data)
-    return {s.name.rpartition(".")[2]: Layer(s.read(tiny_lm.dense).clone(), stats[s.name]) for s in chosen}
+def layer(tiny_lm) -> Layer:
+    """A projection of 256 x 256 from the middle of the shipped decoder."""
+    (site,) = (s for s in sites(tiny_lm.dense) if s.name == "model.layers.2.self_attn.q_proj")
+    stats = gather(tiny_lm.dense, [site], frozenset({Gram, InputMoments}), tiny_lm.data)
+    return Layer(site.read(tiny_lm.dense).clone(), stats[site.name])
 
 
 def correlated(size: int = 64, tokens: int = 512, seed: int = 0) -> Layer:

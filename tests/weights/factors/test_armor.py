@@ -27,8 +27,8 @@ def core(layer, block) -> Core:
     return Core(plain.float(), support, moments.square / moments.count, block, ARMOR.pattern)
 
 
-def test_the_loss_never_rises_and_the_core_keeps_its_pattern(layers):
-    made = core(layers["q_proj"], 32)
+def test_the_loss_never_rises_and_the_core_keeps_its_pattern(layer):
+    made = core(layer, 32)
     losses = list(made.descend(300, 10, 10**9, 0.0, 0))
     assert all(b <= a * (1 + 1e-6) for a, b in pairwise(losses))
     assert losses[-1] < 0.75 * losses[0] and losses[-1] == pytest.approx(made.loss(), rel=1e-5)
@@ -73,11 +73,9 @@ def test_wrappers_are_the_least_squares_solution(made_up):
         assert other.loss() > best
 
 
-@pytest.mark.parametrize("name", ["q_proj", "down_proj"])
-def test_closer_than_sparsegpt(layers, name):
-    """Relative output error of the layer: the start of ARMOR, SparseGPT's 2:4 and ARMOR's."""
-    layer = layers[name]
-    operator = sw.factorise_matrix(layer.weight, ARMOR.with_(form=Wrapped(steps=800)), stats=layer.stats)
+def test_closer_than_sparsegpt(layer):
+    """Relative output error of the layer: ARMOR below SparseGPT's 2:4, and far below its own start."""
+    operator = sw.factorise_matrix(layer.weight, ARMOR.with_(form=Wrapped(steps=1500)), stats=layer.stats)
     start = sw.factorise_matrix(layer.weight, ARMOR.with_(form=Wrapped(steps=0)), stats=layer.stats)
     sparsegpt, _ = sw.prune_matrix(layer.weight, sw.method("sparsegpt", pattern="2:4"), stats=layer.stats)
     error = layer.error(operator.dense())

@@ -72,6 +72,7 @@ def test_straight_through_is_the_formula(tower, batches):
     """S <- S - lr g(top-t of S), with the gradient at the projection, and D by its own gradient; against a loop by hand."""
     model, found = opened(tower)
     by_hand = copy.deepcopy(model)
+    batches = [b / b.std() for b in batches]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     sparsifier = sw.Sparsifier(model, STF, optimizer, steps=6)
     shadows = {s.name: by_hand.get_submodule(s.name).matrix.detach().clone() for s in found}
@@ -95,9 +96,10 @@ def test_straight_through_is_the_formula(tower, batches):
                 if id(p) not in held:
                     p -= 0.05 * p.grad
     for place in sparsifier.sites:
-        assert torch.allclose(place.weight(), shadows[place.name], atol=1e-5)
+        assert torch.allclose(place.weight(), shadows[place.name], atol=1e-4)
     supports = sparsifier.finish()
     trained = model(batches[0])
+    assert bool(torch.isfinite(trained).all())
     close_factors(model, supports)
     assert torch.allclose(model(batches[0]), trained, atol=1e-5)
     assert all(bool((groups(model.get_submodule(f"blocks.{i}.up")) == 1).all()) for i in range(3))

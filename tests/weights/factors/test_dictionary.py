@@ -51,10 +51,8 @@ def test_an_atom_nobody_uses_takes_the_worst_signal():
     assert torch.allclose(atoms[1].abs(), torch.tensor([0.0, 0.0, 1.0]), atol=0.2)
 
 
-@pytest.mark.parametrize("name", ["q_proj", "down_proj"])
-def test_closer_than_whitened_low_rank_at_equal_bytes(layers, name):
-    """The claim, at 30 % and on real activations: 0.6 and 0.8 of the error of SVD-LLM were seen; without the metric it is lost."""
-    layer = layers[name]
+def test_closer_than_whitened_low_rank_at_equal_bytes(layer):
+    """The claim, at 30 % and on real activations: 0.6 of the error of SVD-LLM was seen; without the metric it is lost."""
     method = sw.method("cospadi", density=0.7, form=Dictionary(iterations=6))
     ours = sw.factorise_matrix(layer.weight, method, stats=layer.stats)
     low = sw.factorise_matrix(layer.weight, sw.method("svd_llm", density=0.7), stats=layer.stats)
@@ -63,7 +61,7 @@ def test_closer_than_whitened_low_rank_at_equal_bytes(layers, name):
     )
     error = layer.error(ours.dense())
     assert ours.stored.total_bits(16) <= 0.7 * 16 * layer.weight.numel()
-    assert error < 0.85 * layer.error(low.dense())
+    assert error < 0.75 * layer.error(low.dense())
     assert layer.error(blind.dense()) > 1.5 * error
 
 
@@ -99,4 +97,4 @@ def test_layers_that_read_the_same_inputs_share_a_dictionary(llama, tokens):
         assert layer.mlp.gate_proj.parts[0] is layer.mlp.up_proj.parts[0] is not q.parts[0]
     assert found.share <= 0.8 < sum(r.share for r in found.rows) / len(found.rows)
     alone = factorise(llama(), method.with_(form=Dictionary(iterations=2)), tokens, progress=False)
-    assert alone.share <= 0.8 and all(r.share <= 0.8 for r in alone.rows)
+    assert alone.share <= 0.8 and all(r.stored.words() <= round(0.8 * r.shape[0] * r.shape[1]) for r in alone.rows)

@@ -64,10 +64,10 @@ def test_the_fourier_transform_comes_back_with_its_columns_in_another_order():
     assert float(whole[m:].square().sum() / whole.square().sum()) > 0.86
 
 
-def test_on_a_gaussian_matrix_it_is_not_better_than_low_rank():
+def test_on_a_gaussian_matrix_it_is_as_good_as_low_rank_and_no_better():
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     ours, theirs = distance(fit(weight).dense(), weight), distance(low_rank(weight), weight)
-    assert 0.55 < theirs < ours < 0.7
+    assert 0.55 < ours < 0.7 and abs(ours - theirs) < 0.03
 
 
 def test_four_blocks_at_half_the_numbers_and_one_block_is_low_rank():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,7 +16,7 @@ from sparseworks.core.form import FORMS, Form
 from sparseworks.core.method import Method
 from sparseworks.core.pattern import ELEMENT, Pattern
 from sparseworks.core.select import select
-from sparseworks.core.stats import InputMoments, Stats
+from sparseworks.core.stats import InputMoments, Stat, Stats
 from sparseworks.core.support import Support
 from sparseworks.weights.factors.combine import Chain
 from sparseworks.weights.factors.parts import BlockDiagonal, Sparse
@@ -42,9 +43,9 @@ class Wrapped(Form):
     patience: int = 100
     tolerance: float = 1e-3
     seed: int = 0
-    needs = frozenset({InputMoments})
-    selects = True
-    sized = False
+    needs: ClassVar[frozenset[type[Stat]]] = frozenset({InputMoments})
+    selects: ClassVar[bool] = True
+    sized: ClassVar[bool] = False
 
     def __post_init__(self):
         if min(self.block, self.every, self.patience) < 1 or self.steps < 0:
@@ -60,9 +61,7 @@ class Wrapped(Form):
             )
         rows, cols, plain = normalised(weight.double())
         support = select(method.score(plain, stats), method.pattern)
-        core = Core(
-            plain.float(), support, stats[InputMoments].square / stats[InputMoments].count, self.block, method.pattern
-        )
+        core = Core(plain.float(), support, stats[InputMoments].norm.square(), self.block, method.pattern)
         for _ in core.descend(self.steps, self.every, self.patience, self.tolerance, self.seed):
             pass
         left = core.left * rows.float().view(len(core.left), self.block, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -39,7 +40,7 @@ class DenseSparse(Form):
     rows: int = 64
     iterations: int = 10
     power: int = 3
-    selects = True
+    selects: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.rows < 1 or self.iterations < 0 or self.power < 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparseworks.core.budget import Density
 from sparseworks.core.form import Form
 from sparseworks.core.method import Source
 from sparseworks.scores import InputNorm, Magnitude
@@ -45,7 +44,7 @@ _add(
 )  # fmt: skip
 add(
     "dsformer", Magnitude(), "1:4@out", CHAND, "Small bases times sparse coefficients, trained through the task by straight-through.",
-    budget=Density(1 / 3), train=Straight(), form=DenseSparse(), catalog=(175,), status="experimental",
+    train=Straight(), form=DenseSparse(), catalog=(175,), status="experimental",
 )  # fmt: skip
 add(
     "armor", Magnitude() * InputNorm(), "2:4", LIU, "A 2:4 core between small wrappers: closer than any 2:4 matrix, as fast.",
