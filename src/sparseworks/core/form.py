@@ -52,6 +52,15 @@ class Form:
             f"Form {self.registered_name!r} is trained from scratch and cannot be fitted to a weight; use `start`."
         )
 
+    def check(self, shape: tuple[int, int], method: Method, words: int) -> None:
+        """Refuse what `fit` would refuse, from the shape alone: a model is checked before any of its layers is changed.
+
+        Raises:
+            BudgetError: the smallest operator is larger than `words`.
+            ShapeError: the factors do not divide the matrix.
+            PatternError: the form cannot hold the method's pattern.
+        """
+
     @property
     def together(self) -> bool:
         """Whether layers that read the same inputs are fitted by one call of `fit_together`, and share factors."""

@@ -131,9 +131,11 @@ def test_what_cannot_work_is_refused_before_anything_changes(tower, batches):
     conv = nn.Sequential(nn.Conv2d(4, 4, 1))
     with pytest.raises(ModelError, match="kind conv2d"):
         sw.factorise(conv, "svd", sites=sites(conv))
+    with pytest.raises(BudgetError, match=r"'last': \d numbers are too few for a 4 x 16 matrix of rank 1"):
+        sw.factorise(model, sw.method("svd", density=0.1), skip=["first"], progress=False)
+    with pytest.raises(ShapeError, match=r"'last': Blocks of 8 must divide the 4 x 16 matrix"):
+        sw.factorise(model, small("armor"), batches, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
-    with pytest.raises(BudgetError, match=r"too few for a 16 x 16 matrix of rank 1"):
-        sw.factorise(model, sw.method("svd", density=0.01), progress=False)
     with pytest.raises(ShapeError, match="do not divide"):
         sw.factorise_matrix(torch.randn(6, 8), "monarch")
 

@@ -51,14 +51,17 @@ class Wrapped(Form):
         if min(self.block, self.every, self.patience) < 1 or self.steps < 0:
             raise BudgetError(f"A wrapped core has block, every, patience >= 1 and steps >= 0, got {self}.")
 
+    def check(self, shape: tuple[int, int], method: Method, words: int) -> None:
+        """Blocks must divide both sides, and groups the blocks."""
+        _, width = group_of(method.pattern)
+        if any(size % self.block for size in shape) or self.block % width:
+            raise ShapeError(
+                f"Blocks of {self.block} must divide the {shape[0]} x {shape[1]} matrix, and groups of {width} the blocks."
+            )
+
     def fit(self, weight: Float[Tensor, "out in"], stats: Stats, method: Method, words: int) -> Chain:
         """See `Form.fit`; the size is that of the pattern and the wrappers."""
-        del words
-        _, width = group_of(method.pattern)
-        if any(size % self.block for size in weight.shape) or self.block % width:
-            raise ShapeError(
-                f"Blocks of {self.block} must divide the {weight.shape[0]} x {weight.shape[1]} matrix, and groups of {width} the blocks."
-            )
+        self.check((weight.shape[0], weight.shape[1]), method, words)
         rows, cols, plain = normalised(weight.double())
         support = select(method.score(plain, stats), method.pattern)
         core = Core(plain.float(), support, stats[InputMoments].norm.square(), self.block, method.pattern)

@@ -46,6 +46,10 @@ class DenseSparse(Form):
         if self.rows < 1 or self.iterations < 0 or self.power < 1:
             raise BudgetError(f"Dense times sparse has rows >= 1, iterations >= 0 and power >= 1, got {self}.")
 
+    def check(self, shape: tuple[int, int], method: Method, words: int) -> None:
+        """Blocks must divide the rows, and one group of atoms must fit."""
+        self._atoms(shape, *group_of(method.pattern), words)
+
     def fit(self, weight: Float[Tensor, "out in"], stats: Stats, method: Method, words: int) -> Chain:
         """See `Form.fit`; plain distance."""
         del stats

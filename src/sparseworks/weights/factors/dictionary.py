@@ -49,6 +49,10 @@ class Dictionary(Form):
         """Second moments, for the metric."""
         return frozenset({Gram}) if self.whiten else frozenset()
 
+    def check(self, shape: tuple[int, int], method: Method, words: int) -> None:
+        """One nonzero a row must fit."""
+        self.sizes(*shape, words)
+
     @property
     def together(self) -> bool:
         """`share`."""

@@ -17,7 +17,7 @@ from sparseworks.core.site import Site
 from sparseworks.core.stats import Gram, Stat, Stats
 from sparseworks.stream import Capture, Memory, blocks
 from sparseworks.stream import sites as find_sites
-from sparseworks.weights.decide import Job
+from sparseworks.weights.decide import Decision, Job
 from sparseworks.weights.matrix import check_weight, relative_error
 from sparseworks.weights.prune import reseeded
 from sparseworks.weights.show import Shown
@@ -99,7 +99,7 @@ def factorise(
         ModelError: no layer is factorised, a method has no form, or a site is not the whole weight of a linear layer.
         CalibrationError: data are missing or empty.
         BudgetError: the budget is too small for a layer, or the method allocates by what only pruning shows.
-        ShapeError: the factors do not divide a layer.
+        ShapeError: the factors do not divide a layer; nothing was changed, nor was it by the errors above.
         NonFiniteError: weights or activations hold NaN or infinity.
     """
     recipe = Recipe.of(METHODS.get(method) if isinstance(method, str) else method, skip=skip)
@@ -127,6 +127,16 @@ class Factorise(Run):
         order = {site.name: i for i, site in enumerate(self.order)}
         rows = sorted(self.found, key=lambda row: order[row.name])
         return Factorised({row.name: self.operators[row.name] for row in rows}, rows, memory)
+
+    def _decide(self, needs: Mapping[str, Any]) -> tuple[Decision, dict[str, Stats]]:
+        """As for pruning; then every layer is checked before the first is changed."""
+        decided = super()._decide(needs)
+        for site in self.job.sites:
+            method, words = self.methods[site.name], decided[0].counts.get(site.name, site.size)
+            assert method.form is not None
+            with about(site):
+                method.form.check(site.shape, method, words)
+        return decided
 
     def _solve(self, unit: Unit, taken: Capture | None) -> None:
         """Fit the layers of a unit, those that share factors together, and put the operators in their places."""

@@ -35,6 +35,10 @@ class LowRank(Form):
         """Second moments, for the metric."""
         return frozenset({Gram}) if self.whiten else frozenset()
 
+    def check(self, shape: tuple[int, int], method: Method, words: int) -> None:
+        """Rank 1 must fit."""
+        rank_within(words, shape)
+
     def fit(self, weight: Float[Tensor, "out in"], stats: Stats, method: Method, words: int) -> Chain:
         """See `Form.fit`."""
         del method

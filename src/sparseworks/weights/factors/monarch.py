@@ -36,6 +36,10 @@ class Monarch(Form):
         if self.blocks < 1:
             raise BudgetError(f"A Monarch matrix has at least one block, got {self.blocks}.")
 
+    def check(self, shape: tuple[int, int], method: Method, words: int) -> None:
+        """Blocks must divide both sides, and rank 1 must fit."""
+        self._rank(shape, words)
+
     def fit(self, weight: Float[Tensor, "out in"], stats: Stats, method: Method, words: int) -> Chain:
         """See `Form.fit`; plain distance, whatever the inputs."""
         del stats, method
