@@ -75,7 +75,7 @@ def test_wrappers_are_the_least_squares_solution(made_up):
 
 def test_closer_than_sparsegpt(layer):
     """Relative output error of the layer: ARMOR below SparseGPT's 2:4, and far below its own start."""
-    operator = sw.factorise_matrix(layer.weight, ARMOR.with_(form=Wrapped(steps=1500)), stats=layer.stats)
+    operator = sw.factorise_matrix(layer.weight, ARMOR.with_(form=Wrapped(steps=1200)), stats=layer.stats)
     start = sw.factorise_matrix(layer.weight, ARMOR.with_(form=Wrapped(steps=0)), stats=layer.stats)
     sparsegpt, _ = sw.prune_matrix(layer.weight, sw.method("sparsegpt", pattern="2:4"), stats=layer.stats)
     error = layer.error(operator.dense())

@@ -40,10 +40,11 @@ def test_a_weight_of_this_form_is_found_again_and_alternation_helps():
 
     def error(iterations):
         fitted = sw.factorise_matrix(made, STF.with_(form=DenseSparse(rows=16, iterations=iterations)))
-        return float((fitted.dense() - made).square().sum() / made.square().sum())
+        return float((fitted.dense().detach() - made).square().sum() / made.square().sum())
 
-    low = sw.factorise_matrix(made, sw.method("svd", density=0.5)).dense()
-    assert error(10) < 0.8 * error(0) and error(10) < 0.6 * float((low - made).square().sum() / made.square().sum())
+    low = sw.factorise_matrix(made, sw.method("svd", density=0.5)).dense().detach()
+    distance = float((low - made).square().sum() / made.square().sum())
+    assert error(10) < 0.5 * error(0) and error(10) < 0.85 * distance
 
 
 def opened(tower):

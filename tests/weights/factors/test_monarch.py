@@ -18,11 +18,11 @@ def fit(weight, form=SQUARE, density=0.25):
 
 
 def low_rank(weight, density=0.25):
-    return sw.factorise_matrix(weight, sw.method("svd", density=density)).dense()
+    return sw.factorise_matrix(weight, sw.method("svd", density=density)).dense().detach()
 
 
 def distance(a, b):
-    return float((a - b).square().sum() / b.square().sum())
+    return float((a.detach() - b.detach()).square().sum() / b.square().sum())
 
 
 def test_the_operator_is_the_sum_over_its_pairs():

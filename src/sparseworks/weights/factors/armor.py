@@ -105,7 +105,7 @@ class Core:
 
     def descend(self, steps: int, every: int, patience: int, tolerance: float, seed: int) -> Iterator[float]:
         """Take the steps; gives the loss at the start and after each time A and B were fitted, never higher than before."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(self.h.device).manual_seed(seed)
         yield (best := self.loss())
         waited = 0
         for start in range(0, steps, every):

@@ -21,7 +21,7 @@ class Matrix(LinearOperator):
 
     def __init__(self, matrix: Float[Tensor, "out in"]):
         super().__init__(*matrix.shape)
-        self.matrix = nn.Parameter(matrix)
+        self.matrix = nn.Parameter(matrix.contiguous())  # as files give it back: other strides round otherwise
 
     def product(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """x A^T."""
@@ -58,7 +58,7 @@ class BlockDiagonal(LinearOperator):
     def __init__(self, blocks: Float[Tensor, "n p s"]):
         n, p, s = blocks.shape
         super().__init__(n * p, n * s)
-        self.blocks = nn.Parameter(blocks)
+        self.blocks = nn.Parameter(blocks.contiguous())
 
     def product(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """One batched product: slice i of the input with block i."""
