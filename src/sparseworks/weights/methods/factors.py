@@ -15,7 +15,12 @@ from sparseworks.weights.factors.monarch import Monarch
 from sparseworks.weights.methods.add import add
 from sparseworks.weights.train.straight import Straight
 
-ECKART = Source("Eckart and Young", 1936, title="The approximation of one matrix by another of lower rank")
+DENTON = Source(
+    "Denton, Zaremba, Bruna, LeCun and Fergus",
+    2014,
+    "1404.0736",
+    "Exploiting linear structure within convolutional networks",
+)
 SVD_LLM = Source("Wang, Zheng, Wan and Zhang", 2024, "2403.07378", "SVD-LLM")
 DAO = Source("Dao, Chen, Sohoni, Desai, Poli, Grogan, Liu, Rao, Rudra and Ré", 2022, "2204.00595", "Monarch")
 
@@ -29,7 +34,7 @@ def _add(name: str, form: Form, source: Source, claims: str, **parts: Any) -> No
     add(name, Magnitude(), "tensor", source, claims, form=form, **parts)
 
 
-_add("svd", LowRank(whiten=False), ECKART, "The closest matrix of its rank; needs no data.")
+_add("svd", LowRank(whiten=False), DENTON, "The closest matrix of its rank; needs no data.")
 _add("svd_llm", LowRank(), SVD_LLM, "The closest outputs of any matrix of its rank: what every other form has to beat.")
 _add(
     "monarch",
