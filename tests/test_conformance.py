@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import sparseworks.allocate
@@ -60,9 +62,17 @@ def test_kernel(name):
     testing.check_kernel(KERNELS.get(name))
 
 
-@pytest.mark.parametrize("name", [m.name for m in METHODS if m.train is not None])
+@pytest.mark.parametrize("name", [m.name for m in METHODS if m.train is not None and m.form is None])
 def test_method_of_training(name):
     testing.check_training(name)
+
+
+@pytest.mark.parametrize("name", [m.name for m in METHODS if m.form is not None])
+def test_method_with_a_form(name):
+    method = METHODS.get(name)
+    known = {"steps": 50, "iterations": 2}  # how many there are says nothing about what must hold
+    brisk = {k: v for k, v in known.items() if hasattr(method.form, k)}
+    testing.check_form(method.with_(form=replace(method.form, **brisk)))
 
 
 @pytest.mark.parametrize("name", SCORES.names())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparseworks.core.method import Method as Method
     from sparseworks.core.method import method as method
+    from sparseworks.core.operator import LinearOperator as LinearOperator
     from sparseworks.core.pattern import Pattern as Pattern
     from sparseworks.core.recipe import Recipe as Recipe
     from sparseworks.core.select import select as select
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from sparseworks.stream import sites as sites
     from sparseworks.weights import Sparsifier as Sparsifier
     from sparseworks.weights import cycles as cycles
+    from sparseworks.weights import factorise as factorise
+    from sparseworks.weights import factorise_matrix as factorise_matrix
     from sparseworks.weights import prune as prune
     from sparseworks.weights import prune_matrix as prune_matrix
     from sparseworks.weights import recover as recover
@@ -63,9 +66,12 @@ _PUBLIC = {
     "TrainableSparseConv2d": "exec.training",
     "TrainableSparseLinear": "exec.training",
     "trainable": "exec.training",
+    "LinearOperator": "core.operator",
     "Sparsifier": "weights",
     "compress": "jobs",
     "cycles": "weights",
+    "factorise": "weights",
+    "factorise_matrix": "weights",
     "load": "io",
     "load_tokenizer": "io",
     "method": "weights",

@@ -11,6 +11,7 @@ import pytest
 import sparseworks.weights  # noqa: F401  what the library registers is there before pages add to it
 from sparseworks.core.allocator import ALLOCATORS
 from sparseworks.core.budget import BUDGETS
+from sparseworks.core.form import FORMS
 from sparseworks.core.method import METHODS
 from sparseworks.core.schedule import SCHEDULES
 from sparseworks.core.score import SCORES
@@ -21,7 +22,7 @@ from sparseworks.exec import FORMATS, KERNELS
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")) if p.exists())
 SNIPPETS = runpy.run_path(str(ROOT / "docs" / "snippets.py"))
-REGISTRIES = (ALLOCATORS, BUDGETS, FORMATS, KERNELS, METHODS, REPAIRS, SCHEDULES, SCORES, SOLVERS, STATS)
+REGISTRIES = (ALLOCATORS, BUDGETS, FORMATS, FORMS, KERNELS, METHODS, REPAIRS, SCHEDULES, SCORES, SOLVERS, STATS)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_every_method_names_its_source_and_round_trips(name):
 
 
 @pytest.mark.parametrize(
-    "name", [m.name for m in METHODS if m.family == "weights" and m.train is None and m.cycle is None]
+    "name", [m.name for m in METHODS if m.family == "weights" and m.train is m.cycle is m.form is None]
 )
 def test_every_method_prunes_a_model_to_its_budget(tower, batches, name):
     model = tower()

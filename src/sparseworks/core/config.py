@@ -9,6 +9,7 @@ from sparseworks.core.allocator import ALLOCATORS, Allocator
 from sparseworks.core.budget import BUDGETS, Budget
 from sparseworks.core.cycle import CYCLES, Cycle
 from sparseworks.core.errors import RecipeError
+from sparseworks.core.form import FORMS, Form
 from sparseworks.core.pattern import Pattern, Tile
 from sparseworks.core.regime import REGIMES, Regime
 from sparseworks.core.registry import Registry
@@ -25,6 +26,7 @@ NOUNS: dict[str, tuple[type, Registry]] = {
     "schedule": (Schedule, SCHEDULES),
     "train": (Regime, REGIMES),
     "cycle": (Cycle, CYCLES),
+    "form": (Form, FORMS),
 }
 
 

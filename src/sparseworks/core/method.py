@@ -10,6 +10,7 @@ from sparseworks.core.budget import Budget, Density
 from sparseworks.core.config import from_config, to_config
 from sparseworks.core.cycle import Cycle
 from sparseworks.core.errors import BudgetError, RecipeError
+from sparseworks.core.form import Form
 from sparseworks.core.pattern import Pattern
 from sparseworks.core.regime import Regime
 from sparseworks.core.registry import Registry
@@ -20,7 +21,7 @@ from sparseworks.core.stats import Stat
 
 METHODS: Registry[Method] = Registry("method", "sparseworks.weights")
 
-_PARTS = ("score", "pattern", "budget", "allocate", "solve", "schedule", "train", "cycle")
+_PARTS = ("score", "pattern", "budget", "allocate", "solve", "schedule", "train", "cycle", "form")
 _LABELS = ("family", "source", "claims", "catalog", "status", "when", "when_not")
 
 
@@ -39,11 +40,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Method:
-    """score x pattern x budget x allocation x solver x schedule, and its provenance.
+    """score x pattern x budget x allocation x solver x schedule (x form), and its provenance.
 
     Attributes:
         train: how supports move while a model trains (`sparseworks.Sparsifier`); None = the method prunes a finished model.
         cycle: how rounds of training and pruning follow one another (`sparseworks.cycles`); None = there is one pruning.
+        form: as which factors a weight is written (`sparseworks.factorise`); None = it stays a matrix. Score and pattern are
+            then those of a sparse factor, and the budget counts numbers of 16 bits, see `Form`.
         claims: what it does, in a line.
         catalog: numbers of the catalogue entries this method implements (empty for baselines).
         status: "stable" or "experimental".
@@ -59,6 +62,7 @@ class Method:
     schedule: Schedule = field(default_factory=Once)
     train: Regime | None = None
     cycle: Cycle | None = None
+    form: Form | None = None
     family: str = "weights"
     source: Source = field(default_factory=lambda: Source("folklore", 0))
     claims: str = ""
@@ -68,6 +72,13 @@ class Method:
     when_not: str = ""
 
     def __post_init__(self):
+        if self.form is not None:
+            if not self.form.sized and self.budget != Density(0.5):
+                raise BudgetError(
+                    f"The size of form {self.form.registered_name!r} follows from its fields and the pattern; the budget "
+                    f"{self.budget} cannot hold. Leave the density out."
+                )
+            return
         fixed = self.pattern.fixed_density
         if fixed is None:
             return
@@ -79,6 +90,8 @@ class Method:
     @property
     def needs(self) -> frozenset[type[Stat]]:
         """Statistics that must be gathered to prune one site (allocation evidence not included)."""
+        if self.form is not None:
+            return self.form.needs | (self.score.needs if self.form.selects else frozenset())
         return self.score.needs | self.solve.needs
 
     @property
@@ -112,12 +125,17 @@ class Method:
         for part in _PARTS:
             if isinstance(given.get(part), str | dict):
                 given[part] = from_config(part, given[part])
+        if given.get("form", self.form) is not None:
+            return replace(self, **given)
         fixed, had = given.get("pattern", self.pattern).fixed_density, self.pattern.fixed_density
         if "budget" in given and fixed is not None and given["budget"] != Density(fixed):
             raise _cannot_hold(given.get("pattern", self.pattern), given["budget"])
-        if "pattern" in given and "budget" not in given:
+        leaves_form = self.form is not None
+        if ("pattern" in given or leaves_form) and "budget" not in given:
             given["budget"] = (
-                Density(fixed) if fixed is not None else (Density(0.5) if had is not None else self.budget)
+                Density(fixed)
+                if fixed is not None
+                else (Density(0.5) if had is not None or leaves_form else self.budget)
             )
         return replace(self, **given)
 
@@ -125,6 +143,10 @@ class Method:
     def composition(self) -> str:
         """One line: which nouns this method composes."""
         parts = {part: getattr(self, part) for part in _PARTS}
+        if self.form is not None:
+            idle = {"solve", "schedule"} | (set() if self.form.selects else {"score", "pattern"})
+            idle |= set() if self.form.sized else {"budget", "allocate"}
+            parts = {part: value for part, value in parts.items() if part not in idle}
         return " ".join(f"{part}={brief(value)}" for part, value in parts.items() if value is not None)
 
     def to_config(self) -> dict[str, Any]:
@@ -176,7 +198,7 @@ def _cannot_hold(pattern: Pattern, budget: Budget) -> BudgetError:
 
 
 def _part_from(part: str, data: Any) -> Any:
-    return None if part in ("train", "cycle") and data is None else from_config(part, data)
+    return None if part in ("train", "cycle", "form") and data is None else from_config(part, data)
 
 
 def _label_from(label: str, value: Any) -> Any:

@@ -15,7 +15,7 @@ from sparseworks.io import sparsity
 from sparseworks.io.bitmask import decode, stored_mask
 from sparseworks.io.llmcompressor import is_llmcompressor, load_llmcompressor
 from sparseworks.io.models import load_pretrained, resolve
-from sparseworks.io.packed import build_empty, swap
+from sparseworks.io.packed import build_empty, build_operator, swap
 from sparseworks.io.skeleton import build, fill
 from sparseworks.io.sparsity import Sparsity
 from sparseworks.io.tensors import read_tensors
@@ -66,6 +66,8 @@ def _load_saved(
     loaded = _skeleton(folder, known, model)
     for path, meta in known.facts["packed"].items():
         swap(loaded, path, build_empty(path, meta))
+    for path, meta in known.facts.get("operators", {}).items():  # absent in folders of earlier versions
+        swap(loaded, path, build_operator(path, meta))
     tensors = read_tensors(folder / sparsity.MODEL)
     fill(loaded, tensors, _values(folder, known, loaded, tensors), known.facts["tied"])
     loaded = loaded.eval() if dtype is None else loaded.eval().to(dtype)

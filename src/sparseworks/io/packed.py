@@ -1,4 +1,4 @@
-"""Packed layers on disk: their metadata as JSON, and the empty layers built from it."""
+"""Packed and factorised layers on disk: their metadata as JSON, and the empty layers built from it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from sparseworks.core import operator
 from sparseworks.core.errors import CheckpointError, KernelError, ModelError
 from sparseworks.exec.conv import SparseConv2d
 from sparseworks.exec.modules import SparseConv1x1, SparseLinear
@@ -67,6 +68,31 @@ def build_empty(path: str, meta: Mapping[str, Any]) -> nn.Module:
         raise CheckpointError(
             f"The packed layer {path!r} cannot be rebuilt by this version of sparseworks ({error}); "
             "use the version that wrote the folder, or save with layout='bitmask'."
+        ) from error
+
+
+def factorised_layers(model: nn.Module) -> dict[str, operator.LinearOperator]:
+    """Path -> operator; the factors inside an operator are part of it, not listed themselves."""
+    found: dict[str, operator.LinearOperator] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        inside = any(path.startswith(f"{known}.") for known in list(found)[-1:])
+        if isinstance(module, operator.LinearOperator) and not inside:
+            found[path] = module
+    return found
+
+
+def build_operator(path: str, meta: Mapping[str, Any]) -> operator.LinearOperator:
+    """The empty operator that `core.operator.describe` described.
+
+    Raises:
+        CheckpointError: it is of a kind that this version does not have.
+    """
+    try:
+        return operator.rebuild(meta)
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The factorised layer {path!r} cannot be rebuilt by this version of sparseworks ({error}); "
+            "use the version that wrote the folder."
         ) from error
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparseworks.core import operator
 from sparseworks.core.errors import CheckpointError, ModelError, RecipeError, ShapeError
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.site import Site
@@ -18,7 +19,7 @@ from sparseworks.io import sparsity
 from sparseworks.io.assets import asset_files, config_text
 from sparseworks.io.bitmask import encode, stored_mask
 from sparseworks.io.folder import draft
-from sparseworks.io.packed import describe, packed_layers
+from sparseworks.io.packed import describe, factorised_layers, packed_layers
 from sparseworks.io.tensors import Entry, safetensors_chunks
 from sparseworks.stream.sites import sites as find_sites
 
@@ -81,6 +82,7 @@ def save(
             n: sparsity.site_facts(s, sites.get(n) if chosen.coded else None, n, recipe) for n, s in supports.items()
         },
         "packed": {path: describe(layer) for path, layer in packed.items()},
+        "operators": {path: operator.describe(layer) for path, layer in factorised_layers(model).items()},
         "tied": tied,
         "plan": _plain("plan", plan.to_json() if plan is not None else None),
         "meta": _plain("meta", dict(meta or {})),

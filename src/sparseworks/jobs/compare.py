@@ -92,6 +92,8 @@ def cases(methods: Sequence[str], densities: Sequence[float], pattern: str = "")
         method = METHODS.get(name)
         if method.train is not None or method.cycle is not None:
             raise RecipeError(f"Method {name!r} acts while a model trains; `compare` prunes finished models.")
+        if method.form is not None:
+            raise RecipeError(f"Method {name!r} writes weights as factors: use `factorise`; `compare` prunes.")
         own = Pattern.parse(pattern) if pattern else method.pattern
         for density in [own.fixed_density] if own.fixed_density is not None else densities:
             case = Case(name, float(density), pattern)

@@ -1,4 +1,4 @@
-"""Public conformance suites: what every score, pattern, statistic, allocator, repair, solver, format, kernel and method of training must hold.
+"""Public conformance suites: what every score, pattern, statistic, allocator, repair, solver, form, format, kernel and method of training must hold.
 
 Each `check_*` takes the registered class, or an instance, and raises AssertionError with a sentence that says what broke.
 `check_composition` runs one score through every registered pattern, allocator, repair, solver and format on a toy model.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from sparseworks.testing.allocator import check_allocator
 from sparseworks.testing.composition import check_composition
 from sparseworks.testing.examples import example, gathered, random_weight
+from sparseworks.testing.form import check_form
 from sparseworks.testing.format import check_format
 from sparseworks.testing.kernel import check_kernel
 from sparseworks.testing.pattern import check_pattern
@@ -21,6 +22,7 @@ from sparseworks.testing.stat import check_stat
 __all__ = [
     "check_allocator",
     "check_composition",
+    "check_form",
     "check_format",
     "check_kernel",
     "check_pattern",

@@ -20,6 +20,7 @@ from sparseworks.weights.distill import (
 from sparseworks.weights.distill_maps import ChannelWise, MapError, SpatialAttention
 from sparseworks.weights.enforce import keep_support
 from sparseworks.weights.essential import Sweep, essential_sparsity, overlap
+from sparseworks.weights.factors import Factorised, LinearOperator, factorise, factorise_matrix
 from sparseworks.weights.folder import prune_folder
 from sparseworks.weights.groups4 import quantise_groups
 from sparseworks.weights.matrix import prune_matrix
@@ -33,10 +34,52 @@ from sparseworks.weights.train import Sparsifier
 
 # `prune` and `recover` name functions here; their modules are reached by `from sparseworks.weights.prune import ...`.
 __all__ = [
-    "CHANNELS", "AttentionSparsity", "ChannelMethod", "ChannelWise", "Cycled", "Dropped", "Embedding", "Features",
-    "Lap", "Logits", "MapError", "MixedBits", "Phase", "Pruned", "PrunedChannels", "Recovery", "Round", "Similarity",
-    "SiteRow", "Sparsifier", "SpatialAttention", "SquareHead", "Sweep", "Task", "Term", "average", "cycles",
-    "drop_layers", "essential_sparsity", "greedy_average", "keep_support", "method", "method_table", "overlap",
-    "prune", "prune_channels", "prune_folder", "prune_in_phases", "prune_matrix", "quantise_groups", "recalibrate",
-    "recover", "search_bits", "track_movement",
+    "CHANNELS",
+    "AttentionSparsity",
+    "ChannelMethod",
+    "ChannelWise",
+    "Cycled",
+    "Dropped",
+    "Embedding",
+    "Factorised",
+    "Features",
+    "Lap",
+    "LinearOperator",
+    "Logits",
+    "MapError",
+    "MixedBits",
+    "Phase",
+    "Pruned",
+    "PrunedChannels",
+    "Recovery",
+    "Round",
+    "Similarity",
+    "SiteRow",
+    "Sparsifier",
+    "SpatialAttention",
+    "SquareHead",
+    "Sweep",
+    "Task",
+    "Term",
+    "average",
+    "cycles",
+    "drop_layers",
+    "essential_sparsity",
+    "factorise",
+    "factorise_matrix",
+    "greedy_average",
+    "keep_support",
+    "method",
+    "method_table",
+    "overlap",
+    "prune",
+    "prune_channels",
+    "prune_folder",
+    "prune_in_phases",
+    "prune_matrix",
+    "quantise_groups",
+    "recalibrate",
+    "recover",
+    "search_bits",
+    "track_movement",
 ]  # fmt: skip

@@ -113,7 +113,7 @@ def decide(job: Job, evidence: Mapping[str, Stats], tick: Callable[[], None] = l
             decision.masks |= _in_rounds(job, method, sites, tick)
         elif method.pattern.across:
             decision.masks |= across(method.pattern, _scores(job, method, sites, evidence), _total(job, method, sites))
-        elif method.pattern.fixed_density is None and not method.budget.needs_scores:
+        elif (method.form is not None or method.pattern.fixed_density is None) and not method.budget.needs_scores:
             with _evidence(job, method, sites, evidence) as seen:
                 decision.counts |= method.allocate(sites, method.budget, cost=job.cost, evidence=seen)
     return decision

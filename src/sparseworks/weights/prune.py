@@ -111,6 +111,8 @@ def _check(job: Job) -> None:
     if not job.groups:
         raise ModelError("Nothing to prune: the model has no sites, or the recipe leaves all of them dense.")
     for method, sites in job.groups:
+        if method.form is not None:
+            raise ModelError(f"Method {method.name!r} writes weights as factors: use `sparseworks.factorise`.")
         if method.train is not None:
             raise ModelError(f"Method {method.name!r} acts while a model trains: use `sparseworks.Sparsifier`.")
         if method.cycle is not None:

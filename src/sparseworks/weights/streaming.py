@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -63,7 +63,7 @@ class Pruned:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """Sites whose statistics are gathered together: one block, or all sites outside blocks on one side of them."""
 
     index: int
@@ -83,6 +83,7 @@ class Run:
     shown: Shown
     supports: dict[str, Support] = field(default_factory=dict)
     rows: list[SiteRow] = field(default_factory=list)
+    doing: ClassVar[str] = "prune"
 
     def go(self) -> Pruned:
         """Decide, then unit after unit."""
@@ -94,17 +95,18 @@ class Run:
             job.model, job.sites, self.needs, job.blocks, job.batches, evidence=before,
             resident=self.residency.resident_bytes,
         )  # fmt: skip
+        self.order = list(in_order(job))
         self._announce(memory)
-        with self.shown.bar("prune", len(job.sites)) as self.tick:
+        with self.shown.bar(self.doing, len(job.sites)) as self.tick:
             self.decision, self.evidence = self._decide(before)
             for chain in self._chains():
                 self._chain(chain, memory)
-        order = {site.name: i for i, site in enumerate(in_order(job))}
+        order = {site.name: i for i, site in enumerate(self.order)}
         self.rows.sort(key=lambda row: order[row.name])
-        return Pruned({name: self.supports[name] for name in order}, self.rows, memory)
+        return Pruned({name: self.supports[name] for name in order if name in self.supports}, self.rows, memory)
 
     def _announce(self, memory: Memory) -> None:
-        self.shown.say(f"pruning {len(self.job.sites)} sites: {memory}")
+        self.shown.say(f"{self.doing.removesuffix('e')}ing {len(self.job.sites)} sites: {memory}")
         fixed = memory.total - memory.activations
         if self.memory_limit is not None and fixed > self.memory_limit:
             self.shown.say(f"weights and statistics alone need {fixed:,} bytes, above the limit; trying all the same")
@@ -122,7 +124,7 @@ class Run:
         kept = {n: Stats([s for s in stats if s.source not in FORWARD], site=n) for n, stats in evidence.items()}
         return decision, kept
 
-    def _chains(self) -> list[list[_Unit]]:
+    def _chains(self) -> list[list[Unit]]:
         """Sites outside blocks that come first, chains of blocks, sites outside blocks that come after."""
         job = self.job
         streamed = any(self.needs.values()) and bool(job.blocks[0].name)
@@ -130,18 +132,18 @@ class Run:
         chained = {b.name for chain in linked for b in chain}
         inside = {b.index: [] for b in job.blocks if b.name in chained}
         outside: list[list[Site]] = [[], []]
-        for site in in_order(job):
+        for site in self.order:
             index = block_of(site.parameter, job.blocks)
             if index in inside:
                 inside[index].append(site)
             else:
                 outside[any(inside.values())].append(site)
-        found: list[list[_Unit]] = [[_Unit(0, "first layers", outside[0])]]
+        found: list[list[Unit]] = [[Unit(0, "first layers", outside[0])]]
         for chain in linked:
-            found.append([_Unit(1 + b.index, b.name, inside[b.index], b) for b in chain])
-        return [*found, [_Unit(1 + len(job.blocks), "last layers", outside[1])]]
+            found.append([Unit(1 + b.index, b.name, inside[b.index], b) for b in chain])
+        return [*found, [Unit(1 + len(job.blocks), "last layers", outside[1])]]
 
-    def _chain(self, chain: list[_Unit], memory: Memory) -> None:
+    def _chain(self, chain: list[Unit], memory: Memory) -> None:
         done = [u for u in chain if self._restore(u, put=False)]
         hungry = [u for u in chain if any(self.needs[s.name] for s in u.sites) and u not in done]
         taken = None
@@ -162,7 +164,7 @@ class Run:
             limit = max(limit - (memory.total - memory.activations), 0)
         return Activations(limit=limit, folder=self.work.folder / "hidden" if self.work else None)
 
-    def _restore(self, unit: _Unit, *, put: bool = True) -> bool:
+    def _restore(self, unit: Unit, *, put: bool = True) -> bool:
         """Whether the unit was finished by an earlier run; with `put` its weights go into the model."""
         if not put or self.work is None:
             return self.work is not None and self.work.has_unit(unit.index)
@@ -175,11 +177,11 @@ class Run:
         self.tick(len(unit.sites), unit.name)
         return True
 
-    def _solve(self, unit: _Unit, taken: Capture | None) -> None:
+    def _solve(self, unit: Unit, taken: Capture | None) -> None:
         if not unit.sites:
             return
         stats, rows = self._gather(unit, taken), []
-        with _placed(unit.block.module(self.job.model) if unit.block else None, self.device):
+        with placed(unit.block.module(self.job.model) if unit.block else None, self.device):
             for site in unit.sites:
                 rows.append(self._solve_site(site, stats.get(site.name, Stats(site=site.name))))
                 self.tick(1, site.name)
@@ -205,7 +207,7 @@ class Run:
         kept = solved.support
         return SiteRow(site.name, site.shape, str(method.pattern), kept.count, kept.density, solved.error)
 
-    def _gather(self, unit: _Unit, taken: Capture | None) -> dict[str, Stats]:
+    def _gather(self, unit: Unit, taken: Capture | None) -> dict[str, Stats]:
         fed = [s for s in unit.sites if self.needs[s.name]]
         if not fed:
             return {}
@@ -224,7 +226,7 @@ class Run:
 
     def _move(self, block: Block, taken: Capture, *, advance: bool, gatherer: Gatherer | None = None) -> None:
         begin = (lambda i, piece: gatherer.begin(self.job.batches[i], piece)) if gatherer else None
-        with _placed(block.module(self.job.model), self.device):
+        with placed(block.module(self.job.model), self.device):
             replay(
                 self.job.model, block, taken, advance=advance, before=begin, again=gatherer.reset if gatherer else None
             )
@@ -263,7 +265,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _placed(module: nn.Module | None, device: torch.device | None) -> Iterator[None]:
+def placed(module: nn.Module | None, device: torch.device | None) -> Iterator[None]:
     """The module on `device` inside, and back where it was afterwards."""
     home = next((p.device for p in module.parameters()), device) if module is not None else device
     if module is None or device is None or home == device:

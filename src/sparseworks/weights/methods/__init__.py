@@ -8,6 +8,7 @@ from sparseworks.core.method import METHODS
 from sparseworks.weights.channels import CHANNELS
 from sparseworks.weights.methods import cycles as cycles
 from sparseworks.weights.methods import detectors as detectors
+from sparseworks.weights.methods import factors as factors
 from sparseworks.weights.methods import nm as nm
 from sparseworks.weights.methods import oneshot as oneshot
 from sparseworks.weights.methods import shrink as shrink

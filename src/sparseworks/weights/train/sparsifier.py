@@ -25,6 +25,7 @@ from sparseworks.stream.couplings import couplings as find_couplings
 from sparseworks.stream.gradients import Loss
 from sparseworks.stream.slicing import slice_units
 from sparseworks.weights.decide import Job, across, gather_evidence
+from sparseworks.weights.factors.shadow import on_factors, open_sites
 from sparseworks.weights.prune import prune, reseeded
 from sparseworks.weights.streaming import evaluating
 from sparseworks.weights.train.checks import check, chosen, unwrapped
@@ -85,7 +86,7 @@ class Sparsifier:
             method: a method or its name. Without a regime of training it prunes now, with `data` where it needs them, and
                 the supports are held.
             steps: optimiser steps of the whole run, or of the first stage; needed by methods whose supports change with its progress.
-            sites: default: all that `sparseworks.sites(model)` lists.
+            sites: default: all that `sparseworks.sites(model)` lists; for a method with a form its opened sparse factors.
             skip: shell-style patterns of site names that stay dense.
             couplings: units that live or die together, for methods that remove those; default: what `stream.couplings(model)`
                 finds; for networks of convolutions give `stream.dependency_groups(model, example)`.
@@ -99,8 +100,10 @@ class Sparsifier:
             MissingStatError: a score needs statistics that training does not give.
         """
         method = METHODS.get(method) if isinstance(method, str) else method
-        self.method = reseeded(method, seed)
         model = unwrapped(model)
+        if method.form is not None:
+            method, sites = on_factors(method, model), open_sites(model) if sites is None else sites
+        self.method = reseeded(method, seed)
         self.model, self.optimizer, self.steps, self.seed = model, optimizer, steps, seed
         self.regime: Regime = self.method.train or Hold()
         self.done = self.stage = self._since = 0

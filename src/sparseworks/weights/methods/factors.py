@@ -1,0 +1,57 @@
+"""Methods that write weights as factors (`sparseworks.factorise`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparseworks.core.form import Form
+from sparseworks.core.method import Source
+from sparseworks.scores import InputNorm, Magnitude
+from sparseworks.weights.factors.armor import Wrapped
+from sparseworks.weights.factors.dense_sparse import DenseSparse
+from sparseworks.weights.factors.dictionary import Dictionary
+from sparseworks.weights.factors.lowrank import LowRank
+from sparseworks.weights.factors.monarch import Monarch
+from sparseworks.weights.methods.add import add
+from sparseworks.weights.train.straight import Straight
+
+DENTON = Source(
+    "Denton, Zaremba, Bruna, LeCun and Fergus",
+    2014,
+    "1404.0736",
+    "Exploiting linear structure within convolutional networks",
+)
+SVD_LLM = Source("Wang, Zheng, Wan and Zhang", 2024, "2403.07378", "SVD-LLM")
+DAO = Source("Dao, Chen, Sohoni, Desai, Poli, Grogan, Liu, Rao, Rudra and Ré", 2022, "2204.00595", "Monarch")
+
+SHOPKHOEV = Source("Shopkhoev et al.", 2025, "2509.22075", "CoSpaDi")
+CHAND = Source("Chand, Prabhu and Kumar", 2023, "2312.13211", "DSFormer")
+LIU = Source("Liu et al.", 2025, "2510.05528", "ARMOR")
+
+
+def _add(name: str, form: Form, source: Source, claims: str, **parts: Any) -> None:
+    """Register a form that selects nothing, so that score and pattern stand for nothing."""
+    add(name, Magnitude(), "tensor", source, claims, form=form, **parts)
+
+
+_add("svd", LowRank(whiten=False), DENTON, "The closest matrix of its rank; needs no data.")
+_add("svd_llm", LowRank(), SVD_LLM, "The closest outputs of any matrix of its rank: what every other form has to beat.")
+_add(
+    "monarch",
+    Monarch(),
+    DAO,
+    "Two batches of small products; trained from scratch or projected, as good as dense.",
+    catalog=(181,),
+)
+_add(
+    "cospadi", Dictionary(), SHOPKHOEV, "Rows as few atoms of one dictionary: at equal bytes closer outputs than low rank.",
+    catalog=(173,),
+)  # fmt: skip
+add(
+    "dsformer", Magnitude(), "1:4@out", CHAND, "Small bases times sparse coefficients, trained through the task by straight-through.",
+    train=Straight(), form=DenseSparse(), catalog=(175,), status="experimental",
+)  # fmt: skip
+add(
+    "armor", Magnitude() * InputNorm(), "2:4", LIU, "A 2:4 core between small wrappers: closer than any 2:4 matrix, as fast.",
+    form=Wrapped(), catalog=(182,),
+)  # fmt: skip
