@@ -41,9 +41,11 @@ if TYPE_CHECKING:
     from sparseworks.weights import cycles as cycles
     from sparseworks.weights import factorise as factorise
     from sparseworks.weights import factorise_matrix as factorise_matrix
+    from sparseworks.weights import isoflop as isoflop
     from sparseworks.weights import prune as prune
     from sparseworks.weights import prune_matrix as prune_matrix
     from sparseworks.weights import recover as recover
+    from sparseworks.weights import reparametrise as reparametrise
 
 __version__ = "0.1.0"
 
@@ -72,12 +74,14 @@ _PUBLIC = {
     "cycles": "weights",
     "factorise": "weights",
     "factorise_matrix": "weights",
+    "isoflop": "weights",
     "load": "io",
     "load_tokenizer": "io",
     "method": "weights",
     "prune": "weights",
     "prune_matrix": "weights",
     "recover": "weights",
+    "reparametrise": "weights",
     "select": "core.select",
     "select_across": "core.select",
     "select_bounded": "core.select",

@@ -1,6 +1,7 @@
 """Allocators: who gets how much of the budget. Integer counts per site that sum to it exactly."""
 
 from sparseworks.allocate.evolve import EvoPress, evolve
+from sparseworks.allocate.given import Proportional
 from sparseworks.allocate.knapsack import SensitivityDP
 from sparseworks.allocate.scored import DLP, OWL, Global
 from sparseworks.allocate.shape import ERK, Balanced, ERKPlus, Pyramidal, UniformPlus
@@ -13,6 +14,7 @@ __all__ = [
     "ERKPlus",
     "EvoPress",
     "Global",
+    "Proportional",
     "Pyramidal",
     "SensitivityDP",
     "UniformPlus",

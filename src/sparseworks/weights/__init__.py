@@ -20,9 +20,10 @@ from sparseworks.weights.distill import (
 from sparseworks.weights.distill_maps import ChannelWise, MapError, SpatialAttention
 from sparseworks.weights.enforce import keep_support
 from sparseworks.weights.essential import Sweep, essential_sparsity, overlap
-from sparseworks.weights.factors import Factorised, LinearOperator, factorise, factorise_matrix
+from sparseworks.weights.factors import Factorised, LinearOperator, factorise, factorise_matrix, reparametrise
 from sparseworks.weights.folder import prune_folder
 from sparseworks.weights.groups4 import quantise_groups
+from sparseworks.weights.isoflop import IsoFlop, isoflop
 from sparseworks.weights.matrix import prune_matrix
 from sparseworks.weights.methods import method_table
 from sparseworks.weights.phases import Phase, prune_in_phases
@@ -43,6 +44,7 @@ __all__ = [
     "Embedding",
     "Factorised",
     "Features",
+    "IsoFlop",
     "Lap",
     "LinearOperator",
     "Logits",
@@ -68,6 +70,7 @@ __all__ = [
     "factorise",
     "factorise_matrix",
     "greedy_average",
+    "isoflop",
     "keep_support",
     "method",
     "method_table",
@@ -80,6 +83,7 @@ __all__ = [
     "quantise_groups",
     "recalibrate",
     "recover",
+    "reparametrise",
     "search_bits",
     "track_movement",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from sparseworks.weights.methods import detectors as detectors
 from sparseworks.weights.methods import factors as factors
 from sparseworks.weights.methods import nm as nm
 from sparseworks.weights.methods import oneshot as oneshot
+from sparseworks.weights.methods import scratch as scratch
 from sparseworks.weights.methods import shrink as shrink
 from sparseworks.weights.methods import streams as streams
 from sparseworks.weights.methods import structured as structured

@@ -24,7 +24,7 @@ PRASETYO = Source("Prasetyo, Yudistira and Widodo", 2023, "2307.11988", "Sparse 
 
 add(
     "ac_dc", Magnitude(), "global", PESTE, "Alternates dense and sparse phases; gains from longer training more than dense does.",
-    train=Alternate(), status="experimental", catalog=(101,),
+    train=Alternate(), catalog=(101,),
     when="A sparse and a dense model are wanted from one long training.",
     when_not="Training is short or has to stay sparse: half of the phases are dense.",
 )  # fmt: skip

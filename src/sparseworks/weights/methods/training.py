@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparseworks.allocate import ERK
+from sparseworks.core.budget import Density
 from sparseworks.core.method import Source
 from sparseworks.core.schedule import Constant, Cosine, Cubic
 from sparseworks.scores import SNIP, Exploration, Gradient, Hebbian, Magnitude, Modular, Random, SignRank
@@ -44,6 +45,7 @@ MOUSAVI = Source(
 RAMANUJAN = Source(
     "Ramanujan, Wortsman, Kembhavi, Farhadi and Rastegari", 2020, "1911.13299", "What's hidden in a random network?"
 )
+THANGARASA = Source("Thangarasa, Saxena, Gupta and Lie", 2023, "2303.11525", "Sparse iso-FLOP transformations")
 
 add(
     "gmp", Magnitude(), "tensor", ZHU, "Gradual magnitude pruning: fast first, slow at the end.",
@@ -63,6 +65,11 @@ add(
     allocate=ERK(), schedule=Cosine(0.3), train=DropGrow(),
     when="Training has a fixed number of weights from the start, and a dense gradient every hundred steps is affordable.",
     when_not="No dense gradient fits into memory: use SET, or `Rewire`, which samples candidates.",
+)  # fmt: skip
+add(
+    "sparse_ift", Magnitude(), "tensor", THANGARASA,
+    "RigL on layers that `isoflop` made larger: more accurate than dense at the same cost.",
+    budget=Density(0.25), schedule=Cosine(0.3), train=DropGrow(rescale=True), catalog=(33,),
 )  # fmt: skip
 add(
     "dst_ee", Magnitude(), "tensor", HUANG, "RigL whose growth also favours what was seldom tried: more of the weights take part.",

@@ -17,6 +17,8 @@ from sparseworks.weights.train.fade import FadeValues as FadeValues
 from sparseworks.weights.train.fanin import FanInDropGrow as FanInDropGrow
 from sparseworks.weights.train.feedback import Feedback as Feedback
 from sparseworks.weights.train.feedback import Reconfigure as Reconfigure
+from sparseworks.weights.train.fitting import Fit as Fit
+from sparseworks.weights.train.fitting import fit_of as fit_of
 from sparseworks.weights.train.flow import FeatureFlow as FeatureFlow
 from sparseworks.weights.train.gammas import SparseGammas as SparseGammas
 from sparseworks.weights.train.gradual import Gradual as Gradual
