@@ -28,7 +28,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _HANDED_ON = (nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d)
 _ALONE = {
     "relu", "relu_", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu", "selu",
-    "softplus", "mish", "dropout", "dropout2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "softplus", "mish", "dropout", "dropout2d", "stochastic_depth", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
     "interpolate", "contiguous", "clone", "detach", "float", "to", "clamp", "square", "sqrt", "abs", "neg", "exp", "pow",
 }  # fmt: skip
 _POOLS = (F.max_pool1d, F.max_pool2d, F.adaptive_max_pool1d, F.adaptive_max_pool2d)
@@ -95,6 +95,7 @@ class Walk(fx.Interpreter):
 
     def __init__(self, traced: fx.GraphModule, whole: Sequence[str]):
         super().__init__(traced, garbage_collect_values=False)
+        self.extra_traceback = False  # it would be added to our sentences
         self._whole = whole
         self.labels = Union()
         self.uses: list[Use] = []

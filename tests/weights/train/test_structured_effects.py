@@ -129,9 +129,9 @@ def test_penalties_on_the_channels_to_go_alone_leave_the_others_whole(trained, d
     assert after > weak + 0.3
 
 
-def losses(digits, build, name: str, density: float, steps: int, **changes) -> list[float]:
+def losses(digits, build, name: str, density: float, steps: int, seeds=SEEDS, **changes) -> list[float]:
     found = []
-    for seed in SEEDS:
+    for seed in seeds:
         method, model = sw.method(name, density=density), build(seed)
         train(model, digits, method.with_(train=replace(method.train, **changes)), seed=seed + 7, steps=steps)
         found.append(held_out(model, digits)[0])
@@ -147,5 +147,5 @@ def test_saliency_in_periods_is_better_than_one_cut_by_norm(digits):
 
 def test_trials_keep_layers_from_collapsing(digits):
     """HESSO-CRIC against HESSO on a net without shortcuts, 70 % of the channels gone."""
-    tried, plain = (losses(digits, straight, name, 0.3, 200) for name in ("hesso_cric", "hesso"))
+    tried, plain = (losses(digits, straight, name, 0.3, 200, SEEDS[:1]) for name in ("hesso_cric", "hesso"))
     assert all(a < 0.75 * b for a, b in zip(tried, plain, strict=True))
