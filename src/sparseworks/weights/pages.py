@@ -137,7 +137,9 @@ def _pattern(pattern: Pattern) -> str:
 
 
 def _needs(method: Method) -> Iterator[str]:
-    if method.cycle is not None:
+    if method.form is not None:
+        yield "A factorisation: layers are replaced by products of smaller or sparse ones."
+    elif method.cycle is not None:
         yield "Training: rounds of training and pruning in turn."
     elif method.train is not None:
         yield "Training: it acts after every step of the optimiser."
@@ -166,6 +168,8 @@ def _needs(method: Method) -> Iterator[str]:
             if fixed is not None
             else "A budget: any density, or a count, bytes, FLOPs."
         )
+    if method.form is not None:
+        return
     yield f"Packed forms that hold what it keeps: {', '.join(_forms(method))}. `sparseworks plan` measures which is fastest, if any beats dense."
 
 
@@ -186,11 +190,13 @@ def _call(method: Method) -> str:
         if method.pattern.fixed_density is not None or emergent
         else f'sw.method("{method.name}", density=0.3)'
     )
+    data = {k.source for k in method.needs | method.evidence_needs} & {*SOURCES, "input", "output", "layer"}
+    if method.form is not None:
+        return f"sw.factorise(model, {ask}{', data' if data else ''})"
     if method.cycle is not None:
         return f"sw.cycles(model, {ask}, train, steps=steps)"
     if method.train is not None:
         return f"sparsifier = sw.Sparsifier(model, {ask}, optimizer, steps=steps)   # and sparsifier.step() after optimizer.step()"
-    data = {k.source for k in method.needs | method.evidence_needs} & {*SOURCES, "input", "output", "layer"}
     stats = ", stats=stats" if any(k.source == "training" for k in method.needs) else ""
     return f"sw.prune(model, {ask}{', data' if data else ''}{stats})"
 

@@ -34,24 +34,46 @@ def _add(name: str, form: Form, source: Source, claims: str, **parts: Any) -> No
     add(name, Magnitude(), "tensor", source, claims, form=form, **parts)
 
 
-_add("svd", LowRank(whiten=False), DENTON, "The closest matrix of its rank; needs no data.")
-_add("svd_llm", LowRank(), SVD_LLM, "The closest outputs of any matrix of its rank: what every other form has to beat.")
+_add(
+    "svd",
+    LowRank(whiten=False),
+    DENTON,
+    "The closest matrix of its rank; needs no data.",
+    when="No data are there, and any factorisation shall be compared with the simplest.",
+    when_not="Calibration data are there: `svd_llm` is closer to the outputs at the same rank.",
+)
+_add(
+    "svd_llm",
+    LowRank(),
+    SVD_LLM,
+    "The closest outputs of any matrix of its rank: what every other form has to beat.",
+    when="The baseline of every other factorisation: the best outputs of a given rank on calibration data.",
+    when_not="Weights are far from low rank: pruning or a sparse factor loses less at equal bytes.",
+)
 _add(
     "monarch",
     Monarch(),
     DAO,
     "Two batches of small products; trained from scratch or projected, as good as dense.",
     catalog=(181,),
+    when="Layers are trained from scratch with fewer products, or weights are known to have such structure.",
+    when_not="A trained dense weight is to be projected: on an unstructured matrix it is no better than low rank.",
 )
 _add(
     "cospadi", Dictionary(), SHOPKHOEV, "Rows as few atoms of one dictionary: at equal bytes closer outputs than low rank.",
     catalog=(173,),
+    when="A language model is compressed by 20 to 50 % with calibration data and without training.",
+    when_not="Minutes a layer are too long: dictionary and coefficients are fitted in turn.",
 )  # fmt: skip
 add(
     "dsformer", Magnitude(), "1:4@out", CHAND, "Small bases times sparse coefficients, trained through the task by straight-through.",
     train=Straight(), form=DenseSparse(), catalog=(175,), status="experimental",
+    when="A task and its loss are there to train bases and coefficients through.",
+    when_not="Nothing can be trained: without the task its factors are no better than those of others.",
 )  # fmt: skip
 add(
     "armor", Magnitude() * InputNorm(), "2:4", LIU, "A 2:4 core between small wrappers: closer than any 2:4 matrix, as fast.",
     form=Wrapped(), catalog=(182,),
+    when="2:4 is what the hardware multiplies, and a one-shot 2:4 mask loses too much.",
+    when_not="Wrappers cannot be run beside the core: they cost products and bytes of their own.",
 )  # fmt: skip

@@ -70,6 +70,8 @@ add(
     "sparse_ift", Magnitude(), "tensor", THANGARASA,
     "RigL on layers that `isoflop` made larger: more accurate than dense at the same cost.",
     budget=Density(0.25), schedule=Cosine(0.3), train=DropGrow(rescale=True), catalog=(33,),
+    when="The cost of inference is given, and a larger sparse layer shall make more of it than a dense one.",
+    when_not="Kernels do not turn zeros into time: equal FLOPs are then not equal time.",
 )  # fmt: skip
 add(
     "dst_ee", Magnitude(), "tensor", HUANG, "RigL whose growth also favours what was seldom tried: more of the weights take part.",
