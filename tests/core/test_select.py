@@ -270,3 +270,12 @@ def test_groups_round_trip():
     x = torch.arange(48).reshape(2, 4, 6)
     for tile in (ELEMENT, ROW, COLUMN, Tile(2, 3), Tile(4, 1), Tile(None, None), Tile(2, None)):
         assert torch.equal(from_groups(to_groups(x, tile), tile, x.shape), x)
+
+
+@pytest.mark.parametrize("text", ["row", "2:4", "16x2:4", "tensor"])
+def test_groups_ordered_some_at_a_time_give_the_same(text, monkeypatch):
+    scores, pattern = torch.randint(0, 5, (48, 32)).float(), parse(text)
+    keep = None if pattern.quota is not None else torch.arange(48) % 7 if text == "row" else 100
+    whole = select(scores, pattern, keep)
+    monkeypatch.setattr("sparseworks.core.select._AT_ONCE", 96)
+    assert select(scores, pattern, keep) == whole

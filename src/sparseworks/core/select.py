@@ -15,6 +15,8 @@ from sparseworks.core.grouped import select_grouped
 from sparseworks.core.pattern import Keep, Pattern, from_groups, places, to_groups
 from sparseworks.core.support import Support
 
+_AT_ONCE = 1 << 20  # entries whose groups are ordered together: bounds work space, and stays near the caches
+
 
 def select(scores: Shaped[Tensor, "*batch rows cols"], pattern: Pattern, keep: Keep | None = None) -> Support:
     """Keep the `keep` best units of every group of `pattern`; ties go to the lower index.
@@ -60,6 +62,10 @@ def top(grouped: Shaped[Tensor, "*batch groups n"], keep: Keep) -> Bool[Tensor, 
         return torch.zeros_like(grouped, dtype=torch.bool)
     if isinstance(keep, Tensor) and bool((keep == keep.flatten()[0]).all()):
         keep = int(keep.flatten()[0])
+    some = max(1, _AT_ONCE // n)
+    if grouped.dim() == 2 and grouped.shape[0] > some:  # groups are independent; work space is that of some of them
+        counts = [keep] * -(-grouped.shape[0] // some) if isinstance(keep, int) else keep.split(some)
+        return torch.cat([top(part, count) for part, count in zip(grouped.split(some), counts, strict=True)])
     if isinstance(keep, int):
         if keep in (0, n):
             return torch.full_like(grouped, keep == n, dtype=torch.bool)
