@@ -1,6 +1,7 @@
 """How much faster is a product of one row when inputs are skipped? Weights input-major and cold, another set of inputs each call.
 
-Contenders, in turn: torch's float32 and bfloat16 products with all inputs, our own dense product, and ours with inputs skipped.
+Contenders, in turn: torch's float32 and bfloat16 products with all inputs, our own dense product, and ours with inputs skipped. Then
+with half of the weights dropped as well: stored and multiplied as zeros (`inmajor`), or neither (`inbits`, `bitmask` with all inputs).
 
     python benchmarks/kernels/activations.py --threads 1
 """
@@ -49,12 +50,35 @@ def measured(side: int, skipped: float, rounds: int) -> list[Line]:
     return [*lines, line(f"{side}x{side}", timings, "torch bf16", "torch fp32")]
 
 
+def sparse(side: int, skipped: float, rounds: int, density: float = 0.5) -> list[Line]:
+    """Lines of every value type with weights dropped too, against the same without one of the two savings."""
+    weight, support = torch.randn(side, side), Support.from_mask(torch.rand(side, side) < density)
+    x = turning([torch.randn(1, side).where(torch.rand(1, side) >= skipped, 0.0) for _ in range(16)])
+    lines = []
+    for suffix, dtype in TYPES.items():
+        ours, peers = f"inbits-{suffix}", (f"inmajor-{suffix}", f"bitmask-{suffix}")
+        contenders = {name: product(name, weight, support, x) for name in (ours, *peers)}
+        with torch.inference_mode():
+            timings = measure.compare(contenders, rounds=rounds, block_us=5000.0)
+        active = side * side * (1 - skipped)
+        call = Call(1, (side, side), density, threads=torch.get_num_threads())
+        ceilings = measure.ceilings(working_set=128 << 20)
+        bound = measure.bound_us(
+            call, round(active * (density * dtype.itemsize + 1 / 8)), round(active * density), ceilings
+        )
+        case = f"{side}x{side} {skipped:.0%} skipped, {1 - density:.0%} zeros"
+        lines += [line(case, timings, ours, peer, bound) for peer in peers]
+    return lines
+
+
 def main() -> None:
     given = arguments(
         "One row of x, inputs skipped, weights cold.", side={"type": int, "default": 4096, "help": "inputs"}
     )
     side, shares = (512, (0.5,)) if given.quick else (given.side, (0.0, 0.5, 0.65, 0.8, 0.9))
-    lines = [entry for share in shares for entry in measured(side, share, 3 if given.quick else given.rounds)]
+    rounds, both = 3 if given.quick else given.rounds, [share for share in shares if 0.5 <= share <= 0.8]
+    lines = [entry for share in shares for entry in measured(side, share, rounds)]
+    lines += [entry for share in both for entry in sparse(side, share, rounds)]
     show(lines, f"One row, {given.threads} threads, weights cold")
     store("activations", lines, given.json)
 

@@ -13,7 +13,7 @@ from sparseworks.exec.formats.pairs import fixed_point
 from sparseworks.exec.kernels import DenseKernel  # noqa: F401  registers formats and kernels
 
 DTYPES = [torch.float32, torch.bfloat16]
-EVERY = ["bitmask", "csr16", "dense", "inmajor", "tile"]
+EVERY = ["bitmask", "csr16", "dense", "inbits", "inmajor", "tile"]
 
 
 def poisoned(support: Support, seed: int = 0) -> torch.Tensor:

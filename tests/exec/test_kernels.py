@@ -309,7 +309,7 @@ def test_pairs_are_closer_to_float32_than_bfloat16_values(shape):
 
 
 @needs_extension
-@pytest.mark.parametrize("name", [n for n in NATIVE if n.startswith(("gemv", "inmajor"))])
+@pytest.mark.parametrize("name", [n for n in NATIVE if n.startswith(("gemv", "inbits", "inmajor"))])
 def test_few_rows_only(name):
     assert KERNELS.get(name).refuses(Call(8, (8, 8))) is None
     assert "8 rows, not 9" in (KERNELS.get(name).refuses(Call(9, (8, 8))) or "")
@@ -361,17 +361,29 @@ def test_int8_values_are_as_close_as_a_level_of_their_row():
 
 
 @needs_extension
-@pytest.mark.parametrize("name", [n for n in NATIVE if n.startswith("inmajor")])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", [n for n in NATIVE if n.startswith(("inbits", "inmajor"))])
+def test_outputs_in_pieces(name, threads, every_isa):
+    """Three pieces of 4096 outputs: in each an input goes on where its values ended in the last, or where a thread's outputs begin."""
+    torch.set_num_threads(threads)
+    packed = packed_for(name, support_for(name, 2 * 4096 + 71, 14))
+    for rows in (1, 3):
+        check(name, packed, rows)
+
+
+@needs_extension
+@pytest.mark.parametrize("name", [n for n in NATIVE if n.startswith(("inbits", "inmajor"))])
 def test_skipped_inputs_are_not_read(name, every_isa):
     """A NaN weight of an input at the threshold does not reach y; one above it does."""
     kernel, support = KERNELS.get(name), Support.full((70, 21))
     weight, x = torch.randn(70, 21), torch.randn(3, 21)
     threshold = torch.tensor([0.0, 0.7, 9.0])
     x[:, 4] = threshold
-    packed = FORMATS.get("inmajor").pack(weight, support, dtype=kernel.value_dtype)
+    packed = FORMATS.get(kernel.format).pack(weight, support, dtype=kernel.value_dtype)
     expected = kernel.reference(x.where(x.abs() > threshold[:, None], 0.0), packed, None)
     if kernel.value_dtype.is_floating_point:
-        packed.parts["weight"][4] = float("nan")
+        stored = packed.parts["weight" if kernel.format == "inmajor" else "values"]
+        stored.view(-1)[4 * 70 : 5 * 70] = float("nan")
         assert kernel(x[1:], packed, None).isnan().all()
     torch.testing.assert_close(kernel.skipping(x, packed, None, threshold), expected, rtol=1e-5, atol=1e-5)
     for wrong in (threshold[:2], threshold.double(), threshold[:, None]):

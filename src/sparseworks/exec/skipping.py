@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from math import prod
+from typing import Self, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,13 +13,17 @@ from torch.nn import functional as F
 
 from sparseworks.core.errors import KernelError, ShapeError
 from sparseworks.core.support import Support
-from sparseworks.exec.format import FORMATS, Packed
+from sparseworks.exec.format import FORMATS, Packed, name_of
 from sparseworks.exec.kernel import KERNELS, Call, Kernel
-from sparseworks.exec.kernels.few_rows import InputMajorKernel
+from sparseworks.exec.kernels.few_rows import InputBitsKernel, InputMajorKernel, SkippingKernel
 from sparseworks.exec.kernels.gpu import InputMajorGpuKernel
 from sparseworks.exec.triton import on_gpu
 
-FORMAT = "inmajor"
+WHOLE, KEPT = "inmajor", "inbits"
+MOST_KEPT = {torch.float32: 0.75, torch.bfloat16: 0.7, torch.int8: 0.0}
+"""The share of kept weights up to which reading bits and kept values takes less time than reading all (4096x4096, one row, cold, AVX2 and
+AVX-512). Spreading a byte takes longer than reading one, so int8 gains memory only."""
+_READERS: dict[str, type[SkippingKernel]] = {WHOLE: InputMajorKernel, KEPT: InputBitsKernel}
 K = TypeVar("K", bound=Kernel)
 
 
@@ -51,8 +57,8 @@ class SkippingLinear(nn.Module):
     CPU and in the type of the weights on a GPU, to which x is rounded before s looks at it.
 
     The weights lie input-major, so those of skipped inputs are not read: up to eight rows run by the kernel that skips, more rows
-    by a dense product with s(x), which gives the same result. Weight-sparse layers come as they are: zeros are stored, and inputs
-    that are dropped altogether (pattern `columns`) cost nothing once their x is zero.
+    by a dense product with s(x), which gives the same result. Of weight-sparse layers the kernel reads a bit per weight and those
+    that are kept (`inbits`), so both save; where most are kept, in int8 and on a GPU all are stored (`inmajor`), being read faster.
 
     Attributes:
         threshold: |x| up to it counts as zero (None: not used). May be changed between calls.
@@ -71,16 +77,16 @@ class SkippingLinear(nn.Module):
         keep: int | None = None,
         exact: bool = True,
     ):
-        """Over weights packed as `inmajor`.
+        """Over weights packed as `inmajor` or `inbits`.
 
         Raises:
             KernelError: another format, both or neither of threshold and keep, or one out of range.
             ShapeError: the bias does not fit.
         """
         super().__init__()
-        if packed.format != FORMAT:
+        if packed.format not in _READERS:
             raise KernelError(
-                f"Skipping inputs needs weights packed as {FORMAT!r}, not {packed.format!r}; pack them so."
+                f"Skipping inputs needs weights packed as {WHOLE!r} or {KEPT!r}, not {packed.format!r}; pack them so."
             )
         if (threshold is None) == (keep is None):
             raise KernelError("Name either a threshold or how many inputs to keep, not both and not neither.")
@@ -90,9 +96,7 @@ class SkippingLinear(nn.Module):
             raise KernelError(f"Of {packed.shape[1]} inputs 0 to {packed.shape[1]} can be kept, not {keep}.")
         if bias is not None and tuple(bias.shape) != packed.shape[:1]:
             raise ShapeError(f"The bias has shape {tuple(bias.shape)}, the layer {packed.shape[0]} outputs.")
-        self._shape, self._dtype, self._names = packed.shape, packed.dtype, tuple(packed.parts)
-        for name, tensor in packed.parts.items():
-            self.register_buffer(name, tensor)
+        self._hold(packed)
         self.register_buffer("bias", None if bias is None else bias.detach().float().contiguous())
         self.threshold, self.keep, self.exact = threshold, keep, exact
 
@@ -106,20 +110,38 @@ class SkippingLinear(nn.Module):
         threshold: float | None = None,
         keep: int | None = None,
         exact: bool = True,
+        format: str | None = None,
     ) -> SkippingLinear:
-        """Of a dense layer, with zeros outside `support` if one is given.
+        """Of a dense layer, with zeros outside `support` if one is given, packed as `format` or else as what is read faster.
 
         Raises:
             KernelError, ShapeError: see the class; also where `dtype` cannot be stored or the support does not fit.
         """
         held = Support.full(tuple(linear.weight.shape)) if support is None else support
-        packed = FORMATS.get(FORMAT).pack(linear.weight, held, dtype=dtype)
+        chosen = format or (KEPT if held.density <= MOST_KEPT.get(dtype, 0.0) and not linear.weight.is_cuda else WHOLE)
+        packed = FORMATS.get(chosen).pack(linear.weight, held, dtype=dtype)
         return cls(packed, linear.bias, threshold=threshold, keep=keep, exact=exact)
 
     @property
     def packed(self) -> Packed:
         """The weights."""
-        return Packed(FORMAT, self._shape, self._dtype, {name: self.get_buffer(name) for name in self._names})
+        return Packed(self._format, self._shape, self._dtype, {name: self.get_buffer(name) for name in self._names})
+
+    def _hold(self, packed: Packed) -> None:
+        self._format, self._names = packed.format, tuple(packed.parts)
+        self._shape, self._dtype = packed.shape, packed.dtype
+        for name, tensor in packed.parts.items():
+            self.register_buffer(name, tensor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As every module moves; on a GPU, whose kernel reads all weights of an input, `inbits` is packed anew as `inmajor`."""
+        super()._apply(fn, recurse)
+        if self._format == KEPT and on_gpu(self.get_buffer("bits")):
+            device, (weight, support) = self.packed.device, self.packed.unpack()
+            for name in self._names:
+                delattr(self, name)
+            self._hold(FORMATS.get(WHOLE).pack(weight, support, dtype=self._dtype).to(device))
+        return self
 
     def kept(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows in"]:
         """s(x): x with zeros for the inputs that are skipped."""
@@ -138,7 +160,7 @@ class SkippingLinear(nn.Module):
         """
         if x.dim() == 0 or x.shape[-1] != self._shape[1]:
             raise ShapeError(f"The layer takes (*, {self._shape[1]}), got {tuple(x.shape)}.")
-        rows = x.reshape(-1, self._shape[1])
+        rows = x.reshape(prod(x.shape[:-1]), self._shape[1])
         if torch.is_grad_enabled() and rows.requires_grad:
             y = self._dense(rows.float())
         elif on_gpu(rows):
@@ -152,7 +174,7 @@ class SkippingLinear(nn.Module):
         return F.linear(self.kept(x), weight.to(x), None if self.bias is None else self.bias.to(x.dtype))
 
     def _on_cpu(self, x: Tensor) -> Tensor:
-        kernel = _kernel(InputMajorKernel, self._dtype)
+        kernel = _kernel(_READERS[self._format], self._dtype)
         call = Call(x.shape[0], self._shape, threads=torch.get_num_threads(), device=x.device.type)
         if kernel is None or kernel.refuses(call) is not None:
             return self._dense(x)
@@ -171,7 +193,8 @@ class SkippingLinear(nn.Module):
     def extra_repr(self) -> str:
         """Shown by `print`."""
         rule = f"threshold={self.threshold}" if self.keep is None else f"keep={self.keep}, exact={self.exact}"
-        return f"in={self._shape[1]}, out={self._shape[0]}, {str(self._dtype).removeprefix('torch.')}, {rule}"
+        stored = f"{self._format} {name_of(self._dtype)}"
+        return f"in={self._shape[1]}, out={self._shape[0]}, {stored}, {rule}"
 
 
 def _kernel(kind: type[K], dtype: torch.dtype) -> K | None:

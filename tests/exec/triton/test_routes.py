@@ -65,8 +65,14 @@ def test_topk_encoder(device, monkeypatch, as_on_gpu):
 
 @pytest.mark.parametrize("rule", [{"threshold": 0.5}, {"keep": 9}, {"keep": 9, "exact": False}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_skipping_layer(rule, dtype, device, monkeypatch, as_on_gpu):
-    layer = SkippingLinear.from_linear(nn.Linear(40, 24), dtype=dtype, **rule).to(device)
+@pytest.mark.parametrize("kept", [1.0, 0.4])
+def test_skipping_layer(kept, rule, dtype, device, monkeypatch, as_on_gpu):
+    """Also one whose dropped weights the CPU would not read: it is packed anew when it comes to the GPU."""
+    support = Support.from_mask(torch.rand(24, 40) < kept)
+    layer = SkippingLinear.from_linear(nn.Linear(40, 24), support, dtype=dtype, **rule)
+    assert layer.packed.format == ("inmajor" if kept == 1 or dtype is torch.float16 else "inbits")
+    layer = layer.to(device)
+    assert layer.packed.format == "inmajor" and layer.packed.unpack()[1] == support
     x = torch.randn(3, 40, device=device).to(dtype)
     weight = FORMATS.get("inmajor").unpack(layer.packed.to("cpu"))[0].to(device)
     expected = layer.kept(x).double() @ weight.double().T + layer.bias.double()

@@ -9,6 +9,7 @@ from sparseworks.exec.formats.csr16 import Csr16 as Csr16
 from sparseworks.exec.formats.dense import Dense as Dense
 from sparseworks.exec.formats.fanin import FanIn as FanIn
 from sparseworks.exec.formats.groups4 import Groups4 as Groups4
+from sparseworks.exec.formats.inbits import InputBits as InputBits
 from sparseworks.exec.formats.inmajor import InputMajor as InputMajor
 from sparseworks.exec.formats.nm import NM as NM
 from sparseworks.exec.formats.nmg import NMG as NMG

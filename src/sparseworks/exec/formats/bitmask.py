@@ -12,7 +12,8 @@ from sparseworks.exec.format import FORMATS, Format, Packed
 from sparseworks.exec.formats.segments import VALUE_TYPES, pointers, rounded, scale_bytes, stored, too_many, widened
 
 _WORD = 32
-_OVERREAD = 16
+OVERREAD = 16
+"""Zeros after the last value: the lanes of the widest vector."""
 
 
 class Bitmask(Format):
@@ -33,7 +34,7 @@ class Bitmask(Format):
         (values, scale), mask = stored(self, weight, support, dtype), support.mask()
         parts = {
             "bits": pack_rows(mask, _WORD),
-            "values": torch.cat([values[mask], values.new_zeros(_OVERREAD)]),
+            "values": torch.cat([values[mask], values.new_zeros(OVERREAD)]),
             "ptr": pointers(mask.sum(dim=1)).to(torch.int32),
             **scale,
         }
@@ -44,14 +45,14 @@ class Bitmask(Format):
         mask = unpack_rows(packed.parts["bits"], packed.shape[1])
         values = packed.parts["values"]
         weight = values.new_zeros(packed.shape)
-        weight[mask] = values[: values.numel() - _OVERREAD]
+        weight[mask] = values[: values.numel() - OVERREAD]
         return widened(weight, packed), Support.from_mask(mask)
 
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
         """See `Format.nbytes`."""
         out, width = support.shape
         bits = out * int(rounded(torch.tensor(width), _WORD)) // 8
-        return bits + (support.count + _OVERREAD) * dtype.itemsize + (out + 1) * 4 + scale_bytes(support, dtype)
+        return bits + (support.count + OVERREAD) * dtype.itemsize + (out + 1) * 4 + scale_bytes(support, dtype)
 
 
 def pack_rows(mask: Bool[Tensor, "out in"], multiple: int) -> UInt8[Tensor, "out bytes"]:

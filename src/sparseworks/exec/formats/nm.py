@@ -8,11 +8,10 @@ from torch import Tensor
 
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
-from sparseworks.exec.formats.bitmask import pack_rows, unpack_rows
+from sparseworks.exec.formats.bitmask import OVERREAD, pack_rows, unpack_rows
 from sparseworks.exec.formats.segments import masked
 
 _GROUPS = (2, 4, 8)
-_OVERREAD = 16
 
 
 class NM(Format):
@@ -34,7 +33,7 @@ class NM(Format):
         """See `Format.pack`."""
         values, mask = masked(self, weight, support, dtype), support.mask()
         n, m = _ratio(support) or (0, 2)
-        parts = {"bits": pack_rows(mask, 8), "values": torch.cat([values[mask], values.new_zeros(_OVERREAD)])}
+        parts = {"bits": pack_rows(mask, 8), "values": torch.cat([values[mask], values.new_zeros(OVERREAD)])}
         return Packed(self.registered_name, (support.shape[0], support.shape[1]), dtype, parts, {"n": n, "m": m})
 
     def unpack(self, packed: Packed) -> tuple[Float[Tensor, "out in"], Support]:
@@ -42,12 +41,12 @@ class NM(Format):
         mask = unpack_rows(packed.parts["bits"], packed.shape[1])
         values = packed.parts["values"]
         weight = values.new_zeros(packed.shape)
-        weight[mask] = values[: values.numel() - _OVERREAD]
+        weight[mask] = values[: values.numel() - OVERREAD]
         return weight, Support.from_mask(mask)
 
     def nbytes(self, support: Support, dtype: torch.dtype = torch.float32) -> int:
         """See `Format.nbytes`."""
-        return support.shape[0] * -(-support.shape[1] // 8) + (support.count + _OVERREAD) * dtype.itemsize
+        return support.shape[0] * -(-support.shape[1] // 8) + (support.count + OVERREAD) * dtype.itemsize
 
 
 def _ratio(support: Support) -> tuple[int, int] | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sparseworks.exec.formats  # noqa: F401  kernels read their packed forms
 from sparseworks.exec.kernels.dense import DenseKernel as DenseKernel
 from sparseworks.exec.kernels.few_rows import GemvKernel as GemvKernel
+from sparseworks.exec.kernels.few_rows import InputBitsKernel as InputBitsKernel
 from sparseworks.exec.kernels.few_rows import InputMajorKernel as InputMajorKernel
+from sparseworks.exec.kernels.few_rows import SkippingKernel as SkippingKernel
 from sparseworks.exec.kernels.gpu import BitmaskGpuKernel as BitmaskGpuKernel
 from sparseworks.exec.kernels.gpu import BsrGpuKernel as BsrGpuKernel
 from sparseworks.exec.kernels.gpu import CsrGpuKernel as CsrGpuKernel

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from sparseworks.core.errors import KernelError
@@ -198,6 +198,12 @@ def below(packed: Packed, name: str, values: Tensor, limit: int | Tensor) -> Non
     """
     if bool((values >= limit).any()):
         raise damaged(packed, f"part {name!r} holds indices beyond the matrix")
+
+
+def population(bits: UInt8[Tensor, "rows bytes"]) -> Int[Tensor, " rows"]:
+    """Bits set in each row."""
+    counts = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.uint8)
+    return counts[bits.long()].sum(dim=1, dtype=torch.long)
 
 
 def facts(t: Tensor) -> str:

@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.errors import KernelError
-from sparseworks.exec.format import Packed
+from sparseworks.exec.format import Packed, damaged
+from sparseworks.exec.formats.bitmask import OVERREAD
 from sparseworks.exec.kernel import KERNELS, Call
-from sparseworks.exec.kernels.cpu import Arguments, NativeKernel, part, scale_address
+from sparseworks.exec.kernels.cpu import Arguments, NativeKernel, part, pointers, population, scale_address
 
 MOST_ROWS = 8
 _STORED = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -36,20 +37,12 @@ class GemvKernel(_FewRows):
         return width, out, _STORED[self.value_dtype], weight.data_ptr(), scale_address(packed)
 
 
-class InputMajorKernel(_FewRows):
-    """Any support, as a dense matrix that is stored by input: inputs that are zero are not read.
+class SkippingKernel(_FewRows):
+    """Weights stored by input: those of inputs that are zero, or at most a threshold, are not read.
 
-    An infinity or NaN in a weight does not reach y where its input is zero.
+    An infinity or NaN in a weight does not reach y where its input is skipped. The last argument that `inspect` gives is the address of
+    the thresholds, none.
     """
-
-    format = "inmajor"
-    entry = "inmajor"
-
-    def inspect(self, packed: Packed) -> Arguments:
-        """See `NativeKernel.inspect`; the last argument is the address of the thresholds, none."""
-        out, width = packed.shape
-        weight = part(packed, "weight", self.value_dtype, width, out)
-        return width, out, _STORED[self.value_dtype], weight.data_ptr(), scale_address(packed), 0
 
     def skipping(
         self,
@@ -70,6 +63,38 @@ class InputMajorKernel(_FewRows):
         return self.multiply(x, packed, bias, (threshold.data_ptr(),))
 
 
+class InputMajorKernel(SkippingKernel):
+    """Any support, as a dense matrix."""
+
+    format = "inmajor"
+    entry = "inmajor"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `NativeKernel.inspect`."""
+        out, width = packed.shape
+        weight = part(packed, "weight", self.value_dtype, width, out)
+        return width, out, _STORED[self.value_dtype], weight.data_ptr(), scale_address(packed), 0
+
+
+class InputBitsKernel(SkippingKernel):
+    """Any support, as the kept weights of each input and one bit per output: zeros are not read either."""
+
+    format = "inbits"
+    entry = "inbits"
+
+    def inspect(self, packed: Packed) -> Arguments:
+        """See `NativeKernel.inspect`."""
+        out, width = packed.shape
+        bits = part(packed, "bits", torch.uint8, width, -(-out // 8))
+        values = part(packed, "values", self.value_dtype, None)
+        ptr = pointers(packed, width, values.numel() - OVERREAD)
+        if not torch.equal(population(bits), ptr.diff().long()):
+            raise damaged(packed, "'ptr' does not count the bits of each input")
+        arrays = (ptr.data_ptr(), bits.data_ptr(), values.data_ptr())
+        return width, out, _STORED[self.value_dtype], *arrays, scale_address(packed), 0
+
+
 for _suffix, _dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("int8", torch.int8)):
     KERNELS.register(f"gemv-{_suffix}")(GemvKernel(f"gemv-{_suffix}", _dtype))
     KERNELS.register(f"inmajor-{_suffix}")(InputMajorKernel(f"inmajor-{_suffix}", _dtype))
+    KERNELS.register(f"inbits-{_suffix}")(InputBitsKernel(f"inbits-{_suffix}", _dtype))

@@ -7,6 +7,7 @@ import torch
 from sparseworks.core.grouped import choices
 from sparseworks.exec.format import FORMATS, Packed, damaged
 from sparseworks.exec.formats.balanced import SEGMENT
+from sparseworks.exec.formats.bitmask import OVERREAD
 from sparseworks.exec.formats.grid import block_sizes
 from sparseworks.exec.formats.nmg import ordered_rows
 from sparseworks.exec.formats.segments import from_u16, segment_of
@@ -19,13 +20,13 @@ from sparseworks.exec.kernels.cpu import (
     number,
     part,
     pointers,
+    population,
     rounded_rows,
     scale_address,
 )
 from sparseworks.exec.kernels.few_rows import MOST_ROWS
 
 _BLOCK_MOST = 1 << 20
-_OVERREAD = 16
 
 
 class TileKernel(NativeKernel):
@@ -184,8 +185,8 @@ class BitmaskKernel(NativeKernel):
         out, width = packed.shape
         bits = part(packed, "bits", torch.uint8, out, -(-width // 32) * 4)
         values = part(packed, "values", self.value_dtype, None)
-        ptr = pointers(packed, out, values.numel() - _OVERREAD)
-        counts = _population(bits)
+        ptr = pointers(packed, out, values.numel() - OVERREAD)
+        counts = population(bits)
         if not torch.equal(counts, ptr.diff().long()):
             raise damaged(packed, "'ptr' does not count the bits of each row")
         arrays = _addresses(ptr, bits, values)
@@ -204,8 +205,8 @@ class NMKernel(NativeKernel):
         n, m = number(packed, "n", 1, 8), number(packed, "m", 2, 8)
         per_row = width // m * n
         bits = part(packed, "bits", torch.uint8, out, -(-width // 8))
-        values = part(packed, "values", self.value_dtype, out * per_row + _OVERREAD)
-        if bool((_population(bits) != per_row).any()):
+        values = part(packed, "values", self.value_dtype, out * per_row + OVERREAD)
+        if bool((population(bits) != per_row).any()):
             raise damaged(packed, f"a row does not keep {n} of every {m} inputs")
         return width, out, self.value_dtype is torch.bfloat16, 0, *_addresses(bits, values), bits.shape[1], per_row, 0
 
@@ -229,12 +230,6 @@ class NMGKernel(NativeKernel):
 
 def _addresses(*tensors: torch.Tensor) -> tuple[int, ...]:
     return tuple(t.data_ptr() for t in tensors)
-
-
-def _population(bits: torch.Tensor) -> torch.Tensor:
-    """Bits set in each row."""
-    counts = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.uint8)
-    return counts[bits.long()].sum(dim=1, dtype=torch.long)
 
 
 class Groups4Kernel(NativeKernel):

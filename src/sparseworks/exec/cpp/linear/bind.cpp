@@ -70,6 +70,12 @@ void inmajor(Address x, Address y, Address bias, int64_t rows, int threads, int6
                      at<float>(scale), static_cast<Stored>(stored), at<float>(threshold)});
 }
 
+void inbits(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, int stored, Address ptr,
+            Address bits, Address values, Address scale, Address threshold) {
+    SW_RUN(inbits, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, false, threads}, at<int32_t>(ptr),
+                    at<uint8_t>(bits), at<void>(values), at<float>(scale), static_cast<Stored>(stored), at<float>(threshold)});
+}
+
 void nmg(Address x, Address y, Address bias, int64_t rows, int threads, int64_t in, int64_t out, bool bf16, Address choices,
          Address order, Address values, int64_t n, int64_t m, int64_t g, int64_t count) {
     SW_RUN(nmg, {{at<float>(x), to<float>(y), at<float>(bias), rows, in, out, bf16, threads}, at<uint8_t>(choices),
@@ -111,6 +117,7 @@ void bind_linear(nb::module_& m) {
     m.def("groups4", &groups4, nb::call_guard<nb::gil_scoped_release>());
     m.def("segmented", &segmented, nb::call_guard<nb::gil_scoped_release>());
     m.def("inmajor", &inmajor, nb::call_guard<nb::gil_scoped_release>());
+    m.def("inbits", &inbits, nb::call_guard<nb::gil_scoped_release>());
     m.def("gemv", &gemv, nb::call_guard<nb::gil_scoped_release>());
     m.def("nmg", &nmg, nb::call_guard<nb::gil_scoped_release>());
     m.def("int8", &int8, nb::call_guard<nb::gil_scoped_release>());

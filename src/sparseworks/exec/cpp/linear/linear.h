@@ -110,6 +110,16 @@ struct InputMajor : Product {
     const float* threshold;  // (rows), or null: only exact zeros are skipped
 };
 
+// One bit per entry, input-major (in, bytes), and the kept values of each input; skips as `InputMajor` does (kernels `inbits`).
+struct InputBits : Product {
+    const int32_t* ptr;  // first value of an input
+    const uint8_t* bits;
+    const void* values;
+    const float* scale;  // null unless int8
+    Stored stored;
+    const float* threshold;  // (rows), or null: only exact zeros are skipped
+};
+
 // In every chunk of count * g outputs and block of m inputs, each of the `count` choices of n inputs serves g outputs (format `nmg`).
 struct Nmg : Product {
     const uint8_t* choices;  // (count, n)
@@ -159,6 +169,7 @@ SW_KERNEL(int8, Int8)
 SW_KERNEL(encoder, EncoderLayer)
 SW_KERNEL(gemv, Dense)
 SW_KERNEL(inmajor, InputMajor)
+SW_KERNEL(inbits, InputBits)
 SW_KERNEL(nmg, Nmg)
 
 }  // namespace sparseworks

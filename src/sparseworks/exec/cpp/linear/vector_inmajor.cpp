@@ -1,31 +1,12 @@
 // Weights input-major and few rows of x, each with inputs that are skipped: the weights of eight active inputs are added per pass
 // over a piece of y that stays in L1, and the next eight are fetched meanwhile, since the processor cannot guess where they lie.
-#include "../simd.h"
+#include "active.h"
 #include "linear.h"
 
 namespace sparseworks::SW_ISA {
 namespace {
 
-constexpr int kTogether = 8;
 constexpr int64_t kPiece = 4096;  // outputs: 16 KiB of sums
-
-struct Active {
-    int32_t* inputs;
-    float* factors;
-    int64_t count;
-};
-
-// Inputs with |x| > threshold, NaN among them.
-SW_INLINE Active active(const float* x, int64_t in, float threshold, Scratch& scratch) {
-    float* memory = scratch.floats(2 * (in + kTogether));
-    Active list{reinterpret_cast<int32_t*>(memory), memory + in + kTogether, 0};
-    for (int64_t k = 0; k < in; ++k) {
-        list.inputs[list.count] = static_cast<int32_t>(k);
-        list.factors[list.count] = x[k];
-        list.count += !(std::fabs(x[k]) <= threshold);
-    }
-    return list;
-}
 
 template <int N, class T>
 SW_INLINE void add(const T* const* rows, const T* const* next, const float* factors, int64_t width, float* y) {
