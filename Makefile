@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/sparseworks compress --out out/demo --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The case grids and the fuzzer on instrumented kernels: what reads out of bounds or is undefined ends the process.
 # Left out are tests that call no kernel or start processes of their own.

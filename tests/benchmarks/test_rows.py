@@ -131,9 +131,10 @@ def test_the_peak_of_memory_is_that_of_the_row():
     start = rows.reset_peak()
     if start is None:
         pytest.skip("this system does not tell")
-    found = rows._timed(lambda: (torch.ones(8_000_000).sum(), row())[1])[0]
+    # Above 32 MiB malloc always maps memory anew, whatever was freed before.
+    found = rows._timed(lambda: (torch.ones(40_000_000).sum(), row())[1])[0]
     again = rows._timed(row)[0]
-    assert found.peak_bytes > 25e6 > again.peak_bytes
+    assert found.peak_bytes > 1e8 > again.peak_bytes
 
 
 def test_a_script_runs_from_its_arguments_to_stored_rows(tmp_path, monkeypatch, capsys):
