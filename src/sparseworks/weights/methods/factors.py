@@ -72,7 +72,7 @@ add(
     when_not="Nothing can be trained: without the task its factors are no better than those of others.",
 )  # fmt: skip
 add(
-    "armor", Magnitude() * InputNorm(), "2:4", LIU, "A 2:4 core between small wrappers: closer than any 2:4 matrix, as fast.",
+    "armor", Magnitude() * InputNorm(), "2:4", LIU, "A 2:4 core between small wrappers: closer to the outputs than a 2:4 matrix alone.",
     form=Wrapped(), catalog=(182,),
     when="2:4 is what the hardware multiplies, and a one-shot 2:4 mask loses too much.",
     when_not="Wrappers cannot be run beside the core: they cost products and bytes of their own.",
