@@ -23,7 +23,8 @@ from sparseworks.stream.gradients import Loss
 from sparseworks.weights.settings.messages import Message, Reply, by_parameter, packed, sent_tensors, unpacked
 from sparseworks.weights.train.checks import chosen
 from sparseworks.weights.train.feedback import Feedback, Reconfigure
-from sparseworks.weights.train.sparsifier import Event, Sparsifier
+from sparseworks.weights.train.run import Event
+from sparseworks.weights.train.sparsifier import Sparsifier
 
 
 class Server:

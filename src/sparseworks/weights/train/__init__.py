@@ -35,9 +35,9 @@ from sparseworks.weights.train.popup import EdgePopup as EdgePopup
 from sparseworks.weights.train.quantised import Quantised as Quantised
 from sparseworks.weights.train.regions import RegionGate as RegionGate
 from sparseworks.weights.train.rewire import Rewire as Rewire
+from sparseworks.weights.train.run import Event as Event
 from sparseworks.weights.train.soft import GrowingL2 as GrowingL2
 from sparseworks.weights.train.soft import SoftShrink as SoftShrink
-from sparseworks.weights.train.sparsifier import Event as Event
 from sparseworks.weights.train.sparsifier import Sparsifier as Sparsifier
 from sparseworks.weights.train.state import load_state as load_state
 from sparseworks.weights.train.state import save_state as save_state

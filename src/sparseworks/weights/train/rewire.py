@@ -20,7 +20,7 @@ from sparseworks.exec.training import SparseIndex, TrainableSparseLinear, sddmm
 from sparseworks.exec.training.module import SparseWeight
 from sparseworks.scores import Gradient, Random
 from sparseworks.weights.train.dropgrow import DropGrow
-from sparseworks.weights.train.sparsifier import Event
+from sparseworks.weights.train.run import Event
 
 _ALL = Pattern()
 
