@@ -18,7 +18,7 @@ def envelope_prox(
     at most k groups. u_j = clip(|x_j| sqrt(step d_j) t - step d_j, 0, 1), with the t at which sum u = k found exactly
     among the places where a term begins or stops to grow. A group with u = 0 becomes zero.
 
-    Source: Hu et al., weighted group sparse envelope function (WGSEF), catalogue formula.
+    Source: Refael, Arbel and Huleihel, 2022, arXiv 2212.12921 (weighted group sparse envelope function).
 
     Args:
         norms: |x_j|.

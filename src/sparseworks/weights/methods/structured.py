@@ -14,11 +14,15 @@ from sparseworks.weights.train.units import CutGroups
 
 LI = Source("Li, Kadav, Durdanovic, Samet and Graf", 2017, "1608.08710", "Pruning filters for efficient ConvNets")
 YUAN = Source("Yuan and Lin", 2006, "", "Model selection and estimation in regression with grouped variables")
-WGSEF = Source("Weighted group sparse envelope function", 2024)
-CHEN = Source("Chen, Hu, Ding, Zhu and Zharkov", 2024, "2409.09085", "HESSO")
+WGSEF = Source(
+    "Refael, Arbel and Huleihel", 2022, "2212.12921", "Learning k-level structured sparse networks by group envelopes"
+)
+CHEN = Source("Chen, Qu, Aponte, Banbury, Ko, Ding, Ma, Lyapunov, Zharkov and Liang", 2024, "2409.09085", "HESSO")
 LIU = Source("Liu, Li, Shen, Huang, Yan and Zhang", 2017, "1708.06519", "Network slimming")
-JIANG = Source("Jiang, Cao, Zhang, Liu, Zhao et al.", 2022, "", "MaskSparsity")
-WU = Source("Wu, Wang, Ji, Zhang, Su et al.", 2021, "2106.02914", "Feature flow regularization")
+JIANG = Source(
+    "Jiang, Zhao, Zhao, An, Tang and Wang", 2022, "2201.06776", "Pruning-aware sparse regularization (MaskSparsity)"
+)
+WU = Source("Wu, Lan, Zhang and Xiang", 2021, "2106.02914", "Feature flow regularization")
 
 add(
     "group_magnitude", Magnitude(), "global", LI, "Trains, cuts the groups of least norm, trains on: what others have to beat.",

@@ -25,7 +25,7 @@ class GroupProx(CutGroups):
     by sqrt(d_j) |x_j|; `balanced` sets d_j = 1 / mean |x|^2 of the coupling at the beginning, so that layers of large weights
     do not take all, otherwise d_j = 1.
 
-    Source: weighted group sparse envelope function (WGSEF), whose weights are free; group lasso of Yuan & Lin (2006).
+    Source: Refael, Arbel and Huleihel, 2022, arXiv 2212.12921 (WGSEF), whose weights are free; group lasso of Yuan and Lin (2006).
     """
 
     cut: float = 1.0
