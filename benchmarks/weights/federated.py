@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import arguments, store, table
+from common import arguments
+from rows import Row, Rows, record_of
 
 import sparseworks as sw
 from sparseworks.core.method import Method
@@ -33,11 +32,6 @@ CLIENTS = 10
 BATCH = 32
 EPOCHS = 5
 WIDTHS = (64, 128, 64, 10)
-
-
-class Found(NamedTuple):
-    accuracy: float
-    uploaded: int
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -73,8 +67,8 @@ def methods(density: float, every: int) -> dict[str, Method]:
     }
 
 
-def trained(data: Sequence[Tensor], method: Method, seed: int, rounds: int) -> Found:
-    """Test accuracy and bytes uploaded after `rounds`."""
+def trained(data: Sequence[Tensor], label: str, method: Method, seed: int, rounds: int, density: float) -> Row:
+    """Test accuracy after `rounds`, and the bytes that all clients uploaded."""
     x, y, x_test, y_test = data
     parts = dirichlet_split(y, CLIENTS, 0.5, least=20, seed=seed)
     torch.manual_seed(seed)
@@ -93,16 +87,15 @@ def trained(data: Sequence[Tensor], method: Method, seed: int, rounds: int) -> F
                     optimizer.step()
             replies.append(client.reply(len(mine)))
         server.receive(replies)
-    server.finish()
+    supports = server.finish()
     with torch.no_grad():
-        return Found(float((server.model(x_test).argmax(dim=1) == y_test).float().mean()), server.received)
-
-
-def cell(found: Sequence[Found]) -> str:
-    """Mean and deviation in per cent, and what was uploaded."""
-    accuracies = [100 * f.accuracy for f in found]
-    spread = stdev(accuracies) if len(accuracies) > 1 else 0.0
-    return f"{mean(accuracies):.2f} ± {spread:.2f} ({mean(f.uploaded for f in found) / 2**20:.2f} MiB)"
+        right = (server.model(x_test).argmax(dim=1) == y_test).float().mean()
+    record = record_of(
+        method, supports, server.model, task="digits, ten clients", metric="test accuracy, %", value=100 * float(right),
+        epochs=rounds * EPOCHS, examples=len(x), data=f"{rounds} rounds of {EPOCHS} epochs at ten clients", seed=seed,
+        more={"uploaded": server.received},
+    )  # fmt: skip
+    return Row(label, density, record)
 
 
 def main() -> None:
@@ -115,16 +108,20 @@ def main() -> None:
     data = digits()
     rounds, every, seeds = (4, 2, 1) if given.quick else (given.federated_rounds, given.every, given.seeds)
     densities = (0.05,) if given.quick else (0.1, 0.05)
-    cells = {
-        name: {f"{d:g}": [trained(data, methods(d, every)[name], s, rounds) for s in range(seeds)] for d in densities}
-        for name in methods(0.1, every)
-    }
+    rows = Rows("federated", {"rounds": rounds, "every": every, "widths": WIDTHS}, quick=given.quick)
+    for seed in range(seeds):
+        for density in densities:
+            for name, method in methods(density, every).items():
+                make = lambda s=seed, n=name, m=method, d=density: trained(data, n, m, s, rounds, d)  # noqa: E731
+                rows.add(f"{name} {density} {seed}", make)
+    rows.show()
     dense = 4 * sum(a * b + b for a, b in pairwise(WIDTHS)) * CLIENTS * rounds
-    rows = [[name, *(cell(found) for found in columns.values())] for name, columns in cells.items()]
-    title = f"accuracy in % ± deviation of {seeds} seeds (uploaded by all clients; dense: {dense / 2**20:.2f} MiB), {rounds} rounds"
-    table(title, ("method", *(f"density {d:g}" for d in densities)), rows)
-    figures = {n: {d: [f._asdict() for f in found] for d, found in c.items()} for n, c in cells.items()}
-    store("federated", [], given.json, rounds=rounds, every=every, dense_bytes=dense, cells=figures)
+    for name in methods(densities[0], every):
+        sent = [r.record.more["uploaded"] for r in rows.rows if r.label == name]
+        print(
+            f"{name:<28} uploaded {sum(sent) / len(sent) / 2**20:.2f} MiB on average; dense weights: {dense / 2**20:.2f} MiB"
+        )
+    rows.store(given.json)
 
 
 if __name__ == "__main__":
