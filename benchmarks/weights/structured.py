@@ -13,8 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import Line, arguments, line, show, store, table
+from common import Line, arguments, line, show
 from convolutional_models import Block, CifarResNet
+from rows import Row, Rows, record_of
 
 import sparseworks as sw
 from sparseworks.core.method import Method
@@ -154,45 +154,60 @@ def timed(task: Task, dense: nn.Module, sliced: nn.Module, case: str, rounds: in
         return line(case, measure.compare(runs, rounds=rounds), "sliced", "dense")
 
 
+def measured(task: Task, name: str, gone: float, epochs: int, seed: int, rounds: int, lines: list[Line]) -> Row:
+    """Accuracy after the run; the first seed's network is sliced and timed as well."""
+    model = copy.deepcopy(task.model)
+    method = named(name, gone, epochs * (len(task.x) // BATCH), task.rate)
+    run = trained(task, model, method, epochs, seed)
+    assert run is not None
+    reached = accuracy(task, model)
+    record = record_of(
+        method, run.supports, model, task=task.name, metric="test accuracy, %", value=reached, epochs=epochs,
+        examples=len(task.x), data=f"{epochs} epochs from a trained network", seed=seed,
+    )  # fmt: skip
+    run.slice()
+    if seed == 0:
+        lines.append(timed(task, task.model, model, f"{name} -{gone:.0%}", rounds))
+    kept = [int(k.sum()) for k in run.units.kept.values()]
+    more = {"parameters": sum(p.numel() for p in model.parameters()), "sliced": accuracy(task, model), "units": kept}
+    return Row(name, round(1 - gone, 6), replace(record, more=more))
+
+
+def dense(task: Task) -> Row:
+    """The network that all begin with."""
+    record = record_of(
+        None, {}, task.model, task=task.name, metric="test accuracy, %", value=accuracy(task, task.model), epochs=0,
+        examples=len(task.x), data="trained before",
+    )  # fmt: skip
+    return Row("dense", 1.0, record)
+
+
 def main() -> None:
     given = arguments(
         (__doc__ or "").split("\n")[0],
         data={"type": Path, "help": "folder with the CIFAR-10 images and networks", "default": None},
         epochs={"type": int, "default": 10, "help": "passes over the training images, each method"},
+        seeds={"type": int, "default": 3, "help": "runs a cell"},
     )
     task = digits(5) if given.data is None or given.quick else cifar(given.data)
-    epochs, shares = (2, GONE[1:2]) if given.quick else (given.epochs, GONE)
-    rounds = min(given.rounds, 3) if given.quick else given.rounds
-    dense = sum(p.numel() for p in task.model.parameters())
-    found, lines = [], []
-    names: Sequence[str] = METHODS
-    for gone in shares:
-        for name in names:
-            model = copy.deepcopy(task.model)
-            steps = epochs * (len(task.x) // BATCH)
-            run = trained(task, model, named(name, gone, steps, task.rate), epochs)
-            assert run is not None
-            reached = accuracy(task, model)
-            run.slice()
-            lines.append(timed(task, task.model, model, f"{name} -{gone:.0%}", rounds))
-            sizes = sum(p.numel() for p in model.parameters())
-            kept = [int(k.sum()) for k in run.units.kept.values()]
-            found.append(
-                {
-                    "method": name,
-                    "gone": gone,
-                    "accuracy": reached,
-                    "sliced": accuracy(task, model),
-                    "parameters": sizes,
-                }
-                | {"kept": " ".join(map(str, kept))}
+    epochs, seeds, shares = (2, 1, GONE[1:2]) if given.quick else (given.epochs, given.seeds, GONE)
+    rounds, lines = min(given.rounds, 3) if given.quick else given.rounds, list[Line]()
+    rows = Rows("structured", {"task": task.name, "epochs": epochs}, quick=given.quick)
+    rows.add("dense", lambda: dense(task))
+    for seed in range(seeds):
+        for gone in shares:
+            for name in METHODS:
+                make = lambda s=seed, g=gone, n=name: measured(task, n, g, epochs, s, rounds, lines)  # noqa: E731
+                rows.add(f"{name} {gone} {seed}", make)
+    rows.show()
+    for row in rows.rows:
+        if row.record.seed == 0 and row.record.more:
+            more = row.record.more
+            print(
+                f"{row.label:<18} {1 - row.density:.0%} gone: {more['parameters']} parameters, units kept {more['units']}"
             )
-    rows = [["dense", "", f"{accuracy(task, task.model):.2f}", str(dense), ""]]
-    rows += [[f["method"], f"{f['gone']:.0%}", f"{f['sliced']:.2f}", str(f["parameters"]), f["kept"]] for f in found]
-    head = ("method", "units gone", "accuracy, %", "parameters", "units kept by layer")
-    table(f"{task.name}, {epochs} epochs from a trained network", head, rows)
     show(lines, f"one batch of {BATCH}, sliced beside dense")
-    store("structured", lines, given.json, task=task.name, epochs=epochs, dense=dense, records=found)
+    rows.store(given.json, lines=[asdict(entry) for entry in lines])
 
 
 if __name__ == "__main__":
