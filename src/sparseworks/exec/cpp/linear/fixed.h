@@ -49,7 +49,7 @@ SW_INLINE Ints add_pairs(Ints a, Ints b, Ints sum) {
     const auto of = [](Ints v) { return reinterpret_cast<__m512i>(v); };
     return reinterpret_cast<Ints>(_mm512_dpwssd_epi32(of(sum), of(a), of(b)));
 #endif
-    sum += dot_pairs(a, b);
+    sum = plus(sum, dot_pairs(a, b));
 #if defined(__x86_64__) && !defined(SW_ISA_WIDE)
     __asm__("" : "+v"(sum));  // GCC would add products of two entries first, and run out of registers for them
 #endif

@@ -63,6 +63,13 @@ SW_INLINE void entries(const typename A::Cell* x, const uint8_t* columns, const 
     });
 }
 
+SW_INLINE Lanes plus(Lanes a, Lanes b) { return a + b; }
+// Whole numbers wrap: `limit` keeps sums small, but a damaged file can hold any values.
+SW_INLINE Ints plus(Ints a, Ints b) {
+    using Unsigned = uint32_t __attribute__((vector_size(4 * W)));
+    return reinterpret_cast<Ints>(reinterpret_cast<Unsigned>(a) + reinterpret_cast<Unsigned>(b));
+}
+
 template <int V, class A>
 SW_INLINE void segment(const typename A::Cell* x, const uint8_t* columns, const typename A::Stored* values, int64_t n,
                        const typename A::Cell* from, typename A::Vector start, typename A::Cell* to) {
@@ -74,8 +81,8 @@ SW_INLINE void segment(const typename A::Cell* x, const uint8_t* columns, const 
     for (; i + N <= n; i += N) entries<V, N, A>(x, columns + i, values + i, sum);
     if (i < n) entries<V, kPadded, A>(x, columns + i, values + i, sum);
     each<V>([&](auto v) {
-        each<C - 1>([&](auto c) { sum[0][v] += sum[c + 1][v]; });
-        store(to + W * v, from ? sum[0][v] + load(from + W * v) : sum[0][v]);  // last: nothing waits for L2
+        each<C - 1>([&](auto c) { sum[0][v] = plus(sum[0][v], sum[c + 1][v]); });
+        store(to + W * v, from ? plus(sum[0][v], load(from + W * v)) : sum[0][v]);  // last: nothing waits for L2
     });
 }
 
