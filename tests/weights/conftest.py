@@ -159,6 +159,21 @@ def digits() -> Digits:
 
 
 @pytest.fixture(scope="session")
+def windows() -> tuple[Tensor, Tensor]:
+    """A language of 16 letters in which two decide the next: one-hot contexts of four letters, and the letters that follow."""
+    count, context, g = 16, 4, torch.Generator().manual_seed(0)
+    chances = torch.softmax(2.5 * torch.randn(count, count, count, generator=g), -1)
+    a = b = torch.zeros(256, dtype=torch.long)
+    letters = []
+    for _ in range(100):
+        a, b = b, torch.multinomial(chances[a, b], 1, generator=g)[:, 0]
+        letters.append(b)
+    cut = torch.stack(letters, 1).unfold(1, context + 1, 1).reshape(-1, context + 1)
+    cut = cut[torch.randperm(len(cut), generator=g)]
+    return nn.functional.one_hot(cut[:, :context], count).flatten(1).float(), cut[:, context]
+
+
+@pytest.fixture(scope="session")
 def llama() -> Callable[[], nn.Module]:
     """Builds the same 3-block LLaMA every time."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -8,28 +8,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import sparseworks as sw
 from sparseworks.core.method import Method
 from sparseworks.weights.train import AdamDecay, AdamShrink
 
 LETTERS, CONTEXT, STEPS = 16, 4, 200
-
-
-@pytest.fixture(scope="module")
-def windows() -> tuple[Tensor, Tensor]:
-    """One-hot contexts and the letters that follow."""
-    g = torch.Generator().manual_seed(0)
-    chances = torch.softmax(2.5 * torch.randn(LETTERS, LETTERS, LETTERS, generator=g), -1)
-    a = b = torch.zeros(256, dtype=torch.long)
-    letters = []
-    for _ in range(100):
-        a, b = b, torch.multinomial(chances[a, b], 1, generator=g)[:, 0]
-        letters.append(b)
-    cut = torch.stack(letters, 1).unfold(1, CONTEXT + 1, 1).reshape(-1, CONTEXT + 1)
-    cut = cut[torch.randperm(len(cut), generator=g)]
-    return F.one_hot(cut[:, :CONTEXT], LETTERS).flatten(1).float(), cut[:, CONTEXT]
 
 
 def trained(model, windows, steps, rate, method: Method | None = None, teacher=None) -> tuple[float, float]:
