@@ -392,11 +392,11 @@ def test_blocks_are_entered_and_left_as_changed(tower, batches):
         log: list[tuple[str, bool]] = []  # noqa: RUF012
 
         def leave(self, block, *, changed=False):
-            self.log.append((block.name, changed))
+            self.log.append((block.name if block else "outside", changed))
 
     model = tower()
     quiet(model, "wanda", batches, residency=Watched(model))
-    assert [name for name, changed in Watched.log if changed] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert [name for name, changed in Watched.log if changed] == ["outside", "blocks.0", "blocks.1", "blocks.2", "outside"]
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------

@@ -24,6 +24,11 @@ class Score:
     needs: frozenset[type[Stat]] = frozenset()
     registered_name: ClassVar[str]
 
+    @property
+    def rowwise(self) -> bool:
+        """Whether a row's scores depend on that row alone, and cost the same: a matrix may be scored some rows at a time."""
+        return False
+
     def __call__(self, weight: Float[Tensor, "rows cols"], stats: Stats) -> Float[Tensor, "rows cols"]:
         """Importance of every entry."""
         raise NotImplementedError
@@ -61,6 +66,11 @@ class Product(Score):
         """Needs of both."""
         return self.a.needs | self.b.needs
 
+    @property
+    def rowwise(self) -> bool:
+        """Where both are."""
+        return self.a.rowwise and self.b.rowwise
+
     def __call__(self, weight: Float[Tensor, "rows cols"], stats: Stats) -> Float[Tensor, "rows cols"]:
         """a * b."""
         return self.a(weight, stats) * self.b(weight, stats)
@@ -83,6 +93,11 @@ class Sum(Score):
         """Needs of both."""
         return self.a.needs | self.b.needs
 
+    @property
+    def rowwise(self) -> bool:
+        """Where both are."""
+        return self.a.rowwise and self.b.rowwise
+
     def __call__(self, weight: Float[Tensor, "rows cols"], stats: Stats) -> Float[Tensor, "rows cols"]:
         """a + b."""
         return self.a(weight, stats) + self.b(weight, stats)
@@ -104,6 +119,11 @@ class Scaled(Score):
     def needs(self) -> frozenset[type[Stat]]:  # type: ignore[override]
         """Needs of `a`."""
         return self.a.needs
+
+    @property
+    def rowwise(self) -> bool:
+        """Where `a` is."""
+        return self.a.rowwise
 
     def __call__(self, weight: Float[Tensor, "rows cols"], stats: Stats) -> Float[Tensor, "rows cols"]:
         """factor * a."""

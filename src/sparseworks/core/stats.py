@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from math import prod
 from typing import ClassVar, Self, TypeVar
@@ -11,11 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.errors import CalibrationError, DtypeError, MissingStatError, NonFiniteError, ShapeError
+from sparseworks.core.finite import all_finite
 from sparseworks.core.registry import Registry
 
 STATS: Registry[type[Stat]] = Registry("statistic")
 
 S = TypeVar("S", bound="Stat")
+
+_AT_ONCE = 1 << 18  # numbers widened together
 
 
 class Stat:
@@ -77,13 +81,25 @@ class Stat:
         for name in self.state_names:
             setattr(self, name, state[name].clone())
 
+    def as_rows(self, rows: int) -> Self:
+        """The same statistic for a weight of so many rows that sees the same inputs; the state is shared.
+
+        Raises:
+            ShapeError: it is fed by more than the inputs.
+        """
+        if self.source != "input":
+            raise ShapeError(f"{type(self).__name__} belongs to all {self.rows} rows of its site, not to {rows} of them.")
+        seen = copy.copy(self)
+        seen.rows = rows
+        return seen
+
     def _matrix(self, x: Tensor, width: int) -> Float[Tensor, "tokens width"]:
         if x.shape[-1] != width:
             raise ShapeError(
                 f"{type(self).__name__} of a {self.rows}x{self.cols} site expects vectors of {width}, got {tuple(x.shape)}."
             )
         x = x.detach().reshape(prod(x.shape[:-1]), width)
-        if not bool(torch.isfinite(x).all()):
+        if not all_finite(x):
             raise NonFiniteError(
                 f"{type(self).__name__}: the batch holds NaN or infinity; check the calibration data and the dtype."
             )
@@ -105,8 +121,9 @@ class InputMoments(Stat):
     def update(self, x: Tensor) -> None:
         """Add a batch of inputs `(..., cols)`."""
         x = self._matrix(x, self.cols)
-        self.sum += x.sum(dim=0, dtype=torch.float64).cpu()
-        self.square += x.float().square().sum(dim=0, dtype=torch.float64).cpu()
+        for some in x.split(max(1, _AT_ONCE // max(self.cols, 1))):  # wide sums copy what they add up
+            self.sum += some.sum(dim=0, dtype=torch.float64).cpu()
+            self.square += some.float().square().sum(dim=0, dtype=torch.float64).cpu()
 
     @property
     def norm(self) -> Float[Tensor, " cols"]:

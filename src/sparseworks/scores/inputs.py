@@ -25,6 +25,11 @@ class InputNorm(Entrywise):
 
     needs: ClassVar[frozenset[type[Stat]]] = frozenset({InputMoments})
 
+    @property
+    def rowwise(self) -> bool:
+        """Yes."""
+        return True
+
     def columns(self, weight: Float[Tensor, "rows cols"], stats: Stats, at: slice) -> Float[Tensor, "rows some"]:
         """The norms of the inputs `at`, one row like the other."""
         norm = like(fitting(stats, InputMoments, weight).norm, weight)[at]

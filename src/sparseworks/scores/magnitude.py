@@ -19,6 +19,11 @@ from sparseworks.scores.entrywise import Entrywise, wide
 class Magnitude(Entrywise):
     """|W_ij|: the size of the weight (Han et al., 2015, arXiv 1506.02626)."""
 
+    @property
+    def rowwise(self) -> bool:
+        """Yes."""
+        return True
+
     def columns(self, weight: Float[Tensor, "rows cols"], stats: Stats, at: slice) -> Float[Tensor, "rows some"]:
         """|W| on the columns `at`."""
         del stats

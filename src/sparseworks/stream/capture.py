@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparseworks.core.errors import CalibrationError
 from sparseworks.stream.activations import Activations
 from sparseworks.stream.blocks import Block
+from sparseworks.stream.sites import output_head
 from sparseworks.stream.tree import HIDDEN, call, first_tensor, map_tensors, put_hidden, same, without_caches
 
 Calls = dict[str, list[tuple[tuple, dict]]]
@@ -40,7 +41,8 @@ class Capture:
 def chains(model: nn.Module, blocks: Sequence[Block], batch: Any) -> list[list[Block]]:
     """Cut the blocks into chains, by one forward pass: inside a chain a block's output is the next one's hidden state.
 
-    Blocks that were not called, or called more than once, end up in no chain.
+    Blocks that were not called, or called more than once, end up in no chain. The pass ends where the output head, whose
+    logits can be larger than everything before, would begin.
     """
     entered: dict[str, list[Tensor | None]] = {b.name: [] for b in blocks}
     left: dict[str, list[Tensor | None]] = {b.name: [] for b in blocks}
@@ -59,13 +61,22 @@ def chains(model: nn.Module, blocks: Sequence[Block], batch: Any) -> list[list[B
 
         return hook
 
+    def stop(module: nn.Module, args: tuple) -> None:
+        if order:
+            raise _Stop
+
     handles = []
     for b in blocks:
         handles.append(b.module(model).register_forward_pre_hook(enter(b), with_kwargs=True))
         handles.append(b.module(model).register_forward_hook(leave(b)))
+    head = output_head(model)
+    if head is not None and not any(b.holds(name) for b in blocks for name, m in model.named_modules() if m is head):
+        handles.append(head.register_forward_pre_hook(stop))
     try:
         with torch.no_grad():
             call(model, batch)
+    except _Stop:
+        pass
     finally:
         for handle in handles:
             handle.remove()

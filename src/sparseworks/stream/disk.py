@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from sparseworks.core.errors import CheckpointError, ModelError
+from sparseworks.core.support import Support
 from sparseworks.stream.blocks import Block, block_of
 from sparseworks.stream.blocks import blocks as find_blocks
+from sparseworks.stream.kept import write_supports
 from sparseworks.stream.layout import sources
+from sparseworks.stream.raw import Place, copy_tensors, places
 from sparseworks.stream.residency import held
 from sparseworks.stream.shards import INDEX, SINGLE, Shards, write_index, write_shard
+from sparseworks.stream.tables import read_by_rows
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt")
-_REST = "rest"
+_REST = -1  # where lies what is outside blocks or shared by several
 
 
 class OnDisk:
     """Residency of a model whose weights lie in a folder of safetensors files (Hugging Face layout).
 
-    What lies outside blocks (embeddings, norms, the head) and what several blocks share is in memory from the start; a
-    block is mapped while it is entered and freed when it is left, so that peak memory is about the former, the largest
-    block, and what the caller holds. Forward passes of the model or of a block enter and leave by themselves.
+    What lies outside blocks (norms, the head) and what several blocks share is mapped from the start, and embeddings read
+    the rows that they look up; a block is mapped while it is entered and freed when it is left, so that peak memory is
+    about the largest block and what the caller holds. Forward passes of the model or of a block enter and leave by themselves.
 
     Args:
         model: the model, best with its parameters on the meta device; buffers that no checkpoint holds must be real.
@@ -59,28 +63,35 @@ class OnDisk:
         self._written: dict[int, Shards] = {}
         for home in (b.index for b in self.blocks):
             self._free(home)
-        self._load(-1)
+        self._load(_REST)
+        self._tables = self._find_tables()
         self._unwrap = [self._wrap(b) for b in self.blocks]
+        self._unwrap += [read_by_rows(m, place, lambda: _REST in self._changed) for m, _, place in self._tables]
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes outside blocks and of the largest block."""
-        sizes = Counter({b.index: 0 for b in self.blocks})
+        """Bytes outside blocks, but for embeddings, and of the largest block."""
+        sizes, by_rows = Counter({b.index: 0 for b in self.blocks}), {name for _, name, _ in self._tables}
         for name, home in self._homes.items():
-            sizes[home] += self._meta[name].numel() * self._meta[name].element_size()
+            if name not in by_rows:
+                sizes[home] += self._meta[name].numel() * self._meta[name].element_size()
         buffers = sum(b.numel() * b.element_size() for b in self.model.buffers())
-        return sizes[-1] + buffers + max(sizes[b.index] for b in self.blocks)
+        return sizes[_REST] + buffers + max(sizes[b.index] for b in self.blocks)
 
-    def enter(self, block: Block) -> None:
-        """Map the block's weights."""
+    def enter(self, block: Block | None) -> None:
+        """Map the block's weights; what lies outside blocks is mapped already."""
+        if block is None:
+            return
         self._entered[block.index] += 1
         if self._entered[block.index] == 1:
             self._load(block.index)
 
-    def leave(self, block: Block, *, changed: bool = False) -> None:
-        """Free the block's weights, and write them out first where they were changed."""
+    def leave(self, block: Block | None, *, changed: bool = False) -> None:
+        """Free the block's weights, and write them out first where they were changed; the rest is written at `finish`."""
         if changed:
-            self._changed.add(block.index)
+            self._changed.add(_REST if block is None else block.index)
+        if block is None:
+            return
         self._entered[block.index] -= 1
         if self._entered[block.index]:
             return
@@ -89,8 +100,18 @@ class OnDisk:
             self._changed.discard(block.index)
         self._free(block.index)
 
+    def keep(self, name: str, supports: Mapping[str, Support]) -> dict[str, Support]:
+        """The supports in a file of the output folder, `supports/NAME.safetensors`, mapped from there.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if self._partial is None:
+            return dict(supports)
+        return write_supports(self._partial / "supports" / f"{name}.safetensors", supports)
+
     def finish(self) -> Path:
-        """Write what was not written yet, the index and the files beside the weights; `out` appears. The path of `out`.
+        """Write what was not written yet, copy what was not changed, the index and the files beside the weights; `out` appears. The path of `out`.
 
         The model is not usable afterwards.
 
@@ -99,11 +120,13 @@ class OnDisk:
         """
         if self.out is None or self._partial is None:
             raise CheckpointError("This model was opened without an output folder.")
-        for block in self.blocks:
-            if block.index not in self._written:
-                self.enter(block)
-                self.leave(block, changed=True)
-        self._write(-1)
+        for home in (*(b.index for b in self.blocks), _REST):
+            if home in self._written or (home not in self._changed and self._copy(home)):
+                continue
+            if home != _REST:
+                self._load(home)
+            self._write(home)
+            self._free(home)
         where: dict[str, str] = {}
         for shards in self._written.values():
             where |= shards.where
@@ -124,12 +147,33 @@ class OnDisk:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
+    def _find_tables(self) -> list[tuple[nn.Embedding, str, Place]]:
+        """Embeddings outside blocks whose table lies in the file as the model has it: module, parameter, place."""
+        first = {id(p): n for n, p in self.model.named_parameters()}
+        tables = [m for m in self.model.modules() if isinstance(m, nn.Embedding) and id(m.weight) in first]
+        outside = [(m, first[id(m.weight)]) for m in tables if self._homes[first[id(m.weight)]] == _REST]
+        found = [(m, name, self._places([name])) for m, name in outside if self._as_stored([name])]
+        return [(m, name, place) for m, name, lying in found for place in lying.values()]
+
+    def _as_stored(self, names: Iterable[str]) -> bool:
+        """Whether the files hold these parameters and buffers in the model's own types."""
+        values = {n: self._meta[n] if n in self._meta else self.model.get_buffer(n) for n in names}
+        return all(
+            t.dtype == value.dtype for n, value in values.items() for t in self.shards.read(self._sources[n].names).values()
+        )
+
+    def _places(self, names: Iterable[str]) -> dict[str, Place]:
+        """Name in the files -> place, of the pieces of these parameters and buffers."""
+        keys = [key for n in names for key in self._sources[n].names]
+        lying = {file: places(self.shards.folder / file) for file in {self.shards.where[k] for k in keys}}
+        return {key: lying[self.shards.where[key]][key] for key in keys}
+
     def _names(self, home: int) -> list[str]:
         return [name for name, where in self._homes.items() if where == home]
 
     def _buffers(self, home: int) -> dict[str, Tensor]:
         """Buffers that checkpoints hold; all are in memory from the start."""
-        return {} if home >= 0 else {n: b for n, b in self.model.named_buffers() if n in self._sources}
+        return {} if home != _REST else {n: b for n, b in self.model.named_buffers() if n in self._sources}
 
     def _load(self, home: int) -> None:
         read = self._written.get(home, self.shards).read
@@ -157,12 +201,21 @@ class OnDisk:
     def _write(self, home: int) -> None:
         if self._partial is None:
             raise CheckpointError("The model was changed, and it was opened without an output folder: give `out`.")
-        label = _REST if home < 0 else f"{home:05d}"
-        file = f"model-block-{label}.safetensors" if home >= 0 else f"model-{_REST}.safetensors"
         values = {n: self.model.get_parameter(n) for n in self._names(home)} | self._buffers(home)
         tensors = {key: piece for n, value in values.items() for key, piece in self._sources[n].pieces(value)}
-        write_shard(self._partial / file, tensors)
-        self._written[home] = Shards(self._partial, dict.fromkeys(tensors, file))
+        write_shard(self._partial / _file(home), tensors)
+        self._written[home] = Shards(self._partial, dict.fromkeys(tensors, _file(home)))
+
+    def _copy(self, home: int) -> bool:
+        """Copy what lies there from file to file; whether that was possible."""
+        assert self._partial is not None
+        names = [*self._names(home), *self._buffers(home)]
+        if not self._as_stored(names):
+            return False
+        lying = self._places(names)
+        copy_tensors(self._partial / _file(home), lying)
+        self._written[home] = Shards(self._partial, dict.fromkeys(lying, _file(home)))
+        return True
 
     def _wrap(self, block: Block) -> Callable[[], None]:
         module = block.module(self.model)
@@ -174,6 +227,10 @@ class OnDisk:
 
         module.forward = forward
         return lambda: module.__dict__.pop("forward", None)
+
+
+def _file(home: int) -> str:
+    return "model-rest.safetensors" if home == _REST else f"model-block-{home:05d}.safetensors"
 
 
 def _aliases(model: nn.Module) -> dict[str, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ class Gatherer:
         for site in self.sites:
             leader = self._leader.get(site.name, site.name)
             own = [s for s in self.stats[site.name] if s.source != "input"]
-            shared = [_as_rows(s, site.shape[0]) for s in self.stats[leader] if s.source == "input"]
+            shared = [s.as_rows(site.shape[0]) for s in self.stats[leader] if s.source == "input"]
             done[site.name] = Stats([*own, *shared], site=site.name)
         return done
 
@@ -211,12 +210,6 @@ def site_outputs(out: Tensor, site: Site) -> Float[Tensor, "tokens rows"]:
         out = out.movedim(-len(site.kernel) - 1, -1)
     out = out.reshape(-1, out.shape[-1])
     return out if site.rows is None else out[:, site.rows[0] : site.rows[1]]
-
-
-def _as_rows(stat: Stat, rows: int) -> Stat:
-    seen = copy.copy(stat)
-    seen.rows = rows
-    return seen
 
 
 def _inside_attention(model: nn.Module, site: Site) -> bool:

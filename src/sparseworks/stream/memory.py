@@ -60,6 +60,7 @@ def predict(
     *,
     evidence: Mapping[str, frozenset[type[Stat]]] | None = None,
     resident: int | None = None,
+    together: Mapping[str, int] | None = None,
 ) -> Memory:
     """What pruning `sites` block by block will need at most.
 
@@ -67,13 +68,16 @@ def predict(
         needs: statistic types of every site.
         evidence: statistic types gathered of all sites at once, before pruning.
         resident: bytes of weights held at a time, where not the whole model is.
+        together: entries of a site that are solved together, where these are not all.
     """
     per_block: dict[int, int] = {}
     work: dict[int, int] = {}
     for s in sites:
         own, at = stat_bytes(s, needs[s.name]), block_of(s.parameter, blocks)
         per_block[at] = per_block.get(at, 0) + own
-        work[at] = max(work.get(at, 0), 2 * own + _WORK * s.size)
+        some = min((together or {}).get(s.name, s.size), s.size)
+        new = s.size * s.tensor(model).element_size() if some < s.size else 0
+        work[at] = max(work.get(at, 0), 2 * own + _WORK * some + new)
     heaviest = max(per_block, key=lambda b: per_block[b] + work[b], default=-1)
     streamed = any(needs[s.name] for s in sites) and any(b.name for b in blocks)
     return Memory(

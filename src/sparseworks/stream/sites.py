@@ -92,7 +92,7 @@ def _all_sites(model: nn.Module) -> Iterator[tuple[Site, bool]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     seen: set[int] = set()
-    head = _output_head(model)
+    head = output_head(model)
     for path, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             described = _describe(module, leaf, parameter)
@@ -213,7 +213,7 @@ FUSED: dict[str, Split] = {
 _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-def _output_head(model: nn.Module) -> nn.Module | None:
+def output_head(model: nn.Module) -> nn.Module | None:
     get = getattr(model, "get_output_embeddings", None)
     try:
         head = get() if callable(get) else None

@@ -63,12 +63,15 @@ class Job:
 
     def weight(self, site: Site) -> Float[Tensor, "rows cols"]:
         """The site's weight in float32 (float64 stays), wherever it lies."""
+        with self.reading(site) as weight:
+            return _widened(weight)
+
+    @contextmanager
+    def reading(self, site: Site) -> Iterator[Float[Tensor, "rows cols"]]:
+        """The site's weight as it is stored, in memory while the context lasts."""
         index = block_of(site.parameter, self.blocks)
-        residency = self.residency or InMemory(self.model)
-        if index < 0:
-            return _widened(site.read(self.model))
-        with held(residency, self.blocks[index]):
-            return _widened(site.read(self.model))
+        with held(self.residency or InMemory(self.model), self.blocks[index] if index >= 0 else None):
+            yield site.read(self.model)
 
 
 @dataclass

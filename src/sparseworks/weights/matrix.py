@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import gcd, lcm
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparseworks.core.errors import CalibrationError, DtypeError, MissingStatError, NonFiniteError, ShapeError
+from sparseworks.core.finite import all_finite
 from sparseworks.core.method import METHODS, Method
 from sparseworks.core.pattern import Keep, to_groups
-from sparseworks.core.solver import Select
+from sparseworks.core.solver import Nothing, Select
 from sparseworks.core.stats import Gram, InputMoments, Stat, Stats
 from sparseworks.core.support import Support
 
 _ARGUMENT = {"input": "inputs", "output": "inputs", "gradient": "gradients", "training": "gradients"}
 """Source of a statistic -> the argument of `prune_matrix` that feeds it; all others come through `stats`."""
+_AT_ONCE = 1 << 18  # entries that are solved, or whose error is summed, together
 
 
 @dataclass(frozen=True)
@@ -82,22 +85,48 @@ def solve_matrix(
 ) -> Solved:
     """Support and values of one matrix from its statistics, in float32 (float64 stays), given its share of the budget.
 
+    Where rows have nothing to do with one another, some of them are solved at a time, so that work space stays small.
+
     Args:
         count: kept entries; not used where the pattern's quota or a scored budget decides.
         mask: a support chosen beforehand (global selection, rounds). Repairs take it as it is; a solver that chooses the
             support itself takes its number of entries.
     """
-    old = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
-    if mask is not None and isinstance(method.solve, Select):
-        support = Support.from_mask(mask)
-        new = method.solve.repair(old, support, stats)
-    else:
-        pattern = replace(method.pattern, across=False)
-        keep = _keep(old, stats, method, count if mask is None else int(mask.sum()))
-        new, support = method.solve(old, stats, method.score, pattern, keep)
-    bias = method.solve.bias(old, new, stats)
-    new = new.to(weight.dtype)
-    return Solved(new, support, bias, relative_error(old, new.to(old.dtype), stats, bias))
+    step = stripe(weight.shape, method) if mask is None else None
+    if step is None or step >= weight.shape[0]:
+        old = _wide(weight)
+        new, support = _solve(old, stats, method, count, mask)
+        bias = method.solve.bias(old, new, stats)
+        new = new.to(weight.dtype)
+        return Solved(new, support, bias, relative_error(old, new.to(old.dtype), stats, bias))
+    keep, groups = _keep(weight, stats, method, count), method.pattern.capacity(weight.shape)[0]
+    new, bits, lost, whole = torch.empty_like(weight), [], 0.0, 0.0
+    for at in range(0, weight.shape[0], step):
+        part = slice(at, at + step)
+        old = _wide(weight[part])
+        seen = Stats([s.as_rows(old.shape[0]) for s in stats], site=stats.site)
+        some = keep[at * groups // weight.shape[0] :][: step * groups // weight.shape[0]] if keep is not None else None
+        values, support = method.solve(old, seen, method.score, method.pattern, some)
+        new[part] = values.to(weight.dtype)
+        bits.append(support.bits())
+        lost, whole = lost + _lost(old, new[part], seen), whole + _energy(_rows(old), seen)
+    return Solved(new, Support.from_bits(torch.cat(bits), weight.shape), None, lost / whole if whole > 0 else 0.0)
+
+
+def stripe(shape: Sequence[int], method: Method) -> int | None:
+    """How many rows of a matrix are solved at a time by a method whose rows are independent; None where they are not.
+
+    A multiple of the rows that groups and chunks of the pattern span, and of a whole number of bytes of support.
+    """
+    pattern, solve = method.pattern, method.solve
+    alone = type(solve) is Select and type(solve.repair) is Nothing and method.score.rowwise
+    span = (pattern.unit.rows or 0) * (pattern.group.rows or 0)
+    spread = pattern.across or pattern.quota == "live" or pattern.inner is not None or method.budget.needs_scores
+    fed = all(kind.source == "input" for kind in method.needs)
+    if not alone or not span or spread or not fed or not shape[0] or not shape[1]:
+        return None
+    least = lcm(span, pattern.chunk, 8 // gcd(shape[1], 8))
+    return max(1, _AT_ONCE // (least * shape[1])) * least
 
 
 def relative_error(
@@ -111,12 +140,11 @@ def relative_error(
     By the second-moment matrix where it was gathered, otherwise by the second moments of every input as if inputs were
     uncorrelated, and without data by the weights alone, |W' - W|^2 / |W|^2.
     """
-    change = (new - old).double().cpu()
-    lost, whole = _energy(change, stats), _energy(old.double().cpu(), stats)
+    lost, whole = _lost(old, new, stats), _energy(_rows(old), stats)
     seen = next((stats[kind] for kind in (Gram, InputMoments) if kind in stats), None)
     if bias is not None and seen is not None:
         b = bias.double().cpu()
-        lost += float((2 * b * (change @ seen.mean) + b.square()).sum())
+        lost += float((2 * b * ((new.double() - old.double()).cpu() @ seen.mean) + b.square()).sum())
     return max(lost, 0.0) / whole if whole > 0 else 0.0
 
 
@@ -132,7 +160,7 @@ def check_weight(weight: Tensor, name: str) -> None:
         raise DtypeError(
             f"{name} must be floating point, got {weight.dtype}; quantised weights must be dequantised first."
         )
-    if not bool(torch.isfinite(weight).all()):
+    if not all_finite(weight):
         where = (~torch.isfinite(weight)).nonzero()[0].tolist()
         raise NonFiniteError(f"{name} holds NaN or infinity, first at {where}: the checkpoint is damaged.")
 
@@ -148,12 +176,39 @@ def _keep(weight: Tensor, stats: Stats, method: Method, count: int | None) -> Ke
     return method.budget.counts(to_groups(units.reshape(pattern.grid(weight.shape)), pattern.group))
 
 
-def _energy(w: Float[Tensor, "rows cols"], stats: Stats) -> float:
+def _solve(
+    old: Float[Tensor, "rows cols"], stats: Stats, method: Method, count: int | None, mask: Tensor | None
+) -> tuple[Float[Tensor, "rows cols"], Support]:
+    if mask is not None and isinstance(method.solve, Select):
+        support = Support.from_mask(mask)
+        return method.solve.repair(old, support, stats), support
+    pattern = replace(method.pattern, across=False)
+    keep = _keep(old, stats, method, count if mask is None else int(mask.sum()))
+    return method.solve(old, stats, method.score, pattern, keep)
+
+
+def _wide(weight: Tensor) -> Tensor:
+    return weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
+
+
+def _lost(old: Float[Tensor, "rows cols"], new: Float[Tensor, "rows cols"], stats: Stats) -> float:
+    return _energy((n.double() - o.double() for o, n in zip(_rows(old), _rows(new), strict=True)), stats)
+
+
+def _energy(parts: Iterable[Float[Tensor, "some cols"]], stats: Stats) -> float:
+    """E|W x|^2 of a matrix that comes some rows at a time."""
+    wide = (part.double().cpu() for part in parts)
     if Gram in stats:
-        return float(stats[Gram].error(w).sum())
+        moments = stats[Gram].matrix
+        return sum(float(((w @ moments) * w).sum()) for w in wide)
     if InputMoments in stats:
-        return float((w.square() * stats[InputMoments].norm.square()).sum())
-    return float(w.square().sum())
+        square = stats[InputMoments].norm.square()
+        return sum(float((w.square() @ square).sum()) for w in wide)
+    return sum(float(w.square().sum()) for w in wide)
+
+
+def _rows(w: Float[Tensor, "rows cols"]) -> Sequence[Float[Tensor, "some cols"]]:
+    return w.split(max(1, _AT_ONCE // max(w.shape[1], 1)))
 
 
 def _gather(

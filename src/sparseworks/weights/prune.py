@@ -128,7 +128,8 @@ def _check(job: Job) -> None:
                 raise DtypeError(
                     f"Site {site.name!r} holds {site.tensor(job.model).dtype}: dequantise the model first."
                 )
-            check_weight(job.weight(site), f"Site {site.name!r}")
+            with job.reading(site) as weight:
+                check_weight(weight, f"Site {site.name!r}")
             missing = [k for k in rest if k not in job.given.get(site.name, ())]
             if missing:
                 raise MissingStatError(

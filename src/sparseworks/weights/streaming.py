@@ -29,7 +29,7 @@ from sparseworks.stream.replay import Capture
 from sparseworks.stream.sites import bias_of
 from sparseworks.weights.checkpoint import Workdir
 from sparseworks.weights.decide import FORWARD, Decision, Job, decide, evidence_needs, gather_evidence, streamed_needs
-from sparseworks.weights.matrix import solve_matrix
+from sparseworks.weights.matrix import solve_matrix, stripe
 from sparseworks.weights.show import Shown
 
 _ABOUT_A_SITE = (ShapeError, NonFiniteError, PatternError, BudgetError, MissingStatError, CalibrationError)
@@ -93,7 +93,7 @@ class Run:
         before = {s.name: evidence_needs(self.methods[s.name]) for s in job.sites}
         memory = predict(
             job.model, job.sites, self.needs, job.blocks, job.batches, evidence=before,
-            resident=self.residency.resident_bytes,
+            resident=self.residency.resident_bytes, together=_together(job),
         )  # fmt: skip
         self.order = list(in_order(job))
         self._announce(memory)
@@ -152,7 +152,7 @@ class Run:
             upto = [u.block for u in chain[: chain.index(hungry[-1]) + 1] if u.block]
             taken = capture(self.job.model, upto, self.job.batches, self._store(memory))
         for unit in chain:
-            with held(self.residency, unit.block, changed=True) if unit.block else _nothing():
+            with held(self.residency, unit.block, changed=bool(unit.sites)):
                 if unit not in done or not self._restore(unit):
                     self._solve(unit, taken)
                 if taken is not None and unit.block in taken.chain[:-1]:
@@ -172,7 +172,7 @@ class Run:
         if found is None:
             return False
         supports, rows = found
-        self.supports |= supports
+        self.supports |= self.residency.keep(f"{unit.index:05d}", supports)
         self.rows += [SiteRow(**{**r, "shape": tuple(r["shape"])}) for r in rows]
         self.tick(len(unit.sites), unit.name)
         return True
@@ -187,6 +187,8 @@ class Run:
                 self.tick(1, site.name)
         if self.work:
             self.work.save_unit(unit.index, self.job.model, unit.sites, self.supports, [asdict(r) for r in rows])
+        found = {s.name: self.supports[s.name] for s in unit.sites if s.name in self.supports}
+        self.supports |= self.residency.keep(f"{unit.index:05d}", found)
         self.rows += rows
 
     def _solve_site(self, site: Site, streamed: Stats) -> SiteRow:
@@ -241,6 +243,12 @@ def in_order(job: Job) -> Iterator[Site]:
     return iter(sorted(job.sites, key=lambda s: place.get(s.parameter, len(place))))
 
 
+def _together(job: Job) -> dict[str, int]:
+    """Entries that are solved together of sites that are solved some rows at a time."""
+    found = {s.name: (stripe(s.shape, method), s.shape[1]) for method, members in job.groups for s in members}
+    return {name: rows * cols for name, (rows, cols) in found.items() if rows}
+
+
 @contextmanager
 def about(site: Site) -> Iterator[None]:
     """Errors inside name the site."""
@@ -276,8 +284,3 @@ def placed(module: nn.Module | None, device: torch.device | None) -> Iterator[No
         yield
     finally:
         module.to(home)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

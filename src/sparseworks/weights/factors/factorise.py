@@ -275,4 +275,5 @@ def _check(job: Job) -> None:
                 raise ModelError(
                     f"Site {site.name!r} {reason}: it cannot be written as factors; leave it out with `skip`."
                 )
-            check_weight(job.weight(site), f"Site {site.name!r}")
+            with job.reading(site) as weight:
+                check_weight(weight, f"Site {site.name!r}")
