@@ -5,7 +5,7 @@ own, and its peak resident memory (VmHWM) is read at the end. What the interpret
 measured too, and taken off both sides for the ratio that speaks of the model. The streamed run is also held against the weights
 of one block and the activations that wait between blocks. `--shape 1b` is LLaMA 3.2 1B in bfloat16, which is only streamed.
 
-    python benchmarks/streaming_memory.py --shape 1b --method sparsegpt --threads 2 --tokens 512 --json streaming_1b_sparsegpt
+    python benchmarks/streaming_memory.py --shape 1b --batches 8 --rows 1 --tokens 512 --threads 2 --json streaming_1b_wanda
 
 All processes but the last return freed memory to the system at once, as streaming always does, so that the ratio shows where
 weights lie and not how the allocator is set; the last loads the model whole with the allocator as it comes.
@@ -55,7 +55,8 @@ def main() -> None:
     given = arguments(
         __doc__.splitlines()[0],
         method={"default": "wanda", "help": "name of the method"},
-        batches={"type": int, "default": 4, "help": "calibration batches of two sequences"},
+        batches={"type": int, "default": 4, "help": "calibration batches"},
+        rows={"type": int, "default": 2, "help": "sequences of a batch"},
         tokens={"type": int, "default": 64, "help": "tokens of a sequence"},
         shape={"choices": list(SHAPES), "default": "small", "help": "sizes of the model"},
         child={"choices": [*MODES, "write"], "help": "run one way here and print its figures (internal)"},
@@ -75,7 +76,7 @@ def main() -> None:
 def report(found: dict[str, dict[str, Any]], given: Any) -> None:
     """Print the table and store the figures."""
     base, streamed, shape = found["imports"]["peak"], found["streamed"]["peak"], SHAPES[given.shape]
-    waiting = 2 * given.batches * given.tokens * shape.hidden * (2 if shape.dtype == "bfloat16" else 4)
+    waiting = given.rows * given.batches * given.tokens * shape.hidden * (2 if shape.dtype == "bfloat16" else 4)
     ratios = {"blocks beyond the interpreter and the activations": (streamed - base - waiting) / shape.block}
     if "whole" in found:
         whole = found["whole"]["peak"]
@@ -104,7 +105,7 @@ def report(found: dict[str, dict[str, Any]], given: Any) -> None:
 def run(mode: str, folder: str, given: Any) -> dict[str, Any]:
     """One child process."""
     command = [sys.executable, __file__, "--child", mode, "--folder", folder, "--method", given.method]
-    for name in ("batches", "tokens", "threads", "shape"):
+    for name in ("batches", "rows", "tokens", "threads", "shape"):
         command += [f"--{name}", str(getattr(given, name))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **QUIET})
     return json.loads(done.stdout.splitlines()[-1])
@@ -127,12 +128,12 @@ def child(mode: str, folder: Path, given: Any) -> dict[str, Any]:
     if mode != MODES[3]:
         return_memory()
     generator = torch.Generator().manual_seed(0)
-    size = (2, given.tokens)
+    size = (given.rows, given.tokens)
     data = [{"input_ids": torch.randint(3, shape.words, size, generator=generator)} for _ in range(given.batches)]
     started, predicted, weights = time.monotonic(), 0, 0
     if mode == "imports":  # a model of no size at all, so that everything that loads late is loaded
-        small = transformers.LlamaForCausalLM(config(Shape(64, 2, 64, shape.words))).eval()
-        sw.prune(small, method, data[:1], progress=False)
+        small = transformers.LlamaForCausalLM(config(Shape(64, 2, 64, 100))).eval()
+        sw.prune(small, method, [{"input_ids": torch.randint(3, 100, (1, 8))}], progress=False)
     elif mode == "write":
         model = transformers.LlamaForCausalLM._from_config(config(shape), dtype=getattr(torch, shape.dtype))
         model.save_pretrained(folder / "dense", max_shard_size="200MB")

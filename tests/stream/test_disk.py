@@ -36,6 +36,10 @@ def run(model: nn.Module, batch) -> torch.Tensor:
     return out.last_hidden_state if hasattr(out, "last_hidden_state") else out.logits
 
 
+def load_whole(folder) -> dict[str, torch.Tensor]:
+    return {name: t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
+
+
 def on_meta(model: nn.Module, prefix: str) -> list[bool]:
     return [p.is_meta for n, p in model.named_parameters() if n.startswith(prefix)]
 
@@ -102,6 +106,42 @@ class TestReading:
         model.model.save_pretrained(inner)
         with pytest.raises(CheckpointError, match=r"lacks 1 parameters.*lm_head"):
             OnDisk(build(folder), inner)
+
+    @pytest.mark.parametrize("name", ["llama", "tied", "gemma", "gpt2", "opt", "bert"])
+    def test_embeddings_read_only_the_rows_that_are_looked_up(self, saved, batch_for, name, monkeypatch):
+        import sparseworks.stream.tables as tables
+
+        model, folder = saved(name)
+        disk, rows = OnDisk(build(folder).eval(), folder), []
+        own = tables.read_rows
+        monkeypatch.setattr(
+            tables, "read_rows", lambda place, at, dtype: (rows.append(at.numel()), own(place, at, dtype))[1]
+        )
+        batch = batch_for(name)
+        assert torch.equal(run(disk.model, batch), run(model, batch))
+        assert rows[0] == batch["input_ids"].unique().numel() < 64
+
+    def test_an_embedding_that_was_changed_is_the_one_in_memory(self, saved, batch_for):
+        model, folder = saved("llama")
+        disk = OnDisk(build(folder).eval(), folder, folder.parent / "out")
+        with held(disk, None, changed=True), torch.no_grad():
+            for m in (model, disk.model):
+                m.model.embed_tokens.weight.mul_(2)
+        assert torch.equal(run(disk.model, batch_for("llama")), run(model, batch_for("llama")))
+        assert torch.equal(load_whole(disk.finish())["model.embed_tokens.weight"], model.model.embed_tokens.weight)
+
+    def test_ids_out_of_range_are_refused_as_ever(self, saved):
+        _, folder = saved("llama")
+        disk = OnDisk(build(folder).eval(), folder)
+        with pytest.raises(IndexError):
+            disk.model(input_ids=torch.tensor([[3, 64]]))
+
+    def test_chains_need_no_logits(self, saved, batch_for):
+        _, folder = saved("llama")
+        disk, called = OnDisk(build(folder).eval(), folder), []
+        disk.model.lm_head.register_forward_hook(lambda *_: called.append(1))
+        found = chains(disk.model, blocks(disk.model), batch_for("llama"))
+        assert [len(chain) for chain in found] == [3] and not called
 
     def test_resident_bytes_are_the_rest_without_embeddings_and_the_largest_block(self, saved):
         model, folder = saved("llama")

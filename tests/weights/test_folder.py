@@ -7,6 +7,7 @@ import torch
 
 import sparseworks as sw
 from sparseworks.core.errors import CheckpointError, ModelError
+from sparseworks.stream.kept import read_supports
 from sparseworks.weights.folder import prune_folder
 
 transformers = pytest.importorskip("transformers")
@@ -35,7 +36,7 @@ def test_equals_pruning_in_memory(dense, batches, tmp_path, method):
     done = prune_folder(tmp_path / "dense", tmp_path / "out", method, batches, progress=False)
     whole = copy.deepcopy(dense)
     expected = sw.prune(whole, method, batches, progress=False)
-    assert done.supports == expected.supports
+    assert done.supports == expected.supports == read_supports(tmp_path / "out" / "supports")
     again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(v, again[k]) for k, v in whole.state_dict().items())
     assert done.memory.weights < expected.memory.weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import sparseworks as sw
@@ -19,6 +19,7 @@ from sparseworks.core.errors import (
     ShapeError,
 )
 from sparseworks.core.stats import HessianGradient, InputMoments, Stats, SynapticFlow
+from sparseworks.weights import matrix
 from sparseworks.weights.matrix import relative_error
 
 
@@ -163,6 +164,43 @@ def test_relative_error_is_that_of_the_outputs(layer):
     new = w * (torch.rand(4, 16) > 0.5)
     assert relative_error(w, new, Stats([moments])) == pytest.approx(error(w, new, independent), rel=0.1)
     assert relative_error(w, new, Stats()) == pytest.approx(float((new - w).square().sum() / w.square().sum()))
+
+
+@given(
+    rows=st.integers(1, 24), cols=st.sampled_from([4, 6, 8, 12, 16]), density=st.floats(0, 1), seed=st.integers(0, 99),
+    at_once=st.sampled_from([1, 40, 100]), score=st.sampled_from(["magnitude", "wanda"]), in_place=st.booleans(),
+    pattern=st.sampled_from(["row", "1:2", "2:2", "4:4", "fan-in", "1:2:1"]), dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)  # fmt: skip
+def test_some_rows_at_a_time_are_all_rows_at_once(rows, cols, density, seed, at_once, score, in_place, pattern, dtype):
+    g = torch.Generator().manual_seed(seed)
+    weight, moments = torch.randn(rows, cols, generator=g).to(dtype), InputMoments(rows, cols)
+    moments.update(torch.randn(32, cols, generator=g))
+    assume((not rows % 2 or pattern != "1:2:1") and (not cols % 4 or pattern != "4:4"))
+    method = sw.method(score, pattern=pattern) if ":" in pattern else sw.method(score, pattern=pattern, density=density)
+    count, stats = round(density * weight.numel()), Stats([moments], site="here")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(matrix, "_AT_ONCE", 1 << 30)
+        whole = matrix.solve_matrix(weight, stats, method, count=count)
+        patched.setattr(matrix, "_AT_ONCE", at_once)
+        given = weight.clone()
+        parts = matrix.solve_matrix(given, stats, method, count=count, in_place=in_place)
+    assert matrix.stripe(weight.shape, method) is not None
+    assert parts.support == whole.support and torch.equal(parts.weight, whole.weight)
+    assert parts.error == pytest.approx(whole.error, rel=1e-9)
+    assert torch.equal(given, whole.weight if in_place and at_once < weight.numel() else given)
+    assert in_place or torch.equal(given, weight)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        sw.method("wanda", pattern="tensor"), sw.method("sparsegpt"), sw.method("wanda_bias"), sw.method("wanda_ls"),
+        sw.method("magnitude_global"), sw.method("random"), sw.method("snip"), sw.method("obs"),
+    ],
+    ids=lambda m: m.name,
+)  # fmt: skip
+def test_rows_that_belong_together_are_solved_together(method):
+    assert matrix.stripe((64, 64), method) is None
 
 
 @given(

@@ -396,7 +396,13 @@ def test_blocks_are_entered_and_left_as_changed(tower, batches):
 
     model = tower()
     quiet(model, "wanda", batches, residency=Watched(model))
-    assert [name for name, changed in Watched.log if changed] == ["outside", "blocks.0", "blocks.1", "blocks.2", "outside"]
+    assert [name for name, changed in Watched.log if changed] == [
+        "outside",
+        "blocks.0",
+        "blocks.1",
+        "blocks.2",
+        "outside",
+    ]
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ def all_finite(x: Shaped[Tensor, "*shape"]) -> bool:
     """Whether `x` holds neither NaN nor infinity: its least and its greatest number are finite, and NaN would be both."""
     if not x.numel() or not (x.is_floating_point() or x.is_complex()):
         return True
-    if x.is_complex() or x.element_size() < 2:
+    if x.is_complex():
         return bool(torch.isfinite(x).all())
-    low, high = torch.aminmax(x)
+    low, high = torch.aminmax(x if x.element_size() > 1 else x.float())
     return isfinite(float(low)) and isfinite(float(high))

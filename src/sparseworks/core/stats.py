@@ -88,7 +88,9 @@ class Stat:
             ShapeError: it is fed by more than the inputs.
         """
         if self.source != "input":
-            raise ShapeError(f"{type(self).__name__} belongs to all {self.rows} rows of its site, not to {rows} of them.")
+            raise ShapeError(
+                f"{type(self).__name__} belongs to all {self.rows} rows of its site, not to {rows} of them."
+            )
         seen = copy.copy(self)
         seen.rows = rows
         return seen

@@ -159,7 +159,9 @@ class OnDisk:
         """Whether the files hold these parameters and buffers in the model's own types."""
         values = {n: self._meta[n] if n in self._meta else self.model.get_buffer(n) for n in names}
         return all(
-            t.dtype == value.dtype for n, value in values.items() for t in self.shards.read(self._sources[n].names).values()
+            t.dtype == value.dtype
+            for n, value in values.items()
+            for t in self.shards.read(self._sources[n].names).values()
         )
 
     def _places(self, names: Iterable[str]) -> dict[str, Place]:

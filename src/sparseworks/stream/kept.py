@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -28,7 +29,8 @@ def write_supports(file: Path, supports: Mapping[str, Support]) -> dict[str, Sup
         save_file({n: s.bits() for n, s in supports.items()}, partial, metadata={_SHAPES: json.dumps(shapes)})
         partial.replace(file)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise CheckpointError(f"Cannot write {file}: {error}. Free some space and run the same call again.") from error
     return read_supports(file)
 

@@ -76,8 +76,7 @@ def predict(
         own, at = stat_bytes(s, needs[s.name]), block_of(s.parameter, blocks)
         per_block[at] = per_block.get(at, 0) + own
         some = min((together or {}).get(s.name, s.size), s.size)
-        new = s.size * s.tensor(model).element_size() if some < s.size else 0
-        work[at] = max(work.get(at, 0), 2 * own + _WORK * some + new)
+        work[at] = max(work.get(at, 0), 2 * own + _WORK * some)
     heaviest = max(per_block, key=lambda b: per_block[b] + work[b], default=-1)
     streamed = any(needs[s.name] for s in sites) and any(b.name for b in blocks)
     return Memory(

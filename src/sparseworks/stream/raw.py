@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def places(file: Path) -> dict[str, Place]:
     try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
+            if length > file.stat().st_size:
+                raise ValueError("its header is longer than itself")
             header: dict[str, Any] = json.loads(opened.read(length))
     except (OSError, ValueError) as error:
         raise _unreadable(file, error) from error
@@ -105,7 +108,8 @@ def copy_tensors(target: Path, chosen: Mapping[str, Place]) -> None:
                 _copy(chosen[name], out)
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise CheckpointError(
             f"Cannot write {target}: {error}. Free some space and run the same call again."
         ) from error

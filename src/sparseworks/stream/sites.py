@@ -214,6 +214,7 @@ _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
+    """The module that turns hidden states into scores of words, where the model names one."""
     get = getattr(model, "get_output_embeddings", None)
     try:
         head = get() if callable(get) else None

@@ -29,6 +29,8 @@ def check_score(score: type[Score] | Score) -> None:
         scores = subject(torch.zeros(shape), gathered(needs, shape))
         require(scores.shape == shape, f"{name} gives shape {tuple(scores.shape)} for an empty or tiny weight {shape}.")
     _columns(subject, name)
+    if subject.rowwise:
+        _rows(subject, name)
     _composes(subject, name)
     if needs:
         refused(
@@ -62,6 +64,17 @@ def _columns(score: Score, name: str) -> None:
         require(
             part.shape == whole[:, at].shape and torch.allclose(part, whole[:, at], rtol=1e-5, atol=1e-7),
             f"{name}.columns({at}) differs from the same columns of the whole.",
+        )
+
+
+def _rows(score: Score, name: str) -> None:
+    weight, stats = random_weight(6, 8), gathered(score.needs, (6, 8))
+    whole = score(weight, stats)
+    for at in (slice(0, 1), slice(2, 6)):
+        some = Stats([s.as_rows(at.stop - at.start) for s in stats], site=stats.site)
+        require(
+            torch.equal(score(weight[at], some), whole[at]),
+            f"{name} says that it goes row by row, but scores rows {at.start} to {at.stop} differently alone.",
         )
 
 

@@ -82,6 +82,7 @@ def solve_matrix(
     *,
     count: int | None = None,
     mask: Bool[Tensor, "rows cols"] | None = None,
+    in_place: bool = False,
 ) -> Solved:
     """Support and values of one matrix from its statistics, in float32 (float64 stays), given its share of the budget.
 
@@ -91,6 +92,7 @@ def solve_matrix(
         count: kept entries; not used where the pattern's quota or a scored budget decides.
         mask: a support chosen beforehand (global selection, rounds). Repairs take it as it is; a solver that chooses the
             support itself takes its number of entries.
+        in_place: new values may go where the old were; they are in the result all the same.
     """
     step = stripe(weight.shape, method) if mask is None else None
     if step is None or step >= weight.shape[0]:
@@ -100,10 +102,10 @@ def solve_matrix(
         new = new.to(weight.dtype)
         return Solved(new, support, bias, relative_error(old, new.to(old.dtype), stats, bias))
     keep, groups = _keep(weight, stats, method, count), method.pattern.capacity(weight.shape)[0]
-    new, bits, lost, whole = torch.empty_like(weight), [], 0.0, 0.0
+    new, bits, lost, whole = weight.detach() if in_place else torch.empty_like(weight), [], 0.0, 0.0
     for at in range(0, weight.shape[0], step):
         part = slice(at, at + step)
-        old = _wide(weight[part])
+        old = weight[part].detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32, copy=True)
         seen = Stats([s.as_rows(old.shape[0]) for s in stats], site=stats.site)
         some = keep[at * groups // weight.shape[0] :][: step * groups // weight.shape[0]] if keep is not None else None
         values, support = method.solve(old, seen, method.score, method.pattern, some)

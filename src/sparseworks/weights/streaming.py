@@ -196,7 +196,7 @@ class Run:
         stats = Stats([*streamed, *self.evidence[site.name]], site=site.name)
         mask, count = self.decision.masks.get(site.name), self.decision.counts.get(site.name)
         with about(site):
-            solved = solve_matrix(weight, stats, method, count=count, mask=mask)
+            solved = solve_matrix(weight, stats, method, count=count, mask=mask, in_place=True)
         site.write(self.job.model, solved.weight)
         if solved.bias is not None:
             bias = bias_of(self.job.model, site)
