@@ -72,7 +72,7 @@ def read_rows(place: Place, rows: Int[Tensor, " n"], dtype: torch.dtype) -> Shap
     """
     width = place.nbytes // max(place.shape[0], 1)
     found = torch.empty(rows.numel(), *place.shape[1:], dtype=dtype)
-    into = memoryview(found.reshape(-1).view(torch.uint8).numpy())
+    into = found.reshape(-1).view(torch.uint8).numpy().data
     try:
         with place.file.open("rb", buffering=0) as opened:
             for i, row in enumerate(rows.tolist()):
