@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sparseworks.weights import factorise_matrix as factorise_matrix
     from sparseworks.weights import isoflop as isoflop
     from sparseworks.weights import prune as prune
+    from sparseworks.weights import prune_folder as prune_folder
     from sparseworks.weights import prune_matrix as prune_matrix
     from sparseworks.weights import recover as recover
     from sparseworks.weights import reparametrise as reparametrise
@@ -79,6 +80,7 @@ _PUBLIC = {
     "load_tokenizer": "io",
     "method": "weights",
     "prune": "weights",
+    "prune_folder": "weights",
     "prune_matrix": "weights",
     "recover": "weights",
     "reparametrise": "weights",

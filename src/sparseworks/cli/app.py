@@ -183,6 +183,43 @@ def compress(
 
 
 @app.command()
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder of the pruned model; must not exist.", file_okay=False)] = Path(
+        "out/pruned"
+    ),
+    method: MethodName = None,
+    recipe: RecipeFile = None,
+    density: Density = None,
+    pattern: PatternText = None,
+    allocate: Allocate = None,
+    repair: Repair = None,
+    data: CalibrationText = None,
+    length: Annotated[int, typer.Option(help="Tokens per calibration sequence.", min=1)] = 128,
+    samples: Samples = 128,
+    skip: Skip = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Prune a model on disk block by block, without ever loading it: memory is about one block and its calibration.
+
+    The folder that comes out is read by any Hugging Face loader, and by `sparseworks plan` and `evaluate`. Nothing is recovered
+    or measured; `compress` does that for models that fit in memory. An interrupted run goes on when the same command is given again.
+
+    Examples:
+
+    `sparseworks prune sparseworks/tiny-lm --method wanda --density 0.5 --out out/half`
+
+    `sparseworks prune ./my-llama --method sparsegpt --pattern 2:4 --data texts.jsonl --length 1024 --out out/2of4`
+    """
+    from sparseworks.cli.prune import run_prune
+
+    given = {"method": method, "recipe": recipe, "density": density, "pattern": pattern, "allocate": allocate, "repair": repair}
+    _show(run_prune(model, given, out, data, length, samples, skip or (), seed, threads), as_json)
+
+
+@app.command()
 def inspect(model: Model, as_json: Json = False) -> None:
     """List what can become sparse: sites, repeated blocks, coupled units, and the supports of an already sparse model.
 

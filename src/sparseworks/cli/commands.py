@@ -48,7 +48,7 @@ def run_inspect(name: str) -> Answer:
     }
     rows = [[s["name"], s["kind"], "x".join(map(str, s["shape"])), f"{s['density']:.1%}"] for s in listed]
     title = f"{data['model']}: {data['parameters']:,} parameters, {len(listed)} sites, {len(data['blocks'])} blocks"
-    return data, _table(title, ["site", "kind", "shape", "density"], rows)
+    return data, as_table(title, ["site", "kind", "shape", "density"], rows)
 
 
 def run_plan(
@@ -145,7 +145,7 @@ def run_bench(
     ]
     title = f"{shape}, {pattern}, density {support.density:.1%}, {rows_text(batch)}, {threads_text()} (* ours)"
     heads = ["contender", "µs", "over dense", "quartiles", "MB", "bound µs", "of bound", "error"]
-    table = _table(title, heads, rows)
+    table = as_table(title, heads, rows)
     table.caption = "\n".join(f"{name}: {why}" for name, why in refused.items())
     return data, table
 
@@ -161,7 +161,7 @@ def run_methods(family: str | None) -> Answer:
         raise UnknownNameError("family", family, families)
     rows = [r for r in rows if family in (None, r["family"])]
     cells = [[r["name"], r["family"], r["source"], r["composition"]] for r in rows]
-    return rows, _table(f"{len(rows)} methods", ["method", "family", "source", "composition"], cells)
+    return rows, as_table(f"{len(rows)} methods", ["method", "family", "source", "composition"], cells)
 
 
 def run_method(name: str) -> Answer:
@@ -191,7 +191,7 @@ def run_compare(
         )
     page = save_comparison(name, rows, out / "comparison.html")
     metric = next((r.metric for r in rows if r.metric), "quality")
-    table = _table(
+    table = as_table(
         f"{name}; plot in {page}", ["method", "kept", metric, "dense", "seconds", ""], [cells(r) for r in rows]
     )
     return {"model": name, "page": str(page), "rows": [asdict(r) for r in rows]}, table
@@ -265,7 +265,8 @@ def _integers(text: str) -> list[int]:
         raise ShapeError(f"Rows are integers separated by commas, such as 1,16,256; got {text!r}.") from None
 
 
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+def as_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    """A table for people."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_edge=False, header_style="bold")

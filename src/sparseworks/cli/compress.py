@@ -37,7 +37,7 @@ def run_compress(**given: Any) -> int:
     out = Path(given["out"] or ("out/demo" if demo else "out/compressed"))
     given["values"] = given["values"] or (DEMO["values"] if demo and _as_it_comes(given) else ())
     value_types(given["values"])
-    how, goal = _method(given, demo), _goal(given)
+    how, goal = chosen_method(given, demo), _goal(given)
     _layout(given["layout"])
     work = _workdir(out, how, given)
     if given["remeasure"]:
@@ -85,7 +85,13 @@ def _compress(
     )
 
 
-def _method(given: dict[str, Any], demo: bool) -> Method | Recipe:
+def chosen_method(given: dict[str, Any], demo: bool = False) -> Method | Recipe:
+    """The method or recipe that the options name.
+
+    Raises:
+        RecipeError: a recipe beside options that it states itself, or one that cannot be read.
+        UnknownNameError: no such method.
+    """
     changes = {k: given[k] for k in ("density", "pattern", "allocate", "repair") if given[k] is not None}
     if given["recipe"] is not None:
         if changes or given["method"] is not None:

@@ -18,6 +18,7 @@ from sparseworks.io.models import load_pretrained, resolve
 from sparseworks.io.packed import build_empty, build_operator, swap
 from sparseworks.io.skeleton import build, fill
 from sparseworks.io.sparsity import Sparsity
+from sparseworks.io.streamed import is_streamed, read_streamed
 from sparseworks.io.tensors import read_tensors
 
 
@@ -31,7 +32,7 @@ def load(
 ) -> nn.Module:
     """The model called `name`, in evaluation mode.
 
-    A model that came with supports (saved by `save`, or by llm-compressor) carries them: `model.sparsity.supports`,
+    A model that came with supports (saved by `save`, pruned by `prune_folder`, or by llm-compressor) carries them: `model.sparsity.supports`,
     `.plan`, `.recipe`, `.meta`; see `Sparsity`.
 
     Args:
@@ -56,7 +57,10 @@ def load(
     if isinstance(source, Path) and is_llmcompressor(source):
         loaded = load_llmcompressor(source)
         return loaded if dtype is None else loaded.to(dtype)
-    return load_pretrained(name, dtype=dtype)
+    loaded = load_pretrained(name, dtype=dtype)
+    if isinstance(source, Path) and is_streamed(source):
+        loaded.sparsity = read_streamed(source)  # type: ignore[assignment]
+    return loaded
 
 
 def _load_saved(

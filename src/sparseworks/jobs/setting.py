@@ -99,7 +99,7 @@ def setting_for(name: str, wish: Wish) -> Setting:
     model, tokenizer = load(name).eval(), load_tokenizer(name)
     kind = _kind_of(model, tokenizer)
     task = quality_task(model, tokenizer, wish)
-    texts = read_texts(wish.data) if wish.data else [p.whole for p in documentation_passages()]
+    texts = _texts(wish.data)
     recovery = None
     if wish.minutes > 0:
         Random(wish.seed).shuffle(pool := list(texts))
@@ -113,6 +113,16 @@ def setting_for(name: str, wish: Wish) -> Setting:
         examples=kind.examples(texts, tokenizer, wish),
         recovery=recovery,
     )
+
+
+def calibration(model: nn.Module, tokenizer: Any, data: Path | None, *, length: int, samples: int) -> list[Any]:
+    """Calibration batches of a file of text, or of the documentation on this machine, for this kind of model.
+
+    Raises:
+        ModelError: the model is of a kind that has no built-in setting.
+        CalibrationError: not enough text.
+    """
+    return _kind_of(model, tokenizer).batches(_texts(data), tokenizer, length, samples)
 
 
 def batches_of(model: nn.Module, texts: Sequence[str], *, length: int = 128) -> list[Any]:
@@ -132,6 +142,10 @@ def batches_of(model: nn.Module, texts: Sequence[str], *, length: int = 128) -> 
         )
     tokenizer = load_tokenizer(name)
     return _kind_of(model, tokenizer).batches(texts, tokenizer, length, None)
+
+
+def _texts(data: Path | None) -> list[str]:
+    return read_texts(data) if data else [p.whole for p in documentation_passages()]
 
 
 def _kind_of(model: nn.Module, tokenizer: Any) -> _Kind:

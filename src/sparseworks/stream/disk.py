@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from sparseworks.core.errors import CheckpointError, ModelError
 from sparseworks.core.support import Support
 from sparseworks.stream.blocks import Block, block_of
 from sparseworks.stream.blocks import blocks as find_blocks
-from sparseworks.stream.kept import write_supports
+from sparseworks.stream.kept import SUPPORTS, write_supports
 from sparseworks.stream.layout import sources
 from sparseworks.stream.raw import Place, copy_tensors, places
 from sparseworks.stream.residency import held
@@ -108,12 +109,15 @@ class OnDisk:
         """
         if self._partial is None:
             return dict(supports)
-        return write_supports(self._partial / "supports" / f"{name}.safetensors", supports)
+        return write_supports(self._partial / SUPPORTS / f"{name}.safetensors", supports)
 
-    def finish(self) -> Path:
+    def finish(self, texts: Mapping[str, str] = MappingProxyType({})) -> Path:
         """Write what was not written yet, copy what was not changed, the index and the files beside the weights; `out` appears. The path of `out`.
 
         The model is not usable afterwards.
+
+        Args:
+            texts: name of a further file -> what it holds.
 
         Raises:
             CheckpointError: something cannot be written.
@@ -133,6 +137,8 @@ class OnDisk:
         try:
             write_index(self._partial, where, _total(self._meta.values()))
             _copy_beside(self.shards.folder, self._partial)
+            for name, text in texts.items():
+                (self._partial / name).write_text(text, encoding="utf-8")
             os.replace(self._partial, self.out)
         except OSError as error:
             raise CheckpointError(f"Cannot complete {self.out}: {error}.") from error

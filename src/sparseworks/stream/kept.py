@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from sparseworks.core.errors import CheckpointError
 from sparseworks.core.support import Support
 
+SUPPORTS, RECIPE = "supports", "recipe.yaml"  # of a streamed model's folder, and of the folder of its supports
 _SHAPES = "shapes"
 
 

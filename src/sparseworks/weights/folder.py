@@ -14,6 +14,7 @@ from sparseworks.io.skeleton import build
 from sparseworks.stream import blocks, sites
 from sparseworks.stream.disk import OnDisk
 from sparseworks.stream.gradients import SOURCES
+from sparseworks.stream.kept import RECIPE, SUPPORTS
 from sparseworks.stream.memory import return_memory
 from sparseworks.weights.prune import prune
 from sparseworks.weights.streaming import Pruned
@@ -34,10 +35,11 @@ def prune_folder(
 ) -> Pruned:
     """`prune` for a Hugging Face folder of safetensors weights, read block by block and written block by block.
 
-    Peak memory is about embeddings + one block + its statistics + the hidden states of the calibration set. `out` is a
-    folder like the given one (dense tensors with zeros, in shards) that any Hugging Face loader reads; the supports are
-    in the result. After a kill the same call with the same `workdir` goes on. Freed memory is returned to the system at
-    once from then on, in the whole process (`sparseworks.stream.memory.return_memory`).
+    Peak memory is about one block + its statistics + the hidden states of the calibration set (and a second block with a
+    `workdir`). `out` is a folder like the given one (dense tensors with zeros, in shards) that any Hugging Face loader
+    reads; supports and recipe lie in its folder `supports`, where `sparseworks.load` finds them. After a kill the same call
+    with the same `workdir` goes on. Freed memory is returned to the system at once from then on, in the whole process
+    (`sparseworks.stream.memory.return_memory`).
 
     Args:
         folder: local folder with `config.json` and safetensors weights.
@@ -60,7 +62,7 @@ def prune_folder(
             model, recipe, data, sites=listed, skip=skip, workdir=workdir, seed=seed, progress=progress, say=say,
             memory_limit=memory_limit, residency=disk,
         )  # fmt: skip
-        disk.finish()
+        disk.finish({f"{SUPPORTS}/{RECIPE}": recipe.to_yaml()})
         return done
     finally:
         disk.close()
