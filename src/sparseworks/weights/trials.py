@@ -109,6 +109,10 @@ class Trials:
             count += len(self.target[i])
         return total / count
 
+    def fitness(self, choice: Sequence[int], tokens: int, draw: int) -> float:
+        """The same for the levels of all sites in their order, as `evolve` asks for it."""
+        return self(dict(zip(self.sites, choice, strict=True)), tokens, draw)
+
     def _drawn(self, tokens: int, draw: int) -> list[int]:
         """Batches in a seeded order until they hold `tokens`; all of them in their own order where that is not enough."""
         if tokens >= sum(len(t) for t in self.target):
