@@ -19,7 +19,7 @@ from sparseworks.core.support import Support
 from sparseworks.io.training import load_training, save_training
 from sparseworks.stream import blocks, sites
 from sparseworks.weights.checkpoint import fingerprint
-from sparseworks.weights.distill import Outputs, Taps, Term
+from sparseworks.weights.distill import Outputs, Recorder, Term
 from sparseworks.weights.enforce import dropped_masks, hold, impose
 from sparseworks.weights.show import Shown
 from sparseworks.weights.streaming import evaluating
@@ -129,23 +129,23 @@ def recover(
     with ExitStack() as stack:
         stack.callback(hold(optim, model, masks).remove)
         stack.enter_context(evaluating(model))
-        tapped, named = any(t.needs_hidden for t in terms), sorted({m for t in terms for m in t.modules})
-        student = stack.enter_context(_tapping(model, tapped, named))
+        hidden, named = any(t.needs_hidden for t in terms), sorted({m for t in terms for m in t.modules})
+        student = stack.enter_context(_recording(model, hidden, named))
         target = None
         if teacher is not None:
             stack.enter_context(evaluating(teacher))
-            target = stack.enter_context(_tapping(teacher, tapped, named))
+            target = stack.enter_context(_recording(teacher, hidden, named))
         tick = stack.enter_context(_ticks(progress, steps))
         return state.go(optim, student, target, masks, Path(checkpoint) if checkpoint else None, tick)
 
 
 @contextmanager
-def _tapping(model: nn.Module, tapped: bool, named: Sequence[str]) -> Iterator[Taps]:
-    taps = Taps(model, blocks(model) if tapped else (), named)
+def _recording(model: nn.Module, hidden: bool, named: Sequence[str]) -> Iterator[Recorder]:
+    recorder = Recorder(model, blocks(model) if hidden else (), named)
     try:
-        yield taps
+        yield recorder
     finally:
-        taps.close()
+        recorder.close()
 
 
 @contextmanager
@@ -187,8 +187,8 @@ class _Training:
     def go(
         self,
         optim: Optimizer,
-        student: Taps,
-        teacher: Taps | None,
+        student: Recorder,
+        teacher: Recorder | None,
         masks: Mapping[str, Tensor],
         checkpoint: Path | None,
         tick: Tick,
@@ -223,7 +223,12 @@ class _Training:
         return "minutes" if self.minutes is not None and state.seconds > 60 * self.minutes else ""
 
     def _step(
-        self, optim: Optimizer, student: Taps, teacher: Taps | None, masks: Mapping[str, Tensor], state: _Progress
+        self,
+        optim: Optimizer,
+        student: Recorder,
+        teacher: Recorder | None,
+        masks: Mapping[str, Tensor],
+        state: _Progress,
     ) -> float:
         for group in optim.param_groups:
             group["lr"] = self.lr * self._rate(state)
