@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,16 +106,9 @@ def recover(
         BudgetError: neither steps nor minutes.
         CheckpointError: `checkpoint` belongs to another run.
     """
-    if steps is None and minutes is None:
-        raise BudgetError("Recovery needs an end: give `steps`, `minutes` or both.")
     batches = list(data)
-    if not batches:
-        raise CalibrationError("Recovery needs data, and the data set is empty.")
-    if not terms:
-        raise ModelError("Recovery needs at least one loss term.")
     trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise ModelError("The model has no trainable parameters.")
+    _check(steps, minutes, batches, terms, trainable)
     listed = sites(model, include=["*"])
     masks = dropped_masks(model, listed, supports)
     settings = (steps, minutes, lr, warmup, weight_decay, clip, every, patience, list(terms), str(autocast), normalise)
@@ -123,29 +116,42 @@ def recover(
     name = fingerprint(model, repr((settings, kept)), seed, batches, listed) if checkpoint else ""
     optim = optimizer(trainable) if optimizer else AdamW(trainable, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if normalise else []
-    state = _Training(
+    training = _Training(
         steps, minutes, lr, warmup, clip, every, patience, seed, batches, terms, validate, autocast, name, norms
     )
-    with ExitStack() as stack:
-        stack.callback(hold(optim, model, masks).remove)
-        stack.enter_context(evaluating(model))
-        hidden, named = any(t.needs_hidden for t in terms), sorted({m for t in terms for m in t.modules})
-        student = stack.enter_context(_recording(model, hidden, named))
-        target = None
-        if teacher is not None:
-            stack.enter_context(evaluating(teacher))
-            target = stack.enter_context(_recording(teacher, hidden, named))
-        tick = stack.enter_context(_ticks(progress, steps))
-        return state.go(optim, student, target, masks, Path(checkpoint) if checkpoint else None, tick)
+    with (
+        hold(optim, model, masks),
+        _recording(model, terms) as student,
+        nullcontext() if teacher is None else _recording(teacher, terms) as target,
+        _ticks(progress, steps) as tick,
+    ):
+        return training.go(optim, student, target, masks, Path(checkpoint) if checkpoint else None, tick)
+
+
+def _check(
+    steps: int | None, minutes: float | None, batches: Sequence[Any], terms: Sequence[Term], trainable: Sequence[Tensor]
+) -> None:
+    """Refuse what cannot work before anything is changed; errors as in `recover`."""
+    if steps is None and minutes is None:
+        raise BudgetError("Recovery needs an end: give `steps`, `minutes` or both.")
+    if not batches:
+        raise CalibrationError("Recovery needs data, and the data set is empty.")
+    if not terms:
+        raise ModelError("Recovery needs at least one loss term.")
+    if not trainable:
+        raise ModelError("The model has no trainable parameters.")
 
 
 @contextmanager
-def _recording(model: nn.Module, hidden: bool, named: Sequence[str]) -> Iterator[Recorder]:
-    recorder = Recorder(model, blocks(model) if hidden else (), named)
-    try:
-        yield recorder
-    finally:
-        recorder.close()
+def _recording(model: nn.Module, terms: Sequence[Term]) -> Iterator[Recorder]:
+    """The model in evaluation mode, and what the terms need of it."""
+    hidden, named = any(t.needs_hidden for t in terms), sorted({m for t in terms for m in t.modules})
+    with evaluating(model):
+        recorder = Recorder(model, blocks(model) if hidden else (), named)
+        try:
+            yield recorder
+        finally:
+            recorder.close()
 
 
 @contextmanager
