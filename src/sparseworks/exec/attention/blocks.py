@@ -89,7 +89,7 @@ def _on_gpu(q, k, v, ptr, idx, block: int, causal: bool, scale: float) -> tuple[
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _KeptBlocks:
     """Kept blocks as the extension takes them: lists over (batch, heads, query blocks), each leading size 1 where all share
     them; without lists all blocks are kept."""
 
@@ -108,12 +108,12 @@ class _Kept:
         return [self.ptr.data_ptr() + first, self.columns.data_ptr(), self.heads, self.tall, self.wide]
 
 
-def _kept(support: Support | None, q: Tensor, k: Tensor, block: int, causal: bool) -> _Kept:
+def _kept(support: Support | None, q: Tensor, k: Tensor, block: int, causal: bool) -> _KeptBlocks:
     """Lists of kept blocks; blocks that are larger than registers and caches like are cut up."""
     queries, keys = q.shape[2], k.shape[2]
     if support is None and not causal:
         tall, wide = ceil(queries / max(1, round(queries / 64))), ceil(keys / max(1, round(keys / 80)))
-        return _Kept(None, None, 1, 1, tall, min(ceil(wide / 16) * 16, keys))
+        return _KeptBlocks(None, None, 1, 1, tall, min(ceil(wide / 16) * 16, keys))
     if support is None:
         block, support = 64, Support.full((-(-queries // 64), -(-keys // 64)))
     mask = _over_blocks(support, q.shape[0], q.shape[1], -(-queries // block), -(-keys // block))
@@ -123,7 +123,7 @@ def _kept(support: Support | None, q: Tensor, k: Tensor, block: int, causal: boo
         mask = mask.repeat_interleave(split, -2).repeat_interleave(split, -1)
         mask = mask[..., : -(-queries // block), : -(-keys // block)]
     ptr, columns = _lists(mask.tril() if causal else mask)
-    return _Kept(ptr, columns, mask.shape[0], mask.shape[1], block, block)
+    return _KeptBlocks(ptr, columns, mask.shape[0], mask.shape[1], block, block)
 
 
 class _Attend(torch.autograd.Function):
@@ -145,7 +145,7 @@ class _Attend(torch.autograd.Function):
         return *_backward(grad, grad_lse, *ctx.saved_tensors, *ctx.facts), None, None, None
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, kept: _Kept, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, kept: _KeptBlocks, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp by the extension."""
     out, lse = _room_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device="cpu")
     for b, sizes in _sequences(q, k, kept):
@@ -162,7 +162,7 @@ def _backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    kept: _Kept,
+    kept: _KeptBlocks,
     causal: bool,
     scale: float,
     into: tuple[Tensor, Tensor, Tensor] | None = None,
@@ -178,7 +178,7 @@ def _backward(
     return dq, dk, dv
 
 
-def _sequences(q: Tensor, k: Tensor, kept: _Kept) -> Iterator[tuple[slice, list[list[int]]]]:
+def _sequences(q: Tensor, k: Tensor, kept: _KeptBlocks) -> Iterator[tuple[slice, list[list[int]]]]:
     """The whole batch at once where it shares its lists, otherwise one sequence after the other."""
     batch, rows = q.shape[0], -(-q.shape[2] // kept.tall)
     each = [slice(0, batch)] if kept.batch == 1 else [slice(b, b + 1) for b in range(batch)]
@@ -239,7 +239,7 @@ def _attend(q, k, v, ptr, idx, block: int, causal: bool, scale: float) -> tuple[
         return _on_gpu(q, k, v, ptr, idx, block, causal, scale)
     q_, k_, v_ = (t.to(wide).contiguous() for t in (q, k, v))
     if _runs(q, wide, k.shape[2]):
-        out, lse = _forward(q_, k_, v_, _Kept(ptr, idx, q.shape[0], q.shape[1], block, block), causal, scale)
+        out, lse = _forward(q_, k_, v_, _KeptBlocks(ptr, idx, q.shape[0], q.shape[1], block, block), causal, scale)
     else:
         out, lse = attend_rows(q_, k_, v_, ptr, idx, block, causal, scale)
     return out.to(q.dtype), lse
@@ -248,7 +248,7 @@ def _attend(q, k, v, ptr, idx, block: int, causal: bool, scale: float) -> tuple[
 def _attend_backward(grad, grad_lse, q, k, v, out, lse, ptr, idx, block: int, causal: bool, scale: float):
     grad, grad_lse, out, q_, k_, v_ = (t.to(lse.dtype).contiguous() for t in (grad, grad_lse, out, q, k, v))
     if _runs(q, lse.dtype, k.shape[2]):
-        kept = _Kept(ptr, idx, q.shape[0], q.shape[1], block, block)
+        kept = _KeptBlocks(ptr, idx, q.shape[0], q.shape[1], block, block)
         grads = _backward(grad, grad_lse, q_, k_, v_, out, lse, kept, causal, scale)
     else:
         grads = attend_backward(grad, grad_lse, q_, k_, v_, out, lse, ptr, idx, block, causal, scale)
