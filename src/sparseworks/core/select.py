@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from sparseworks.core.across import select_across as select_across
-from sparseworks.core.bounded import Certificate as Certificate
-from sparseworks.core.bounded import select_bounded as select_bounded
 from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
 from sparseworks.core.grouped import select_grouped
 from sparseworks.core.pattern import Keep, Pattern, from_groups, places, to_groups
+from sparseworks.core.select_across import select_across as select_across
+from sparseworks.core.select_bounded import Certificate as Certificate
+from sparseworks.core.select_bounded import select_bounded as select_bounded
 from sparseworks.core.sortable import sortable
 from sparseworks.core.support import Support
 
