@@ -146,9 +146,8 @@ def _round(
     """Stage 1 for one block, on what reaches it through the rounded blocks before it; then its integers stay."""
     targets = [t for _, _, t in _calls(teacher, block.module(teacher), batches)]
     entered = [(args, kwargs) for args, kwargs, _ in _calls(model, block.module(model), batches)]
-    weights = [
-        layer.get_parameter("weight") for layer, _ in inside.values()
-    ]  # the parameters themselves, before they are rounded
+    # The parameters themselves: from here on `layer.weight` is what they are rounded to.
+    weights = [layer.get_parameter("weight") for layer, _ in inside.values()]
     rounders = [rounder for _, rounder in inside.values()]
     for layer, rounder in inside.values():
         parametrize.register_parametrization(layer, "weight", rounder)
