@@ -21,7 +21,8 @@ test: $(STAMP)
 # The case grids and the fuzzer on instrumented kernels: what reads out of bounds or is undefined ends the process.
 # Left out are tests that call no kernel or start processes of their own.
 SANE := build/sanitize
-KERNEL_FREE := ceilings draw formats ladder layers measure memory modules native ops plan race
+KERNEL_FREE := ceilings draw formats ladder layers measure memory modules native ops plan pointwise race \
+	triton triton_compiles triton_selection
 sanitize: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check nanobind cmake ninja
 	$(BIN)/cmake -S . -B $(SANE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +48,27 @@ def every_isa(request):
     """Each instruction set that is built and runs here, by name ("none" without the extension)."""
     with _running(request.param):
         yield request.param
+
+
+@pytest.fixture
+def interpreted():
+    """Runs files of `triton/`, by default all, in Triton's interpreter: in a process of their own, since the choice is made when Triton
+    is first imported."""
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("tests/exec/triton runs on the GPU")
+    folder = Path(__file__).parent / "triton"
+
+    def run(*files: str, left_out: Sequence[str] = ()) -> None:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+        command += [f"--ignore={folder / name}" for name in left_out]
+        command += [str(folder / name) for name in files] or [str(folder)]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"TRITON_INTERPRET": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+
+    return run
 
 
 class Toy(Format):

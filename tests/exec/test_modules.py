@@ -1,4 +1,4 @@
-"""SparseLinear and SparseConv1x1 as ordinary modules: copied, saved, moved, converted, compiled."""
+"""SparseLinear as an ordinary module: copied, saved, moved, converted, compiled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sparseworks.core.errors import DtypeError, KernelError, ShapeError, UnknownNameError
-from sparseworks.exec import FORMATS, Rung, SparseConv1x1, SparseLinear
+from sparseworks.exec import FORMATS, Rung, SparseLinear
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -63,42 +63,6 @@ def test_hugging_face_conv1d(random_support):
     sparse = SparseLinear.from_linear(layer, support, kernel="toy-any")
     x = torch.randn(3, 12)
     torch.testing.assert_close(sparse(x), x @ (layer.weight * support.mask().T) + layer.bias)
-
-
-@pytest.mark.parametrize(
-    ("conv", "x"),
-    [
-        (nn.Conv1d(6, 4, 1), torch.randn(2, 6, 7)),
-        (nn.Conv1d(6, 4, 1, stride=2), torch.randn(6, 7)),
-        (nn.Conv2d(6, 4, 1, bias=False), torch.randn(2, 6, 5, 4)),
-        (nn.Conv2d(6, 4, 1, stride=(2, 3)), torch.randn(2, 6, 5, 7)),
-        (nn.Conv2d(6, 4, 1, stride=2), torch.randn(6, 5, 4)),
-        (nn.Conv2d(6, 4, 1, padding="valid"), torch.randn(1, 6, 1, 1)),
-    ],
-)
-def test_convolution(conv, x, random_support):
-    support = random_support(4, 6, 0.5)
-    sparse = SparseConv1x1.from_conv(conv, support, kernel="toy-any")
-    masked = copy.deepcopy(conv)
-    with torch.no_grad():
-        masked.weight.flatten(1).mul_(support.mask())
-    torch.testing.assert_close(sparse(x), masked(x))
-    assert sparse.support() == support and torch.equal(sparse.dense_weight(), masked.weight.detach().flatten(1))
-    assert "stride" in repr(sparse)
-
-
-def test_convolution_planned(clock, random_support):
-    clock.us |= {"toy-any": 20.0}
-    sparse = SparseConv1x1.from_conv(nn.Conv2d(6, 4, 1), random_support(4, 6, 0.5), batch=9)
-    assert sparse.linear.rungs == [(0, "toy-any")]
-
-
-@pytest.mark.parametrize(
-    "conv", [nn.Conv2d(6, 4, 3), nn.Conv2d(6, 4, 1, padding=1), nn.Conv2d(6, 6, 1, groups=2), nn.Conv1d(6, 4, 2)]
-)
-def test_other_convolutions_are_refused(conv, random_support):
-    with pytest.raises(ShapeError, match="leave it dense"):
-        SparseConv1x1.from_conv(conv, random_support(4, 6, 0.5), kernel="toy-any")
 
 
 def test_from_packed(linear, support):

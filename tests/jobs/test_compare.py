@@ -21,7 +21,7 @@ from sparseworks.core.errors import (
     UnknownNameError,
 )
 from sparseworks.evaluate import Record
-from sparseworks.jobs.compare import Case, cases, compare, span
+from sparseworks.jobs.compare import Case, cases, run_cases, span
 from sparseworks.jobs.setting import Wish
 from sparseworks.report.compared import save_comparison
 
@@ -77,20 +77,20 @@ def test_a_pattern_that_fixes_the_density_gives_one_case_a_method():
 
 def test_a_finished_case_is_read_back_and_another_setting_is_refused(tmp_path, monkeypatch):
     wanted = cases(["magnitude", "random"], [0.5])
-    rows = compare(NAME, wanted, WISH, tmp_path)
+    rows = run_cases(NAME, wanted, WISH, tmp_path)
     assert rows[0].quality is not None and rows[1].quality is not None and rows[0].dense is not None
     assert 0 == rows[0].dense < rows[0].quality < rows[1].quality
     assert all(abs(row.kept - 0.5) < 1e-3 for row in rows)
     monkeypatch.setattr("sparseworks.jobs.compare._one", lambda *_: pytest.fail("a finished case runs again"))
-    assert compare(NAME, wanted, WISH, tmp_path) == rows
+    assert run_cases(NAME, wanted, WISH, tmp_path) == rows
     with pytest.raises(CheckpointError, match="other settings"):
-        compare(NAME, wanted, Wish(limit=3), tmp_path)
+        run_cases(NAME, wanted, Wish(limit=3), tmp_path)
     page = save_comparison(NAME, rows, tmp_path / "page.html").read_text()
     assert "magnitude" in page and "<svg" in page and f"{rows[0].quality:.4f}" in page
 
 
 def test_every_row_carries_its_record_and_the_page_refuses_unlike_ones(tmp_path):
-    rows = compare(NAME, cases(["magnitude", "wanda"], [0.3, 0.5]), WISH, tmp_path)
+    rows = run_cases(NAME, cases(["magnitude", "wanda"], [0.3, 0.5]), WISH, tmp_path)
     for row in rows:
         record = Record.from_dict(row.record)
         assert (record.method, record.value, record.metric) == (row.method, row.quality, "error")
@@ -116,9 +116,9 @@ def test_a_model_that_is_not_there_does_not_block_the_folder(tmp_path, monkeypat
 
     monkeypatch.setattr("sparseworks.jobs.compare.setting_for", missing)
     with pytest.raises(ModelError):
-        compare("nowhere", wanted, WISH, tmp_path)
+        run_cases("nowhere", wanted, WISH, tmp_path)
     monkeypatch.setattr("sparseworks.jobs.compare.setting_for", found)
-    assert compare(NAME, wanted, WISH, tmp_path)[0].quality is not None
+    assert run_cases(NAME, wanted, WISH, tmp_path)[0].quality is not None
 
 
 def test_the_command_prints_json_and_writes_the_page(tmp_path):

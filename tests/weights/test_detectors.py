@@ -16,7 +16,7 @@ from sparseworks.core.errors import ModelError, ShapeError
 from sparseworks.evaluate import BlobNet, Blobs, Detecting
 from sparseworks.stream import dependency_groups
 from sparseworks.weights import ChannelWise, MapError, SpatialAttention, Task, recover
-from sparseworks.weights.distill import Outputs, Taps
+from sparseworks.weights.distill import Outputs, Recorder
 from sparseworks.weights.train import ThresholdGammas
 
 NECK = ("net.neck",)
@@ -60,7 +60,7 @@ def test_maps_that_cannot_be_compared_are_refused():
         with pytest.raises(ModelError, match="name those"):
             term(maps(0), maps(1))
     with pytest.raises(ModelError, match="no module 'head'"):
-        Taps(nn.Sequential(nn.Linear(2, 2)), modules=["head"])
+        Recorder(nn.Sequential(nn.Linear(2, 2)), modules=["head"])
 
 
 def test_recovery_lets_norms_average_only_where_it_is_told_to():

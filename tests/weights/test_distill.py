@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from sparseworks.core.errors import ModelError
 from sparseworks.stream import blocks
-from sparseworks.weights.distill import Embedding, Logits, Outputs, Similarity, SquareHead, Taps, Task
+from sparseworks.weights.distill import Embedding, Logits, Outputs, Recorder, Similarity, SquareHead, Task
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 
@@ -64,27 +64,27 @@ def test_task_is_the_models_own_loss():
         Task()(Outputs(SimpleNamespace(loss=None)), Outputs(None))
 
 
-def test_taps_take_every_blocks_output_at_real_tokens(llama, tokens):
+def test_recorders_take_every_blocks_output_at_real_tokens(llama, tokens):
     model = llama()
-    taps = Taps(model, blocks(model))
+    recorder = Recorder(model, blocks(model))
     with torch.no_grad():
-        found = taps.run(tokens[1])
+        found = recorder.run(tokens[1])
         reference = model(**tokens[1], output_hidden_states=True).hidden_states
-    taps.close()
+    recorder.close()
     real = tokens[1]["attention_mask"].bool()
     assert len(found.hidden) == 3 and found.hidden[0].shape == (int(real.sum()), 16)
     assert torch.equal(found.hidden[1], reference[2][real])
     assert found.logits.shape == (int(real.sum()), 32)
 
 
-def test_closed_taps_leave_no_hooks(tower):
+def test_closed_recorders_leave_no_hooks(tower):
     model = tower()
-    taps = Taps(model, blocks(model))
+    recorder = Recorder(model, blocks(model))
     assert all(b._forward_hooks for b in model.blocks)
-    taps.close()
+    recorder.close()
     assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_a_model_without_blocks_has_nothing_to_tap():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    assert Taps(model, blocks(model)).run(torch.ones(2, 4)).hidden == []
+    assert Recorder(model, blocks(model)).run(torch.ones(2, 4)).hidden == []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import ClassVar
 
 from sparseworks.core.allocator import ALLOCATORS, Allocator, Evidence
@@ -80,26 +81,32 @@ def evolve(
     return Evolved(parent, history[-1][1] if history else float("nan"), tuple(history))
 
 
-def shift(lows: Sequence[int], highs: Sequence[int], flips: int = 3) -> Mutate:
-    """min(U{1..flips}, U{1..flips}) times: one random unit a level down, another one a level up; the sum stays."""
+def exchange(pairs: Iterable[tuple[int, int]], lows: Sequence[int], highs: Sequence[int], flips: int = 3) -> Mutate:
+    """min(U{1..flips}, U{1..flips}) times: in one random pair the first unit goes a level down, the second one up; the sum stays.
+
+    Args:
+        pairs: units that may exchange a level.
+        lows, highs: the levels between which each unit stays.
+        flips: most exchanges of one mutation.
+    """
+    listed = tuple(pairs)
 
     def mutate(parent: Choice, draw: random.Random) -> Choice:
         child = list(parent)
         for _ in range(min(draw.randint(1, flips), draw.randint(1, flips))):
-            pairs = [
-                (i, j)
-                for i, v in enumerate(child)
-                if v > lows[i]
-                for j, w in enumerate(child)
-                if j != i and w < highs[j]
-            ]
-            if not pairs:
+            able = [(i, j) for i, j in listed if child[i] > lows[i] and child[j] < highs[j]]
+            if not able:
                 break
-            i, j = draw.choice(pairs)
+            i, j = draw.choice(able)
             child[i], child[j] = child[i] - 1, child[j] + 1
         return tuple(child)
 
     return mutate
+
+
+def shift(lows: Sequence[int], highs: Sequence[int], flips: int = 3) -> Mutate:
+    """`exchange` between any two units."""
+    return exchange(permutations(range(len(lows)), 2), lows, highs, flips)
 
 
 @ALLOCATORS.register("evopress")

@@ -9,6 +9,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from sparseworks.cli.goals import (
+    Allocate,
+    Density,
+    Layout,
+    MaxDrop,
+    MethodName,
+    ModelOrDemo,
+    Out,
+    PatternText,
+    RecipeFile,
+    Recover,
+    Repair,
+    Skip,
+    Speedup,
+)
 from sparseworks.cli.machine import VALUES
 from sparseworks.cli.options import (
     CalibrationText,
@@ -23,7 +38,6 @@ from sparseworks.cli.options import (
     Threads,
     Values,
     method_names,
-    noun_names,
     share,
     starting,
 )
@@ -72,70 +86,17 @@ def _root(
 
 @app.command()
 def compress(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="Model to compress; default: the embedded demonstration on all-MiniLM-L6-v2.", show_default=False
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for model/, report.html and result.json.  [default: out/compressed; out/demo without MODEL]",
-            file_okay=False,
-            show_default=False,
-        ),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="Method name, see `sparseworks methods`.  [default: sparsegpt]",
-            show_default=False,
-            autocompletion=starting(method_names),
-        ),
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="Recipe file (YAML) instead of --method.", exists=True, dir_okay=False, show_default=False),
-    ] = None,
-    density: Annotated[
-        float | None,
-        typer.Option(help="Share of the weights to keep, 0 to 1.", min=0.0, max=1.0, show_default=False),
-    ] = None,
-    pattern: Annotated[
-        str | None, typer.Option(help="row, tensor, global, 2:4, 16x2:4, block:4x1, fan-in ...", show_default=False)
-    ] = None,
-    allocate: Annotated[
-        str | None,
-        typer.Option(
-            help="uniform, erk, owl, dp, global ...",
-            show_default=False,
-            autocompletion=starting(lambda: noun_names("allocate")),
-        ),
-    ] = None,
-    repair: Annotated[
-        str | None,
-        typer.Option(
-            help="none, bias, least_squares.",
-            show_default=False,
-            autocompletion=starting(lambda: noun_names("repair")),
-        ),
-    ] = None,
-    recover: Annotated[
-        float | None,
-        typer.Option(
-            help="Minutes of fine-tuning with the support fixed, the dense model as teacher.  [default: 0, none]",
-            min=0.0,
-            show_default=False,
-        ),
-    ] = None,
-    speedup: Annotated[
-        float | None,
-        typer.Option(help="Search for a model this many times faster than dense.", min=1.0, show_default=False),
-    ] = None,
-    max_drop: Annotated[
-        str | None, typer.Option(help="Largest relative loss of quality, e.g. `1%` or `0.01`.", show_default=False)
-    ] = None,
+    model: ModelOrDemo = None,
+    out: Out = None,
+    method: MethodName = None,
+    recipe: RecipeFile = None,
+    density: Density = None,
+    pattern: PatternText = None,
+    allocate: Allocate = None,
+    repair: Repair = None,
+    recover: Recover = None,
+    speedup: Speedup = None,
+    max_drop: MaxDrop = None,
     data: CalibrationText = None,
     task: Task = None,
     task_data: TaskData = None,
@@ -144,16 +105,8 @@ def compress(
     samples: Samples = 128,
     limit: Limit = None,
     values: Values = None,
-    layout: Annotated[
-        str,
-        typer.Option(
-            help="How weights are saved: bitmask (kept values), packed (as the kernels read them) or dense.",
-            autocompletion=starting(lambda: ["bitmask", "packed", "dense"]),
-        ),
-    ] = "bitmask",
-    skip: Annotated[
-        list[str] | None, typer.Option(help="Sites that stay dense (shell pattern; repeatable).", show_default=False)
-    ] = None,
+    layout: Layout = "bitmask",
+    skip: Skip = None,
     seed: Seed = 0,
     threads: Threads = None,
     remeasure: Remeasure = False,

@@ -180,13 +180,13 @@ def run_compare(
     """Several methods at several densities on one model; the page is written beside the records."""
     from dataclasses import asdict
 
-    from sparseworks.jobs.compare import cases, compare, span
+    from sparseworks.jobs.compare import cases, run_cases, span
     from sparseworks.report.compared import cells, save_comparison
 
     set_threads(threads)
     wanted = cases([m.strip() for m in methods.split(",") if m.strip()], span(density), pattern)
     with Shown(progress=True).bar("compare", len(wanted)) as bar:
-        rows = compare(
+        rows = run_cases(
             name, wanted, wish, out, jobs=jobs, ray=ray, tick=lambda row: bar(1, f"{row.method} {row.density:g}")
         )
     page = save_comparison(name, rows, out / "comparison.html")

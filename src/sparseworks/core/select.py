@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from numbers import Integral
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
 from sparseworks.core.grouped import select_grouped
 from sparseworks.core.pattern import Keep, Pattern, from_groups, places, to_groups
+from sparseworks.core.select_across import select_across as select_across
+from sparseworks.core.select_bounded import Certificate as Certificate
+from sparseworks.core.select_bounded import select_bounded as select_bounded
+from sparseworks.core.sortable import sortable
 from sparseworks.core.support import Support
 
 _AT_ONCE = 1 << 20  # entries whose groups are ordered together: bounds work space, and stays near the caches
@@ -43,7 +46,7 @@ def select_mask(
     scores: Shaped[Tensor, "*batch rows cols"], pattern: Pattern, keep: Keep | None = None
 ) -> Bool[Tensor, "*batch rows cols"]:
     """`select` as a mask where the scores lie, for supports that change while a model trains."""
-    scores = _ordered(scores)
+    scores = sortable(scores)
     _check_scores(scores)
     if pattern.uses:
         return _select_spread(scores, pattern, pattern.uses)
@@ -83,125 +86,7 @@ def top(grouped: Shaped[Tensor, "*batch groups n"], keep: Keep) -> Bool[Tensor, 
     return mask & (need > 0)
 
 
-def select_across(scores: Sequence[Shaped[Tensor, "*_"]], total: int) -> list[Bool[Tensor, "*_"]]:
-    """Keep the `total` best entries over all tensors together: masks like `scores`; ties to the earlier tensor, lower index.
-
-    Histogram passes over 16 bits (8 where entries are few) of an order-preserving integer key each (radix selection): no
-    concatenation and no sort, so memory stays at one tensor plus at most 65,536 counters.
-
-    Args:
-        scores: importance of each entry, tensor by tensor (fp64 where any tensor is fp64, otherwise compared as fp32).
-        total: number of entries to keep over all tensors.
-
-    Raises:
-        NonFiniteError: NaN in the scores.
-        DtypeError: scores that have no order (complex).
-        BudgetError: `total` is negative or more than there is.
-    """
-    scores = [_ordered(s) for s in scores]
-    available = sum(s.numel() for s in scores)
-    if not 0 <= total <= available:
-        raise BudgetError(f"Cannot keep {total} of {available} entries.")
-    for s in scores:
-        if bool(torch.isnan(s).any()):
-            raise NonFiniteError("Scores hold NaN; a selection needs every entry to be comparable.")
-    if total == 0:
-        return [torch.zeros_like(s, dtype=torch.bool) for s in scores]
-    wide = any(s.dtype in (torch.float64, torch.int64) for s in scores)
-    width = 64 if wide else 32
-    cut, above = _radix_cut(scores, total, width=width)
-    room, masks = total - above, []
-    for s in scores:
-        key = _ordered_key(s, width)
-        equal = key == cut
-        mask = (key > cut) | (equal & (equal.reshape(-1).cumsum(0).reshape(equal.shape) <= room))
-        room = max(room - int(equal.sum()), 0)
-        masks.append(mask)
-    return masks
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What `select_bounded` opened, and whether the result is proven equal to the exact one.
-
-    Attributes:
-        opened: groups whose exact scores were computed, of `groups`.
-        threshold: the `keep`-th best score found (-inf while fewer were found).
-        exact: no closed group has a bound that reaches the threshold, and no opened group broke its bound.
-    """
-
-    opened: int
-    groups: int
-    threshold: float
-    exact: bool
-
-
-def select_bounded(
-    bounds: Float[Tensor, " groups"],
-    exact: Callable[[int], tuple[Int[Tensor, " n"], Float[Tensor, " n"]]],
-    keep: int,
-    *,
-    slack: float = 1.0,
-) -> tuple[Int[Tensor, " kept"], Float[Tensor, " kept"], Certificate]:
-    """The `keep` best items, opening groups in order of an upper bound and stopping when no closed group can matter.
-
-    Group g is opened while `slack * bound_g` can beat the `keep`-th best exact score seen; `slack = 1` is exact
-    (MaxScore, gap-safe screening), `slack < 1` trades recall for time (Seismic). Ties go to the lower item id.
-
-    Args:
-        bounds: for each group a number never below its best exact score.
-        exact: `exact(g)` -> item ids and exact scores of group g.
-        keep: number of items to keep.
-        slack: in (0, 1].
-
-    Raises:
-        BudgetError: `slack` outside (0, 1] or `keep` negative.
-        NonFiniteError: NaN in bounds or scores.
-    """
-    if not 0 < slack <= 1 or keep < 0:
-        raise BudgetError(f"select_bounded needs 0 < slack <= 1 and keep >= 0, got slack={slack}, keep={keep}.")
-    if bool(torch.isnan(bounds).any()):
-        raise NonFiniteError("Bounds hold NaN.")
-    ids, values = bounds.new_empty(0, dtype=torch.long), bounds.new_empty(0)
-    order = bounds.argsort(descending=True, stable=True).tolist()
-    opened, cut, sound = 0, -torch.inf, True
-    for g in order:
-        bound = float(bounds[g])
-        if keep == 0 or (ids.numel() >= keep and min(bound, slack * bound) < cut):
-            break
-        new_ids, new_values = exact(g)
-        if bool(torch.isnan(new_values).any()):
-            raise NonFiniteError(f"Exact scores of group {g} hold NaN.")
-        sound &= not bool((new_values > bound).any())
-        ids, values = _best(torch.cat([ids, new_ids]), torch.cat([values, new_values]), keep)
-        opened += 1
-        cut = float(values[-1]) if ids.numel() >= keep else -torch.inf
-    closed = order[opened:]
-    proven = sound and (keep == 0 or not closed or float(bounds[closed[0]]) < cut)
-    return ids, values, Certificate(opened, bounds.numel(), cut, exact=proven)
-
-
 # -- pieces -------------------------------------------------------------------------------------------------------
-
-
-def _best(ids: Tensor, values: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    by_id = ids.argsort(stable=True)
-    best = by_id[values[by_id].argsort(descending=True, stable=True)[:keep]]
-    return ids[best], values[best]
-
-
-_WIDER = {torch.bool: torch.uint8, torch.uint16: torch.int32, torch.uint32: torch.int64}
-
-
-def _ordered(scores: Tensor) -> Tensor:
-    """The same values in a type that torch can sort."""
-    if scores.is_complex() or scores.dtype == torch.uint64:
-        raise DtypeError(
-            f"Scores must be real numbers that torch can order, got {scores.dtype}; use e.g. scores.abs()."
-        )
-    if scores.is_floating_point() and scores.element_size() == 1:
-        return scores.float()
-    return scores.to(_WIDER.get(scores.dtype, scores.dtype))
 
 
 def _check_scores(scores: Tensor) -> None:
@@ -283,37 +168,3 @@ def _select_inner(scores: Tensor, outer: Tensor, inner: Pattern, keep: Keep | No
     at = places(outer)
     chosen = select_mask(scores.gather(-1, at), inner, keep)
     return torch.zeros_like(outer).scatter(-1, at, chosen)
-
-
-def _ordered_key(scores: Tensor, width: int) -> Int[Tensor, "*_"]:
-    """Integers in the order of the scores: IEEE bits with the sign folded, so that int comparison is float comparison."""
-    x = scores.to(torch.float64 if width == 64 else torch.float32) + 0.0  # + 0.0 makes -0.0 equal to 0.0
-    bits = x.contiguous().view(torch.int64 if width == 64 else torch.int32)
-    low = torch.iinfo(bits.dtype).max
-    return torch.where(bits < 0, bits ^ low, bits)
-
-
-def _radix_cut(scores: Sequence[Tensor], total: int, *, width: int) -> tuple[int, int]:
-    """`(cut, above)`: the key of the `total`-th largest entry and how many entries lie strictly above it."""
-    bits = 16 if sum(s.numel() for s in scores) > 1 << 16 else 8  # no more counters than entries
-    above, prefix = 0, 0
-    for shift in range(width - bits, -1, -bits):
-        counts = torch.zeros(1 << bits, dtype=torch.long)
-        for s in scores:
-            counts += _digit_counts(_ordered_key(s, width).reshape(-1), shift, bits, prefix, width)
-        from_top = counts.flip(0).cumsum(0)
-        digit = (1 << bits) - 1 - int(torch.searchsorted(from_top, total - above))
-        above += int(counts[digit + 1 :].sum())
-        prefix = (prefix << bits) | digit
-    return prefix - (1 << (width - 1)), above
-
-
-def _digit_counts(key: Tensor, shift: int, bits: int, prefix: int, width: int) -> Int[Tensor, " counters"]:
-    """Histogram of the digit at `shift` among keys whose higher digits equal `prefix` (keys shifted to unsigned order)."""
-    digit = (key >> shift).to(torch.int64) & ((1 << bits) - 1)
-    if shift + bits == width:
-        digit = digit ^ (1 << (bits - 1))  # signed -> unsigned order
-    else:
-        high = (key.to(torch.int64) >> (shift + bits)) + (1 << (width - 1 - shift - bits))
-        digit = digit[high == prefix]
-    return torch.bincount(digit.cpu(), minlength=1 << bits)

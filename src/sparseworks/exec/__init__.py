@@ -17,7 +17,8 @@ from sparseworks.exec.fusion import fuse, unfuse
 from sparseworks.exec.kernel import KERNELS, Call, Kernel
 from sparseworks.exec.ladder import Ladder, Rung
 from sparseworks.exec.memory import reuse_memory
-from sparseworks.exec.modules import SparseConv1x1, SparseLinear
+from sparseworks.exec.modules import SparseLinear
+from sparseworks.exec.pointwise import SparseConv1x1
 from sparseworks.exec.row import Row
 from sparseworks.exec.skipping import SkippingLinear
 from sparseworks.exec.verify import Check, verify

@@ -17,7 +17,8 @@ from sparseworks.exec.conv import SparseConv2d
 from sparseworks.exec.format import FORMATS
 from sparseworks.exec.kernel import KERNELS, Call, Maps
 from sparseworks.exec.ladder import Rung
-from sparseworks.exec.modules import SparseConv1x1, SparseLinear, is_conv1x1
+from sparseworks.exec.modules import SparseLinear
+from sparseworks.exec.pointwise import SparseConv1x1, is_conv1x1
 from sparseworks.exec.window import Window
 
 

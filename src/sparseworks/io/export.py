@@ -9,7 +9,7 @@ from torch import nn
 
 from sparseworks.core.errors import ModelError
 from sparseworks.exec.conv import SparseConv2d
-from sparseworks.exec.modules import SparseConv1x1
+from sparseworks.exec.pointwise import SparseConv1x1
 from sparseworks.io.assets import asset_files, config_text
 from sparseworks.io.folder import draft
 from sparseworks.io.packed import packed_layers, swap

@@ -11,7 +11,8 @@ from torch import nn
 from sparseworks.core import operator
 from sparseworks.core.errors import CheckpointError, KernelError, ModelError
 from sparseworks.exec.conv import SparseConv2d
-from sparseworks.exec.modules import SparseConv1x1, SparseLinear
+from sparseworks.exec.modules import SparseLinear
+from sparseworks.exec.pointwise import SparseConv1x1
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def span(text: str, steps: int = 5) -> list[float]:
     return values
 
 
-def compare(
+def run_cases(
     name: str,
     wanted: Sequence[Case],
     wish: Wish,

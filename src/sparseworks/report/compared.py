@@ -23,7 +23,7 @@ def save_comparison(model: str, rows: Sequence[Any], path: Path | str, *, allow:
     """Write the page (temporary file, then rename).
 
     Args:
-        rows: of `sparseworks.jobs.compare`.
+        rows: of `sparseworks.jobs.compare.run_cases`.
         allow: differences between records that the reader is told about, see `sparseworks.evaluate.compare`. Densities and
             patterns may always differ: the page shows them.
 

@@ -11,8 +11,9 @@ from torch import fx, nn
 
 from sparseworks.core.errors import ModelError
 from sparseworks.core.site import Coupling, Member
-from sparseworks.stream.labels import Labels, Union, Use, Walk
+from sparseworks.stream.labels import Labels, Union, Use
 from sparseworks.stream.tracing import Tracer
+from sparseworks.stream.walk import Walk
 
 
 def dependency_groups(model: nn.Module, example: Any, *, whole: Sequence[str] = ()) -> list[Coupling]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparseworks.core.method import method
 from sparseworks.weights.bits import MixedBits, search_bits
 from sparseworks.weights.channels import CHANNELS, ChannelMethod, PrunedChannels, prune_channels
+from sparseworks.weights.control import overlap
 from sparseworks.weights.cycles import Cycled, Lap, Round, average, cycles, greedy_average, recalibrate
 from sparseworks.weights.depth import Dropped, drop_layers
 from sparseworks.weights.distill import (
@@ -19,7 +20,7 @@ from sparseworks.weights.distill import (
 )
 from sparseworks.weights.distill_maps import ChannelWise, MapError, SpatialAttention
 from sparseworks.weights.enforce import keep_support
-from sparseworks.weights.essential import Sweep, essential_sparsity, overlap
+from sparseworks.weights.essential import Sweep, essential_sparsity
 from sparseworks.weights.factors import Factorised, LinearOperator, factorise, factorise_matrix, reparametrise
 from sparseworks.weights.folder import prune_folder
 from sparseworks.weights.groups4 import quantise_groups

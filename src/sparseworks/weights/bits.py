@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparseworks.allocate.evolve import Choice, Evolved, Mutate, Stages, evolve
+from sparseworks.allocate.evolve import Evolved, Mutate, Stages, evolve, exchange
 from sparseworks.core.errors import BudgetError, ModelError, PatternError
 from sparseworks.core.site import Site
 from sparseworks.exec.int4 import from_int4, to_int4
@@ -71,12 +71,8 @@ def search_bits(
     if uneven:
         raise PatternError(f"Site {uneven[0].name!r} has {uneven[0].shape[1]} inputs, not a multiple of {group}.")
     with evaluating(model), Trials(model, listed, lambda _, w, b: rounded_to(w, b, group), list(data)) as trials:
-
-        def fitness(choice: Choice, tokens: int, draw: int) -> float:
-            return trials({s.name: b for s, b in zip(listed, choice, strict=True)}, tokens, draw)
-
         found = evolve(
-            (bits,) * len(listed), _trade(listed, least, most), fitness, generations=generations, offspring=offspring,
+            (bits,) * len(listed), _trade(listed, least, most), trials.fitness, generations=generations, offspring=offspring,
             stages=stages, seed=seed,
         )  # fmt: skip
     chosen = {s.name: b for s, b in zip(listed, found.best, strict=True)}
@@ -85,21 +81,7 @@ def search_bits(
     return MixedBits(chosen, found)
 
 
-def _trade(sites: Sequence[Site], least: int, most: int, flips: int = 3) -> Mutate:
-    """min(U{1..flips}, U{1..flips}) times: a bit goes from one site to another of the same size."""
-
-    def mutate(parent: Choice, draw: random.Random) -> Choice:
-        child = list(parent)
-        for _ in range(min(draw.randint(1, flips), draw.randint(1, flips))):
-            pairs = [
-                (i, j)
-                for i, a in enumerate(sites)
-                for j, b in enumerate(sites)
-                if i != j and a.size == b.size and child[i] > least and child[j] < most
-            ]
-            if pairs:
-                i, j = draw.choice(pairs)
-                child[i], child[j] = child[i] - 1, child[j] + 1
-        return tuple(child)
-
-    return mutate
+def _trade(sites: Sequence[Site], least: int, most: int) -> Mutate:
+    """A bit goes from one site to another of the same size."""
+    pairs = [(i, j) for i, j in permutations(range(len(sites)), 2) if sites[i].size == sites[j].size]
+    return exchange(pairs, [least] * len(sites), [most] * len(sites))

@@ -102,13 +102,13 @@ def _any(below: int, generator: torch.Generator) -> int:
 
 
 def overlap(a: Mapping[str, Support], b: Mapping[str, Support]) -> float:
-    """|A and B| / |A or B| over all sites (intersection over union), in [0, 1].
+    """|A and B| / |A or B| over the entries of all sites (intersection over union), in [0, 1]; 1 for equal supports.
 
     Raises:
         ShapeError: the supports are of different sites.
     """
-    if set(a) != set(b):
-        raise ShapeError("Only supports of the same sites can be compared.")
+    if a.keys() != b.keys():
+        raise ShapeError(f"The supports cover different sites: {sorted(a.keys() ^ b.keys())[:3]}.")
     both = sum((a[name] & b[name]).count for name in a)
     either = sum((a[name] | b[name]).count for name in a)
     return both / either if either else 1.0

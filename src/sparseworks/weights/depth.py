@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparseworks.allocate.evolve import Choice, Evolved, Mutate, Stages, evolve
+from sparseworks.allocate.evolve import Choice, Evolved, Mutate, Stages, evolve, exchange
 from sparseworks.core.errors import BudgetError, ModelError
 from sparseworks.core.site import Coupling
 from sparseworks.core.support import Support
@@ -80,17 +80,12 @@ def drop_layers(
         return weight * (1 - level)
 
     with evaluating(model), Trials(model, readers, make, list(data)) as trials:
-
-        def fitness(choice: Choice, tokens: int, draw: int) -> float:
-            return trials({r.name: level for r, level in zip(readers, choice, strict=True)}, tokens, draw)
-
-        start = _cheapest_alone(len(listed), groups, kinds, fitness, stages[-1][1])
+        start = _cheapest_alone(len(listed), groups, kinds, trials.fitness, stages[-1][1])
         rounds = generations
         if rounds is None:
             rounds = round(sum(n * (len(groups[k]) - n) for k, n in kinds.items()) / 1.5)
-        found = evolve(
-            start, _exchange(groups), fitness, generations=rounds, offspring=offspring, stages=stages, seed=seed
-        )
+        mutate = _swap(groups, len(listed))
+        found = evolve(start, mutate, trials.fitness, generations=rounds, offspring=offspring, stages=stages, seed=seed)
     parts = [c for c, level in zip(listed, found.best, strict=True) if level]
     for c in parts:
         reader = named[c.members[-1].site]
@@ -112,19 +107,9 @@ def _cheapest_alone(
     return tuple(int(i in chosen) for i in range(count))
 
 
-def _exchange(groups: Mapping[str, Sequence[int]], most: int = 3) -> Mutate:
-    """min(U{1..most}, U{1..most}) times: a dropped part comes back, a kept one of its kind goes."""
-
-    def mutate(parent: Choice, draw: random.Random) -> Choice:
-        child = list(parent)
-        for _ in range(min(draw.randint(1, most), draw.randint(1, most))):
-            pairs = [(i, j) for at in groups.values() for i in at if child[i] for j in at if not child[j]]
-            if pairs:
-                i, j = draw.choice(pairs)
-                child[i], child[j] = 0, 1
-        return tuple(child)
-
-    return mutate
+def _swap(groups: Mapping[str, Sequence[int]], count: int) -> Mutate:
+    """A dropped part comes back, a kept one of its kind goes."""
+    return exchange((pair for at in groups.values() for pair in permutations(at, 2)), [0] * count, [1] * count)
 
 
 def _supports(listed: Sequence[Coupling], parts: Sequence[Coupling], named: Mapping[str, Any]) -> dict[str, Support]:

@@ -197,7 +197,7 @@ class AttentionSparsity(Term):
         return torch.stack([a.float().square().log1p().mean() for a in maps]).sum()
 
 
-class Taps:
+class Recorder:
     """Forward hooks that collect the outputs of the repeated blocks of a model, and of modules that are named.
 
     Args:

@@ -1,4 +1,4 @@
-"""Essential sparsity: how much can go at once before quality does, and how alike supports are."""
+"""Essential sparsity: how much can go at once before quality does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from sparseworks.core.errors import BudgetError, ShapeError
+from sparseworks.core.errors import BudgetError
 from sparseworks.core.method import METHODS, Method
 from sparseworks.core.support import Support
 from sparseworks.weights.prune import prune
@@ -106,16 +106,3 @@ def knee(sparsities: Sequence[float], drops: Sequence[float], tolerance: float) 
             break
         found = s
     return found
-
-
-def overlap(a: Mapping[str, Support], b: Mapping[str, Support]) -> float:
-    """|a and b| / |a or b| over the entries of all sites (intersection over union), 1 for equal supports.
-
-    Raises:
-        ShapeError: different sites.
-    """
-    if a.keys() != b.keys():
-        raise ShapeError(f"The supports cover different sites: {sorted(a.keys() ^ b.keys())[:3]}.")
-    both = sum((a[n] & b[n]).count for n in a)
-    either = sum((a[n] | b[n]).count for n in a)
-    return both / either if either else 1.0

@@ -16,7 +16,7 @@ from sparseworks.core.errors import CalibrationError, ModelError
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Packed
 from sparseworks.exec.int4 import GROUP, MOST, UINT4, to_int4
-from sparseworks.stream import blocks
+from sparseworks.stream import Block, blocks
 from sparseworks.stream import sites as find_sites
 from sparseworks.stream.tree import call, first_tensor
 from sparseworks.weights.distill import Logits, Term
@@ -109,46 +109,60 @@ def quantise_groups(
     batches = list(data)
     if not batches:
         raise CalibrationError("Rounding is trained on calibration data, and there are no batches.")
-    named = {s.name: s for s in find_sites(model, include=["*"])}
-    modules: dict[str, nn.Linear] = {}
+    modules = _layers(model, supports)
+    teacher = copy.deepcopy(model)
+    rounders = {n: RoundedGroups(m.weight.detach(), supports[n].mask(), most) for n, m in modules.items()}
+    for block in blocks(model):
+        inside = [n for n in modules if block.holds(n)]
+        if inside:
+            _round(model, teacher, block, batches, {n: (modules[n], rounders[n]) for n in inside}, steps, lr, seed)
+    if tune_steps:
+        _tune(model, teacher, batches, rounders, terms, tune_steps, tune_lr, seed)
+    return {name: _settle(module, rounders[name]) for name, module in modules.items()}
+
+
+def _layers(model: nn.Module, supports: Mapping[str, Support]) -> dict[str, nn.Linear]:
+    """Site -> layer; errors as in `quantise_groups`."""
+    named, repeated = {s.name: s for s in find_sites(model, include=["*"])}, blocks(model)
+    layers: dict[str, nn.Linear] = {}
     for name, support in supports.items():
-        module = model.get_submodule(named[name].module) if name in named else None
-        if not isinstance(module, nn.Linear) or named[name].rows is not None:
+        layer = model.get_submodule(named[name].module) if name in named else None
+        if not isinstance(layer, nn.Linear) or named[name].rows is not None:
             raise ModelError(f"Site {name!r} is not a whole linear layer, whose groups could be rounded.")
         if reason := FORMATS.get("groups4").refuses(support, UINT4):
             raise ModelError(f"Site {name!r} cannot be rounded by groups: {reason}.")
-        if not any(b.holds(name) for b in blocks(model)):
+        if not any(b.holds(name) for b in repeated):
             raise ModelError(
                 f"Site {name!r} lies outside the repeated blocks, whose outputs the rounding is trained on."
             )
-        modules[name] = module
-    teacher = copy.deepcopy(model)
-    rounders = {n: RoundedGroups(m.weight.detach(), supports[n].mask(), most) for n, m in modules.items()}
-    weights = {
-        n: m.get_parameter("weight") for n, m in modules.items()
-    }  # the parameters themselves, before they are rounded
-    for b in blocks(model):
-        inside = {n: m for n, m in modules.items() if b.holds(n)}
-        if not inside:
-            continue
-        targets = [t for _, _, t in _calls(teacher, b.module(teacher), batches)]
-        entered = [(args, kwargs) for args, kwargs, _ in _calls(model, b.module(model), batches)]
-        for name, module in inside.items():
-            parametrize.register_parametrization(module, "weight", rounders[name])
-        trained = [weights[n] for n in inside], [rounders[n] for n in inside]
-        _train(b.module(model), entered, targets, *trained, steps, lr, seed)
-        for name in inside:
-            rounders[name].freeze(weights[name])
-    if tune_steps:
-        _tune(model, teacher, batches, rounders, terms, tune_steps, tune_lr, seed)
-    shapes = {n: named[n].shape for n in modules}
-    found = {n: rounders[n].packed(shapes[n]) for n in modules}
-    for name, module in modules.items():
-        if parametrize.is_parametrized(module):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-        with torch.no_grad():
-            module.weight.copy_(found[name].unpack()[0])
-    return found
+        layers[name] = layer
+    return layers
+
+
+def _round(
+    model: nn.Module, teacher: nn.Module, block: Block, batches: Sequence[Any],
+    inside: Mapping[str, tuple[nn.Linear, RoundedGroups]], steps: int, lr: float, seed: int,
+) -> None:  # fmt: skip
+    """Stage 1 for one block, on what reaches it through the rounded blocks before it; then its integers stay."""
+    targets = [t for _, _, t in _calls(teacher, block.module(teacher), batches)]
+    entered = [(args, kwargs) for args, kwargs, _ in _calls(model, block.module(model), batches)]
+    # The parameters themselves: from here on `layer.weight` is what they are rounded to.
+    weights = [layer.get_parameter("weight") for layer, _ in inside.values()]
+    rounders = [rounder for _, rounder in inside.values()]
+    for layer, rounder in inside.values():
+        parametrize.register_parametrization(layer, "weight", rounder)
+    _train(block.module(model), entered, targets, weights, rounders, steps, lr, seed)
+    for weight, rounder in zip(weights, rounders, strict=True):
+        rounder.freeze(weight)
+
+
+@torch.no_grad()
+def _settle(layer: nn.Linear, rounder: RoundedGroups) -> Packed:
+    """What the layer is packed as, and its weight exactly that."""
+    packed = rounder.packed((layer.out_features, layer.in_features))
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    layer.weight.copy_(packed.unpack()[0])
+    return packed
 
 
 def _straight(x: Tensor) -> Tensor:

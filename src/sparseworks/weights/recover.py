@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +12,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW, Optimizer
 
-from sparseworks.core.errors import BudgetError, CalibrationError, CheckpointError, ModelError
+from sparseworks.core.errors import BudgetError, CalibrationError, ModelError
 from sparseworks.core.support import Support
-from sparseworks.io.training import load_training, save_training
 from sparseworks.stream import blocks, sites
 from sparseworks.weights.checkpoint import fingerprint
-from sparseworks.weights.distill import Outputs, Taps, Term
-from sparseworks.weights.enforce import dropped_masks, hold, impose
+from sparseworks.weights.descent import Descent, Recovery, Tick
+from sparseworks.weights.distill import Recorder, Term
+from sparseworks.weights.enforce import dropped_masks, hold
 from sparseworks.weights.show import Shown
 from sparseworks.weights.streaming import evaluating
-
-Tick = Callable[[int, int | None, float], None]
-"""`tick(step, steps, loss)`, called after every optimiser step."""
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What recovery did.
-
-    Attributes:
-        steps: optimiser steps taken (over all resumed runs).
-        losses: mean training loss of every logging interval.
-        validations: (step, metric) pairs.
-        best: the best validation metric, or None without validation.
-        stopped: "steps", "minutes" or "no improvement".
-    """
-
-    steps: int
-    losses: tuple[float, ...]
-    validations: tuple[tuple[int, float], ...]
-    best: float | None
-    stopped: str
-    seconds: float
-
-
-@dataclass
-class _Progress:
-    step: int = 0
-    seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    validations: list[tuple[int, float]] = field(default_factory=list)
-    best: float | None = None
-    bad: int = 0
 
 
 def recover(
@@ -106,16 +71,9 @@ def recover(
         BudgetError: neither steps nor minutes.
         CheckpointError: `checkpoint` belongs to another run.
     """
-    if steps is None and minutes is None:
-        raise BudgetError("Recovery needs an end: give `steps`, `minutes` or both.")
     batches = list(data)
-    if not batches:
-        raise CalibrationError("Recovery needs data, and the data set is empty.")
-    if not terms:
-        raise ModelError("Recovery needs at least one loss term.")
     trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise ModelError("The model has no trainable parameters.")
+    _check(steps, minutes, batches, terms, trainable)
     listed = sites(model, include=["*"])
     masks = dropped_masks(model, listed, supports)
     settings = (steps, minutes, lr, warmup, weight_decay, clip, every, patience, list(terms), str(autocast), normalise)
@@ -123,29 +81,42 @@ def recover(
     name = fingerprint(model, repr((settings, kept)), seed, batches, listed) if checkpoint else ""
     optim = optimizer(trainable) if optimizer else AdamW(trainable, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if normalise else []
-    state = _Training(
+    descent = Descent(
         steps, minutes, lr, warmup, clip, every, patience, seed, batches, terms, validate, autocast, name, norms
     )
-    with ExitStack() as stack:
-        stack.callback(hold(optim, model, masks).remove)
-        stack.enter_context(evaluating(model))
-        tapped, named = any(t.needs_hidden for t in terms), sorted({m for t in terms for m in t.modules})
-        student = stack.enter_context(_tapping(model, tapped, named))
-        target = None
-        if teacher is not None:
-            stack.enter_context(evaluating(teacher))
-            target = stack.enter_context(_tapping(teacher, tapped, named))
-        tick = stack.enter_context(_ticks(progress, steps))
-        return state.go(optim, student, target, masks, Path(checkpoint) if checkpoint else None, tick)
+    with (
+        hold(optim, model, masks),
+        _recording(model, terms) as student,
+        nullcontext() if teacher is None else _recording(teacher, terms) as target,
+        _ticks(progress, steps) as tick,
+    ):
+        return descent.go(optim, student, target, masks, Path(checkpoint) if checkpoint else None, tick)
+
+
+def _check(
+    steps: int | None, minutes: float | None, batches: Sequence[Any], terms: Sequence[Term], trainable: Sequence[Tensor]
+) -> None:
+    """Refuse what cannot work before anything is changed; errors as in `recover`."""
+    if steps is None and minutes is None:
+        raise BudgetError("Recovery needs an end: give `steps`, `minutes` or both.")
+    if not batches:
+        raise CalibrationError("Recovery needs data, and the data set is empty.")
+    if not terms:
+        raise ModelError("Recovery needs at least one loss term.")
+    if not trainable:
+        raise ModelError("The model has no trainable parameters.")
 
 
 @contextmanager
-def _tapping(model: nn.Module, tapped: bool, named: Sequence[str]) -> Iterator[Taps]:
-    taps = Taps(model, blocks(model) if tapped else (), named)
-    try:
-        yield taps
-    finally:
-        taps.close()
+def _recording(model: nn.Module, terms: Sequence[Term]) -> Iterator[Recorder]:
+    """The model in evaluation mode, and what the terms need of it."""
+    hidden, named = any(t.needs_hidden for t in terms), sorted({m for t in terms for m in t.modules})
+    with evaluating(model):
+        recorder = Recorder(model, blocks(model) if hidden else (), named)
+        try:
+            yield recorder
+        finally:
+            recorder.close()
 
 
 @contextmanager
@@ -162,131 +133,3 @@ def _ticks(progress: bool | Tick, steps: int | None) -> Iterator[Tick]:
             shown = step
 
         yield tick
-
-
-@dataclass
-class _Training:
-    """The loop of `recover`, with everything it holds fixed."""
-
-    steps: int | None
-    minutes: float | None
-    lr: float
-    warmup: float
-    clip: float
-    every: int
-    patience: int | None
-    seed: int
-    batches: list[Any]
-    terms: Sequence[Term]
-    validate: Callable[[nn.Module], float] | None
-    autocast: torch.dtype | None
-    name: str
-    norms: Sequence[nn.Module] = ()
-    best_state: dict[str, Tensor] = field(default_factory=dict)
-
-    def go(
-        self,
-        optim: Optimizer,
-        student: Taps,
-        teacher: Taps | None,
-        masks: Mapping[str, Tensor],
-        checkpoint: Path | None,
-        tick: Tick,
-    ) -> Recovery:
-        """Resume if there is something to resume, train, keep the best."""
-        state, window = _Progress(), []
-        if checkpoint is not None and checkpoint.exists():
-            state = self._resume(checkpoint, student.model, optim)
-        started, spent = time.monotonic(), state.seconds
-        while not (stopped := self._over(state)):
-            window.append(self._step(optim, student, teacher, masks, state))
-            state.step += 1
-            state.seconds = spent + time.monotonic() - started
-            tick(state.step, self.steps, window[-1])
-            if state.step % self.every == 0 or self._over(state):
-                state.losses.append(sum(window) / len(window))
-                window = []
-                self._validate(student.model, state)
-                if checkpoint is not None:
-                    facts = {"run": self.name, "progress": asdict(state)}
-                    save_training(checkpoint, student.model, optim, facts, extra=self.best_state)
-        if self.best_state:
-            student.model.load_state_dict(self.best_state, strict=False)
-        return Recovery(state.step, tuple(state.losses), tuple(state.validations), state.best, stopped, state.seconds)
-
-    def _over(self, state: _Progress) -> str:
-        """Why there is nothing more to do, or nothing."""
-        if self.patience is not None and state.bad >= self.patience:
-            return "no improvement"
-        if self.steps is not None and state.step >= self.steps:
-            return "steps"
-        return "minutes" if self.minutes is not None and state.seconds > 60 * self.minutes else ""
-
-    def _step(
-        self, optim: Optimizer, student: Taps, teacher: Taps | None, masks: Mapping[str, Tensor], state: _Progress
-    ) -> float:
-        for group in optim.param_groups:
-            group["lr"] = self.lr * self._rate(state)
-        batch, model = self._batch(state.step), student.model
-        device = next(model.parameters()).device.type
-        with torch.enable_grad(), torch.autocast(device, dtype=self.autocast) if self.autocast else nullcontext():
-            with torch.no_grad():
-                target = teacher.run(batch) if teacher else Outputs(None)
-            self._normalise(True)
-            outputs = student.run(batch)
-            self._normalise(False)
-            loss = torch.stack([t.weight * t(outputs, target) for t in self.terms]).sum()
-        if not bool(torch.isfinite(loss)):
-            raise ModelError(
-                f"The recovery loss became {float(loss)} at step {state.step}: lower the learning rate ({self.lr})."
-            )
-        optim.zero_grad(set_to_none=True)
-        loss.backward()
-        impose(model, masks, gradients=True)  # what is dropped must not count in the norm that is clipped
-        nn.utils.clip_grad_norm_([p for g in optim.param_groups for p in g["params"]], self.clip)
-        optim.step()
-        return float(loss.detach())
-
-    def _normalise(self, anew: bool) -> None:
-        for norm in self.norms:
-            norm.train(anew)
-
-    def _rate(self, state: _Progress) -> float:
-        """Share of the peak learning rate: a ramp over the share `warmup` of the run, then straight down to 2 %."""
-        ramp = self._share(state.step + 1, state.seconds) / self.warmup if self.warmup else 1.0
-        return min(ramp, 1.0) * max(1.0 - self._share(state.step, state.seconds), 0.02)
-
-    def _share(self, step: int, seconds: float) -> float:
-        """How much of the run is done, by steps or by time, whichever is further on."""
-        by_steps = step / self.steps if self.steps is not None else 0.0
-        by_time = seconds / (60 * self.minutes) if self.minutes is not None else 0.0
-        return max(by_steps, by_time)
-
-    def _batch(self, step: int) -> Any:
-        epoch, at = divmod(step, len(self.batches))
-        order = torch.randperm(len(self.batches), generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch))
-        return self.batches[int(order[at])]
-
-    def _validate(self, model: nn.Module, state: _Progress) -> None:
-        if self.validate is None:
-            return
-        metric = float(self.validate(model))
-        state.validations.append((state.step, metric))
-        if state.best is None or metric < state.best:
-            state.best, state.bad = metric, 0
-            kept = (*model.named_parameters(), *(model.named_buffers() if self.norms else ()))
-            self.best_state = {k: v.detach().clone() for k, v in kept}
-        else:
-            state.bad += 1
-
-    def _resume(self, checkpoint: Path, model: nn.Module, optim: Optimizer) -> _Progress:
-        facts, best = load_training(checkpoint, model, optim)
-        if facts["run"] != self.name:
-            raise CheckpointError(
-                f"{checkpoint} belongs to another recovery run (other weights, supports, data, seed or settings); "
-                f"delete it to start over."
-            )
-        self.best_state = best
-        state = _Progress(**facts["progress"])
-        state.validations = [(int(s), float(m)) for s, m in state.validations]
-        return state

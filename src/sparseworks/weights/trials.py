@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError
 from sparseworks.core.site import Site
-from sparseworks.weights.distill import Logits, Outputs, Taps
+from sparseworks.weights.distill import Logits, Outputs, Recorder
 
 Make = Callable[[str, Float[Tensor, "rows cols"], int], Float[Tensor, "rows cols"]]
 """`make(site, dense weight, level) -> weight`."""
@@ -80,15 +80,15 @@ class Trials:
         self.levels = LevelDatabase(make, folder)
         self.dense = {s.name: s.read(model).clone() for s in sites}
         self.now: dict[str, int] = {}
-        self.taps = Taps(model)
+        self.recorder = Recorder(model)
         with torch.no_grad():
-            self.target = [self.taps.run(b).logits.to(next(iter(self.dense.values())).dtype) for b in batches]
+            self.target = [self.recorder.run(b).logits.to(next(iter(self.dense.values())).dtype) for b in batches]
 
     def __enter__(self) -> Trials:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.taps.close()
+        self.recorder.close()
         for name, weight in self.dense.items():
             self.sites[name].write(self.model, weight)
         self.now = {}
@@ -104,10 +104,14 @@ class Trials:
                 self.now[name] = level
         total, count = 0.0, 0
         for i in self._drawn(tokens, draw):
-            found = self.taps.run(self.batches[i])
+            found = self.recorder.run(self.batches[i])
             total += float(kl(found.logits, self.target[i].float())) * len(self.target[i])
             count += len(self.target[i])
         return total / count
+
+    def fitness(self, choice: Sequence[int], tokens: int, draw: int) -> float:
+        """The same for the levels of all sites in their order, as `evolve` asks for it."""
+        return self(dict(zip(self.sites, choice, strict=True)), tokens, draw)
 
     def _drawn(self, tokens: int, draw: int) -> list[int]:
         """Batches in a seeded order until they hold `tokens`; all of them in their own order where that is not enough."""

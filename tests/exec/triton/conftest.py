@@ -1,6 +1,6 @@
 """The kernels run on a GPU if there is one, otherwise in Triton's interpreter, which must be chosen before Triton is first imported.
 
-Without a GPU these files are collected only with `TRITON_INTERPRET=1`: `tests/exec/test_triton.py` runs them so, in a process of their own.
+Without a GPU these files are collected only with `TRITON_INTERPRET=1`: `tests/exec/test_triton*.py` run them so, in processes of their own.
 """
 
 from __future__ import annotations

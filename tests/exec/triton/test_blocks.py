@@ -26,7 +26,7 @@ def kept(rows: int, cols: int, density: float) -> torch.Tensor:
     return mask
 
 
-CASES = [(16, 5, 7, 0.5), (32, 3, 2, 0.6), (64, 2, 3, 0.6), (128, 2, 2, 0.8), (16, 3, 3, 0.0)]
+CASES = [(16, 5, 3, 0.5), (32, 3, 2, 0.6), (64, 2, 3, 0.6), (128, 2, 2, 0.8), (16, 3, 3, 0.0)]
 
 
 @pytest.mark.parametrize("block, r, c, density", CASES)

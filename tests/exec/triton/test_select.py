@@ -27,8 +27,8 @@ def test_equals_a_stable_sort(rows, width, k, dtype, device):
 def test_parts_of_a_row_change_nothing(parts, device, monkeypatch):
     monkeypatch.setattr("sparseworks.exec.triton.select._SHARE", 0.5)
     monkeypatch.setattr("sparseworks.exec.triton.select.splits", lambda _, programs, most: min(parts, int(most)))
-    check(torch.randint(-2, 3, (2, 3001), device=device).float(), 17)
-    check(torch.randn(2, 3001, device=device), 17)
+    check(torch.randint(-2, 3, (1, 2600), device=device).float(), 17)
+    check(torch.randn(2, 2600, device=device), 17)
 
 
 def test_all_large_entries_in_one_group(device):
@@ -62,7 +62,7 @@ def test_a_nan_is_never_lost(at, device):
 
 
 @settings(max_examples=10)
-@given(st.integers(1, 4), st.integers(1, 300), st.integers(0, 4), st.data())
+@given(st.integers(1, 2), st.integers(1, 300), st.integers(0, 4), st.data())
 def test_any_row(rows, width, spread, data):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))

@@ -9,6 +9,10 @@ from sparseworks.core.errors import KernelError, ShapeError
 from sparseworks.exec.triton.select import MOST
 from sparseworks.exec.triton.topk import topk_encode
 
+MANY = (
+    33 if torch.cuda.is_available() else 4
+)  # a program each: on a GPU they run beside one another, in the interpreter in turn
+
 
 def reference(x, weight, bias, k: int):
     """Stable sort of the sums, rounded to the type of x."""
@@ -22,7 +26,7 @@ def whole(*shape: int, device: str, dtype=torch.float32, most: int = 3) -> torch
     return torch.randint(-most, most + 1, shape, device=device).to(dtype)
 
 
-@pytest.mark.parametrize("rows, width, latents, k", [(1, 1, 1, 1), (3, 20, 130, 5), (17, 70, 200, 9), (33, 16, 257, 8), (2, 8, 40, 40)])  # fmt: skip
+@pytest.mark.parametrize("rows, width, latents, k", [(1, 1, 1, 1), (3, 20, 130, 5), (MANY // 2, 70, 200, 9), (MANY, 16, 257, 8), (2, 8, 40, 40)])  # fmt: skip
 def test_values_and_indices_equal_a_stable_sort(rows, width, latents, k, dtype, device):
     x, weight = whole(rows, width, device=device, dtype=dtype), whole(latents, width, device=device, dtype=dtype)
     for bias in (None, whole(latents, device=device, dtype=dtype)):
@@ -86,7 +90,7 @@ def test_latents_take_bounded_memory(device, monkeypatch):
 
 
 @settings(max_examples=8)
-@given(st.integers(1, 5), st.integers(1, 12), st.integers(1, 150), st.data())
+@given(st.integers(1, 2), st.integers(1, 12), st.integers(1, 150), st.data())
 def test_any_size(rows, width, latents, data):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     k = data.draw(st.integers(0, min(latents, 20)))

@@ -65,8 +65,8 @@ def attend(
         ptr, idx = _eager_lists(kept, q.shape[0], q.shape[1], rows, cols, causal)
         out, lse = torch.ops.sparseworks.attend(q, k, v, ptr, idx, block, causal, scale)
     else:
-        cut = _cut(support, q, k, block, causal)
-        out, lse = _Attend.apply(q.to(wide), k.to(wide), v.to(wide), cut, causal, scale)
+        kept = _kept(support, q, k, block, causal)
+        out, lse = _Attend.apply(q.to(wide), k.to(wide), v.to(wide), kept, causal, scale)
         out = out.to(q.dtype)
     return (out, lse) if return_lse else out
 
@@ -89,7 +89,7 @@ def _on_gpu(q, k, v, ptr, idx, block: int, causal: bool, scale: float) -> tuple[
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _KeptBlocks:
     """Kept blocks as the extension takes them: lists over (batch, heads, query blocks), each leading size 1 where all share
     them; without lists all blocks are kept."""
 
@@ -108,12 +108,12 @@ class _Cut:
         return [self.ptr.data_ptr() + first, self.columns.data_ptr(), self.heads, self.tall, self.wide]
 
 
-def _cut(support: Support | None, q: Tensor, k: Tensor, block: int, causal: bool) -> _Cut:
+def _kept(support: Support | None, q: Tensor, k: Tensor, block: int, causal: bool) -> _KeptBlocks:
     """Lists of kept blocks; blocks that are larger than registers and caches like are cut up."""
     queries, keys = q.shape[2], k.shape[2]
     if support is None and not causal:
         tall, wide = ceil(queries / max(1, round(queries / 64))), ceil(keys / max(1, round(keys / 80)))
-        return _Cut(None, None, 1, 1, tall, min(ceil(wide / 16) * 16, keys))
+        return _KeptBlocks(None, None, 1, 1, tall, min(ceil(wide / 16) * 16, keys))
     if support is None:
         block, support = 64, Support.full((-(-queries // 64), -(-keys // 64)))
     mask = _over_blocks(support, q.shape[0], q.shape[1], -(-queries // block), -(-keys // block))
@@ -123,18 +123,18 @@ def _cut(support: Support | None, q: Tensor, k: Tensor, block: int, causal: bool
         mask = mask.repeat_interleave(split, -2).repeat_interleave(split, -1)
         mask = mask[..., : -(-queries // block), : -(-keys // block)]
     ptr, columns = _lists(mask.tril() if causal else mask)
-    return _Cut(ptr, columns, mask.shape[0], mask.shape[1], block, block)
+    return _KeptBlocks(ptr, columns, mask.shape[0], mask.shape[1], block, block)
 
 
 class _Attend(torch.autograd.Function):
     """The eager way; the registered op would cost ten times as much per call."""
 
     @staticmethod
-    def forward(ctx, q, k, v, cut, causal, scale):  # type: ignore[override]
+    def forward(ctx, q, k, v, kept, causal, scale):  # type: ignore[override]
         q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
-        out, lse = _forward(q, k, v, cut, causal, scale)
+        out, lse = _forward(q, k, v, kept, causal, scale)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.facts = cut, causal, scale
+        ctx.facts = kept, causal, scale
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -145,10 +145,10 @@ class _Attend(torch.autograd.Function):
         return *_backward(grad, grad_lse, *ctx.saved_tensors, *ctx.facts), None, None, None
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, cut: _Cut, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, kept: _KeptBlocks, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp by the extension."""
     out, lse = _room_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device="cpu")
-    for b, sizes in _sequences(q, k, cut):
+    for b, sizes in _sequences(q, k, kept):
         views = [_view(t[b]) for t in (q, k, v, out)]
         native().prefill(*views, lse[b].data_ptr(), *sizes, causal, scale, torch.get_num_threads())  # type: ignore[union-attr]
     return out, lse
@@ -162,7 +162,7 @@ def _backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    cut: _Cut,
+    kept: _KeptBlocks,
     causal: bool,
     scale: float,
     into: tuple[Tensor, Tensor, Tensor] | None = None,
@@ -171,19 +171,20 @@ def _backward(
     grad = grad if grad.stride(3) == 1 else grad.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     dq, dk, dv = into or (_room_like(q), _room_like(k), _room_like(v))
-    for b, sizes in _sequences(q, k, cut):
+    for b, sizes in _sequences(q, k, kept):
         views = [_view(t[b]) for t in (q, k, v, out, grad, dq, dk, dv)]
         logs = lse[b].data_ptr(), 0 if grad_lse is None else grad_lse[b].data_ptr()
         native().prefill_gradient(views, *logs, *sizes, causal, scale, torch.get_num_threads())  # type: ignore[union-attr]
     return dq, dk, dv
 
 
-def _sequences(q: Tensor, k: Tensor, cut: _Cut) -> Iterator[tuple[slice, list[list[int]]]]:
+def _sequences(q: Tensor, k: Tensor, kept: _KeptBlocks) -> Iterator[tuple[slice, list[list[int]]]]:
     """The whole batch at once where it shares its lists, otherwise one sequence after the other."""
-    batch, rows = q.shape[0], -(-q.shape[2] // cut.tall)
-    each = [slice(0, batch)] if cut.batch == 1 else [slice(b, b + 1) for b in range(batch)]
+    batch, rows = q.shape[0], -(-q.shape[2] // kept.tall)
+    each = [slice(0, batch)] if kept.batch == 1 else [slice(b, b + 1) for b in range(batch)]
     for b in each:
-        yield b, [cut.of(b.start, rows), [b.stop - b.start, q.shape[1], k.shape[1], q.shape[2], k.shape[2], k.shape[3]]]
+        sizes = [b.stop - b.start, q.shape[1], k.shape[1], q.shape[2], k.shape[2], k.shape[3]]
+        yield b, [kept.of(b.start, rows), sizes]
 
 
 def _room_like(t: Tensor) -> Tensor:
@@ -238,7 +239,7 @@ def _attend(q, k, v, ptr, idx, block: int, causal: bool, scale: float) -> tuple[
         return _on_gpu(q, k, v, ptr, idx, block, causal, scale)
     q_, k_, v_ = (t.to(wide).contiguous() for t in (q, k, v))
     if _runs(q, wide, k.shape[2]):
-        out, lse = _forward(q_, k_, v_, _Cut(ptr, idx, q.shape[0], q.shape[1], block, block), causal, scale)
+        out, lse = _forward(q_, k_, v_, _KeptBlocks(ptr, idx, q.shape[0], q.shape[1], block, block), causal, scale)
     else:
         out, lse = attend_rows(q_, k_, v_, ptr, idx, block, causal, scale)
     return out.to(q.dtype), lse
@@ -247,8 +248,8 @@ def _attend(q, k, v, ptr, idx, block: int, causal: bool, scale: float) -> tuple[
 def _attend_backward(grad, grad_lse, q, k, v, out, lse, ptr, idx, block: int, causal: bool, scale: float):
     grad, grad_lse, out, q_, k_, v_ = (t.to(lse.dtype).contiguous() for t in (grad, grad_lse, out, q, k, v))
     if _runs(q, lse.dtype, k.shape[2]):
-        cut = _Cut(ptr, idx, q.shape[0], q.shape[1], block, block)
-        grads = _backward(grad, grad_lse, q_, k_, v_, out, lse, cut, causal, scale)
+        kept = _KeptBlocks(ptr, idx, q.shape[0], q.shape[1], block, block)
+        grads = _backward(grad, grad_lse, q_, k_, v_, out, lse, kept, causal, scale)
     else:
         grads = attend_backward(grad, grad_lse, q_, k_, v_, out, lse, ptr, idx, block, causal, scale)
     return tuple(g.to(q.dtype) for g in grads)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.exec.attention.blocks import _backward, _cut, _forward
+from sparseworks.exec.attention.blocks import _backward, _forward, _kept
 
 
 def attend_packed(
@@ -14,7 +14,7 @@ def attend_packed(
 ) -> tuple[Float[Tensor, "batch tokens heads d"], Float[Tensor, "batch heads tokens"]]:
     """softmax(q k' / sqrt(d)) v and log sum e^(q k' / sqrt(d)), by the extension: contiguous float32 on the CPU, not empty."""
     q, k, v = _heads(qkv)
-    out, lse = _forward(q, k, v, _cut(None, q, k, 0, causal), causal, qkv.shape[-1] ** -0.5)
+    out, lse = _forward(q, k, v, _kept(None, q, k, 0, causal), causal, qkv.shape[-1] ** -0.5)
     return out.transpose(1, 2), lse
 
 
@@ -29,8 +29,8 @@ def attend_packed_backward(
     """The gradient of qkv; `out` and `lse` as returned by `attend_packed`."""
     found = torch.empty_like(qkv)
     q, k, v = _heads(qkv)
-    cut, scale = _cut(None, q, k, 0, causal), qkv.shape[-1] ** -0.5
-    _backward(grad.transpose(1, 2), None, q, k, v, out.transpose(1, 2), lse, cut, causal, scale, into=_heads(found))
+    kept, scale = _kept(None, q, k, 0, causal), qkv.shape[-1] ** -0.5
+    _backward(grad.transpose(1, 2), None, q, k, v, out.transpose(1, 2), lse, kept, causal, scale, into=_heads(found))
     return found
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sparseworks.core.errors import DtypeError, KernelError, ShapeError
 from sparseworks.core.support import Support
 from sparseworks.exec.conv.gradients import with_gradients
-from sparseworks.exec.conv.taps import Layout, Taps, taps_of
+from sparseworks.exec.conv.taps import Layout, TapOffsets, taps_of
 from sparseworks.exec.format import FORMATS, Packed, name_of
 from sparseworks.exec.formats.taps import window_of
 from sparseworks.exec.kernels.cpu import stamp
@@ -79,7 +79,7 @@ class SparseConv2d(PreparedModule):
             raise ShapeError(f"A layer of {self.out_channels} outputs cannot take a bias of shape {tuple(bias.shape)}.")
         own = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         self.register_parameter("bias", own)
-        self._known: dict[tuple[int, int], tuple[Any, list[Tensor], Taps]] = {}
+        self._known: dict[tuple[int, int], tuple[Any, list[Tensor], TapOffsets]] = {}
         self._calls = Calls()
 
     @classmethod
@@ -283,7 +283,7 @@ class SparseConv2d(PreparedModule):
             self._calls.add(x.shape, guarded(module.conv, images, arguments, parts, y.shape, bias, taps))
         return y
 
-    def _taps(self, size: tuple[int, int]) -> Taps:
+    def _taps(self, size: tuple[int, int]) -> TapOffsets:
         """Found and checked once for a size of maps, until a buffer is replaced or written to."""
         buffers = [self.get_buffer(name) for name in _PARTS]
         seen, known = stamp(buffers), self._known.get(size)

@@ -89,7 +89,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Taps:
+class TapOffsets:
     """The entries of a kernel for maps of one size.
 
     Attributes:
@@ -105,7 +105,7 @@ class Taps:
     offsets: Int[Tensor, " kept"]
 
 
-def taps_of(parts: Mapping[str, Tensor], out: int, layout: Layout) -> Taps:
+def taps_of(parts: Mapping[str, Tensor], out: int, layout: Layout) -> TapOffsets:
     """Check every buffer, and find the taps for maps of one size.
 
     Raises:
@@ -120,6 +120,6 @@ def taps_of(parts: Mapping[str, Tensor], out: int, layout: Layout) -> Taps:
     blocks = max(1, ceil(layout.channels / layout.block))  # even without inputs, a block is what writes the bias
     edges = torch.arange(blocks + 1).mul_(layout.block).clamp_(max=layout.channels)
     starts = torch.searchsorted(keys, torch.arange(out) * layout.channels + edges[:, None])
-    return Taps(
+    return TapOffsets(
         layout.window.outputs(layout.size), [blocks, *layout.numbers], starts.int(), layout.offsets(columns).int()
     )

@@ -22,7 +22,7 @@ _ROW_BLOCK = 256
 
 
 @dataclass(frozen=True)
-class Cut:
+class Segments:
     """The cells of a matrix in storage order.
 
     Attributes:
@@ -38,8 +38,8 @@ class Cut:
     row_block: int
 
 
-def cut(cells: Bool[Tensor, "out width"], k_block: int = K_BLOCK) -> Cut:
-    """Cut a mask of cells into segments."""
+def segments_of(cells: Bool[Tensor, "out width"], k_block: int = K_BLOCK) -> Segments:
+    """The segments into which a mask of cells is cut."""
     grid, counts = Grid(*cells.shape, k_block=k_block), _counts(cells, k_block)
     order = grid.order(counts)
     row, column = cells.nonzero(as_tuple=True)
@@ -53,7 +53,7 @@ def cut(cells: Bool[Tensor, "out width"], k_block: int = K_BLOCK) -> Cut:
         "ptr": ptr.to(torch.int32),
         "rows": (order // max(grid.k_blocks, 1) % grid.row_block).to(torch.uint8),
     }
-    return Cut(parts, picked, real, grid.row_block)
+    return Segments(parts, picked, real, grid.row_block)
 
 
 def cells_of(
@@ -76,7 +76,7 @@ def block_sizes(packed: Packed) -> tuple[int, int]:
 
 
 def slots(cells: Bool[Tensor, "out width"], k_block: int = K_BLOCK) -> tuple[int, int]:
-    """`(slots, segments)` that `cut` makes."""
+    """`(slots, segments)` that `segments_of` makes."""
     counts = _counts(cells, k_block)
     return int(rounded(counts, UNROLL).sum()), counts.numel()
 

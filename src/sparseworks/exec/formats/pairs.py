@@ -12,7 +12,7 @@ from torch import Tensor
 from sparseworks.core.errors import KernelError
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
-from sparseworks.exec.formats.grid import K_BLOCK, Grid, block_sizes, cells_of, cut, refused, slots
+from sparseworks.exec.formats.grid import K_BLOCK, Grid, block_sizes, cells_of, refused, segments_of, slots
 from sparseworks.exec.formats.segments import masked, scatter
 
 _MOST_INT16 = (1 << 15) - 1
@@ -51,7 +51,7 @@ class Pairs(Format):
             )
         values, scale, limit = fixed_point(kept)
         pairs = support.mask()[:, ::2]
-        cells = cut(pairs)
+        cells = segments_of(pairs)
         held = values.reshape(out, width // 2, 2)[pairs][cells.picked]
         parts = {**cells.parts, "values": (held * cells.real[:, None]).to(torch.int16), "scale": scale}
         meta = {"k_block": K_BLOCK, "row_block": cells.row_block, "limit": limit}

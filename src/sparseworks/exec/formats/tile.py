@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Format, Packed
-from sparseworks.exec.formats.grid import Grid, block_sizes, cells_of, cut, refused, slots
+from sparseworks.exec.formats.grid import Grid, block_sizes, cells_of, refused, segments_of, slots
 from sparseworks.exec.formats.segments import masked, scatter
 
 
@@ -25,7 +25,7 @@ class Tile(Format):
         """See `Format.pack`."""
         values, mask = masked(self, weight, support, dtype), support.mask()
         k_block = _k_block(support)
-        cells = cut(mask, k_block)
+        cells = segments_of(mask, k_block)
         kept = values[mask][cells.picked].where(cells.real, torch.zeros((), dtype=dtype))
         parts = {**cells.parts, "values": kept}
         meta = {"k_block": k_block, "row_block": cells.row_block}

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from sparseworks.core.cycle import Cycle
-from sparseworks.core.errors import BudgetError, CalibrationError, ModelError
+from sparseworks.core.errors import BudgetError, ModelError
 from sparseworks.core.method import METHODS, Method
 from sparseworks.core.schedule import Rounds, Survivors
 from sparseworks.core.site import Site
@@ -24,63 +24,14 @@ from sparseworks.stream import sites as find_sites
 from sparseworks.stream.gradients import Loss
 from sparseworks.weights.checkpoint import Workdir, fingerprint
 from sparseworks.weights.cycles.activate import activated
-from sparseworks.weights.cycles.average import average, greedy_average, normalises, recalibrate
+from sparseworks.weights.cycles.average import average, greedy_average, recalibrate
+from sparseworks.weights.cycles.checks import checked
+from sparseworks.weights.cycles.rounds import Cycled, Each, Lap, Round, Train
 from sparseworks.weights.cycles.watch import Track, copied, watching
 from sparseworks.weights.decide import Job, shrunk
 from sparseworks.weights.enforce import dropped_masks, impose
 from sparseworks.weights.prune import reseeded
 from sparseworks.weights.show import Shown, Tick
-
-
-@dataclass(frozen=True)
-class Lap:
-    """One training of a cycle, as the function that trains is told.
-
-    Attributes:
-        round: prunings before it.
-        copy: which of the trainings from the same start.
-        density: share of the entries that is kept in it.
-        seed: differs from one lap to another; set as torch's seed too.
-    """
-
-    round: int
-    copy: int
-    density: float
-    seed: int
-
-
-Train = Callable[[nn.Module, Lap], Any]
-"""`train(model, lap)` trains the model in place with any optimiser of its own."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one round ended with.
-
-    Attributes:
-        density: share of the entries kept.
-        quality: `evaluate(model)` at its end, None without.
-        copies: the same of every copy before averaging (one copy: nothing).
-        steps: optimiser steps of all copies.
-    """
-
-    density: float
-    quality: float | None
-    copies: tuple[float, ...]
-    steps: int
-    seconds: float
-
-
-Each = Callable[[Round, nn.Module, dict[str, Support]], None]
-"""`each(done, model, supports)` after a round."""
-
-
-@dataclass(frozen=True)
-class Cycled:
-    """What `cycles` did: the final supports (`io.save` takes them), and every round, the first of them before any pruning."""
-
-    supports: dict[str, Support]
-    rounds: tuple[Round, ...]
 
 
 def cycles(
@@ -129,7 +80,7 @@ def cycles(
     chosen: Method = reseeded(METHODS.get(method) if isinstance(method, str) else method, seed)
     listed = [s for s in (find_sites(model) if sites is None else sites) if not any(fnmatch(s.name, t) for t in skip)]
     batches = list(data) if data is not None else []
-    cycle = _checked(chosen, model, listed, steps, batches, evaluate)
+    cycle = checked(chosen, model, listed, steps, batches, evaluate)
     run = _Run(model, chosen, cycle, train, listed, steps, batches, loss, evaluate, each, seed)
     plan = run.plan(start)
     text = repr((chosen.to_config(), steps, sorted((n, s.hash()) for n, s in (start or {}).items())))
@@ -299,40 +250,3 @@ class _Run:
             s.name: Support.from_bits(tensors[f"bits.{s.name}"], s.shape).mask().to(device[s.name]) for s in self.sites
         }
         return Round(**{**facts, "copies": tuple(facts["copies"])})
-
-
-def _checked(
-    method: Method,
-    model: nn.Module,
-    sites: Sequence[Site],
-    steps: int | None,
-    batches: Sequence[Any],
-    evaluate: Any,
-) -> Cycle:
-    """The method's cycle; refuse what cannot work before anything is trained."""
-    cycle = method.cycle
-    if cycle is None:
-        raise ModelError(
-            f"Method {method.name!r} has no cycle; take one that has ('imp'), or give it one: "
-            f"`method.with_(cycle={{'cycle': {{'rewind': 0.0}}}})`."
-        )
-    if not sites:
-        raise ModelError("Nothing to prune: the model has no sites, or `skip` leaves all of them dense.")
-    if method.pattern.fixed_density is not None or method.budget.needs_scores:
-        raise BudgetError(
-            f"Method {method.name!r}: a cycle prunes to one count after another, {method.pattern} cannot."
-        )
-    if cycle.activate and not (method.pattern.across and method.pattern.unit.sizes((1, 1)) == (1, 1)):
-        raise BudgetError(f"Method {method.name!r} activates single weights of the whole model: use pattern 'global'.")
-    if cycle.timed and not steps:
-        raise BudgetError(f"Method {method.name!r} acts at a share of a training: give `steps`, the length of one.")
-    if (cycle.copies > 1 or cycle.tail is not None) and normalises(model) and not batches:
-        raise CalibrationError(
-            f"Method {method.name!r} averages a model with batch normalisation, whose statistics are then measured anew: "
-            "give `data` (a fifth of the training batches is enough)."
-        )
-    if cycle.greedy and cycle.copies > 1 and evaluate is None:
-        raise CalibrationError(f"Method {method.name!r} averages greedily: give `evaluate`, on data held out.")
-    for site in sites:
-        method.pattern.check(site.shape)
-    return cycle

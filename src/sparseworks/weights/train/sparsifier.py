@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,32 +83,46 @@ class Sparsifier(Hooked):
             method, sites = on_factors(method, model), open_sites(model) if sites is None else sites
         self.method = reseeded(method, seed)
         self.model, self.optimizer, self.steps, self.seed = model, optimizer, steps, seed
-        self.regime: Regime = self.method.train or Hold()
+        self.regime = self.method.train or Hold()
         self.done = self.stage = self._since = 0
-        self.history: list[Event] = []
-        self.frozen = Frozen(model)
+        self.history, self.frozen = [], Frozen(model)
+        self._pending, self._stale = False, True
+        self._undo, self._measured = [], {}
         listed = chosen(model, sites, skip)
         check(self.method, self.regime, optimizer, model, listed, steps, fed=data is not None)
+        self._place(listed, couplings)
+        self.regime.attach(self)
+        self._begin(listed, data, loss, state)
+        self._refresh()
+        self._watch.start(lambda: self.regime.due(self))
+        self._handles: list[RemovableHandle] = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(lambda *_: self._after()),
+        ]
+
+    def _place(self, listed: Sequence[Site], couplings: Sequence[Coupling] | None) -> None:
+        """Sites and what holds them, all of them dense; how many entries each is to keep, and what its scores see."""
+        model = self.model
         self._slots = {s.parameter: Slot(s.parameter, s.tensor(model)) for s in listed}
         self.sites = [
             Place(s, self._slots[s.parameter], torch.ones(s.shape, dtype=torch.bool, device=s.tensor(model).device))
             for s in listed
         ]
+        self._members = {n: [p for p in self.sites if p.slot is slot] for n, slot in self._slots.items()}
         self._units = (
             Units(model, find_couplings(model) if couplings is None else couplings) if self.regime.grouped else None
         )
-        self._pending, self._stale = False, True
-        self._members = {n: [p for p in self.sites if p.slot is slot] for n, slot in self._slots.items()}
-        self._undo: list[Callable[[], None]] = []
         needs = self.method.score.needs | self.regime.needs if self.method.train else frozenset()
         self._watch = Watch(model, listed, needs)
-        self._final: Counts = {} if self._prunes_now else self._counted(listed)
-        self._handles: list[RemovableHandle] = []
-        self._measured: Mapping[str, Stats] = {}
+        self._final = {} if self._prunes_now else self._counted(listed)
         if self.regime.dense:
             for slot in self._slots.values():
                 slot.master = local(slot.parameter.detach()).clone()
-        self.regime.attach(self)
+
+    def _begin(
+        self, listed: Sequence[Site], data: Iterable[Any] | None, loss: Loss | None, state: Mapping[str, Any] | None
+    ) -> None:
+        """The first supports: those of `state`, what pruning now keeps, or the regime's."""
         if state is not None:
             if any(place.learned for place in self.sites):
                 raise CheckpointError(
@@ -117,16 +131,10 @@ class Sparsifier(Hooked):
                 )
             self.load_state_dict(state)
         elif self._prunes_now:
-            found = prune(model, self.method, data, sites=listed, loss=loss, progress=False)
+            found = prune(self.model, self.method, data, sites=listed, loss=loss, progress=False)
             self.keep({p.name: found.supports[p.name].mask().to(p.mask.device) for p in self.sites})
         else:
             self._on_data(self.regime.begin, data, loss)
-        self._refresh()
-        self._watch.start(lambda: self.regime.due(self))
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(lambda *_: self._after()),
-        ]
 
     # -- what the user calls --------------------------------------------------------------------------------------
 
