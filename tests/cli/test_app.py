@@ -20,7 +20,7 @@ from sparseworks.cli.machine import forget_timings, value_types
 from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, SparseworksError
 
 RUN = CliRunner()
-COMMANDS = ("compress", "inspect", "plan", "bench", "methods", "evaluate")
+COMMANDS = ("compress", "prune", "inspect", "plan", "bench", "methods", "evaluate")
 TINY = "sparseworks/tiny-lm"
 
 
@@ -113,6 +113,27 @@ def test_errors_are_one_line_and_exit_code_1(monkeypatch, capsys):
 def test_usage_errors_exit_with_2():
     assert RUN.invoke(app, ["bench", "--density", "7"]).exit_code == 2
     assert RUN.invoke(app, ["bench", "--pattern", "2:4", "--density", "0.1"]).exit_code == 1  # 2:4 is half
+
+
+def test_prune_never_loads_the_model_and_writes_one_that_others_read(tmp_path: Path, text: Path, monkeypatch):
+    import sparseworks.io
+
+    monkeypatch.setattr(sparseworks.io, "load", lambda *_: pytest.fail("the model was loaded"))
+    out = tmp_path / "half"
+    options = ("--method", "wanda", "--density", "0.5", "--data", str(text), "--samples", "8", "--length", "32")
+    found = answer("prune", TINY, *options, "--out", str(out))
+    assert isinstance(found, dict) and found["kept"] * 2 == found["size"] and len(found["sites"]) == 42
+    monkeypatch.undo()
+    listed = answer("inspect", str(out))
+    assert isinstance(listed, dict) and {s["density"] for s in listed["sites"]} == {0.5}
+    assert not (tmp_path / "half.work").exists()
+    with pytest.raises(CheckpointError, match="exists; give another --out"):
+        RUN.invoke(app, ["prune", TINY, "--out", str(out)], catch_exceptions=False)
+
+
+def test_prune_without_data_asks_for_none(tmp_path: Path):
+    found = answer("prune", TINY, "--method", "magnitude", "--density", "0.3", "--out", str(tmp_path / "out"))
+    assert isinstance(found, dict) and found["kept"] == pytest.approx(0.3 * found["size"], abs=42)
 
 
 def test_shares_are_read_in_both_forms():

@@ -74,6 +74,27 @@ def test_a_run_that_was_cut_off_goes_on(dense, batches, tmp_path, monkeypatch, a
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
 
 
+def test_what_was_refused_leaves_nothing_behind(dense, batches, tmp_path):
+    with pytest.raises(ModelError, match="factorise"):
+        prune_folder(tmp_path / "dense", tmp_path / "out", "monarch", batches, progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dense"]
+
+
+def test_it_is_loaded_with_its_supports_and_recipe(dense, batches, tmp_path):
+    recipe = sw.Recipe.of(sw.method("wanda", density=0.25), skip=["*down_proj"])
+    done = prune_folder(tmp_path / "dense", tmp_path / "out", recipe, batches, progress=False)
+    model = sw.load(tmp_path / "out")
+    assert model.sparsity.supports == done.supports and len(done.supports) == 18
+    assert model.sparsity.recipe == recipe and model.sparsity.plan is None
+    record = model.sparsity.sites["model.layers.0.mlp.up_proj"]
+    assert record["density"] == 0.25 and record["support"] == done.supports["model.layers.0.mlp.up_proj"].hash()
+    again = sw.prune(copy.deepcopy(dense), recipe, batches, progress=False)
+    assert again.supports == model.sparsity.supports
+    (tmp_path / "out" / "supports" / "00001.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"00001\.safetensors is not a readable"):
+        sw.load(tmp_path / "out")
+
+
 def test_methods_that_need_the_whole_model_are_refused_before_anything_is_written(dense, batches, tmp_path):
     with pytest.raises(ModelError, match="load it and use `prune`"):
         prune_folder(tmp_path / "dense", tmp_path / "out", "snip", batches, progress=False)

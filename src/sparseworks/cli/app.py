@@ -168,7 +168,14 @@ def prune(
     """
     from sparseworks.cli.prune import run_prune
 
-    given = {"method": method, "recipe": recipe, "density": density, "pattern": pattern, "allocate": allocate, "repair": repair}
+    given = {
+        "method": method,
+        "recipe": recipe,
+        "density": density,
+        "pattern": pattern,
+        "allocate": allocate,
+        "repair": repair,
+    }
     _show(run_prune(model, given, out, data, length, samples, skip or (), seed, threads), as_json)
 
 

@@ -41,9 +41,7 @@ def run_prune(
         raise CheckpointError(f"{out} exists; give another --out, or delete it.")
     work = out.with_name(f"{out.name}.work")
     batches = _batches(name, folder, how, data, length, samples)
-    done = prune_folder(
-        folder, out, how, batches, skip=skip, workdir=work, seed=seed, progress=sys.stderr.isatty()
-    )
+    done = prune_folder(folder, out, how, batches, skip=skip, workdir=work, seed=seed, progress=sys.stderr.isatty())
     shutil.rmtree(work, ignore_errors=True)
     kept, size = (sum(getattr(s, what) for s in done.supports.values()) for what in ("count", "size"))
     peak = peak_bytes()

@@ -29,6 +29,9 @@ def read_streamed(folder: Path) -> Sparsity:
     supports, recipe = read_supports(folder / SUPPORTS), Recipe.from_yaml(text)
     facts = {
         "sites": {name: site_facts(support, None, name, recipe) for name, support in supports.items()},
-        **{"meta": {}, "plan": None, "packed": {}, "tied": {}},
+        "meta": {},
+        "plan": None,
+        "packed": {},
+        "tied": {},
     }
     return Sparsity(supports, "dense", facts, text)

@@ -145,6 +145,12 @@ class OnDisk:
         self.close()
         return self.out
 
+    def discard(self) -> None:
+        """Close, and remove what was written for an output folder that is not complete."""
+        self.close()
+        if self._partial is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
     def close(self) -> None:
         """Give the blocks their own forward passes back."""
         for undo in self._unwrap:

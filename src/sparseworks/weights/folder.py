@@ -64,8 +64,9 @@ def prune_folder(
         )  # fmt: skip
         disk.finish({f"{SUPPORTS}/{RECIPE}": recipe.to_yaml()})
         return done
-    finally:
-        disk.close()
+    except BaseException:
+        disk.discard()
+        raise
 
 
 def _check_streamable(method: Method) -> None:

@@ -107,7 +107,11 @@ def solve_matrix(
         part = slice(at, at + step)
         old = weight[part].detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32, copy=True)
         seen = Stats([s.as_rows(old.shape[0]) for s in stats], site=stats.site)
-        some = keep[at * groups // weight.shape[0] :][: step * groups // weight.shape[0]] if isinstance(keep, Tensor) else None
+        some = (
+            keep[at * groups // weight.shape[0] :][: step * groups // weight.shape[0]]
+            if isinstance(keep, Tensor)
+            else None
+        )
         values, support = method.solve(old, seen, method.score, method.pattern, some)
         new[part] = values.to(weight.dtype)
         bits.append(support.bits())
