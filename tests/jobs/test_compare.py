@@ -121,6 +121,16 @@ def test_a_model_that_is_not_there_does_not_block_the_folder(tmp_path, monkeypat
     assert compare(NAME, wanted, WISH, tmp_path)[0].quality is not None
 
 
+def test_a_worker_ends_when_the_process_that_feeds_it_is_gone(monkeypatch):
+    found, ended = importlib.import_module("sparseworks.jobs.compare"), []
+    monkeypatch.setattr(found.os, "_exit", ended.append)
+    found._end_with_parent()
+    assert not ended  # this process has no such parent
+    monkeypatch.setattr(found, "parent_process", lambda: SimpleNamespace(join=lambda: ended.append("waited")))
+    found._end_with_parent()
+    assert ended == ["waited", 1]
+
+
 def test_the_command_prints_json_and_writes_the_page(tmp_path):
     arguments = [
         "compare",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +201,15 @@ def _run(work: Callable[[Case], Row], left: Sequence[Case], jobs: int, ray: bool
 
 def _calm(threads: int) -> None:
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker waits for cases for ever, also after its parent was killed; rows are written whole, so it may stop anywhere."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _on_ray(work: Callable[[Case], Row], left: Sequence[Case]) -> Iterable[tuple[Case, Row]]:
