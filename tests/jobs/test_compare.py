@@ -80,7 +80,8 @@ def test_a_finished_case_is_read_back_and_another_setting_is_refused(tmp_path, m
     rows = compare(NAME, wanted, WISH, tmp_path)
     assert rows[0].quality is not None and rows[1].quality is not None and rows[0].dense is not None
     assert 0 == rows[0].dense < rows[0].quality < rows[1].quality
-    assert all(abs(row.kept - 0.5) < 1e-3 for row in rows)
+    assert all(abs(row.kept - 0.5) < 1e-3 and row.seconds > 0 for row in rows)
+    assert all(row.peak_bytes is not None and 0 <= row.peak_bytes < 2**30 for row in rows)
     monkeypatch.setattr("sparseworks.jobs.compare._one", lambda *_: pytest.fail("a finished case runs again"))
     assert compare(NAME, wanted, WISH, tmp_path) == rows
     with pytest.raises(CheckpointError, match="other settings"):
