@@ -25,17 +25,6 @@ def correlated(seed):
     return x, set(at)
 
 
-def laplacian_score(x, neighbours=5):
-    """Small where a feature varies little between neighbours: the usual unsupervised filter (He, Cai and Niyogi, 2005)."""
-    from sklearn.neighbors import kneighbors_graph
-
-    s = kneighbors_graph(x, neighbours, mode="connectivity").toarray()
-    s = np.maximum(s, s.T)
-    d = s.sum(axis=1)
-    f = x - (d @ x) / d.sum()
-    return (f * ((np.diag(d) - s) @ f)).sum(axis=0) / (d @ f**2)
-
-
 def test_more_than_half_of_the_true_features_are_found():
     x, true = correlated(0)
     selector = QuickSelection(TRUE, epochs=20, random_state=0).fit(x)
