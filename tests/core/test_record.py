@@ -34,11 +34,16 @@ def test_a_method_and_its_supports_fill_in_their_part():
     found = record("rigl")
     assert (found.start, found.dynamic, found.when) == ("sparse-to-sparse", True, "during")
     assert found.kept == 48 and found.densities["0"] == 0.25 and found.inference_flops == 96
-    starts = {name: record(name).start for name in ("imp", "gmp", "granet", "srigl", "set", "magnitude")}
+    dense = ("imp", "gmp", "granet", "dynst", "sr_ste", "feddip", "edge_popup", "gpusq")
+    sparse = ("srigl", "set", "cl_dst", "sparcl", "sharp")
+    starts = {name: describe(sw.method(name), {}, [])["start"] for name in (*dense, *sparse, "magnitude")}
     assert starts == {
-        **dict.fromkeys(("imp", "gmp", "granet"), "dense-to-sparse"), **dict.fromkeys(("srigl", "set"), "sparse-to-sparse"),
-        "magnitude": "post-training",
+        **dict.fromkeys(dense, "dense-to-sparse"), **dict.fromkeys(sparse, "sparse-to-sparse"), "magnitude": "post-training",
     }  # fmt: skip
+    held = describe(sw.method("snip"), {}, [], fresh=True), describe(sw.method("gpusq"), {}, [])
+    assert [(h["start"], h["dynamic"], h["when"]) for h in held] == [
+        ("sparse-to-sparse", False, "before"), ("dense-to-sparse", False, "after")
+    ]  # fmt: skip
     assert Record.from_dict(found.to_dict()) == found
     with pytest.raises(BudgetError, match="no field"):
         Record.from_dict({**found.to_dict(), "flops": 1})

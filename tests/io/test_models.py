@@ -91,8 +91,10 @@ def test_missing_demo_package_says_how_to_install(monkeypatch):
         sw.load("minilm")
 
 
-def test_hub_ids_go_to_transformers_only_when_named(monkeypatch):
+def test_hub_ids_go_to_transformers_only_when_named(monkeypatch, tmp_path):
     from transformers import AutoConfig
+
+    monkeypatch.chdir(tmp_path)
 
     asked = []
 
@@ -103,10 +105,14 @@ def test_hub_ids_go_to_transformers_only_when_named(monkeypatch):
     monkeypatch.setattr(AutoConfig, "from_pretrained", offline)
     with pytest.raises(ModelError) as caught:
         sw.load("owner/model")
-    assert str(caught.value) == "Cannot load 'owner/model': We couldn't connect to the hub."
+    said = "There is no folder 'owner/model' here. Cannot load it as a hub id: We couldn't connect to the hub."
+    assert str(caught.value) == said
     with pytest.raises(ModelError):
         sw.load("model")
     assert asked == ["owner/model"]
+    (tmp_path / "owner" / "models").mkdir(parents=True)
+    with pytest.raises(ModelError, match="Did you mean 'owner/models'"):
+        sw.load("owner/model")
 
 
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path, bert):

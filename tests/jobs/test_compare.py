@@ -80,7 +80,8 @@ def test_a_finished_case_is_read_back_and_another_setting_is_refused(tmp_path, m
     rows = run_cases(NAME, wanted, WISH, tmp_path)
     assert rows[0].quality is not None and rows[1].quality is not None and rows[0].dense is not None
     assert 0 == rows[0].dense < rows[0].quality < rows[1].quality
-    assert all(abs(row.kept - 0.5) < 1e-3 for row in rows)
+    assert all(abs(row.kept - 0.5) < 1e-3 and row.seconds > 0 for row in rows)
+    assert all(row.peak_bytes is not None and 0 <= row.peak_bytes < 2**30 for row in rows)
     monkeypatch.setattr("sparseworks.jobs.compare._one", lambda *_: pytest.fail("a finished case runs again"))
     assert run_cases(NAME, wanted, WISH, tmp_path) == rows
     with pytest.raises(CheckpointError, match="other settings"):
@@ -119,6 +120,16 @@ def test_a_model_that_is_not_there_does_not_block_the_folder(tmp_path, monkeypat
         run_cases("nowhere", wanted, WISH, tmp_path)
     monkeypatch.setattr("sparseworks.jobs.compare.setting_for", found)
     assert run_cases(NAME, wanted, WISH, tmp_path)[0].quality is not None
+
+
+def test_a_worker_ends_when_the_process_that_feeds_it_is_gone(monkeypatch):
+    found, ended = importlib.import_module("sparseworks.jobs.compare"), []
+    monkeypatch.setattr(found.os, "_exit", ended.append)
+    found._end_with_parent()
+    assert not ended  # this process has no such parent
+    monkeypatch.setattr(found, "parent_process", lambda: SimpleNamespace(join=lambda: ended.append("waited")))
+    found._end_with_parent()
+    assert ended == ["waited", 1]
 
 
 def test_the_command_prints_json_and_writes_the_page(tmp_path):

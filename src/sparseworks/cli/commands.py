@@ -191,9 +191,8 @@ def run_compare(
         )
     page = save_comparison(name, rows, out / "comparison.html")
     metric = next((r.metric for r in rows if r.metric), "quality")
-    table = as_table(
-        f"{name}; plot in {page}", ["method", "kept", metric, "dense", "seconds", ""], [cells(r) for r in rows]
-    )
+    head = ["method", "kept", metric, "dense", "seconds", "MB", ""]
+    table = as_table(f"{name}; plot in {page}", head, [cells(r) for r in rows])
     return {"model": name, "page": str(page), "rows": [asdict(r) for r in rows]}, table
 
 

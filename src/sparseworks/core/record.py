@@ -90,20 +90,18 @@ class Record:
             raise BudgetError(f"A record is incomplete: {error}.") from error
 
 
-def describe(method: Method, supports: Mapping[str, Support], sites: Sequence[Site]) -> dict[str, Any]:
+def describe(
+    method: Method, supports: Mapping[str, Support], sites: Sequence[Site], *, fresh: bool = False
+) -> dict[str, Any]:
     """The fields of a `Record` that a method and its supports tell: start, dynamic, when, densities, kept, structure, FLOPs.
 
     FLOPs of one example are 2 x kept entries, positions of convolutions not counted; give your own where there are any.
+
+    Args:
+        fresh: the method chose a support of untrained weights, which was held while they trained (pruning at initialisation);
+            a method that does not move supports cannot tell this from the pruning of a finished model.
     """
-    name = getattr(method.train, "registered_name", "")
-    if method.cycle is not None or getattr(method.train, "ramp", None) is not None:  # a ramp begins dense
-        place: dict[str, Any] = {"start": "dense-to-sparse", "dynamic": True, "when": "during"}
-    elif name in ("drop_grow", "fan_in_drop_grow", "edge_popup"):
-        place = {"start": "sparse-to-sparse", "dynamic": True, "when": "during"}
-    elif method.train is not None and name != "hold":
-        place = {"start": "dense-to-sparse", "dynamic": True, "when": "during"}
-    else:
-        place = {"start": "post-training", "dynamic": False, "when": "after"}
+    place = _place(method, fresh)
     kernels = {s.name: bool(s.kernel) for s in sites}
     flops = None if any(kernels.get(n) for n in supports) else float(2 * sum(s.count for s in supports.values()))
     return {
@@ -114,6 +112,17 @@ def describe(method: Method, supports: Mapping[str, Support], sites: Sequence[Si
         "structure": str(method.pattern),
         "inference_flops": flops,
     }
+
+
+def _place(method: Method, fresh: bool) -> dict[str, Any]:
+    moves = method.cycle is not None or (method.train is not None and method.train.moves)
+    if moves:
+        sparse = method.cycle is None and method.train is not None and method.train.starts_sparse
+        return {"start": "sparse-to-sparse" if sparse else "dense-to-sparse", "dynamic": True, "when": "during"}
+    if fresh:
+        return {"start": "sparse-to-sparse", "dynamic": False, "when": "before"}
+    held = method.train is not None  # a finished model, trained on with the support it was given
+    return {"start": "dense-to-sparse" if held else "post-training", "dynamic": False, "when": "after"}
 
 
 _SAME: tuple[tuple[str, str], ...] = (

@@ -188,12 +188,14 @@ class Regime:
         emergent: how much is kept follows from training, whatever the budget says.
         gives: statistics that the regime keeps for scores, beside the gradient of the step.
         grouped: it removes coupled units (channels, neurons, heads), and the budget counts those.
+        moves: the support changes while the model trains; otherwise it is held as it was chosen.
     """
 
     dense: ClassVar[bool] = False
     timed: ClassVar[bool] = False
     emergent: ClassVar[bool] = False
     grouped: ClassVar[bool] = False
+    moves: ClassVar[bool] = True
     gives: ClassVar[frozenset[type[Stat]]] = frozenset()
     registered_name: ClassVar[str]
 
@@ -201,6 +203,11 @@ class Regime:
     def needs(self) -> frozenset[type[Stat]]:
         """Statistics of the regime's own scores, beside those of the method's."""
         return frozenset()
+
+    @property
+    def starts_sparse(self) -> bool:
+        """Sparse-to-sparse: `begin` leaves a sparse support, and no dense weight is trained behind it."""
+        return False
 
     def attach(self, run: Training) -> None:
         """Add what the run needs to the model and the optimiser; at the start, and again where a run is resumed."""

@@ -61,10 +61,14 @@ def resolve(name: str | Path) -> Path | str:
 def _unknown(name: str, path: Path) -> str:
     if path.exists():
         return f"{name!r} is a file; a model is a folder with config.json or sparsity.json."
+    return f"There is no model {name!r}.{_near(name, path)} A model is a local folder, a hub id `owner/model`, or one of {', '.join(EMBEDDED)}."
+
+
+def _near(name: str, path: Path) -> str:
+    """Embedded models and neighbouring folders of a similar name, as a question."""
     siblings = [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     near = get_close_matches(name, [*EMBEDDED, *siblings], n=3)
-    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    return f"There is no model {name!r}.{hint} A model is a local folder, a hub id `owner/model`, or one of {', '.join(EMBEDDED)}."
+    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 
 def assets_of(name: str | Path) -> Path | None:
@@ -204,11 +208,18 @@ def _readable(name: str | Path) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:  # transformers and its file readers have no common root
-        raise ModelError(f"Cannot load {str(name)!r}: {_first_sentence(error)}") from error
+        raise ModelError(f"{_cannot(str(name))}: {_first_sentence(error)}") from error
     finally:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def _cannot(name: str) -> str:
+    """What failed; a name of two parts that is no folder may be a path with a mistake as well as a hub id."""
+    if Path(name).exists() or not _HUB_ID.fullmatch(name) or name in EMBEDDED:
+        return f"Cannot load {name!r}"
+    return f"There is no folder {name!r} here.{_near(name, Path(name))} Cannot load it as a hub id"
 
 
 def _first_sentence(error: Exception) -> str:

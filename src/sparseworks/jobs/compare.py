@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from sparseworks.core.recipe import Recipe
 from sparseworks.jobs.journal import read_json, write_json
 from sparseworks.jobs.record import Seen, record_of
 from sparseworks.jobs.setting import Setting, Wish, setting_for
-from sparseworks.stream import sites
+from sparseworks.stream import peak_bytes, sites
+from sparseworks.stream.memory import reset_peak
 from sparseworks.weights import prune
 
 SCHEMA = 1
@@ -65,6 +68,8 @@ class Row:
         quality: the figure of the task, `metric`.
         kept: share of all entries of the sites that is kept.
         seconds: of pruning.
+        peak_bytes: resident memory at its highest while pruning, over what the dense model and its copy take; None where the
+            system does not tell.
         note: why there is no figure, or nothing.
         record: what the figure stands on, see `sparseworks.evaluate.Record`.
     """
@@ -77,6 +82,7 @@ class Row:
     dense: float | None = None
     kept: float | None = None
     seconds: float | None = None
+    peak_bytes: int | None = None
     note: str = ""
     record: dict[str, Any] | None = None
 
@@ -199,6 +205,15 @@ def _run(work: Callable[[Case], Row], left: Sequence[Case], jobs: int, ray: bool
 
 def _calm(threads: int) -> None:
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker waits for cases for ever, also after its parent was killed; rows are written whole, so it may stop anywhere."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _on_ray(work: Callable[[Case], Row], left: Sequence[Case]) -> Iterable[tuple[Case, Row]]:
@@ -235,10 +250,12 @@ def _one(name: str, wish: Wish, folder: Path, case: Case) -> Row:
         _loaded[key] = (setting, setting.task(setting.model).value)
     setting, dense = _loaded[key]
     row = Row(case.method, case.density, case.pattern, setting.task.metric, dense=dense)
-    model, started = copy.deepcopy(setting.model), time.monotonic()
+    model = copy.deepcopy(setting.model)
+    before, started = peak_bytes() if reset_peak() else None, time.monotonic()
     try:
         found = prune(model, case.chosen, setting.batches, sites=sites(model), seed=wish.seed, progress=False)
         row = replace(row, seconds=time.monotonic() - started, kept=_kept(found.supports.values()))
+        row = replace(row, peak_bytes=None if before is None else max(peak_bytes() - before, 0))
         row = replace(row, quality=setting.task(model).value)
         record = record_of(
             case.method, Recipe.of(case.chosen), sites(setting.model), found.supports,

@@ -15,7 +15,7 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Compariso
 <style>:root{{color-scheme:light dark}}body{{font:15px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
 td,th{{padding:.2rem .8rem;text-align:left}}</style>
 <h1>{model}</h1><p>{metric} against the share of weights kept; grey: the dense model.</p>{plot}
-<table><tr><th>method</th><th>kept</th><th>{metric}</th><th>dense</th><th>seconds</th><th></th><th>saw</th></tr>{rows}</table></html>
+<table><tr><th>method</th><th>kept</th><th>{metric}</th><th>dense</th><th>seconds</th><th>MB</th><th></th><th>saw</th></tr>{rows}</table></html>
 """
 
 
@@ -44,10 +44,11 @@ def save_comparison(model: str, rows: Sequence[Any], path: Path | str, *, allow:
 
 
 def cells(row: Any) -> list[str]:
-    """One row as text: method, kept, quality, dense, seconds, note."""
+    """One row as text: method, kept, quality, dense, seconds, megabytes beside the models, note."""
     name = row.method + (f" {row.pattern}" if row.pattern else "")
+    megabytes = None if row.peak_bytes is None else row.peak_bytes / 1e6
     figures = [("" if value is None else f"{value:{form}}") for value, form in zip(
-        (row.kept, row.quality, row.dense, row.seconds), (".3f", ".4f", ".4f", ".1f"), strict=True
+        (row.kept, row.quality, row.dense, row.seconds, megabytes), (".3f", ".4f", ".4f", ".1f", ".0f"), strict=True
     )]  # fmt: skip
     return [name, *figures, row.note]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import gcd
+from math import ceil, gcd
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -108,12 +108,14 @@ class Groups:
         count: int,
         *,
         multiple: int = 1,
+        floor: float = 0.0,
         gone: Bool[Tensor, " groups"] | None = None,
     ) -> Bool[Tensor, " groups"]:
         """The `count` groups of the lowest scores over all couplings, among them all that are `gone` already.
 
-        Couplings keep multiples of `multiple` (or of its greatest common divisor with their units) and at least one such. Where
-        multiples differ, `count` may be met from below. Ties go to the earlier group.
+        Couplings keep multiples of `multiple` (or of its greatest common divisor with their units), at least one such and at
+        least the share `floor` of their units. Where multiples differ, `count` may be met from below. Ties go to the earlier
+        group.
         """
         scores = scores.double().cpu().clone()
         if gone is not None:
@@ -122,7 +124,7 @@ class Groups:
         for c, at in self.slices():
             step = gcd(multiple, c.units)
             order = scores[at].argsort(stable=True)
-            for i in range(0, c.units - step, step):
+            for i in range(0, c.units - _least(c.units, step, floor), step):
                 pack = order[i : i + step] + at.start
                 packs.append((float(scores[pack].mean()), pack))
         chosen, left = torch.zeros(self.total, dtype=torch.bool), count
@@ -132,10 +134,19 @@ class Groups:
                 left -= len(pack)
         return chosen.to(self.device)
 
+    def removable(self, floor: float = 0.0, *, multiple: int = 1) -> int:
+        """How many groups can go at most when every coupling keeps what `weakest` lets it keep."""
+        return sum(c.units - _least(c.units, gcd(multiple, c.units), floor) for c in self.couplings)
+
     @property
     def device(self) -> torch.device:
         """Where the parameters lie."""
         return self.parts[0].parameter.device
+
+
+def _least(units: int, step: int, floor: float) -> int:
+    """Units that a coupling keeps: the share `floor` of them rounded up to steps, at least one step."""
+    return max(1, ceil(floor * units / step - 1e-9)) * step
 
 
 def _parts(model: nn.Module, coupling: Coupling, find: Callable[[str], Site], start: int, total: int) -> Iterator[Part]:

@@ -144,6 +144,15 @@ def peak_bytes() -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
+def reset_peak() -> bool:
+    """Let `peak_bytes` begin anew at what is resident now; whether the system can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    except OSError:
+        return False
+    return True
+
+
 def return_memory() -> bool:
     """Let glibc return every freed block of a MiB or more to the system at once; whether that was possible.
 

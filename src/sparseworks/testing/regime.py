@@ -31,8 +31,15 @@ def check_training(method: Method | str, build: Build | None = None) -> None:
     method = _brisk(METHODS.get(method) if isinstance(method, str) else method)
     build = build or (_normed if method.train is not None and method.train.grouped else _net)
     model, optimizer, sparsifier = _start(method, build)
+    sparse = sparsifier.density < 1.0 and not sparsifier.regime.dense
+    require(
+        sparsifier.regime.starts_sparse == sparse or not sparsifier.regime.moves,
+        f"{method.name}: `starts_sparse` is {sparsifier.regime.starts_sparse}, its first support has density {sparsifier.density:g}.",
+    )
+    first = sparsifier.supports
     _train(model, optimizer, sparsifier, range(STEPS))
     supports = sparsifier.finish()
+    require(sparsifier.regime.moves or supports == first, f"{method.name}: the support moved, which `moves` rules out.")
     _check_end(method, model, supports)
     first, optimizer, sparsifier = _start(method, build)
     _train(first, optimizer, sparsifier, range(STEPS // 2))

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 import sparseworks as sw
-from sparseworks.core.errors import BudgetError, CalibrationError, ModelError, RecipeError, ShapeError
+from sparseworks.core.errors import BudgetError, CalibrationError, CheckpointError, ModelError, RecipeError, ShapeError
 from sparseworks.core.method import METHODS, Method
 from sparseworks.core.recipe import Recipe
 from sparseworks.io import save
 from sparseworks.jobs.compare import cases
 from sparseworks.stream import sites
+from sparseworks.weights.factors import kept
+from sparseworks.weights.factors.factorise import Factorise, fitted, stored_once
 
 NAMES = [m.name for m in METHODS if m.form is not None]
 
@@ -41,6 +43,46 @@ def test_layers_become_operators_within_their_budget(tower, batches):
     assert all(isinstance(model.get_submodule(name), sw.LinearOperator) for name in found.operators)
     assert model.blocks[0].up.bias is not None and torch.equal(model.blocks[0].up.bias, dense.blocks[0].up.bias)
     assert not torch.equal(outputs(model, batches), outputs(dense, batches))
+
+
+@pytest.mark.parametrize("name", ["cospadi", "svd_llm", "armor"])
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_run_that_was_cut_off_goes_on_with_what_was_fitted(tower, batches, tmp_path, monkeypatch, name, stop):
+    method, whole, fits = small(name), tower(), []
+    expected = sw.factorise(whole, method, batches, skip=["last"], progress=False)
+    fit = Factorise._fit
+
+    def fit_or_stop(self, members, stats):
+        if len(fits) == stop:
+            raise InterruptedError
+        fits.append(members[0].name)
+        fit(self, members, stats)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(Factorise, "_fit", fit_or_stop)
+        sw.factorise(tower(), method, batches, workdir=tmp_path, skip=["last"], progress=False)
+    again, stop = tower(), 10**9
+    fits.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Factorise, "_fit", fit_or_stop)
+        found = sw.factorise(again, method, batches, workdir=tmp_path, skip=["last"], progress=False)
+    assert "first" not in fits and found.rows == expected.rows and found.share == expected.share
+    assert again.state_dict().keys() == whole.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), whole.state_dict().values(), strict=True))
+    assert torch.equal(outputs(again, batches), outputs(whole, batches))
+    with pytest.raises(CheckpointError, match="another run"):
+        sw.factorise(tower(), method, batches, workdir=tmp_path, seed=1, skip=["last"], progress=False)
+
+
+def test_factors_that_layers_share_are_shared_again(made_up):
+    """A dictionary of two layers is kept once, and both hold it when they are back."""
+    method = small("cospadi")
+    pair = fitted([made_up.weight, made_up.weight.flip(0)], made_up.stats, method, 2 * 3000)
+    back = kept.nested(*kept.flat({"a": pair[0], "b": pair[1]}))
+    assert stored_once(back.values()) == stored_once(pair) != pair[0].stored + pair[1].stored
+    assert all(torch.equal(o.dense(), b.dense()) for o, b in zip(pair, back.values(), strict=True))
+    half = pair[0].to(torch.bfloat16)
+    assert next(kept.nested(*kept.flat({"a": half}))["a"].parameters()).dtype == torch.bfloat16
 
 
 def test_each_block_sees_the_outputs_of_the_factorised_ones(tower, batches):

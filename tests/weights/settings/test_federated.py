@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import sparseworks as sw
-from sparseworks.core.errors import BudgetError, CalibrationError, ModelError, NonFiniteError
+from sparseworks.core.errors import BudgetError, CalibrationError, CheckpointError, ModelError, NonFiniteError
 from sparseworks.core.schedule import Stairs
 from sparseworks.evaluate import dirichlet_split
 from sparseworks.weights.settings import Client, Server
@@ -199,6 +199,43 @@ def test_rigl_at_the_server_grows_where_the_clients_summed_gradients_are_largest
     grown = after & ~before
     assert grown.any() and not server.model[0].weight[grown].any()
     assert moved[grown].abs().min() >= moved[~before & ~grown].abs().max()
+
+
+@pytest.mark.parametrize("method", [feddip(0.2, every=2), sw.method("rigl", density=0.2, train=DropGrow(every=2))])
+def test_rounds_go_on_from_files_bit_for_bit(tmp_path, method):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 64, generator=g), torch.randint(10, (64,), generator=g)
+
+    def start():
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.5)
+        return Server(model, method, rounds=6, optimizer=optimizer), [Client(net(1)) for _ in range(2)]
+
+    def play(server, clients, rounds):
+        for t in rounds:
+            server.receive([train(c, server.message(), x, y, seed=2 * t + i) for i, c in enumerate(clients)])
+
+    server, clients = start()
+    play(server, clients, range(3))
+    server.save(tmp_path / "server")
+    for i, client in enumerate(clients):
+        client.save(tmp_path / str(i))
+    play(server, clients, range(3, 6))
+    again, others = start()
+    again.load(tmp_path / "server")
+    for i, client in enumerate(others):
+        client.load(tmp_path / str(i))
+    assert again.round == 3
+    play(again, others, range(3, 6))
+    assert (again.sent, again.received, again.finish()) == (server.sent, server.received, server.finish())
+    assert all(torch.equal(a, b) for a, b in zip(server.model.parameters(), again.model.parameters(), strict=True))
+    with pytest.raises(CheckpointError, match="same arguments"):
+        Server(net(), "gmp", rounds=6).load(tmp_path / "server")
+    with pytest.raises(CheckpointError, match="another model"):
+        Client(nn.Linear(4, 4)).load(tmp_path / "0")
+    others[0].receive(again.message(), torch.optim.SGD(others[0].model.parameters(), lr=0.1))
+    with pytest.raises(ModelError, match="no reply yet"):
+        others[0].save(tmp_path / "0")
 
 
 def test_masked_gradients_and_held_supports_ask_for_kept_entries_only():

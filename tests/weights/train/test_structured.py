@@ -121,6 +121,26 @@ def test_kept_counts_come_in_multiples(name):
     assert sum(counts) == 12 and all(n % 4 == 0 and n for n in counts)
 
 
+@pytest.mark.parametrize("name", [n for n in GROUPED if n not in ("yolov8_cwd", "group_channels")])
+def test_a_floor_holds_in_every_coupling_and_the_budget_too(name):
+    """The stem's filters are a hundredth of the others: without a floor they go first."""
+
+    def kept(**changes):
+        run = Run(named(name, **changes), lr=1e-3)
+        with torch.no_grad():
+            for part in (run.model[0], run.model[1]):
+                part.weight.mul_(0.01)
+        run.go(20).sparsifier.finish()
+        return {n: int(k.sum()) for n, k in run.sparsifier.units.kept.items()}
+
+    counts = kept(floor=0.375)
+    assert sum(counts.values()) == 12 and min(counts.values()) >= 3
+    with pytest.raises(BudgetError, match="12 of 24 units have to go, and with a floor of 75% a coupling only 6 can"):
+        kept(floor=0.75)
+    if name == "group_magnitude":
+        assert min(kept().values()) < 3
+
+
 def test_a_run_goes_on_from_a_file(tmp_path):
     run = Run(named("hesso_cric", trials=2, trial=0.1, cut=0.9)).go(5)
     save_state(tmp_path / "state.safetensors", run.sparsifier)

@@ -48,7 +48,7 @@ def test_sections_that_cannot_be_are_refused():
         keep_above(SCORES, 2, sections=(("c*",),))
     with pytest.raises(BudgetError, match='"modules"'):
         keep_above(SCORES, 2, sections="layers")  # type: ignore[arg-type]
-    with pytest.raises(BudgetError, match="shares"):
+    with pytest.raises(BudgetError, match="share"):
         ThresholdGammas(floor=1.5)
 
 

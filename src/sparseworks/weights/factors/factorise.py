@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,9 @@ from sparseworks.core.site import Site
 from sparseworks.core.stats import Gram, Stat, Stats
 from sparseworks.stream import Capture, Memory, blocks
 from sparseworks.stream import sites as find_sites
+from sparseworks.weights.checkpoint import Workdir, fingerprint
 from sparseworks.weights.decide import Decision, Job
+from sparseworks.weights.factors import kept
 from sparseworks.weights.matrix import check_weight, relative_error
 from sparseworks.weights.prune import reseeded
 from sparseworks.weights.show import Shown
@@ -74,6 +77,7 @@ def factorise(
     *,
     sites: Sequence[Site] | None = None,
     skip: Sequence[str] = (),
+    workdir: Path | str | None = None,
     seed: int = 0,
     progress: bool = True,
     memory_limit: int | None = None,
@@ -92,6 +96,8 @@ def factorise(
         examples: calibration batches (dicts of keyword arguments, tuples or tensors); not needed by data-free forms.
         sites: layers to consider; default: all linear layers that `sparseworks.sites(model)` lists.
         skip: shell-style patterns of names that stay dense.
+        workdir: folder for the state of the run. The same call on the same dense model goes on where it was cut off, and
+            ends with the same factors.
         seed: added to the recipe's seed, and that to the seed of every random part.
         progress, memory_limit, device, say: as in `sparseworks.prune`.
 
@@ -101,6 +107,7 @@ def factorise(
         BudgetError: the budget is too small for a layer, or the method allocates by what only pruning shows.
         ShapeError: the factors do not divide a layer; nothing was changed, nor was it by the errors above.
         NonFiniteError: weights or activations hold NaN or infinity.
+        CheckpointError: `workdir` belongs to another run or cannot be written.
     """
     recipe = Recipe.of(METHODS.get(method) if isinstance(method, str) else method, skip=skip)
     listed = [s for s in find_sites(model) if _refusal(model, s) is None] if sites is None else list(sites)
@@ -108,8 +115,12 @@ def factorise(
     job = Job(model, groups, blocks(model, listed), list(examples) if examples is not None else [])
     _check(job)
     shown = Shown(progress, say)
+    work = (
+        Workdir.open(workdir, fingerprint(model, recipe.to_yaml(), seed, job.batches, job.sites)) if workdir else None
+    )
+    job.folder = work.folder if work else None
     with evaluating(model):
-        return Factorise(job, None, torch.device(device) if device else None, memory_limit, shown).factorised()
+        return Factorise(job, work, torch.device(device) if device else None, memory_limit, shown).factorised()
 
 
 @dataclass
@@ -148,6 +159,28 @@ class Factorise(Run):
             for group in self._groups(unit.sites, stats):
                 self._fit(group, stats[group[0].name])
                 self.tick(len(group), group[-1].name)
+        if self.work:
+            names = {s.name for s in unit.sites}
+            tensors, facts = kept.flat({name: o for name, o in self.operators.items() if name in names})
+            rows = [asdict(row) for row in self.found if row.name in names]
+            self.work.save(_file(unit), tensors, facts | {"rows": rows})
+
+    def _restore(self, unit: Unit, *, put: bool = True) -> bool:
+        """Whether the unit was finished by an earlier run; with `put` its operators go into the model."""
+        found = self.work.load(_file(unit)) if self.work else None
+        if found is None or not put:
+            return found is not None
+        tensors, facts = found
+        operators = kept.nested(tensors, facts)
+        for site in unit.sites:
+            place(self.job.model, site.module, operators[site.name], self.job.model.get_submodule(site.module))
+        self.operators |= operators
+        self.found += [
+            FactorRow(**{**row, "shape": tuple(row["shape"]), "stored": Stored(**row["stored"])})
+            for row in facts["rows"]
+        ]
+        self.tick(len(unit.sites), unit.name)
+        return True
 
     def _groups(self, sites: Sequence[Site], stats: Mapping[str, Stats]) -> list[list[Site]]:
         """Each site alone, but sites of a method that shares factors with all that read the same inputs."""
@@ -226,6 +259,10 @@ def place(model: nn.Module, path: str, operator: LinearOperator, layer: nn.Modul
     operator.train(layer.training)
     owner, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(owner), leaf, operator)
+
+
+def _file(unit: Unit) -> str:
+    return f"factors_{unit.index:04d}"
 
 
 def _refusal(model: nn.Module, site: Site) -> str | None:

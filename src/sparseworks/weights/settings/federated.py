@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from sparseworks.core.errors import ModelError, NonFiniteError
+from sparseworks.core.errors import CheckpointError, ModelError, NonFiniteError
 from sparseworks.core.method import METHODS, Method
 from sparseworks.core.patterns import parse
 from sparseworks.core.schedule import Constant
@@ -18,6 +19,9 @@ from sparseworks.core.site import Site
 from sparseworks.core.stats import WeightGradient
 from sparseworks.core.support import Support
 from sparseworks.io.bitmask import stored_mask
+from sparseworks.io.folder import write_file
+from sparseworks.io.tensors import Entry, read_tensors, safetensors_chunks
+from sparseworks.io.training import load_training, save_training
 from sparseworks.scores import Magnitude
 from sparseworks.stream.gradients import Loss
 from sparseworks.weights.settings.messages import Message, Reply, by_parameter, packed, sent_tensors, unpacked
@@ -25,6 +29,7 @@ from sparseworks.weights.train.checks import chosen
 from sparseworks.weights.train.feedback import Feedback, Reconfigure
 from sparseworks.weights.train.run import Event
 from sparseworks.weights.train.sparsifier import Sparsifier
+from sparseworks.weights.train.state import flat, nested
 
 
 class Server:
@@ -149,6 +154,28 @@ class Server:
         """The method's final sparsity; returns the supports."""
         return self.run.finish()
 
+    def save(self, path: Path | str) -> None:
+        """Write everything needed to go on after the last finished round, in one file, whole or not at all.
+
+        Raises:
+            CheckpointError: the disk is full or not writable; the previous file is untouched.
+        """
+        tensors, run = flat(self.run.state_dict())
+        facts = {"run": run, "sent": self.sent, "received": self.received}
+        save_training(Path(path), self.model, self.optimizer, facts, extra=tensors)
+
+    def load(self, path: Path | str) -> None:
+        """Go on where `save` was called, bit for bit; the server is built with the same arguments. torch's generator goes back too.
+
+        Raises:
+            CheckpointError: the file is missing or damaged, or of another model or method.
+        """
+        facts, tensors = load_training(Path(path), self.model, self.optimizer)
+        if "run" not in facts:
+            raise CheckpointError(f"{path} holds a training, but not that of a server.")
+        self.run.load_state_dict(nested(tensors, facts["run"]))
+        self.sent, self.received, self._message = facts["sent"], facts["received"], None
+
 
 class Client:
     """One client: its own copy of the model, and what it has not sent yet.
@@ -211,6 +238,32 @@ class Client:
         shown = sent_tensors(self.model)
         self._kept_back = {} if whole else {name: tensor - shown[name].detach() for name, tensor in trained.items()}
         return Reply(message.round, values, samples, whole)
+
+    def save(self, path: Path | str) -> None:
+        """Write what has not been sent yet; everything else comes with the next message.
+
+        Raises:
+            ModelError: a message has no reply yet.
+            CheckpointError: the disk is full or not writable.
+        """
+        if self._message is not None:
+            raise ModelError(f"The message of round {self._message.round} has no reply yet: call `reply` first.")
+        try:
+            write_file(Path(path), safetensors_chunks([Entry.of(n, t) for n, t in self._kept_back.items()]))
+        except OSError as error:
+            raise CheckpointError(f"Cannot write the state of a client {path}: {error}.") from error
+
+    def load(self, path: Path | str) -> None:
+        """What `save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing or damaged, or of another model.
+        """
+        found, shapes = read_tensors(Path(path)), {n: t.shape for n, t in self.model.named_parameters()}
+        wrong = [name for name, tensor in found.items() if tensor.shape != shapes.get(name)]
+        if wrong:
+            raise CheckpointError(f"{path} is of another model: {wrong[0]!r} is not in this one.")
+        self._kept_back = {name: tensor.clone() for name, tensor in found.items()}
 
     def _counted(self, *_: Any) -> None:
         self._run.step()

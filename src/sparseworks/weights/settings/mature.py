@@ -77,6 +77,11 @@ class Mature(Regime):
 
         run.at_end(run.model.get_submodule(last.site.module).register_forward_hook(silence).remove)
 
+    @property
+    def starts_sparse(self) -> bool:
+        """Always."""
+        return True
+
     def begin(self, run: Training) -> None:
         """Random links; every unit may become anything."""
         _check(run.sites)

@@ -61,6 +61,11 @@ class ShrinkExpand(Regime):
         """Those of `grow`."""
         return self.grow.needs
 
+    @property
+    def starts_sparse(self) -> bool:
+        """Always."""
+        return True
+
     def begin(self, run: Training) -> None:
         """The best of the model as it is, widened."""
         run.keep(run.choose(run.scores(self.first), self._counts(run, self.extra)))

@@ -69,7 +69,7 @@ class ShrinkAfterTrials(ShrinkGroups):
             shrink(run, units.state["shrinking"], now.t, now.steps)
             return
         scores = GROUP_SCORES.get(self.score)(units.sums(run.optimizer))
-        lowest = units.groups.weakest(scores, self.removed(run), multiple=self.multiple)
+        lowest = self.weakest(run, scores, self.removed(run))
         if "tried" not in units.state:
             units.save_weights()
             none = torch.zeros_like(scores)
@@ -102,7 +102,7 @@ class ShrinkAfterTrials(ShrinkGroups):
         if not bool(state["trial"].any()) or last is None or last.period >= 0:
             deviation = state["cost"] / state["cost"].norm().clamp(min=1e-30)
             scores = state["sum"] / state["count"] + deviation
-            chosen = units.groups.weakest(scores, self.removed(run), multiple=self.multiple)
+            chosen = self.weakest(run, scores, self.removed(run))
             units.forget_weights()
             units.state = {"chosen": chosen, "begun": torch.tensor(run.done)}
 

@@ -52,6 +52,11 @@ class DropGrow(Regime):
         """Those of `grow`."""
         return self.grow.needs
 
+    @property
+    def starts_sparse(self) -> bool:
+        """A ramp begins dense."""
+        return self.ramp is None
+
     def begin(self, run: Training) -> None:
         """A sparse start."""
         self._keep(run, run.choose(run.scores(self.first), self._counts(run)))

@@ -38,6 +38,7 @@ class FeatureFlow(CutGroups):
 
     def attach(self, run: Training) -> None:
         """Watch the layers."""
+        super().attach(run)
         repeated = tuple(b.name for b in blocks(run.model) if b.name)
         names = self.layers or repeated or tuple(name for name, _ in run.model.named_children())
         flow = Flow(self.length, self.bending)

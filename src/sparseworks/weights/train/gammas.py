@@ -87,4 +87,4 @@ class SparseGammas(CutGroups):
 
     def _mark(self, run: Training) -> None:
         units = on_units(run).units
-        units.state["marked"] = units.groups.weakest(self.scored(run), self.removed(run), multiple=self.multiple)
+        units.state["marked"] = self.weakest(run, self.scored(run), self.removed(run))

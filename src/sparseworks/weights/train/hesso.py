@@ -66,7 +66,7 @@ class ShrinkGroups(CutGroups):
         if now.t == 0:
             scores = GROUP_SCORES.get(self.score)(units.sums(run.optimizer))
             count = round(self.removed(run) * (now.period + 1) / self.periods)
-            chosen = units.groups.weakest(scores, count, multiple=self.multiple, gone=~units.alive)
+            chosen = self.weakest(run, scores, count, ~units.alive)
             units.state["shrinking"] = chosen & units.alive
         shrink(run, units.state["shrinking"], now.t, now.steps)
 

@@ -12,6 +12,8 @@ from sparseworks.core.regime import REGIMES, Regime, Training
 class Hold(Regime):
     """The method's support of the model as it is at the start: pruning at initialisation, random masks, recovery."""
 
+    moves = False
+
     def begin(self, run: Training) -> None:
         """Score and select once."""
         run.keep(run.choose(run.scores(), run.counts()))

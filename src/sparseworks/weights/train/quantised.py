@@ -29,6 +29,7 @@ class Quantised(Regime):
     bits: int = 8
     inputs: bool = True
     dense = True
+    moves = False
 
     def begin(self, run: Training) -> None:
         """The support."""

@@ -33,7 +33,6 @@ class ThresholdGammas(SparseGammas):
 
     Attributes:
         fall: share of the rate that is gone at the end.
-        floor: share of the units of a coupling that stays whatever their scores.
         sections: each some shell-style patterns of names of couplings, the first that fits counts; what none names is one more.
             "modules" = what lies in the same outermost module.
     """
@@ -45,10 +44,15 @@ class ThresholdGammas(SparseGammas):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.fall <= 1 or not 0 <= self.floor <= 1:
-            raise BudgetError(f"`fall` and `floor` are shares in [0, 1], got {self.fall} and {self.floor}.")
+        if not 0 <= self.fall <= 1:
+            raise BudgetError(f"`fall` is a share in [0, 1], got {self.fall}.")
         if self.mark is not None:
             raise BudgetError("Thresholds are found at the end, nothing is marked before: leave `mark` out.")
+
+    def attach(self, run: Training) -> None:
+        """Refuse sections and floors that the budget cannot keep, before anything is trained."""
+        groups = on_units(run).units.groups
+        keep_above(groups.by_coupling(torch.zeros(groups.total)), self.removed(run), self.floor, self.sections)
 
     def before(self, run: Training) -> None:
         """Add the gradient of the penalty as strong as it is now."""

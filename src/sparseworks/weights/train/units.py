@@ -137,11 +137,13 @@ class CutGroups(Regime):
         score: name of a group score, see `sparseworks.scores.groups`.
         cut: share of the run after which the groups go; 1 = at its end.
         multiple: kept units of a coupling come in multiples of this.
+        floor: share of the units of every coupling that stays whatever their scores; at least one unit always does.
     """
 
     score: str = "norm"
     cut: float = 0.5
     multiple: int = 1
+    floor: float = 0.0
     timed = True
     grouped = True
 
@@ -149,6 +151,18 @@ class CutGroups(Regime):
         GROUP_SCORES.get(self.score)
         if self.multiple < 1 or not 0 <= self.cut <= 1:
             raise BudgetError(f"`cut` is a share in [0, 1] and `multiple` at least 1, got {self.cut}, {self.multiple}.")
+        if not 0 <= self.floor <= 1:
+            raise BudgetError(f"`floor` is a share in [0, 1], got {self.floor}.")
+
+    def attach(self, run: Training) -> None:
+        """Refuse floors that the budget cannot keep, before anything is trained."""
+        if self.floor:
+            wanted, most = self.removed(run), on_units(run).units.groups.removable(self.floor, multiple=self.multiple)
+            if wanted > most:
+                raise BudgetError(
+                    f"{wanted} of {on_units(run).units.groups.total} units have to go, and with a floor of {self.floor:.0%} a "
+                    f"coupling only {most} can: lower the floor or keep more."
+                )
 
     def begin(self, run: Training) -> None:
         """Cut now, if so asked."""
@@ -159,6 +173,13 @@ class CutGroups(Regime):
         """How many groups the budget takes."""
         groups = on_units(run).units.groups
         return groups.total - run.method.budget.total({c.name: c.units for c in groups.couplings})
+
+    def weakest(
+        self, run: Training, scores: Float[Tensor, " groups"], count: int, gone: Bool[Tensor, " groups"] | None = None
+    ) -> Bool[Tensor, " groups"]:
+        """The `count` groups of the lowest scores, by the regime's multiple and floor, among them all that are `gone`."""
+        groups = on_units(run).units.groups
+        return groups.weakest(scores, count, multiple=self.multiple, floor=self.floor, gone=gone)
 
     def scored(self, run: Training) -> Float[Tensor, " groups"]:
         """The score of every group as it is now."""
@@ -171,7 +192,7 @@ class CutGroups(Regime):
     def change(self, run: Training) -> None:
         """Cut what is left to cut."""
         units = on_units(run).units
-        gone = units.groups.weakest(self.scored(run), self.removed(run), multiple=self.multiple, gone=~units.alive)
+        gone = self.weakest(run, self.scored(run), self.removed(run), ~units.alive)
         if not torch.equal(gone, ~units.alive):
             on_units(run).keep_units(~gone)
 
