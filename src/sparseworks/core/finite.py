@@ -15,5 +15,5 @@ def all_finite(x: Shaped[Tensor, "*shape"]) -> bool:
         return True
     if x.is_complex():
         return bool(torch.isfinite(x).all())
-    low, high = torch.aminmax(x if x.element_size() > 1 else x.float())
+    low, high = torch.aminmax((x if x.element_size() > 1 else x.float()).detach())
     return isfinite(float(low)) and isfinite(float(high))
