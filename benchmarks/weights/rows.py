@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
 from common import RESULTS, facts, table
 from torch import nn
 
@@ -24,6 +26,7 @@ from sparseworks.core.method import Method
 from sparseworks.evaluate import Record, compare, describe
 from sparseworks.exec import measure
 from sparseworks.jobs.journal import Journal
+from sparseworks.weights.settings import TrainingFlops
 
 SCHEMA = 1
 FOLDER = RESULTS / "weights"
@@ -36,7 +39,7 @@ class Row:
 
     Attributes:
         label: what the table calls the method; its registered name is the record's.
-        density: that was asked for, 1 = dense; the record says what was kept.
+        density: that was asked for, 1 = dense; the record says what was kept. Where it follows from training, its mean over the seeds.
         seconds: of making it, all training and pruning included.
         peak_bytes: resident memory at its highest over that at the start; None where the system does not tell.
     """
@@ -78,6 +81,16 @@ def record_of(method: Method | None, supports: Mapping[str, sw.Support], model: 
     else:
         own = describe(method, supports, listed)
     return Record(**{**own, "parent": sum(p.numel() for p in model.parameters()), "hardware": hardware(), **measured})
+
+
+@torch.no_grad()
+def forward_flops(model: nn.Module, x: Any) -> float:
+    """Multiplications and additions of one pass of a dense model; dense training takes three times as many."""
+    counted = copy.deepcopy(model).train()  # norms of the model itself are not to see this
+    flops = TrainingFlops(counted)
+    counted(x)
+    flops.close()
+    return flops.total
 
 
 def hardware() -> str:
@@ -211,7 +224,34 @@ def layout(group: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     densities = sorted({row.density for row in group}, reverse=True)
     head = ["method", *("dense" if d == 1 else f"{100 * (1 - d):.3g} %" for d in densities)]
     body = [[label, *(str(Cell.of(own[d])) if d in own else "" for d in densities)] for label, own in cells.items()]
-    return head, body
+    others = beside(group)
+    return [*head, *others], [[*line, *(f.get(line[0], "") for f in others.values())] for line in body]
+
+
+def beside(group: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """Figure -> label -> its mean over seeds, one density after the other, the densest first: FLOPs of training, and numbers in `more`.
+
+    FLOPs are over those of dense training where its row knows them.
+    """
+    whole = [r.record.training_flops for r in group if r.record.method == "dense" and r.density == 1]
+    unit = statistics.mean(filter(None, whole)) if any(whole) else 1.0
+    figures: dict[str, Callable[[Record], float | None]] = {
+        "training, x dense" if any(whole) else "training FLOPs": lambda r: r.training_flops and r.training_flops / unit
+    }
+    for key in dict.fromkeys(k for row in group for k, v in row.record.more.items() if isinstance(v, int | float)):
+        figures[key.replace("_", " ")] = lambda r, k=key: r.more.get(k)
+    found: dict[str, dict[str, str]] = {}
+    for name, figure in figures.items():
+        for label, own in by_cell(group).items():
+            values = [[v for row in rows if (v := figure(row.record)) is not None] for rows in own.values()]
+            shown = [_short(statistics.mean(v)) if v else "" for v in values]
+            if any(shown):
+                found.setdefault(name, {})[label] = shown[0] if len(set(shown)) == 1 else " / ".join(shown)
+    return found
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 # -- time and memory ----------------------------------------------------------------------------------------------
