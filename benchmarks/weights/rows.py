@@ -231,12 +231,13 @@ def layout(group: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def beside(group: Sequence[Row]) -> dict[str, dict[str, str]]:
     """Figure -> label -> its mean over seeds, one density after the other, the densest first: FLOPs of training, and numbers in `more`.
 
-    FLOPs are over those of dense training where its row knows them.
+    FLOPs are over those of the first dense line where they are known.
     """
-    whole = [r.record.training_flops for r in group if r.record.method == "dense" and r.density == 1]
-    unit = statistics.mean(filter(None, whole)) if any(whole) else 1.0
+    dense = [r for r in group if r.record.method == "dense"]
+    whole = [r.record.training_flops for r in dense if r.label == dense[0].label and r.record.training_flops]
+    unit = statistics.mean(whole) if whole else 1.0
     figures: dict[str, Callable[[Record], float | None]] = {
-        "training, x dense" if any(whole) else "training FLOPs": lambda r: r.training_flops and r.training_flops / unit
+        "training, x dense" if whole else "training FLOPs": lambda r: r.training_flops and r.training_flops / unit
     }
     for key in dict.fromkeys(k for row in group for k, v in row.record.more.items() if isinstance(v, int | float)):
         figures[key.replace("_", " ")] = lambda r, k=key: r.more.get(k)

@@ -133,6 +133,7 @@ def test_what_else_was_counted_stands_beside_the_metric():
     spent = {"training_flops": 100.0, "more": {"forgetting": 0.5}}
     listed = [
         row("dense", 1.0, training_flops=400.0),
+        row("dense, longer", 1.0, training_flops=800.0),
         row("rigl", 0.1, seed=0, **spent),
         row("rigl", 0.1, seed=1, **{**spent, "training_flops": 140.0}),
         row("rigl", 0.05, training_flops=50.0, more={"forgetting": 2500, "units": [1, 2]}),
@@ -140,13 +141,13 @@ def test_what_else_was_counted_stands_beside_the_metric():
     ]
     found = rows.beside(listed)
     assert found == {
-        "training, x dense": {"dense": "1", "rigl": "0.3 / 0.125"},
+        "training, x dense": {"dense": "1", "dense, longer": "2", "rigl": "0.3 / 0.125"},
         "forgetting": {"rigl": "0.5 / 2,500", "set": "0.5"},
     }
     head, body = rows.layout(listed)
     assert head == ["method", "dense", "90 %", "95 %", "training, x dense", "forgetting"]
-    assert body[2] == ["set", "", "90.00", "", "", "0.5"]
-    assert list(rows.beside(listed[1:])) == ["training FLOPs", "forgetting"]
+    assert body[3] == ["set", "", "90.00", "", "", "0.5"]
+    assert list(rows.beside(listed[2:])) == ["training FLOPs", "forgetting"]
 
 
 def test_the_peak_of_memory_is_that_of_the_row():
