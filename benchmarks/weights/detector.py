@@ -5,6 +5,7 @@ norms, cut to a share of its parameters by one threshold or by one a section, an
 towards the detector it comes from by the error of its neck's features, by channel-wise distillation, or by attention maps. Average
 precision in per cent, by the share of parameters that is left; then time of a batch, cut beside whole.
 
+    python benchmarks/weights/detector.py --threads 1 --times
     python benchmarks/weights/detector.py --threads 1 --json detector
 """
 
@@ -22,15 +23,15 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from common import Line, arguments, line, show
-from rows import Row, Rows, forward_flops, record_of
+from common import Line, arguments, line
+from rows import TIMES, Row, Rows, forward_flops, record_of
 from torch import nn
 
 import sparseworks as sw
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.method import Method
 from sparseworks.evaluate import BlobNet, Blobs, Detecting
-from sparseworks.exec.measure import Comparison, compare
+from sparseworks.exec.measure import compare
 from sparseworks.stream import dependency_groups
 from sparseworks.weights import ChannelWise, MapError, SpatialAttention, Task, Term, recover
 from sparseworks.weights.train import ThresholdGammas
@@ -143,14 +144,6 @@ def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def faster(small: nn.Module, whole: nn.Module, x: torch.Tensor, rounds: int) -> Comparison:
-    """Time of a batch, cut beside whole."""
-    small.eval()
-    whole.eval()
-    with torch.no_grad():
-        return compare({"cut": lambda: small(x), "whole": lambda: whole(x)}, rounds=rounds)
-
-
 def tuned(
     small: nn.Module, teacher: nn.Module, few: Blobs, terms: tuple[Term, ...], steps: int, seed: int
 ) -> nn.Module:
@@ -205,6 +198,13 @@ class Bench:
         found = self.row("sparse factors, not cut", 1.0, seed, self.thinned(seed), None, 0, False)
         return replace(found, record=replace(found.record, method="yolov8_cwd"))
 
+    def faster(self, name: str, share: float, rounds: int) -> Line:
+        """Time of 32 images, cut beside whole, of the first seed."""
+        x, small, whole = self.data.images[:32], self.cut(0, name, share).net.eval(), self.whole(0).eval()
+        with torch.no_grad():
+            timings = compare({"cut": lambda: small(x), "whole": lambda: whole(x)}, rounds=rounds)
+        return line(f"32 images, {share:.0%} of parameters, {name}", timings, "cut", "whole")
+
     def cells(self) -> Iterator[tuple[str, str, float]]:
         """Cut, repair, share."""
         for share, name in itertools.product(self.size.share, CUTS):
@@ -214,23 +214,23 @@ class Bench:
 def main() -> None:
     """Rows, and times of the first seed."""
     given = arguments(
-        (__doc__ or "").splitlines()[0], seeds={"type": int, "default": 3, "help": "seeds of each figure"}
+        (__doc__ or "").splitlines()[0],
+        seeds={"type": int, "default": 3, "help": "seeds of each figure"},
+        times=TIMES,
     )
     size = Size(96, 32, 48, 20, 10, 5, (0.3,)) if given.quick else Size(2000, 64, 400, 400, 200, 30, (0.3, 0.2))
     seeds, bench = 1 if given.quick else given.seeds, Bench(size)
-    rows, lines = Rows("detector", asdict(size), quick=given.quick), list[Line]()
-    for seed in range(seeds):
+    rows = Rows("detector", asdict(size), quick=given.quick)
+    for seed in range(0 if given.times else seeds):
         rows.add(f"whole {seed}", lambda s=seed: bench.row("whole", 1.0, s, bench.whole(s), None, 0, False))
         rows.add(f"sparse {seed}", lambda s=seed: bench.thin(s))
         for name, repair, share in bench.cells():
             make = lambda n=name, r=repair, p=share, s=seed: bench.after(n, r, p, s)  # noqa: E731
             rows.add(f"{name} {repair} {share} {seed}", make)
-    rows.show()
     for share, name in itertools.product(size.share, CUTS):
-        timings = faster(bench.cut(0, name, share).net, bench.whole(0), bench.data.images[:32], given.rounds)
-        lines.append(line(f"{share:.0%} of parameters, {name}", timings, "cut", "whole"))
-    show(lines, "Time of 32 images")
-    rows.store(given.json, lines=[asdict(entry) for entry in lines])
+        rows.time(f"{share:.0%} of parameters, {name}", lambda p=share, n=name: bench.faster(n, p, given.rounds))
+    rows.show()
+    rows.store(None if given.times else given.json)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ less than dense; ARMOR and 2:4 stand where their size puts them. Seeds differ in
 The last table is time: both block-diagonal products and the reordering of a Monarch matrix with sqrt(n) blocks, beside
 the dense product of the same size.
 
+    python benchmarks/weights/factors.py --threads 1 --times
     python benchmarks/weights/factors.py --threads 1 --json factors
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import common
-from rows import Row, Rows, record_of
+from rows import TIMES, Row, Rows, record_of
 from tiny_lm_quality import texts
 from torch import nn
 
@@ -86,7 +86,8 @@ class Layer(NamedTuple):
         return Row(label, BYTES_OF_2_4, self.record(method, {self.site.name: support}, found))
 
 
-def product_lines(n: int, rows: int, rounds: int) -> common.Line:
+@torch.no_grad()
+def product_line(case: str, n: int, rows: int, rounds: int) -> common.Line:
     """One Monarch product beside one dense product."""
     blocks = round(n**0.5)
     method = sw.method("monarch", form=Monarch(blocks))
@@ -95,7 +96,7 @@ def product_lines(n: int, rows: int, rounds: int) -> common.Line:
     x, weight = torch.randn(rows, n), torch.randn(n, n)
     timings = measure.compare({"monarch": lambda: operator(x), "dense": lambda: F.linear(x, weight)}, rounds=rounds)
     bound = 1e6 * operator.flops(rows) / measure.ceilings().flops
-    return common.line(f"{n} x {n}, {rows} rows", timings, "monarch", "dense", bound)
+    return common.line(case, timings, "monarch", "dense", bound)
 
 
 def main() -> None:
@@ -106,6 +107,7 @@ def main() -> None:
         block={"type": int, "default": 2, "help": "which block's layers"},
         samples={"type": int, "default": 32, "help": "windows of 256 tokens to calibrate on"},
         seeds={"type": int, "default": 3, "help": "choices of calibration windows"},
+        times=TIMES,
     )
     tokenizer, model = load_tokenizer(args.model), sw.load(args.model)
     name = Path(args.model).name if Path(args.model).is_dir() else args.model
@@ -125,7 +127,7 @@ def main() -> None:
         data = [{"input_ids": ids} for ids in windows[picked.sort().values].split(2)]
         return gather(model, chosen, frozenset({Gram, InputMoments}), data)
 
-    for seed in range(seeds):
+    for seed in range(0 if args.times else seeds):
         for site in chosen:
             short = site.name.partition(f"layers.{args.block}.")[2]
             known = {
@@ -140,12 +142,11 @@ def main() -> None:
             rows.add(f"{short} armor {seed}", lambda f=layer: f.factorised("ARMOR", "armor", None))
             for label, method in MASKED.items():
                 rows.add(f"{short} {method} {seed}", lambda f=layer, x=label, m=method: f.masked(x, m))
+    for n, tokens in [(1024, 64)] if args.quick else [(n, x) for n in (1024, 2304, 4096) for x in (1, 16, 256)]:
+        case = f"{n} x {n}, {tokens} rows"
+        rows.time(case, lambda n=n, x=tokens, c=case: product_line(c, n, x, args.rounds))
     rows.show()
-    sizes = [(1024, 64)] if args.quick else [(n, x) for n in (1024, 2304, 4096) for x in (1, 16, 256)]
-    with torch.no_grad():
-        lines = [product_lines(n, x, args.rounds) for n, x in sizes]
-    common.show(lines, f"Monarch products, {args.threads} threads")
-    rows.store(args.json, lines=[asdict(entry) for entry in lines])
+    rows.store(None if args.times else args.json)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
-from common import RESULTS, facts, table
+from common import RESULTS, Line, facts, show, table
 from torch import nn
 
 import sparseworks as sw
@@ -31,6 +31,10 @@ from sparseworks.weights.settings import TrainingFlops
 SCHEMA = 1
 FOLDER = RESULTS / "weights"
 JOURNALS = Path("out") / "benchmarks"
+
+
+TIMES = {"action": "store_true", "help": "only take the times, on a quiet machine; the run that stores reads them back"}
+"""Of a script with times: its argument `times`."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Rows:
     """
 
     def __init__(self, name: str, setting: Mapping[str, Any], *, quick: bool = False, folder: Path = JOURNALS):
-        self.name, self.setting, self.rows = name, dict(setting), list[Row]()
+        self.name, self.setting, self.rows, self.lines = name, dict(setting), list[Row](), list[Line]()
         run = json.dumps(self.setting, sort_keys=True, default=str)
         self.journal = Journal(None if quick else folder / f"{name}.json", run)
 
@@ -125,11 +129,18 @@ class Rows:
             )
         return found
 
+    def time(self, case: str, make: Callable[[], Line]) -> None:
+        """A comparison of times, kept as rows are: it wants a quiet machine, they do not."""
+        kept = self.journal.keep(f"time of {case}", make, dataclasses.asdict, lambda data: Line(**data))
+        self.lines.append(kept)
+
     def show(self) -> None:
-        """Print method x sparsity of every task and metric: mean and deviation."""
+        """Print method x sparsity of every task and metric, mean and deviation, and times."""
         for group in groups(self.rows):
             head, body = layout(group)
             table(f"{group[0].record.task}: {group[0].record.metric}", head, body)
+        if self.lines:
+            show(self.lines, f"times, {measure.machine()['threads']} threads")
 
     def store(self, path: Path | None, **more: Any) -> Path | None:
         """Write the rows and forget the journal; a bare name goes to benchmarks/results/weights. Without `path` nothing happens."""
@@ -137,6 +148,8 @@ class Rows:
             return None
         target = (path if path.parent != Path() else FOLDER / path).with_suffix(".json")
         head = {"benchmark": self.name, "schema": SCHEMA, **facts(), "setting": self.setting, **more}
+        if self.lines:
+            head["lines"] = [dataclasses.asdict(entry) for entry in self.lines]
         lines = ",\n".join(f"  {json.dumps(row.to_dict(), default=str)}" for row in self.rows)
         text = f'{json.dumps(head, indent=1, default=str)[:-2]},\n "rows": [\n{lines}\n ]\n}}\n'
         target.parent.mkdir(parents=True, exist_ok=True)
