@@ -34,7 +34,8 @@ epochs answer different questions. `pattern` matters as much: equal densities of
 behind, at one sparsity after the other where it differs. Training is in floating-point operations of all training, the dense parent's included where a method needs it,
 as the paper of RigL counts: three products a step with what is kept, and a dense gradient where the support is chosen by it.
 
-Every script takes `--quick`, `--seeds N` and `--json NAME` (into `benchmarks/results/weights`), and goes on where it was cut off.
+Every script takes `--quick`, `--seeds N` and `--json NAME` (into `benchmarks/results/weights`), and goes on where it was cut off;
+`detector.py` and `factors.py` take their times apart from the rest, by `--times`, on a machine that is quiet.
 """
 
 
