@@ -76,6 +76,7 @@ class Layer(NamedTuple):
         record = self.record(
             method, {}, operator.dense(), densities={self.site.name: share}, kept=operator.stored.numbers,
             inference_flops=float(operator.flops(1)), structure=getattr(method.form, "registered_name", ""),
+            start="post-training", dynamic=False, when="after",  # fitted, whatever a method would train
         )  # fmt: skip
         return Row(label, round(share, 4) if density is None else density, record)
 
