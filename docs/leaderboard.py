@@ -8,11 +8,14 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "weights"))
-from rows import FOLDER, Cell, Row, by_cell, groups, read
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import tables
+from rows import FOLDER, Cell, Row, beside, by_cell, groups, read
 
 from sparseworks.report import plots
 from sparseworks.weights.pages import plain
@@ -27,9 +30,12 @@ INTRO = """# Leaderboard
 Method x sparsity x task, from the rows that `benchmarks/weights` stored: mean ± sample deviation over seeds, the best of each sparsity in bold.
 A deviation is that of seeds on one small task: a difference within it was not found. Methods stand in one table only if task, metric and dense parent are
 the same; how each was trained and on what stands beside it, since a post-training method that saw a little calibration data and one that trained for
-epochs answer different questions. `pattern` matters as much: equal densities of different patterns do not cost the same.
+epochs answer different questions. `pattern` matters as much: equal densities of different patterns do not cost the same. What else was counted stands
+behind, at one sparsity after the other where it differs. Training is in floating-point operations of all training, the dense parent's included where a method needs it,
+as the paper of RigL counts: three products a step with what is kept, and a dense gradient where the support is chosen by it.
 
-Every script takes `--quick`, `--seeds N` and `--json NAME` (into `benchmarks/results/weights`), and goes on where it was cut off.
+Every script takes `--quick`, `--seeds N` and `--json NAME` (into `benchmarks/results/weights`), and goes on where it was cut off;
+`detector.py` and `factors.py` take their times apart from the rest, by `--times`, on a machine that is quiet.
 """
 
 
@@ -93,6 +99,9 @@ def _lines(mark: str, linked: set[str], folder: Path) -> Iterator[str]:
             yield f"`{head['benchmark']}`, {head['created'][:10]}, {r.hardware}, sparseworks {head['sparseworks']}."
             yield from ("", f"![{plain(r.metric)} against sparsity]({PLOTS}/{slug(group)}.svg)", "")
             yield from table(group, linked)
+        if head.get("lines"):
+            yield from (f"Times of `{head['benchmark']}`, as torch runs it:", "")
+            yield from tables.table([tables.compared(entry) for entry in head["lines"]])
 
 
 def table(group: Sequence[Row], linked: set[str]) -> Iterator[str]:
@@ -102,7 +111,8 @@ def table(group: Sequence[Row], linked: set[str]) -> Iterator[str]:
     best = {d: rank(group, d)[0] for d in densities}
     ranks = {label: [rank(group, d).index(label) for d in own if d < 1] for label, own in cells.items()}
     order = sorted(cells, key=lambda label: sum(ranks[label]) / len(ranks[label]) if ranks[label] else -1)
-    head = ["method", "pattern", "support", *map(percent, densities), "saw", "seconds", "peak MiB"]
+    others = beside(group)
+    head = ["method", "pattern", "support", *map(percent, densities), "saw", *map(plain, others), "seconds", "peak MiB"]
     yield f"| {' | '.join(head)} |"
     yield f"|{' --- |' * len(head)}"
     for label in order:
@@ -123,7 +133,8 @@ def table(group: Sequence[Row], linked: set[str]) -> Iterator[str]:
         most = f"{max(peaks) / 2**20:.3g}" if peaks else ""
         support = "" if some.when == "never" else f"{some.start}, {'moves' if some.dynamic else 'fixed'}"
         saw = ", ".join(dict.fromkeys(listed[0].record.data for listed in own.values()))
-        yield f"| {' | '.join([name, structure, support, *found, plain(saw), mean, most])} |"
+        more = [figure.get(label, "") for figure in others.values()]
+        yield f"| {' | '.join([name, structure, support, *found, plain(saw), *more, mean, most])} |"
     yield ""
 
 
@@ -140,11 +151,11 @@ def picture(group: Sequence[Row]) -> str:
     def draw(axes: Any) -> None:
         from matplotlib import colormaps
 
-        ticks = set()
+        ticks, styles = set(), cycle(("--", ":", "-."))
         for at, (label, own) in enumerate(by_cell(group).items()):
             found = {d: Cell.of(rows) for d, rows in own.items()}
             if 1.0 in found:
-                axes.axhline(found[1.0].mean, color=INK, linewidth=1, linestyle="--", label=label)
+                axes.axhline(found[1.0].mean, color=INK, linewidth=1, linestyle=next(styles), label=label)
             points = [(1 - d, c.mean, c.spread) for d, c in found.items() if d < 1]
             if points:
                 x, y, e = zip(*points, strict=True)
@@ -155,7 +166,7 @@ def picture(group: Sequence[Row]) -> str:
                     "markersize": 3.5,
                 }
                 axes.errorbar(x, y, e, linewidth=1.1, capsize=2, label=label, **style)
-        means = [abs(Cell.of(rows).mean) for own in by_cell(group).values() for rows in own.values()]
+        means = [Cell.of(rows).mean for own in by_cell(group).values() for rows in own.values()]
         if not r.higher_is_better and max(means) > 10 * min(means) > 0:
             axes.set_yscale("log")
         axes.set_xticks(sorted(ticks), [percent(1 - x) for x in sorted(ticks)], fontsize=8)

@@ -1,6 +1,6 @@
 """How well do sparse learners of streams remember: CL-DST, SparCL, SHARP and APP beside their own baselines? Three seeds a cell.
 
-Four tables in the layout of the papers: methods x densities with accuracy, and forgetting, training FLOPs or memory beside it.
+Accuracy in the layout of the papers, methods x densities, with forgetting, training FLOPs, memory or errors over the stream beside it.
 Five tasks of two digits each (scikit-learn, 8 x 8), or a stream in eight megabatches.
 
     python benchmarks/weights/continual.py --threads 1 --json continual
@@ -9,10 +9,10 @@ Five tasks of two digits each (scikit-learn, 8 x 8), or a stream in eight megaba
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import arguments, store, table
+from common import arguments
+from rows import Row, Rows, record_of
 
 import sparseworks as sw
 from sparseworks.core.method import Method
@@ -59,9 +60,6 @@ class Stream(NamedTuple):
     y: Tensor
 
 
-Found = dict[str, float]
-
-
 def digits() -> Stream:
     """Five tasks of two classes; 1200 images to train, 597 to test."""
     from sklearn.datasets import load_digits
@@ -97,6 +95,20 @@ class Heads(nn.Module):
         return self.heads[task](self.body(x))
 
 
+def row(
+    label: str, method: Method | None, density: float, supports: Mapping[str, sw.Support], model: nn.Module, flops: TrainingFlops,
+    accuracies: Tensor, more: Mapping[str, float], **known: Any,
+) -> Row:  # fmt: skip
+    """Final accuracy over all tasks in per cent, and forgetting beside it; what a held support was chosen on came before training."""
+    record = record_of(
+        method, supports, model, metric="accuracy over tasks, %", value=100 * final_accuracy(accuracies), examples=1200,
+        training_flops=flops.total, more={"forgetting": forgetting(accuracies), **more}, **known,
+    )  # fmt: skip
+    if method is not None and method.train is None:
+        record = replace(record, start="sparse-to-sparse", when="before")
+    return Row(label, density, record)
+
+
 def batches(part: Part, steps: int, size: int, g: torch.Generator) -> Iterator[Part]:
     """`steps` random batches."""
     for _ in range(steps):
@@ -107,15 +119,15 @@ def batches(part: Part, steps: int, size: int, g: torch.Generator) -> Iterator[P
 # -- CL-DST: a support a task -----------------------------------------------------------------------------------------
 
 
-def task_incremental(stream: Stream, allocate: str, growth: str, density: float, seed: int, steps: int) -> Found:
-    """Accuracy with the task known, and forgetting, of one run."""
+def task_incremental(stream: Stream, allocate: str, growth: str, density: float, seed: int, steps: int) -> Row:
+    """Accuracy with the task known, and the share of entries that any task uses."""
     torch.manual_seed(seed)
     model, g = Heads(), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     train = TaskDropGrow(grow=GROWTH[growth], average=growth == "momentum", every=5)
     method = sw.method("cl_dst", density=density, allocate=allocate, train=train)
     run = sw.Sparsifier(model, method, optimizer, steps=steps, skip=("heads.*",), seed=seed)
-    tasks, accuracies = Tasks(run), torch.zeros(5, 5)
+    tasks, accuracies, flops = Tasks(run), torch.zeros(5, 5), TrainingFlops(run)
     for k, part in enumerate(stream.tasks):
         if k:
             run.next_stage()
@@ -126,17 +138,24 @@ def task_incremental(stream: Stream, allocate: str, growth: str, density: float,
             optimizer.step()
             run.step()
         tasks.close()
+        model.eval()
         for j in range(k + 1):
             with tasks.at(j), torch.no_grad():
                 accuracies[k, j] = (model(stream.tests[j].x, j).argmax(1) == stream.tests[j].y - 2 * j).float().mean()
-    return {"accuracy": final_accuracy(accuracies), "forgetting": forgetting(accuracies), "used": tasks.density}
+        model.train()
+    flops.close()
+    return row(
+        f"{allocate}, {growth}", method, density, run.supports, model, flops, accuracies, {"used": tasks.density},
+        task="digits, five tasks that are told", epochs=32 * 5 * steps / 1200, seed=seed,
+        data=f"{steps} steps a task from random weights",
+    )  # fmt: skip
 
 
 # -- SparCL: rehearsal ------------------------------------------------------------------------------------------------
 
 
 class Rehearsed(NamedTuple):
-    method: Method
+    method: Method | None
     gradients: float | None = None
     removed: float = 0.0
 
@@ -149,7 +168,7 @@ def rehearsals(density: float, every: int) -> dict[str, Rehearsed]:
 
     few = 0.8 * density
     return {
-        "dense": Rehearsed(sw.method("random", density=1.0)),
+        "dense": Rehearsed(None),
         "sparcl": Rehearsed(sparcl(few), few, 0.3),
         "sparcl, all examples": Rehearsed(sparcl(few), few),
         "sparcl, all gradients": Rehearsed(sparcl(None), None, 0.3),
@@ -158,25 +177,25 @@ def rehearsals(density: float, every: int) -> dict[str, Rehearsed]:
     }
 
 
-def class_incremental(stream: Stream, how: Rehearsed, seed: int, epochs: int, size: int = 100) -> Found:
-    """Accuracy over all classes with DER++, forgetting, and GFLOPs of training; the last layer is dense."""
+def class_incremental(
+    stream: Stream, label: str, how: Rehearsed, density: float, seed: int, epochs: int, size: int = 100
+) -> Row:
+    """Accuracy over all classes with DER++; the last layer is dense."""
     torch.manual_seed(seed)
     model, g = mlp(64, 128, 128, 10), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     steps = [epochs * -(-len(part.x) // BATCH) for part in stream.tasks]
-    buffer, accuracies, staged = (
-        Reservoir(size, seed=seed),
-        torch.zeros(5, 5),
-        isinstance(how.method.train, ShrinkExpand),
-    )
-    first = [stream.tasks[0]] if how.method.needs and how.method.train is None else None
-    run = sw.Sparsifier(
-        model, how.method, optimizer, steps=steps[0] if staged else sum(steps), skip=("4",), seed=seed,
-        data=first, loss=lambda m, b: F.cross_entropy(m(b.x), b.y),
-    )  # fmt: skip
-    flops = TrainingFlops(run, how.gradients)
+    buffer, accuracies, run, seen = Reservoir(size, seed=seed), torch.zeros(5, 5), None, 0
+    staged = how.method is not None and isinstance(how.method.train, ShrinkExpand)
+    if how.method is not None:
+        first = [stream.tasks[0]] if how.method.needs and how.method.train is None else None
+        run = sw.Sparsifier(
+            model, how.method, optimizer, steps=steps[0] if staged else sum(steps), skip=("4",), seed=seed,
+            data=first, loss=lambda m, b: F.cross_entropy(m(b.x), b.y),
+        )  # fmt: skip
+    flops = TrainingFlops(model if run is None else run, how.gradients)
     for k, part in enumerate(stream.tasks):
-        if k and staged:
+        if k and staged and run is not None:
             run.next_stage(steps[k])
         easy, others = EasyExamples(len(part.x)), torch.full((10,), -1e9)
         others[2 * k : 2 * k + 2] = 0.0
@@ -190,29 +209,36 @@ def class_incremental(stream: Stream, how: Rehearsed, seed: int, epochs: int, si
                 (loss + rehearsal_loss(model, buffer, BATCH) if k else loss).backward()
                 optimizer.step()
                 easy.saw(some, out.argmax(1) == part.y[some])
-                run.step()
+                seen += len(some)
+                if run is not None:
+                    run.step()
+        model.eval()
         with torch.no_grad():
             buffer.add(part.x, part.y, model(part.x))
             for j in range(k + 1):
                 accuracies[k, j] = (model(stream.tests[j].x).argmax(1) == stream.tests[j].y).float().mean()
+        model.train()
     flops.close()
-    run.finish()
-    return {"accuracy": final_accuracy(accuracies), "forgetting": forgetting(accuracies), "gflops": flops.total / 1e9}
+    return row(
+        label, how.method, density, run.finish() if run is not None else {}, model, flops, accuracies, {},
+        task="digits, five tasks, rehearsal", epochs=seen / 1200, seed=seed,
+        data=f"{epochs} epochs a task from random weights, {size} examples for DER++",
+    )  # fmt: skip
 
 
 # -- SHARP: units that mature -----------------------------------------------------------------------------------------
 
 
-def maturing(stream: Stream, delay: int, seed: int, steps: int, phases: int = 10) -> Found:
-    """Accuracy over all classes, forgetting, and bytes of memory."""
+def maturing(stream: Stream, delay: int, seed: int, steps: int, phases: int = 10) -> Row:
+    """Accuracy over all classes, read off by neighbours in place of a last layer, and bytes of memory."""
     torch.manual_seed(seed)
     model, g = nn.Sequential(*mlp(64, 200, 200, 200), nn.ReLU()), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0)
     every = max(steps // phases, 1)
-    run = sw.Sparsifier(
-        model, sw.method("sharp", train=Mature(every=every, phases=phases, delay=delay)), optimizer, seed=seed
-    )
+    method = sw.method("sharp", train=Mature(every=every, phases=phases, delay=delay))
+    run = sw.Sparsifier(model, method, optimizer, seed=seed)
     memory, reader, accuracies = HiddenReplay(1, seed=seed), Neighbours(), torch.zeros(5, 5)
+    flops = TrainingFlops(run)
     for k, part in enumerate(stream.tasks):
         for x, y in batches(part, every * phases, 64, g):
             z, labels = model(x), y
@@ -224,6 +250,7 @@ def maturing(stream: Stream, delay: int, seed: int, steps: int, phases: int = 10
             optimizer.step()
             run.step()
         run.next_stage()
+        model.eval()
         with torch.no_grad():
             own = {c: part.x[part.y == c][:25] for c in (2 * k, 2 * k + 1)}
             for c, age in memory.classes().items():
@@ -233,14 +260,28 @@ def maturing(stream: Stream, delay: int, seed: int, steps: int, phases: int = 10
             memory.close({c: model[:2](x) for c, x in own.items()})
             for j in range(k + 1):
                 accuracies[k, j] = (reader.predict(model(stream.tests[j].x)) == stream.tests[j].y).float().mean()
-    return {"accuracy": final_accuracy(accuracies), "forgetting": forgetting(accuracies), "bytes": memory.nbytes}
+        model.train()
+    flops.close()
+    return row(
+        f"sharp, delay {delay}", method, 0.4, run.supports, model, flops, accuracies, {"memory_bytes": memory.nbytes},
+        parent=sum(p.numel() for p in mlp(*UNITS).parameters()), seed=seed, **replayed(every * phases),
+    )  # fmt: skip
 
 
-def replaying(stream: Stream, nbytes: int, seed: int, steps: int) -> Found:
-    """Experience replay with a reservoir of as many bytes."""
+UNITS = (64, 200, 200, 200, 10)
+
+
+def replayed(steps: int) -> dict[str, Any]:
+    """Task and training that SHARP and replay share."""
+    epochs = 64 * 5 * steps / 1200
+    return {"task": "digits, five tasks, replay", "epochs": epochs, "data": f"{steps} steps a task from random weights"}
+
+
+def replaying(stream: Stream, nbytes: int, seed: int, steps: int) -> Row:
+    """Experience replay with a reservoir of at most as many bytes."""
     torch.manual_seed(seed)
-    model, g = mlp(64, 200, 200, 200, 10), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, g = mlp(*UNITS), torch.Generator().manual_seed(seed)
+    optimizer, flops = torch.optim.SGD(model.parameters(), lr=0.1), TrainingFlops(model)
     buffer, accuracies = Reservoir(max(nbytes // (64 * 4 + 8), 1), seed=seed), torch.zeros(5, 5)
     for k, part in enumerate(stream.tasks):
         for x, y in batches(part, steps, 64, g):
@@ -249,21 +290,31 @@ def replaying(stream: Stream, nbytes: int, seed: int, steps: int) -> Found:
             optimizer.step()
         order = torch.randperm(len(part.x), generator=g)
         buffer.add(part.x[order], part.y[order])
+        model.eval()
         with torch.no_grad():
             for j in range(k + 1):
                 accuracies[k, j] = (model(stream.tests[j].x).argmax(1) == stream.tests[j].y).float().mean()
-    return {"accuracy": final_accuracy(accuracies), "forgetting": forgetting(accuracies), "bytes": buffer.nbytes}
+        model.train()
+    flops.close()
+    return row(
+        "replay", None, 1.0, {}, model, flops, accuracies, {"memory_bytes": buffer.nbytes}, seed=seed, **replayed(steps)
+    )
 
 
 # -- APP: a stream in megabatches -------------------------------------------------------------------------------------
 
 
-def anytime(stream: Stream, name: str, seed: int, epochs: int, megabatches: int, size: int) -> Found:
-    """Final accuracy, gap between training and test accuracy, and cumulative error rate over megabatches, replaying all."""
+FINAL = round(0.8**4.5, 6)
+
+
+def anytime(stream: Stream, name: str, seed: int, epochs: int, megabatches: int, size: int) -> Row:
+    """Final accuracy, gap between training and test accuracy, and errors in per cent summed over megabatches, replaying all."""
     torch.manual_seed(seed)
     model, g = mlp(64, 256, 256, 10), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    order, errors, run, gap = torch.randperm(len(stream.x), generator=g), 0.0, None, 0.0
+    order, errors, run, gap, right = torch.randperm(len(stream.x), generator=g), 0.0, None, 0.0, 0.0
+    method = None if name == "dense" else sw.method(name) if name == "app" else sw.method(name, density=FINAL)
+    flops: TrainingFlops | None = None
     x_test, y_test = (torch.cat(ts) for ts in zip(*stream.tests, strict=True))
 
     def loss(model: nn.Module, batch: Part) -> Tensor:
@@ -275,9 +326,9 @@ def anytime(stream: Stream, name: str, seed: int, epochs: int, megabatches: int,
         data = [Part(stream.x[few], stream.y[few])]
         if name == "app" and run is not None:
             run.next_stage(data=data, loss=loss)
-        elif name != "dense" and run is None:
-            method = sw.method(name) if name == "app" else sw.method(name, density=0.8**4.5)
+        elif method is not None and run is None:
             run = sw.Sparsifier(model, method, optimizer, data=data, loss=loss, seed=seed)
+        flops = flops or TrainingFlops(model if run is None else run)
         optimizer.state.clear()
         for epoch in range(epochs):
             optimizer.param_groups[0]["lr"] = 0.1 * 0.1 ** (int(epoch >= 0.4 * epochs) + int(epoch >= 0.8 * epochs))
@@ -287,38 +338,23 @@ def anytime(stream: Stream, name: str, seed: int, epochs: int, megabatches: int,
                 optimizer.step()
                 if run is not None:
                     run.step()
+        model.eval()
         with torch.no_grad():
             right = float((model(x_test).argmax(1) == y_test).float().mean())
             gap = float((model(stream.x[seen]).argmax(1) == stream.y[seen]).float().mean()) - right
+        model.train()
         errors += 100 * (1 - right)
-    return {"accuracy": right, "gap": gap, "cumulative": errors, "density": run.density if run is not None else 1.0}
-
-
-# -- tables -----------------------------------------------------------------------------------------------------------
-
-
-def cell(found: Sequence[Found], *also: tuple[str, str]) -> str:
-    """Accuracy in per cent with its deviation, and means of other figures."""
-    values = [100 * f["accuracy"] for f in found]
-    spread = stdev(values) if len(values) > 1 else 0.0
-    return ", ".join(
-        [f"{mean(values):.1f} ± {spread:.1f}", *(form.format(mean(f[k] for f in found)) for k, form in also)]
-    )
-
-
-def grid(title: str, rows: dict[str, dict[Any, list[Found]]], *also: tuple[str, str], head: str = "method") -> None:
-    """One row a method, one column a setting."""
-    columns = list(next(iter(rows.values())))
-    table(
-        title,
-        (head, *map(str, columns)),
-        [[n, *(cell(r[c], *also) if c in r else "" for c in columns)] for n, r in rows.items()],
-    )
-
-
-def runs(one: Callable[[int], Found], seeds: int) -> list[Found]:
-    """The same with every seed."""
-    return [one(seed) for seed in range(seeds)]
+    assert flops is not None
+    flops.close()
+    record = record_of(
+        method, run.supports if run is not None else {}, model, task=f"digits in {megabatches} megabatches of {size}",
+        metric="test accuracy, %", value=100 * right, examples=megabatches * size, seed=seed, training_flops=flops.total,
+        epochs=epochs * (megabatches + 1) / 2, data=f"{epochs} epochs a megabatch on all that came, from random weights",
+        more={"gap": 100 * gap, "errors_summed": errors},
+    )  # fmt: skip
+    if name == "snip":
+        record = replace(record, start="sparse-to-sparse", when="before")
+    return Row(name, 1.0 if method is None else FINAL, record)
 
 
 def main() -> None:
@@ -330,57 +366,27 @@ def main() -> None:
     stream, quick = digits(), given.quick
     seeds, steps = (1, 10) if quick else (given.seeds, given.steps)
     epochs, every = max(steps // 5, 2), max(steps // 3, 2)
-    densities = (0.2,) if quick else (0.5, 0.2, 0.1, 0.05)
-    growths = ("random",) if quick else tuple(GROWTH)
-    tasks = {
-        f"{allocate}, {growth}": {
-            d: runs(lambda s, a=allocate, w=growth, d=d: task_incremental(stream, a, w, d, s, steps), seeds)
-            for d in densities
-        }
-        for allocate in ("erk", "uniform")
-        for growth in growths
-    }
-    grid(
-        "CL-DST: accuracy ± deviation, forgetting, entries used",
-        tasks,
-        ("forgetting", "{:.3f}"),
-        ("used", "{:.0%}"),
-        head="budget, growth",
-    )
-
-    kept = (0.25,) if quick else (0.25, 0.1)
-    rehearsed: dict[str, dict[Any, list[Found]]] = {}
-    for d in kept:
-        for name, how in rehearsals(d, every).items():
-            rehearsed.setdefault(name, {})[d] = runs(lambda s, h=how: class_incremental(stream, h, s, epochs), seeds)
-    grid(
-        "SparCL with DER++, 100 examples: accuracy, forgetting, training",
-        rehearsed,
-        ("forgetting", "{:.3f}"),
-        ("gflops", "{:.2f} GFLOP"),
-    )
-
-    mature = {f"sharp, delay {d}": {"": runs(lambda s, d=d: maturing(stream, d, s, steps), seeds)} for d in (0, 1)}
-    nbytes = int(mature["sharp, delay 0"][""][0]["bytes"])
-    mature["replay"] = {"": runs(lambda s: replaying(stream, nbytes, s, steps), seeds)}
-    grid("SHARP: accuracy, forgetting, bytes of memory", mature, ("forgetting", "{:.3f}"), ("bytes", "{:.0f} B"))
-
-    sizes = (20,) if quick else (20, 60, 140)
-    flow = {
-        name: {f"8 x {n}": runs(lambda s, m=name, n=n: anytime(stream, m, s, epochs, 8, n), seeds) for n in sizes}
-        for name in ("app", "snip", "dense")
-    }
-    grid("APP: accuracy, gap, cumulative error rate", flow, ("gap", "gap {:.3f}"), ("cumulative", "CER {:.0f}"))
-    figures = {"cl_dst": tasks, "sparcl": rehearsed, "sharp": mature, "app": flow}
-    cells = {
-        paper: {
-            f"{name} {column}".strip(): cell(found)
-            for name, columns in rows.items()
-            for column, found in columns.items()
-        }
-        for paper, rows in figures.items()
-    }
-    store("continual", [], given.json, **cells, steps=steps, seeds=seeds)
+    rows = Rows("continual", {"steps": steps}, quick=quick)
+    for seed in range(seeds):
+        for density in (0.2,) if quick else (0.5, 0.2, 0.1, 0.05):
+            for allocate in ("erk", "uniform"):
+                for growth in ("random",) if quick else GROWTH:
+                    make = lambda s=seed, d=density, a=allocate, w=growth: task_incremental(stream, a, w, d, s, steps)  # noqa: E731
+                    rows.add(f"cl_dst {allocate} {growth} {density} {seed}", make)
+        for density in (0.25,) if quick else (0.25, 0.1):
+            for name, how in rehearsals(density, every).items():
+                asked = density if how.method is not None else 1.0
+                make = lambda s=seed, d=asked, n=name, h=how: class_incremental(stream, n, h, d, s, epochs)  # noqa: E731
+                if asked < 1 or density == 0.25:
+                    rows.add(f"sparcl {name} {asked} {seed}", make)
+        matured = [rows.add(f"sharp {d} {seed}", lambda s=seed, d=d: maturing(stream, d, s, steps))[0] for d in (0, 1)]
+        nbytes = matured[0].record.more["memory_bytes"]
+        rows.add(f"replay {seed}", lambda s=seed, n=nbytes: replaying(stream, n, s, steps))
+        for size in (20,) if quick else (20, 60, 140):
+            for name in ("dense", "snip", "app"):
+                rows.add(f"{name} {size} {seed}", lambda s=seed, m=name, n=size: anytime(stream, m, s, epochs, 8, n))
+    rows.show()
+    rows.store(given.json)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 A small detector of heat maps on synthetic blobs (`sparseworks.evaluate.Blobs`) is trained, made sparse by L1 on the factors of its
 norms, cut to a share of its parameters by one threshold or by one a section, and fine-tuned on few images for equal steps: alone, or
 towards the detector it comes from by the error of its neck's features, by channel-wise distillation, or by attention maps. Average
-precision in per cent, mean and deviation over seeds; then time of an image, cut beside whole.
+precision in per cent, by the share of parameters that is left; then time of a batch, cut beside whole.
 
+    python benchmarks/weights/detector.py --threads 1 --times
     python benchmarks/weights/detector.py --threads 1 --json detector
 """
 
@@ -13,21 +14,24 @@ from __future__ import annotations
 import copy
 import itertools
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from statistics import mean, pstdev
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from common import arguments, line, show, store, table
+from common import Line, arguments, line
+from rows import TIMES, Row, Rows, forward_flops, record_of
 from torch import nn
 
 import sparseworks as sw
 from sparseworks.core.errors import BudgetError
+from sparseworks.core.method import Method
 from sparseworks.evaluate import BlobNet, Blobs, Detecting
-from sparseworks.exec.measure import Comparison, compare
+from sparseworks.exec.measure import compare
 from sparseworks.stream import dependency_groups
 from sparseworks.weights import ChannelWise, MapError, SpatialAttention, Task, Term, recover
 from sparseworks.weights.train import ThresholdGammas
@@ -45,6 +49,8 @@ REPAIRS: Mapping[str, tuple[Term, ...]] = {
     "channel-wise": (ChannelWise(NECK, 10.0, 1.0),),
     "attention maps": (SpatialAttention(NECK, 10.0),),
 }
+SUFFIX = {"": "", "none": ", tuned", **{name: f", {name}" for name in list(REPAIRS)[1:]}}
+"""Repair, "" = not tuned -> what a label says of it."""
 
 
 @dataclass(frozen=True)
@@ -99,23 +105,33 @@ def groups(net: nn.Module, data: Blobs) -> list:
     return [c for c in dependency_groups(net, data.images[:2]) if not c.name.startswith("neck")]
 
 
-def cut(net: nn.Module, data: Blobs, regime: ThresholdGammas, share: float) -> nn.Module:
+class Cut(NamedTuple):
+    """A net without the channels that were cut, and by which supports."""
+
+    net: nn.Module
+    method: Method
+    supports: Mapping[str, sw.Support]
+
+
+def cut(net: nn.Module, data: Blobs, regime: ThresholdGammas, share: float) -> Cut:
     """The largest cut net with at most `share` of the parameters."""
     low, high, best, most = 0.0, 1.0, None, share * parameters(net)
     for _ in range(10):
         density = (low + high) / 2
         small = copy.deepcopy(net)
-        method = sw.method("yolov8_cwd", density=density, train=regime)
+        method = sw.method(
+            "group_channels" if regime.sections == "modules" else "yolov8_cwd", density=density, train=regime
+        )
         optimizer = torch.optim.SGD(small.parameters(), lr=0.0)
         try:
             run = sw.Sparsifier(small, method, optimizer, steps=1, couplings=groups(small, data))
-            run.finish()
+            supports = run.finish()
         except BudgetError:  # the floors keep more than that
             low = density
             continue
         run.slice()
         if parameters(small) <= most:
-            low, best = density, small
+            low, best = density, Cut(small, method, supports)
         else:
             high = density
     if best is None:
@@ -128,63 +144,93 @@ def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def faster(small: nn.Module, whole: nn.Module, x: torch.Tensor, rounds: int) -> Comparison:
-    """Time of a batch, cut beside whole."""
-    small.eval()
-    whole.eval()
-    with torch.no_grad():
-        return compare({"cut": lambda: small(x), "whole": lambda: whole(x)}, rounds=rounds)
-
-
 def tuned(
     small: nn.Module, teacher: nn.Module, few: Blobs, terms: tuple[Term, ...], steps: int, seed: int
 ) -> nn.Module:
     """A fine-tuned copy."""
     student = Detecting(copy.deepcopy(small))
     recover(
-        student, Detecting(teacher), few.batches(16), supports={}, terms=[Task(), *terms], steps=steps, lr=5e-3,
+        student, Detecting(teacher) if terms else None, few.batches(16), supports={}, terms=[Task(), *terms], steps=steps, lr=5e-3,
         normalise=True, seed=seed, progress=False,
     )  # fmt: skip
     return student.net
 
 
+class Bench:
+    """The nets of every seed and their rows."""
+
+    def __init__(self, size: Size):
+        self.size = size
+        self.data, self.test, self.few = Blobs.draw(size.images, 1), Blobs.draw(size.test, 2), Blobs.draw(size.few, 3)
+        self.whole = cache(self._whole)
+        self.thinned = cache(lambda seed: sparse(self.whole(seed), self.data, size.sparse, seed))
+        self.cut = cache(lambda seed, name, share: cut(self.thinned(seed), self.data, CUTS[name], share))
+
+    def _whole(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return trained(BlobNet(), self.data, self.size.train, seed)
+
+    def row(
+        self, label: str, density: float, seed: int, net: nn.Module, made: Cut | None, tuned: int, taught: bool
+    ) -> Row:
+        """Of a net after its `tuned` steps on few images; `made` None = not cut."""
+        size, x, whole = self.size, self.data.images[:1], self.whole(seed)
+        steps = size.train + (0 if label == "whole" else size.sparse)
+        flops = 3 * 32 * steps * forward_flops(whole, x) + 16 * tuned * 3 * forward_flops(net, x)
+        if taught:
+            flops += 16 * tuned * forward_flops(whole, x)
+        record = record_of(
+            made.method if made else None, made.supports if made else {}, whole, task="blobs", metric="average precision, %",
+            value=self.test.average_precision(net), epochs=32 * steps / size.images, examples=size.images, seed=seed,
+            training_flops=flops, more={"parameters": parameters(net)},
+            data=f"{steps} steps dense" + (f", {tuned} on {size.few} images after the cut" if tuned else ""),
+        )  # fmt: skip
+        return Row(label, density, record)
+
+    def after(self, name: str, repair: str, share: float, seed: int) -> Row:
+        """A cut net, fine-tuned unless `repair` is empty."""
+        small, terms, steps = self.cut(seed, name, share), REPAIRS.get(repair, ()), self.size.tune if repair else 0
+        net = tuned(small.net, self.whole(seed), self.few, terms, steps, seed) if repair else small.net
+        return self.row(f"{name}{SUFFIX[repair]}", share, seed, net, small, steps, bool(terms))
+
+    def thin(self, seed: int) -> Row:
+        """Sparse factors before the cut."""
+        found = self.row("sparse factors, not cut", 1.0, seed, self.thinned(seed), None, 0, False)
+        return replace(found, record=replace(found.record, method="yolov8_cwd"))
+
+    def faster(self, name: str, share: float, rounds: int) -> Line:
+        """Time of 32 images, cut beside whole, of the first seed."""
+        x, small, whole = self.data.images[:32], self.cut(0, name, share).net.eval(), self.whole(0).eval()
+        with torch.no_grad():
+            timings = compare({"cut": lambda: small(x), "whole": lambda: whole(x)}, rounds=rounds)
+        return line(f"32 images, {share:.0%} of parameters, {name}", timings, "cut", "whole")
+
+    def cells(self) -> Iterator[tuple[str, str, float]]:
+        """Cut, repair, share."""
+        for share, name in itertools.product(self.size.share, CUTS):
+            yield from ((name, repair, share) for repair in SUFFIX)
+
+
 def main() -> None:
-    """Both tables."""
+    """Rows, and times of the first seed."""
     given = arguments(
-        (__doc__ or "").splitlines()[0], seeds={"type": int, "default": 3, "help": "seeds of each figure"}
+        (__doc__ or "").splitlines()[0],
+        seeds={"type": int, "default": 3, "help": "seeds of each figure"},
+        times=TIMES,
     )
     size = Size(96, 32, 48, 20, 10, 5, (0.3,)) if given.quick else Size(2000, 64, 400, 400, 200, 30, (0.3, 0.2))
-    seeds = 1 if given.quick else given.seeds
-    data, test, few = Blobs.draw(size.images, 1), Blobs.draw(size.test, 2), Blobs.draw(size.few, 3)
-    found: dict[tuple[float, str, str], list[float]] = {}
-    lines = []
-
-    def note(share: float, name: str, repair: str, net: nn.Module) -> None:
-        found.setdefault((share, name, repair), []).append(test.average_precision(net))
-
-    for seed in range(seeds):
-        torch.manual_seed(seed)
-        teacher = trained(BlobNet(), data, size.train, seed)
-        thinned = sparse(teacher, data, size.sparse, seed)
-        note(1.0, "whole", "before", teacher)
-        note(1.0, "sparse factors, not cut", "before", thinned)
-        for share, (name, regime) in itertools.product(size.share, CUTS.items()):
-            small = cut(thinned, data, regime, share)
-            note(share, name, "before", small)
-            for repair, terms in REPAIRS.items():
-                note(share, name, repair, tuned(small, teacher, few, terms, size.tune, seed))
-            if seed == 0:
-                timings = faster(small, teacher, data.images[:32], given.rounds)
-                lines.append(line(f"{share:.0%} of parameters, {name}", timings, "cut", "whole"))
-    columns = ("before", *REPAIRS)
-    rows = []
-    for share, name in dict.fromkeys((s, n) for s, n, _ in found):
-        cells = [found.get((share, name, c), []) for c in columns]
-        rows.append([f"{share:.0%}", name, *(f"{mean(c):.1f} ± {pstdev(c):.1f}" if c else "" for c in cells)])
-    table(f"Average precision, % ({seeds} seeds)", ("parameters", "cut by", *columns), rows)
-    show(lines, "Time of 32 images")
-    figures = [{"share": s, "cut": n, "repair": r, "precision": v} for (s, n, r), v in found.items()]
-    store("detector", lines, given.json, precision=figures)
+    seeds, bench = 1 if given.quick else given.seeds, Bench(size)
+    rows = Rows("detector", asdict(size), quick=given.quick)
+    for seed in range(0 if given.times else seeds):
+        rows.add(f"whole {seed}", lambda s=seed: bench.row("whole", 1.0, s, bench.whole(s), None, 0, False))
+        rows.add(f"sparse {seed}", lambda s=seed: bench.thin(s))
+        for name, repair, share in bench.cells():
+            make = lambda n=name, r=repair, p=share, s=seed: bench.after(n, r, p, s)  # noqa: E731
+            rows.add(f"{name} {repair} {share} {seed}", make)
+    for share, name in itertools.product(size.share, CUTS):
+        rows.time(f"{share:.0%} of parameters, {name}", lambda p=share, n=name: bench.faster(n, p, given.rounds))
+    rows.show()
+    rows.store(None if given.times else given.json)
 
 
 if __name__ == "__main__":

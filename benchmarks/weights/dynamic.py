@@ -10,7 +10,6 @@ that ever took part. First weights are scaled for the inputs that are kept (Evci
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from rows import Row, Rows, record_of
 
 import sparseworks as sw
 from sparseworks.core.method import Method
+from sparseworks.weights.settings import TrainingFlops
 from sparseworks.weights.train import DropGrow, Explored
 
 METHODS = ("static", "set", "rigl", "dst_ee", "srigl", "granet")
@@ -74,13 +74,14 @@ def trained(task: Task, label: str, method: Method | None, seed: int, epochs: in
     model = nn.Sequential(*layers[:-1])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     batches = len(task.x) // BATCH
-    run, explored, changes = None, None, 0
+    run, explored = None, None
     steps = epochs * batches
     if method is not None:
         if method.train is not None:
             method = method.with_(train=replace(method.train, every=max(1, batches // 2), rescale=True))  # type: ignore[call-arg]
         run = sw.Sparsifier(model, method, optimizer, steps=steps, seed=seed)
         explored = Explored(run.supports)
+    flops = TrainingFlops(model if run is None else run)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(epochs):
         for some in torch.randperm(len(task.x))[: batches * BATCH].split(BATCH):
@@ -89,8 +90,8 @@ def trained(task: Task, label: str, method: Method | None, seed: int, epochs: in
             optimizer.step()
             if run is not None and explored is not None and run.step():
                 explored.add(run.supports)
-                changes += 1
             rate.step()
+    flops.close()
     supports = run.finish() if run is not None else {}
     with torch.no_grad():
         right = (model(task.x_test).argmax(dim=1) == task.y_test).float().mean()
@@ -98,25 +99,11 @@ def trained(task: Task, label: str, method: Method | None, seed: int, epochs: in
     record = record_of(
         method, supports, model, task=task.name, metric="test accuracy, %", value=100 * float(right), epochs=epochs,
         examples=len(task.x), data=f"{epochs} epochs from random weights", seed=seed, more=more,
-        training_flops=flops(model, method, supports, steps, changes),
+        training_flops=flops.total,
     )  # fmt: skip
     if label == "static":
         record = replace(record, dynamic=False, when="before")
     return Row(label, density, record)
-
-
-def flops(
-    model: nn.Module, method: Method | None, supports: Mapping[str, sw.Support], steps: int, changes: int
-) -> float | None:
-    """Of three products with the kept weights a step, and of a dense gradient a change where growth looks at one; None if the density moves."""
-    size = sum(s.size for s in sw.sites(model))
-    if method is None:
-        return 6.0 * size * BATCH * steps
-    if getattr(method.train, "ramp", None) is not None:
-        return None
-    kept = sum(s.count for s in supports.values())
-    gradients = changes if any(k.source == "gradient" for k in getattr(method.train, "needs", ())) else 0
-    return 6.0 * kept * BATCH * steps + 2.0 * (size - kept) * BATCH * gradients
 
 
 def main() -> None:

@@ -74,9 +74,12 @@ def trained(data: Sequence[Tensor], label: str, method: Method, seed: int, round
     torch.manual_seed(seed)
     scored = {"data": [(x[:256], y[:256])], "loss": lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])}
     server = Server(network(), method, rounds=rounds, seed=seed, **(scored if method.name == "snip" else {}))
-    clients = [Client(network()) for _ in parts]
+    clients, flops = [Client(network()) for _ in parts], 0.0
+    size = sum(s.size for s in server.run.supports.values())
     for t in range(rounds):
         message, replies = server.message(), []
+        kept = sum(s.count for s in message.supports.values())
+        flops += EPOCHS * len(x) * 2.0 * (2 * kept + (kept if message.kept_only else size))
         for client, mine in zip(clients, parts, strict=True):
             optimizer = torch.optim.SGD(client.model.parameters(), lr=0.1 * 0.998**t, weight_decay=5e-4, momentum=0.9)
             client.receive(message, optimizer)
@@ -93,7 +96,7 @@ def trained(data: Sequence[Tensor], label: str, method: Method, seed: int, round
     record = record_of(
         method, supports, server.model, task="digits, ten clients", metric="test accuracy, %", value=100 * float(right),
         epochs=rounds * EPOCHS, examples=len(x), data=f"{rounds} rounds of {EPOCHS} epochs at ten clients", seed=seed,
-        more={"uploaded": server.received},
+        more={"uploaded": server.received}, training_flops=flops,
     )  # fmt: skip
     return Row(label, density, record)
 

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import arguments
-from rows import Row, Rows, record_of
+from rows import Row, Rows, forward_flops, record_of
 
 import sparseworks as sw
 from sparseworks.core.method import Method
 from sparseworks.evaluate import documentation_passages, read_texts
+from sparseworks.weights.settings import TrainingFlops
 from sparseworks.weights.train import AdamDecay, AdamShrink, FadePatterns, FadeValues, Straight
 
 CONTEXT, EMBEDDING, WIDTH, BATCH, RATE = 16, 16, 256, 128, 2e-3
@@ -101,12 +102,16 @@ class Text:
 
 def trained(
     model: nn.Module, text: Text, steps: int, seed: int, method: Method | None = None, teacher: nn.Module | None = None
-) -> Mapping[str, sw.Support]:
-    """`steps` of AdamW, the rate warmed up and let down by a cosine to a tenth; the supports found."""
+) -> tuple[Mapping[str, sw.Support], float | None]:
+    """`steps` of AdamW, the rate warmed up and let down by a cosine to a tenth; the supports found, and FLOPs.
+
+    Values that fade out take part as long as they are there, which supports do not tell.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
     run = None
     if method is not None:
         run = sw.Sparsifier(model, method, optimizer, steps=steps, skip=["head", "embed"])
+    flops = TrainingFlops(model if run is None else run, 1.0)
     for i in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min((i + 1) / (0.05 * steps), 0.55 + 0.45 * math.cos(math.pi * i / steps))
@@ -124,7 +129,10 @@ def trained(
         optimizer.step()
         if run is not None:
             run.step()
-    return run.finish() if run is not None else {}
+    flops.close()
+    total = flops.total + (steps * forward_flops(teacher, text.batch(0)[0]) if teacher is not None else 0.0)
+    faded = method is not None and isinstance(method.train, FadeValues)
+    return run.finish() if run is not None else {}, None if faded else total
 
 
 def main() -> None:
@@ -154,12 +162,15 @@ def main() -> None:
         return model
 
     def row(
-        label: str, method: Method | None, supports: Mapping[str, sw.Support], model: nn.Module, seed: int, more: int
-    ) -> Row:
+        label: str, method: Method | None, supports: Mapping[str, sw.Support], model: nn.Module, seed: int, more: int,
+        flops: float | None = 0.0,
+    ) -> Row:  # fmt: skip
+        parent = 3 * first * forward_flops(dense(seed), text.batch(0)[0])
         record = record_of(
             method, supports, model, task=f"next character, {text.name}", metric="nats a character", value=text.loss(model),
             higher_is_better=False, epochs=(first + more) * BATCH / len(text.train), examples=len(text.train),
             data=f"{first} steps dense, then {more} steps, on {len(text.train):,} characters", seed=seed,
+            training_flops=None if flops is None else parent + flops,
         )  # fmt: skip
         return Row(label, 1.0 if method is None else method.pattern.fixed_density or 1.0, record)
 
@@ -170,8 +181,8 @@ def main() -> None:
 
     def after(label: str, method: Method | None, taught: bool, seed: int) -> Row:
         model = copy.deepcopy(dense(seed))
-        supports = trained(model, text, steps, seed, method, dense(seed) if taught else None)
-        return row(label, method, supports, model, seed, steps)
+        supports, flops = trained(model, text, steps, seed, method, dense(seed) if taught else None)
+        return row(label, method, supports, model, seed, steps, flops)
 
     for seed in range(seeds):
         rows.add(f"dense {seed}", lambda s=seed: row("dense", None, {}, dense(s), s, 0))

@@ -1,7 +1,7 @@
 """Do agents stay good while they become sparse? EauDeQN against a dense agent and fixed schedules on CartPole; schedules that oscillate on channel access.
 
 CartPole-v1 of Gymnasium (`pip install 'sparseworks[rl]'`): deep Q-learning, networks 4-64-64-2, the return of 20 greedy games. Channel access:
-three users, four channels, independent recurrent actors and one critic, successes a slot. Three seeds each.
+three users, four channels, independent recurrent actors and one critic, successes a slot. Three seeds, of channel access five.
 
     python benchmarks/weights/reinforcement.py --threads 1 --json reinforcement
 """
@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
-from typing import NamedTuple
+from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import arguments, store, table
+from common import arguments
+from rows import Row, Rows, record_of
 
 import sparseworks as sw
 from sparseworks.core.schedule import Cubic, Harmonic, Linear, Schedule
@@ -32,9 +35,9 @@ UPDATE = 250
 """Environment steps between two target updates."""
 
 
-class Found(NamedTuple):
-    value: float
-    sparsity: float
+BATCH = 64
+GAMES, SLOTS = 32, 12
+"""Of channel access, an update."""
 
 
 class Replay:
@@ -69,9 +72,10 @@ class Single:
 
     def __init__(self, network: nn.Module, density: float, updates: int):
         self.network, self.target = network, copy.deepcopy(network)
+        self.size = self.aim = sum(s.size for s in sw.sites(network))
         self.optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
-        method = sw.method("gmp", pattern="global", density=density, train=Gradual(every=UPDATE // 2, stop=0.8))
-        self.run = sw.Sparsifier(network, method, self.optimizer, steps=updates)
+        self.method = sw.method("gmp", pattern="global", density=density, train=Gradual(every=UPDATE // 2, stop=0.8))
+        self.run = sw.Sparsifier(network, self.method, self.optimizer, steps=updates)
 
     def acting(self) -> nn.Module:
         return self.network
@@ -84,10 +88,21 @@ class Single:
 
     def renew(self) -> None:
         self.target.load_state_dict(self.network.state_dict())
+        self.aim = round(self.run.density * self.size)
 
     @property
-    def sparsity(self) -> float:
-        return 1.0 - self.run.density
+    def supports(self) -> Mapping[str, sw.Support]:
+        return self.run.supports
+
+    def flops(self) -> float:
+        """Of one update."""
+        return BATCH * (6.0 * self.run.density * self.size + 2.0 * self.aim)
+
+
+def paced_flops(agent: PacedQNetworks) -> float:
+    """Of one update: three products with every online network, one with the target for each."""
+    aim = sum(s.count for s in agent.supports.values())
+    return BATCH * sum(6.0 * sum(s.count for s in rival.supports.values()) + 2.0 * aim for rival in agent.rivals)
 
 
 def network(seed: int) -> nn.Module:
@@ -100,12 +115,13 @@ def act(model: nn.Module, state: np.ndarray) -> int:
         return int(model(torch.from_numpy(state)).argmax())
 
 
-def cartpole(agent: Single | PacedQNetworks, seed: int, steps: int) -> Found:
-    """Train by deep Q-learning, one update every second step; then the mean return of greedy games of the target network."""
+def cartpole(agent: Single | PacedQNetworks, seed: int, steps: int) -> tuple[float, float]:
+    """Deep Q-learning, one update every second step: the mean return of greedy games of the target network, and FLOPs of the updates."""
     import gymnasium
 
     env, replay, g = gymnasium.make("CartPole-v1"), Replay(), torch.Generator().manual_seed(seed)
     state, _ = env.reset(seed=seed)
+    flops = 0.0
     for step in range(steps):
         random = float(torch.rand((), generator=g)) < max(0.05, 1.0 - step / (0.25 * steps))
         action = int(torch.randint(2, (), generator=g)) if random else act(agent.acting(), state)
@@ -113,7 +129,8 @@ def cartpole(agent: Single | PacedQNetworks, seed: int, steps: int) -> Found:
         replay.add(state, action, float(reward), after, end)
         state = env.reset()[0] if end or cut else after
         if step >= 500 and step % 2 == 0:
-            agent.learn(replay.loss(64, g))
+            flops += agent.flops() if isinstance(agent, Single) else paced_flops(agent)
+            agent.learn(replay.loss(BATCH, g))
         if step > 500 and step % UPDATE == 0:
             agent.renew()
     if isinstance(agent, Single):
@@ -127,82 +144,96 @@ def cartpole(agent: Single | PacedQNetworks, seed: int, steps: int) -> Found:
             state, reward, end, cut, _ = env.step(act(agent.target, state))
             total, over = total + float(reward), end or cut
         returns.append(total)
-    return Found(mean(returns), agent.sparsity)
+    return mean(returns), flops
 
 
-def agents(steps: int) -> dict[str, Callable[[int], Single | PacedQNetworks]]:
-    """The contenders."""
-    found: dict[str, Callable[[int], Single | PacedQNetworks]] = {
-        f"cubic to {s:.0%}": lambda seed, s=s: Single(network(seed), 1 - s, steps // 2) for s in (0.8, 0.95, 0.98)
-    }
-    return {
-        "dense": lambda seed: Single(network(seed), 1.0, steps // 2),
-        "eau_de_qn": lambda seed: PacedQNetworks(
-            network(seed), lambda p: torch.optim.Adam(p, lr=5e-4), reach=0.1, seed=seed
-        ),
-        **found,
-    }
+def agent_of(name: str, density: float, seed: int, steps: int) -> Single | PacedQNetworks:
+    """EauDeQN, or one network down to a density along a fixed schedule."""
+    if name == "eau_de_qn":
+        return PacedQNetworks(network(seed), lambda p: torch.optim.Adam(p, lr=5e-4), reach=0.1, seed=seed)
+    return Single(network(seed), density, steps // 2)
 
 
-def access(schedule: Schedule | None, density: float, seeds: int, updates: int) -> list[Found]:
+def pole(name: str, density: float, seed: int, steps: int) -> Row:
+    """One agent; the density of EauDeQN is what it came to."""
+    began, agent = time.perf_counter(), agent_of(name, density, seed, steps)
+    value, flops = cartpole(agent, seed, steps)
+    found = agent.supports
+    record = record_of(
+        None if name == "dense" else agent.method, found, network(seed), task=f"CartPole-v1, {steps} steps",
+        metric="return of 20 greedy games", value=value, epochs=BATCH / 2, examples=steps, training_flops=flops, seed=seed,
+        data=f"{steps} steps, an update every second one",
+    )  # fmt: skip
+    if name == "eau_de_qn":
+        record = replace(record, start="dense-to-sparse", dynamic=True, when="during")
+        density = record.kept / sum(s.size for s in found.values())
+    return Row(name, density, record, time.perf_counter() - began)
+
+
+def paced(seeds: int, steps: int) -> list[Row]:
+    """EauDeQN with every seed; nobody asks for its density, so it stands at the mean of what it came to."""
+    rows = [pole("eau_de_qn", 0.0, seed, steps) for seed in range(seeds)]
+    return [replace(row, density=round(mean(r.density for r in rows), 2)) for row in rows]
+
+
+def access(name: str, schedule: Schedule | None, density: float, seeds: int, updates: int) -> list[Row]:
     """Successes a slot of greedy games after training, seed by seed."""
-    model, g = IndependentActors(ChannelAccess(), range(seeds)), torch.Generator().manual_seed(0)
-    optimizer, run = torch.optim.Adam(model.parameters(), lr=5e-3), None
+    began, model, g = time.perf_counter(), IndependentActors(ChannelAccess(), range(seeds)), torch.Generator()
+    g.manual_seed(0)
+    optimizer, run, method, flops = torch.optim.Adam(model.parameters(), lr=5e-3), None, None, 0.0
+    listed, heads = model.sites, model.head.numel() + model.judge_head.numel()
     if schedule is not None:
         method = sw.method(
             "gmp_harmonic", pattern=model.pattern, density=density, schedule=schedule, train=Regrow(every=5, stop=0.8)
         )
-        run = sw.Sparsifier(model, method, optimizer, steps=updates, sites=model.sites)
+        run = sw.Sparsifier(model, method, optimizer, steps=updates, sites=listed)
+    size = sum(s.size for s in listed)
     for _ in range(updates):
         optimizer.zero_grad()
-        model.loss(model.play(32, 12, g)).backward()
+        model.loss(model.play(GAMES, SLOTS, g)).backward()
         optimizer.step()
+        flops += 6.0 * GAMES * SLOTS * ((run.density if run else 1.0) * size + heads) / seeds
         if run:
             run.step()
-    if run:
-        run.finish()
+    supports = run.finish() if run else {}
     with torch.no_grad():
-        played = model.play(256, 12, torch.Generator().manual_seed(1), greedy=True)
-    return [Found(v, 1 - density if schedule else 0.0) for v in played.reward.mean(dim=(1, 2)).tolist()]
-
-
-def cell(found: Sequence[Found]) -> list[str]:
-    values = [f.value for f in found]
-    spread = stdev(values) if len(values) > 1 else 0.0
-    return [f"{mean(values):.3g} ± {spread:.2g}", f"{mean(f.sparsity for f in found):.1%}"]
+        played = model.play(256, SLOTS, torch.Generator().manual_seed(1), greedy=True)
+    kept = (sum(s.count for s in supports.values()) if run else size) // seeds
+    known: dict[str, Any] = {
+        "task": "channel access, three users", "metric": "successes a slot", "epochs": 1, "examples": updates * GAMES * SLOTS,
+        "data": f"{updates} updates of {GAMES} games of {SLOTS} slots", "training_flops": flops, "kept": kept,
+        "inference_flops": 2.0 * kept, "parent": sum(p.numel() for p in model.parameters()) // seeds,
+        "densities": {s.name: supports[s.name].density if run else 1.0 for s in listed},
+    }  # fmt: skip
+    values, spent = played.reward.mean(dim=(1, 2)).tolist(), (time.perf_counter() - began) / seeds
+    found = [record_of(method, supports, model, value=value, seed=seed, **known) for seed, value in enumerate(values)]
+    return [
+        Row(name, density, replace(record, structure="one budget a matrix") if run else record, spent)
+        for record in found
+    ]
 
 
 def main() -> None:
     given = arguments(
         (__doc__ or "").split("\n")[0],
-        steps={"type": int, "default": 30_000, "help": "steps in CartPole"},
+        steps={"type": int, "default": 12_000, "help": "steps in CartPole"},
         updates={"type": int, "default": 1000, "help": "updates of the actors"},
         seeds={"type": int, "default": 3, "help": "runs a cell"},
     )
     steps, updates, seeds = (1500, 10, 1) if given.quick else (given.steps, given.updates, given.seeds)
-    poles = {name: [cartpole(make(s), s, steps) for s in range(seeds)] for name, make in agents(steps).items()}
-    schedules = {"harmonic": Harmonic(), "cubic": Cubic(), "linear": Linear()}
-    games = {"dense": access(None, 1.0, max(seeds, 5), updates)}
-    games |= {
-        f"{name}, {1 - d:.0%}": access(schedule, d, max(seeds, 5), updates)
-        for d in (0.1, 0.05)
-        for name, schedule in schedules.items()
-    }
-    table(
-        f"CartPole after {steps} steps, {seeds} seeds",
-        ("agent", "return", "sparsity"),
-        [[n, *cell(f)] for n, f in poles.items()],
-    )
-    table(
-        f"channel access after {updates} updates, {max(seeds, 5)} seeds",
-        ("schedule", "successes a slot", "sparsity"),
-        [[n, *cell(f)] for n, f in games.items()],
-    )
-    figures = {
-        name: {n: [f._asdict() for f in found] for n, found in cells.items()}
-        for name, cells in (("cartpole", poles), ("channel_access", games))
-    }
-    store("reinforcement", [], given.json, steps=steps, updates=updates, **figures)
+    rows = Rows("reinforcement", {"steps": steps, "updates": updates, "seeds": seeds}, quick=given.quick)
+    for seed in range(seeds):
+        for name, density in (("dense", 1.0), ("cubic", 0.2), ("cubic", 0.05), ("cubic", 0.02)):
+            rows.add(f"{name} {density} {seed}", lambda n=name, d=density, s=seed: pole(n, d, s, steps))
+    rows.add("eau_de_qn", lambda: paced(seeds, steps))
+    together = max(seeds, 5)
+    rows.add("access dense", lambda: access("dense", None, 1.0, together, updates))
+    for density in (0.1, 0.05):
+        for name, schedule in (("harmonic", Harmonic()), ("cubic", Cubic()), ("linear", Linear())):
+            make = lambda n=name, s=schedule, d=density: access(n, s, d, together, updates)  # noqa: E731
+            rows.add(f"access {name} {density}", make)
+    rows.show()
+    rows.store(given.json)
 
 
 if __name__ == "__main__":

@@ -86,10 +86,14 @@ def measured(name: str, width: int, density: float, seed: int, threads: int) -> 
     peak = resident("VmHWM") - start
     more = {"held_bytes": bytes_held, "step_s": sorted(times["step"])[2], "change_s": min(times["change"], default=0.0)}
     like = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))  # names and sizes of the layers
+    size = 2 * width * width
+    supports, looks = run.finish() if run is not None else {}, len(times["change"]) if name.endswith("RigL") else 0
+    kept = sum(s.count for s in supports.values()) if supports else size
     record = record_of(
-        None if name == "dense" else chosen(name, density), run.finish() if run is not None else {}, like,
+        None if name == "dense" else chosen(name, density), supports, like,
         task=f"2 layers of {width} x {width}, Adam", metric=METRIC, value=peak / 2**20, higher_is_better=False, epochs=1,
         examples=9 * BATCH, data="9 steps on noise", seed=seed, more=more,
+        training_flops=BATCH * (9 * 6.0 * kept + looks * 2.0 * (size - kept)),
     )  # fmt: skip
     return Row(
         name, 1.0 if name == "dense" else density, record, seconds=sum(map(sum, times.values())), peak_bytes=peak

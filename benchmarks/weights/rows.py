@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import RESULTS, facts, table
+import torch
+from common import RESULTS, Line, facts, show, table
 from torch import nn
 
 import sparseworks as sw
@@ -24,10 +26,15 @@ from sparseworks.core.method import Method
 from sparseworks.evaluate import Record, compare, describe
 from sparseworks.exec import measure
 from sparseworks.jobs.journal import Journal
+from sparseworks.weights.settings import TrainingFlops
 
 SCHEMA = 1
 FOLDER = RESULTS / "weights"
 JOURNALS = Path("out") / "benchmarks"
+
+
+TIMES = {"action": "store_true", "help": "only take the times, on a quiet machine; the run that stores reads them back"}
+"""Of a script with times: its argument `times`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Row:
 
     Attributes:
         label: what the table calls the method; its registered name is the record's.
-        density: that was asked for, 1 = dense; the record says what was kept.
+        density: that was asked for, 1 = dense; the record says what was kept. Where it follows from training, its mean over the seeds.
         seconds: of making it, all training and pruning included.
         peak_bytes: resident memory at its highest over that at the start; None where the system does not tell.
     """
@@ -80,6 +87,16 @@ def record_of(method: Method | None, supports: Mapping[str, sw.Support], model: 
     return Record(**{**own, "parent": sum(p.numel() for p in model.parameters()), "hardware": hardware(), **measured})
 
 
+@torch.no_grad()
+def forward_flops(model: nn.Module, x: Any) -> float:
+    """Multiplications and additions of one pass of a dense model; dense training takes three times as many."""
+    counted = copy.deepcopy(model).train()  # norms of the model itself are not to see this
+    flops = TrainingFlops(counted)
+    counted(x)
+    flops.close()
+    return flops.total
+
+
 def hardware() -> str:
     """Where this runs, in a line."""
     machine = measure.machine()
@@ -96,7 +113,7 @@ class Rows:
     """
 
     def __init__(self, name: str, setting: Mapping[str, Any], *, quick: bool = False, folder: Path = JOURNALS):
-        self.name, self.setting, self.rows = name, dict(setting), list[Row]()
+        self.name, self.setting, self.rows, self.lines = name, dict(setting), list[Row](), list[Line]()
         run = json.dumps(self.setting, sort_keys=True, default=str)
         self.journal = Journal(None if quick else folder / f"{name}.json", run)
 
@@ -112,11 +129,18 @@ class Rows:
             )
         return found
 
+    def time(self, case: str, make: Callable[[], Line]) -> None:
+        """A comparison of times, kept as rows are: it wants a quiet machine, they do not."""
+        kept = self.journal.keep(f"time of {case}", make, dataclasses.asdict, lambda data: Line(**data))
+        self.lines.append(kept)
+
     def show(self) -> None:
-        """Print method x sparsity of every task and metric: mean and deviation."""
+        """Print method x sparsity of every task and metric, mean and deviation, and times."""
         for group in groups(self.rows):
             head, body = layout(group)
             table(f"{group[0].record.task}: {group[0].record.metric}", head, body)
+        if self.lines:
+            show(self.lines, f"times, {measure.machine()['threads']} threads")
 
     def store(self, path: Path | None, **more: Any) -> Path | None:
         """Write the rows and forget the journal; a bare name goes to benchmarks/results/weights. Without `path` nothing happens."""
@@ -124,6 +148,8 @@ class Rows:
             return None
         target = (path if path.parent != Path() else FOLDER / path).with_suffix(".json")
         head = {"benchmark": self.name, "schema": SCHEMA, **facts(), "setting": self.setting, **more}
+        if self.lines:
+            head["lines"] = [dataclasses.asdict(entry) for entry in self.lines]
         lines = ",\n".join(f"  {json.dumps(row.to_dict(), default=str)}" for row in self.rows)
         text = f'{json.dumps(head, indent=1, default=str)[:-2]},\n "rows": [\n{lines}\n ]\n}}\n'
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +237,35 @@ def layout(group: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     densities = sorted({row.density for row in group}, reverse=True)
     head = ["method", *("dense" if d == 1 else f"{100 * (1 - d):.3g} %" for d in densities)]
     body = [[label, *(str(Cell.of(own[d])) if d in own else "" for d in densities)] for label, own in cells.items()]
-    return head, body
+    others = beside(group)
+    return [*head, *others], [[*line, *(f.get(line[0], "") for f in others.values())] for line in body]
+
+
+def beside(group: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """Figure -> label -> its mean over seeds, one density after the other, the densest first: FLOPs of training, and numbers in `more`.
+
+    FLOPs are over those of the first dense line where they are known.
+    """
+    dense = [r for r in group if r.record.method == "dense"]
+    whole = [r.record.training_flops for r in dense if r.label == dense[0].label and r.record.training_flops]
+    unit = statistics.mean(whole) if whole else 1.0
+    figures: dict[str, Callable[[Record], float | None]] = {
+        "training, x dense" if whole else "training FLOPs": lambda r: r.training_flops and r.training_flops / unit
+    }
+    for key in dict.fromkeys(k for row in group for k, v in row.record.more.items() if isinstance(v, int | float)):
+        figures[key.replace("_", " ")] = lambda r, k=key: r.more.get(k)
+    found: dict[str, dict[str, str]] = {}
+    for name, figure in figures.items():
+        for label, own in by_cell(group).items():
+            values = [[v for row in rows if (v := figure(row.record)) is not None] for rows in own.values()]
+            shown = [_short(statistics.mean(v)) if v else "" for v in values]
+            if any(shown):
+                found.setdefault(name, {})[label] = shown[0] if len(set(shown)) == 1 else " / ".join(shown)
+    return found
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 # -- time and memory ----------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ import sparseworks as sw
 from sparseworks.core.method import Method
 from sparseworks.exec import measure
 from sparseworks.stream import dependency_groups
+from sparseworks.weights.settings import TrainingFlops
 from sparseworks.weights.train import FeatureFlow, GroupProx, SparseGammas
 
 METHODS = (
@@ -49,6 +50,8 @@ class Task(NamedTuple):
     x_test: Tensor
     y_test: Tensor
     rate: float
+    flops: float | None
+    """Of training the network; None = it came trained."""
 
 
 class Small(nn.Module):
@@ -71,9 +74,8 @@ def digits(epochs: int) -> Task:
     x, y = load_digits(return_X_y=True)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     x, y = torch.tensor(x, dtype=torch.float32)[order].reshape(-1, 1, 8, 8) / 16 - 0.3, torch.tensor(y)[order]
-    task = Task("digits", Small(), (), x[:1200], y[:1200], x[1200:], y[1200:], 0.05)
-    trained(task, task.model, None, epochs)
-    return task
+    task = Task("digits", Small(), (), x[:1200], y[:1200], x[1200:], y[1200:], 0.05, None)
+    return task._replace(flops=trained(task, task.model, None, epochs)[1])
 
 
 def cifar(folder: Path) -> Task:
@@ -94,11 +96,13 @@ def cifar(folder: Path) -> Task:
     model.load_state_dict(load_file(folder / "models" / "resnet_cifar10" / "resnet20.safetensors"), strict=False)
     labels = (torch.from_numpy(z["labels"]).long() for z in (train, test))
     x, x_test = pixels(rgb.transpose(1, 2, 3, 0)), pixels(test["images"])
-    return Task("cifar10", model, ("layer2.0", "layer3.0"), x, next(labels), x_test, next(labels), 0.02)
+    return Task("cifar10", model, ("layer2.0", "layer3.0"), x, next(labels), x_test, next(labels), 0.02, None)
 
 
-def trained(task: Task, model: nn.Module, method: Method | None, epochs: int, seed: int = 0) -> sw.Sparsifier | None:
-    """Train `model` in place, with warm-up and cosine; with a method its sparsifier, finished."""
+def trained(
+    task: Task, model: nn.Module, method: Method | None, epochs: int, seed: int = 0
+) -> tuple[sw.Sparsifier | None, float]:
+    """Train `model` in place, with warm-up and cosine; with a method its sparsifier, finished. FLOPs beside it."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=task.rate, momentum=0.9, weight_decay=1e-4)
     batches = len(task.x) // BATCH
@@ -106,6 +110,7 @@ def trained(task: Task, model: nn.Module, method: Method | None, epochs: int, se
     if method is not None:
         listed = dependency_groups(model, task.x[:2], whole=task.whole)
         run = sw.Sparsifier(model, method, optimizer, steps=steps, couplings=listed, seed=seed)
+    flops = TrainingFlops(model if run is None else run)
     generator, step = torch.Generator().manual_seed(seed), 0
     for _ in range(epochs):
         for some in torch.randperm(len(task.x), generator=generator)[: batches * BATCH].split(BATCH):
@@ -117,9 +122,10 @@ def trained(task: Task, model: nn.Module, method: Method | None, epochs: int, se
             if run is not None:
                 run.step()
             step += 1
+    flops.close()
     if run is not None:
         run.finish()
-    return run
+    return run, flops.total
 
 
 def accuracy(task: Task, model: nn.Module) -> float:
@@ -158,12 +164,13 @@ def measured(task: Task, name: str, gone: float, epochs: int, seed: int, rounds:
     """Accuracy after the run; the first seed's network is sliced and timed as well."""
     model = copy.deepcopy(task.model)
     method = named(name, gone, epochs * (len(task.x) // BATCH), task.rate)
-    run = trained(task, model, method, epochs, seed)
+    run, flops = trained(task, model, method, epochs, seed)
     assert run is not None
     reached = accuracy(task, model)
     record = record_of(
         method, run.supports, model, task=task.name, metric="test accuracy, %", value=reached, epochs=epochs,
         examples=len(task.x), data=f"{epochs} epochs from a trained network", seed=seed,
+        training_flops=None if task.flops is None else task.flops + flops,
     )  # fmt: skip
     run.slice()
     if seed == 0:
@@ -177,7 +184,7 @@ def dense(task: Task) -> Row:
     """The network that all begin with."""
     record = record_of(
         None, {}, task.model, task=task.name, metric="test accuracy, %", value=accuracy(task, task.model), epochs=0,
-        examples=len(task.x), data="trained before",
+        examples=len(task.x), data="trained before", training_flops=task.flops,
     )  # fmt: skip
     return Row("dense", 1.0, record)
 

@@ -63,12 +63,20 @@ class Task:
     hidden: tuple[int, ...]
     steps: int
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Pixels, hidden units, classes."""
+        return (self.x.shape[1], *self.hidden, 10)
+
     def net(self, seed: int) -> nn.Module:
         """Linear layers with ReLU between them."""
         torch.manual_seed(seed)
-        sizes = [self.x.shape[1], *self.hidden, 10]
-        layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
+        layers = [part for a, b in itertools.pairwise(self.widths) for part in (nn.Linear(a, b), nn.ReLU())]
         return nn.Sequential(*layers[:-1])
+
+    def flops(self, density: float, steps: int) -> float:
+        """Of so many steps: three products with the kept weights; what chose them is not in it."""
+        return 6.0 * 64 * steps * density * sum(a * b for a, b in itertools.pairwise(self.widths))
 
     def train(self, model: nn.Module, seed: int, after: Callable[[], Any], steps: int | None = None) -> None:
         """SGD with a rate that falls in a straight line; `after` follows every step."""
@@ -147,19 +155,21 @@ def row(
 def cycle(label: str, name: str, task: Task, seed: int, rate: float) -> list[Row]:
     """One run down to the lowest density gives a figure at each, and the dense one."""
     method = method_of(name).with_(density=DENSITIES[-1], schedule=Survivors(rate))
-    model, trainings, found, began = task.net(seed), 0.0, list[Row](), time.perf_counter()
+    model, trainings, flops, found, began = task.net(seed), 0.0, 0.0, list[Row](), time.perf_counter()
     size = sum(s.size for s in sw.sites(model))
 
     def each(done: Any, model: nn.Module, supports: Supports) -> None:
         del model
-        nonlocal trainings
+        nonlocal trainings, flops
         trainings += done.steps / task.steps
+        flops += task.flops(done.density, done.steps)
         if done.density == 1.0 and name == "imp":
-            found.append(row(task, "dense", None, {}, 1.0, seed, done.quality, trainings))
+            found.append(row(task, "dense", None, {}, 1.0, seed, done.quality, trainings, training_flops=flops))
         for density in DENSITIES:
             if abs(done.density - density) * size < 2:
                 spent = time.perf_counter() - began
-                found.append(row(task, label, method, supports, density, seed, done.quality, trainings, spent))
+                known = (task, label, method, supports, density, seed, done.quality, trainings, spent)
+                found.append(row(*known, training_flops=flops))
 
     sw.cycles(
         model, method, lambda m, lap: task.train(m, lap.seed, lambda: None), steps=task.steps, evaluate=task.accuracy, each=each,
@@ -177,8 +187,9 @@ def soup(label: str, name: str, density: float, task: Task, seed: int, times: in
 
     found = sw.cycles(task.net(seed), method, train, evaluate=task.accuracy, seed=seed, progress=False)
     trainings, last = sum(r.steps for r in found.rounds) / task.steps, found.rounds[-1]
-    more = {"copies": last.copies}
-    return row(task, label, method, found.supports, density, seed, last.quality or 0.0, trainings, more=more)
+    flops = sum(task.flops(r.density, r.steps) for r in found.rounds)
+    known = (task, label, method, found.supports, density, seed, last.quality or 0.0, trainings)
+    return row(*known, more={"copies": last.copies}, training_flops=flops)
 
 
 def static(label: str, name: str, density: float, task: Task, seed: int) -> list[Row]:
@@ -187,13 +198,15 @@ def static(label: str, name: str, density: float, task: Task, seed: int) -> list
     data = [(task.x[:512], task.y[:512])]
     loss = lambda m, b: F.cross_entropy(m(b[0]), b[1])  # noqa: E731
     chosen = sw.prune(task.net(seed), method, data, loss=loss, seed=seed, progress=False).supports
+    size = sum(s.size for s in chosen.values())
+    flops = task.flops(sum(s.count for s in chosen.values()) / size, task.steps)
     if "random" in name:
-        return [row(task, label, method, chosen, density, seed, held(task, chosen, seed), 1)]
+        return [row(task, label, method, chosen, density, seed, held(task, chosen, seed), 1, training_flops=flops)]
     control = shuffled(chosen, seed)
     values = [held(task, supports, seed) for supports in (chosen, control)]
     return [
-        row(task, label, method, chosen, density, seed, values[0], 1, control=values[1]),
-        row(task, f"{label}, shuffled", method, control, density, seed, values[1], 1),
+        row(task, label, method, chosen, density, seed, values[0], 1, control=values[1], training_flops=flops),
+        row(task, f"{label}, shuffled", method, control, density, seed, values[1], 1, training_flops=flops),
     ]
 
 

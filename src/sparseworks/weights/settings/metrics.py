@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparseworks.core.errors import ShapeError
+from sparseworks.core.site import Site
+from sparseworks.core.stats import WeightGradient
+from sparseworks.stream.sites import sites
 from sparseworks.weights.train.sparsifier import Sparsifier
 
 Accuracies = Float[Tensor, "tasks tasks"]
@@ -39,24 +41,37 @@ def _square(a: Tensor) -> Tensor:
 
 
 class TrainingFlops:
-    """Multiplications and additions of a run's training: per token 2 (kept + kept + gradients) forward, to inputs, and to weights.
+    """Multiplications and additions of training: per token 2 (kept + kept + gradients) forward, to inputs, and to weights.
 
     flops = TrainingFlops(run, gradients=0.2); ... ; flops.total / flops.dense; flops.close()
 
-    Passes that no gradient is taken of count once. The gradient of the first layer's inputs is counted with the others, as is
-    usual; biases and sites outside the run are not.
+    A step whose dense gradient chooses the next support costs 2 (kept + kept + size), as RigL counts (Evci et al., 2020,
+    arXiv 1911.11134, appendix H). Passes that no gradient is taken of count once, those in evaluation mode do not count. The
+    gradient of the first layer's inputs is counted with the others, as is usual; biases are not, nor what measures scores on data
+    of its own. Sites that the run leaves alone are dense.
 
     Attributes:
         total, dense: what the supports asked for so far, and what a dense run would have.
     """
 
-    def __init__(self, run: Sparsifier, gradients: float | None = None):
-        """Hook the model; `gradients` is the density of weight gradients that are computed, default: the kept entries'."""
+    def __init__(self, run: Sparsifier | nn.Module, gradients: float | None = None):
+        """Hook the model of a run, or a model that is trained dense.
+
+        Args:
+            run: gives the supports as they are at every pass.
+            gradients: density of the weight gradients that are computed: 1 for straight-through training; default: the kept entries'.
+        """
         self.total = self.dense = 0.0
-        self._run, self._gradients = run, gradients
+        self._run, self._gradients = run if isinstance(run, Sparsifier) else None, gradients
+        self._places = {p.name: p for p in self._run.sites} if self._run else {}
+        model = run.model if isinstance(run, Sparsifier) else run
+        listed = {s.name: s for s in [*sites(model), *(p.site for p in self._places.values())]}
+        owners: dict[str, list[Site]] = {}
+        for site in listed.values():
+            if site.kind != "embedding":  # rows are looked up, not multiplied
+                owners.setdefault(site.module, []).append(site)
         self._handles = [
-            run.model.get_submodule(name).register_forward_hook(self._hook(name))
-            for name in dict.fromkeys(p.site.module for p in run.sites)
+            model.get_submodule(name).register_forward_hook(self._hook(own)) for name, own in owners.items()
         ]
 
     def close(self) -> None:
@@ -64,18 +79,24 @@ class TrainingFlops:
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, module_name: str) -> Callable[..., None]:
-        places = [p for p in self._run.sites if p.site.module == module_name]
+    def _learns(self, site: Site) -> tuple[int, int]:
+        """Entries kept, and entries whose gradient is computed."""
+        if site.name not in self._places or self._run is None:
+            return site.size, site.size
+        kept, regime = int(self._places[site.name].mask.sum()), self._run.regime
+        if WeightGradient in regime.needs and regime.due(self._run):
+            return kept, site.size
+        return kept, kept if self._gradients is None else round(self._gradients * site.size)
 
+    def _hook(self, listed: list[Site]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             del args
-            channels = output.shape[1] if places[0].site.kernel else output.shape[-1]
-            tokens = prod(output.shape) // channels
-            for place in places:
-                size, kept = place.site.size, int(place.mask.sum())
-                moved = kept if self._gradients is None else min(kept, round(self._gradients * size))
-                learns = module.training and output.requires_grad
-                self.total += 2.0 * tokens * (2 * kept + moved if learns else kept)
-                self.dense += 2.0 * tokens * (3 * size if learns else size)
+            if not module.training:
+                return
+            tokens = output.numel() // (output.shape[1] if listed[0].kernel else output.shape[-1])
+            for site in listed:
+                kept, moved = self._learns(site)
+                self.total += 2.0 * tokens * (2 * kept + moved if output.requires_grad else kept)
+                self.dense += 2.0 * tokens * site.size * (3 if output.requires_grad else 1)
 
         return hook
