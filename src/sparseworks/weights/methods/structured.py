@@ -40,7 +40,7 @@ add(
     "wgsef", Magnitude(), "global", WGSEF, "At most k groups by the envelope of that constraint: the strong ones hardly shrink.",
     train=GroupProx(), status="experimental", catalog=(44,),
     when="At most k groups may stay, and those that stay shall hardly shrink.",
-    when_not="The number of groups is to come out of training: see `group_lasso`.",
+    when_not="The number of groups is to come out of training: see `group_lasso`, which of tuned strength was as good on planted groups.",
 )  # fmt: skip
 add(
     "hesso", Magnitude(), "global", CHEN, "Exactly K groups shrink to zero in periods, by a mix of five scores.",
@@ -50,7 +50,7 @@ add(
 )  # fmt: skip
 add(
     "hesso_cric", Magnitude(), "global", CHEN, "HESSO whose groups are tried out first, so that no layer collapses.",
-    train=ShrinkAfterTrials(), status="experimental", catalog=(177,),
+    train=ShrinkAfterTrials(), catalog=(177,),
     when="As `hesso`, where so many groups go that a wrong choice collapses the model.",
     when_not="Few groups go: trying them out costs time and `hesso` does as well.",
 )  # fmt: skip
