@@ -139,5 +139,5 @@ add(
     "dass", Magnitude(), "tensor", MOUSAVI, "Masks learned on trained weights; `search_sparse` chooses operations by the loss of the masked network.",
     train=EdgePopup(first=None), catalog=(27,), status="experimental",
     when="Operations of a cell are chosen for a network that will be sparse.",
-    when_not="The architecture is fixed: there is nothing to search.",
+    when_not="The architecture is fixed: there is nothing to search. On digits at 1 to 5 % it beat the dense search in 7 of 11 runs only.",
 )  # fmt: skip
