@@ -127,7 +127,7 @@ add(
     "How an agent prunes at the pace at which it learns, see `PacedQNetworks`; its sparsity follows from its losses.",
     catalog=(82,), status="experimental",
     when="A deep Q-network is to become sparse, and nobody knows how sparse it may be: the return decides.",
-    when_not="A density is given: it ends where the agent can still learn.",
+    when_not="A density is given: it ends where the agent can still learn. In small mazes wide networks ended at 0 to 35 % sparsity.",
 )  # fmt: skip
 add(
     "edge_popup", Magnitude(), "tensor", RAMANUJAN, "Weights stay as drawn; the subnetwork is learned.",
