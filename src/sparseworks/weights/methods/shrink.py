@@ -61,7 +61,7 @@ add(
     "gmp_harmonic", Magnitude(), "tensor", STAMATELIS, "A sparsity ramp that oscillates, so that weights return.",
     schedule=Harmonic(), train=Regrow(), status="experimental", catalog=(118,),
     when="Weights that were dropped too early are to have another chance, as in reinforcement learning.",
-    when_not="The sparsity must never fall again.",
+    when_not="The sparsity must never fall again. At 90 and 95 % in a game of three users cubic and linear ramps were as good.",
 )  # fmt: skip
 add(
     "variational_dropout", Magnitude(), "tensor", MOLCHANOV, "Weights learn their noise; density emerges. Against magnitude better at high sparsity.",

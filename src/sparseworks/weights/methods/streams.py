@@ -34,7 +34,7 @@ add(
     "With rehearsal: supports widen for a new task and are exchanged within it, and gradients are sparser than weights.",
     budget=Density(0.25), train=ShrinkExpand(), catalog=(88,), status="experimental",
     when="Tasks come one after another, a rehearsal buffer is there, and training itself has to be cheap.",
-    when_not="No examples of earlier tasks may be kept: it rehearses.",
+    when_not="No examples of earlier tasks may be kept, or density is near 5 %: there SNIP was ahead, 0.62 to 0.50 on tasks of digits.",
 )  # fmt: skip
 add(
     "sharp", Magnitude(), "tensor", GURBUZ,

@@ -127,7 +127,7 @@ add(
     "How an agent prunes at the pace at which it learns, see `PacedQNetworks`; its sparsity follows from its losses.",
     catalog=(82,), status="experimental",
     when="A deep Q-network is to become sparse, and nobody knows how sparse it may be: the return decides.",
-    when_not="A density is given: it ends where the agent can still learn.",
+    when_not="A density is given: it ends where the agent can still learn. In small mazes wide networks ended at 0 to 35 % sparsity.",
 )  # fmt: skip
 add(
     "edge_popup", Magnitude(), "tensor", RAMANUJAN, "Weights stay as drawn; the subnetwork is learned.",
@@ -139,5 +139,5 @@ add(
     "dass", Magnitude(), "tensor", MOUSAVI, "Masks learned on trained weights; `search_sparse` chooses operations by the loss of the masked network.",
     train=EdgePopup(first=None), catalog=(27,), status="experimental",
     when="Operations of a cell are chosen for a network that will be sparse.",
-    when_not="The architecture is fixed: there is nothing to search.",
+    when_not="The architecture is fixed: there is nothing to search. On digits at 1 to 5 % it beat the dense search in 7 of 11 runs only.",
 )  # fmt: skip
