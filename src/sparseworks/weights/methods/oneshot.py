@@ -284,5 +284,5 @@ add(
     "movement", Movement(), "tensor", SANH,
     "Keeps weights that fine-tuning moves away from zero; give the statistics of that training.", status="experimental",
     when="A pre-trained model is fine-tuned anyway: `track_movement` gathers what that training moves.",
-    when_not="Nothing is trained: there is no movement to judge by.",
+    when_not="One cut after dense fine-tuning was worse than magnitude in our trials; `movement_pruning` learns the scores while it prunes.",
 )  # fmt: skip

@@ -6,13 +6,15 @@ from sparseworks.allocate import ERK
 from sparseworks.core.budget import Density
 from sparseworks.core.method import Source
 from sparseworks.core.schedule import Constant, Cosine, Cubic
-from sparseworks.scores import SNIP, Exploration, Gradient, Hebbian, Magnitude, Modular, Random, SignRank
+from sparseworks.scores import SNIP, Exploration, Gradient, Hebbian, Magnitude, Modular, Movement, Random, SignRank
 from sparseworks.weights.methods.add import add
-from sparseworks.weights.methods.oneshot import MOCANU
+from sparseworks.weights.methods.oneshot import MOCANU, SANH
 from sparseworks.weights.train.dropgrow import DropGrow
 from sparseworks.weights.train.fanin import FanInDropGrow
 from sparseworks.weights.train.feedback import Reconfigure
 from sparseworks.weights.train.gradual import Gradual
+from sparseworks.weights.train.granet import PruneRegrow
+from sparseworks.weights.train.moving import Moving
 from sparseworks.weights.train.popup import EdgePopup
 
 ZHU = Source("Zhu and Gupta", 2017, "1710.01878", "To prune, or not to prune")
@@ -52,6 +54,12 @@ add(
     schedule=Cubic(), train=Gradual(),
     when="Training starts dense and may cost what dense training costs: the baseline of gradual pruning.",
     when_not="Training itself has to be cheap in memory or time: weights are dense for most of it.",
+)  # fmt: skip
+add(
+    "movement_pruning", Movement(), "tensor", SANH, "Gradual pruning while a model is fine-tuned: kept is what grows, whatever its size.",
+    schedule=Cubic(), train=Moving(),
+    when="A pre-trained model is fine-tuned to another task, with steps so small that large weights stay large, and few weights shall stay.",
+    when_not="Training starts from scratch or with large steps: magnitude is as good and needs no gradients of dropped weights.",
 )  # fmt: skip
 add(
     "set", SignRank(), "tensor", MOCANU,
@@ -104,8 +112,8 @@ add(
     when_not="The model is no recommender: nothing was shown there.",
 )  # fmt: skip
 add(
-    "granet", Magnitude(), "tensor", LIU, "Dense or half dense at first; prunes gradually and regrows by gradient all the while.",
-    allocate=ERK(), schedule=Cosine(0.5), train=DropGrow(ramp=Cubic()), status="experimental",
+    "granet", Magnitude(), "global", LIU, "Dense or half dense at first; prunes gradually and regrows by gradient all the while.",
+    schedule=Cosine(0.5), train=PruneRegrow(),
     when="Training may begin dense or half dense and has to end at high sparsity.",
     when_not="Memory is short from the first step: the early model is the dense one.",
 )  # fmt: skip
@@ -131,7 +139,7 @@ add(
 )  # fmt: skip
 add(
     "edge_popup", Magnitude(), "tensor", RAMANUJAN, "Weights stay as drawn; the subnetwork is learned.",
-    train=EdgePopup(), catalog=(131,), status="experimental",
+    train=EdgePopup(), catalog=(131,),
     when="A network is to be described by a seed and a mask.",
     when_not="Accuracy at a density counts: its weights never learn.",
 )  # fmt: skip
