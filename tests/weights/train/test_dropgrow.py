@@ -82,6 +82,7 @@ def test_granet_ramps_from_dense_and_regrows(fit):
     sizes = sum(s.size for s in found.supports.values())
     assert sum(s.count for s in found.supports.values()) == round(0.05 * sizes)
     assert found.explored == 1.0
+    assert found.accuracy > fit(sw.method("set", density=0.05, train=DropGrow(stop=0.0))).accuracy + 0.02
 
 
 def test_granet_prunes_by_one_threshold_and_exchanges_within_layers():

@@ -113,7 +113,7 @@ add(
 )  # fmt: skip
 add(
     "granet", Magnitude(), "global", LIU, "Dense or half dense at first; prunes gradually and regrows by gradient all the while.",
-    schedule=Cosine(0.5), train=PruneRegrow(),
+    schedule=Cosine(0.5), train=PruneRegrow(), status="experimental",
     when="Training may begin dense or half dense and has to end at high sparsity.",
     when_not="Memory is short from the first step: the early model is the dense one.",
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,7 +29,7 @@ class PruneRegrow(DropGrow):
         ramp: share of the final sparsity at t / stop.
     """
 
-    ramp: Schedule | None = Cubic()
+    ramp: Schedule | None = field(default_factory=Cubic)
 
     def change(self, run: Training) -> None:
         """Prune, then exchange."""
