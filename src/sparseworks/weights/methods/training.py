@@ -91,7 +91,7 @@ add(
     "srigl", Magnitude(), "live-fan-in", LASBY, "RigL with equally many inputs a living neuron, which runs fast; weak neurons die.",
     allocate=ERK(), schedule=Cosine(0.3), train=FanInDropGrow(rescale=True), catalog=(80,), status="experimental",
     when="Rows shall hold equally many weights, for condensed kernels at small batches, at 90 % sparsity and more.",
-    when_not="Half of the weights stay: neurons hardly die, and RigL chooses more freely.",
+    when_not="Half of the weights stay: neurons hardly die. With few inputs a neuron take `ablate=0.95` (digits, 95 %: 0.91, without 0.89, RigL 0.94).",
 )  # fmt: skip
 add(
     "g2g", Modular(), "tensor", KONSTANTAROPOULOS, "Matched groups of neurons dense, the rest at random: held while training.",
@@ -113,7 +113,7 @@ add(
 )  # fmt: skip
 add(
     "granet", Magnitude(), "global", LIU, "Dense or half dense at first; prunes gradually and regrows by gradient all the while.",
-    schedule=Cosine(0.5), train=PruneRegrow(), status="experimental",
+    schedule=Cosine(0.5), train=PruneRegrow(),
     when="Training may begin dense or half dense and has to end at high sparsity.",
     when_not="Memory is short from the first step: the early model is the dense one.",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparseworks.core.pattern import Pattern
-from sparseworks.core.regime import REGIMES, Training
+from sparseworks.core.regime import REGIMES, Counts, Training
 from sparseworks.core.schedule import Cubic, Schedule
 from sparseworks.core.select import select_mask
 from sparseworks.weights.train.dropgrow import DropGrow, among_kept
@@ -23,13 +23,21 @@ class PruneRegrow(DropGrow):
     Of the n_l weights that pruning leaves in layer l, floor(schedule(t / stop) n_l) go by the method's score, and as many come by
     `grow`. With pattern "global" layers find their own densities by the pruning, and the exchange leaves them as they are.
 
-    Source: Liu et al., 2021, arXiv 2106.10404 (GraNet; exchanged share 0.5, by a cosine to 0).
+    Source: Liu et al., 2021, arXiv 2106.10404 (GraNet; exchanged share 0.5, by a cosine to 0 over the whole training, of which
+    about 0.7 prune).
 
     Attributes:
-        ramp: share of the final sparsity at t / stop.
+        ramp: share of the final sparsity at t / until.
+        until: share of the run after which nothing more is pruned.
+        stop: share of the run after which nothing more is exchanged.
     """
 
     ramp: Schedule | None = field(default_factory=Cubic)
+    until: float = 0.7
+    stop: float = 1.0
+
+    def _counts(self, run: Training) -> Counts:
+        return run.counts(self.ramp(run.progress / self.until) if self.ramp else 1.0)
 
     def change(self, run: Training) -> None:
         """Prune, then exchange."""
