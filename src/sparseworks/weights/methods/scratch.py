@@ -14,9 +14,9 @@ CHEN = Source("Chen, Dao, Liang, Yang, Song, Rudra and Ré", 2021, "2112.00029",
 
 add(
     "sltrain", Magnitude(), "tensor", HAN, "Low rank plus sparse from the first step: closer to full rank than low rank alone.",
-    form=SLTrain(), catalog=(22,), status="experimental",
+    form=SLTrain(), catalog=(22,),
     when="A model is pre-trained from scratch and the memory of weights and optimiser is short.",
-    when_not="The model is trained already: see `svd_llm` and its kin.",
+    when_not="The model is trained already: see `svd_llm`. Or its weights have no few large directions: sparse alone was then better.",
 )  # fmt: skip
 add(
     "pixelfly", Magnitude(), "tensor", CHEN, "Flat block butterfly plus low rank from the first step: time in proportion to the blocks.",

@@ -109,7 +109,7 @@ add(
     "dsl", Magnitude(), "tensor", WANG, "Drop-and-grow on embedding tables and MLPs of recommenders, from scratch.",
     schedule=Cosine(0.5, end=0.005), train=DropGrow(stop=1.0), catalog=(29,), status="experimental",
     when="A recommender's embedding tables and perceptrons are trained from scratch in fixed memory.",
-    when_not="The model is no recommender: nothing was shown there.",
+    when_not="Recall may not fall: at 30 % it was 0.61 (held at random 0.54, dense 0.68); where tables were so wide that it was dense's, so was random's.",
 )  # fmt: skip
 add(
     "granet", Magnitude(), "global", LIU, "Dense or half dense at first; prunes gradually and regrows by gradient all the while.",
