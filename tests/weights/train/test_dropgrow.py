@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import sparseworks as sw
+from sparseworks.core.schedule import Cubic
 from sparseworks.scores import Exploration, Gradient, InputNorm, Magnitude, Random
-from sparseworks.weights.train import DropGrow, Gradual
+from sparseworks.weights.train import DropGrow, Gradual, PruneRegrow
 from sparseworks.weights.train.dropgrow import less
 
 
@@ -82,6 +83,35 @@ def test_granet_ramps_from_dense_and_regrows(fit):
     assert sum(s.count for s in found.supports.values()) == round(0.05 * sizes)
     assert found.explored == 1.0
     assert found.accuracy > fit(sw.method("set", density=0.05, train=DropGrow(stop=0.0))).accuracy + 0.02
+
+
+def test_granet_is_better_than_gradual_pruning_and_than_rigl(fit):
+    """1 % kept, pruned within the first 30 %: over five seeds 0.909 +- 0.010, gradual pruning 0.849 +- 0.030, RigL 0.759 +- 0.054."""
+    granet, _ = mean(fit, sw.method("granet", density=0.01, train=PruneRegrow(until=0.3)))
+    pruned, _ = mean(fit, sw.method("gmp", density=0.01, pattern="global", train=Gradual(stop=0.3)))
+    rigl, _ = mean(fit, sw.method("rigl", density=0.01))
+    assert granet > pruned + 0.02 and granet > rigl + 0.05, (granet, pruned, rigl)
+
+
+def test_granet_prunes_by_one_threshold_and_exchanges_within_layers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = sw.method("granet", density=0.1, train=PruneRegrow(every=1, until=0.75))
+    run = sw.Sparsifier(model, method, optimizer, steps=20)
+    for step in range(8):
+        optimizer.zero_grad()
+        model(torch.randn(32, 16)).square().mean().backward()
+        optimizer.step()
+        sizes, gradients = [s.weight().abs() * s.mask for s in run.sites], [s.gradient().abs() for s in run.sites]
+        run.step()
+        left = round(576 - 518 * Cubic()((step + 1) / 15))
+        threshold = torch.cat([w.flatten() for w in sizes]).topk(left).values[-1]
+        for s, w, g in zip(run.sites, sizes, gradients, strict=True):
+            kept = int((w >= threshold).sum())
+            stay = w >= w.flatten().topk(kept - int(kept * method.schedule((step + 1) / 20))).values[-1]
+            grown = g.masked_fill(stay, torch.inf).flatten().topk(kept).values[-1]
+            assert int(s.mask.sum()) == kept and torch.equal(s.mask, g.masked_fill(stay, torch.inf) >= grown)
 
 
 def test_statistics_of_layers_are_there_when_a_change_is_due():

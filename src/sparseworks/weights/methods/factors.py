@@ -69,7 +69,7 @@ add(
     "dsformer", Magnitude(), "1:4@out", CHAND, "Small bases times sparse coefficients, trained through the task by straight-through.",
     train=Straight(), form=DenseSparse(), catalog=(175,), status="experimental",
     when="A task and its loss are there to train bases and coefficients through.",
-    when_not="Nothing can be trained: without the task its factors are no better than those of others.",
+    when_not="Nothing can be trained. Moving supports gained nothing on a small language: loss 1.72, fitted ones held 1.70, low rank 1.76, of as many numbers.",
 )  # fmt: skip
 add(
     "armor", Magnitude() * InputNorm(), "2:4", LIU, "A 2:4 core between small wrappers: closer to the outputs than a 2:4 matrix alone.",

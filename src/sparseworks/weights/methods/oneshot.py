@@ -284,5 +284,5 @@ add(
     "movement", Movement(), "tensor", SANH,
     "Keeps weights that fine-tuning moves away from zero; give the statistics of that training.", status="experimental",
     when="A pre-trained model is fine-tuned anyway: `track_movement` gathers what that training moves.",
-    when_not="Nothing is trained: there is no movement to judge by.",
+    when_not="Weights are cut once: seen worse than magnitude then (digits, 10 % kept: 0.60 against 0.91); `movement_pruning` cuts while it learns.",
 )  # fmt: skip

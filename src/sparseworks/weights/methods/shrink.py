@@ -67,7 +67,7 @@ add(
     "variational_dropout", Magnitude(), "tensor", MOLCHANOV, "Weights learn their noise; density emerges. Against magnitude better at high sparsity.",
     train=Variational(), status="experimental", catalog=(144,),
     when="Sparsity is above 80 % and the density may come out of training.",
-    when_not="Sparsity is moderate: magnitude is as good and needs no noise.",
+    when_not="Sparsity is moderate, or steps of gradual pruning can be tuned: on digits at 97 % its 0.954 was no more than the 0.960 of `gmp`.",
 )  # fmt: skip
 add(
     "sparse_then_prune", Magnitude(), "global", PRASETYO, "Magnitude, after fine-tuning with the term `AttentionSparsity`.",

@@ -6,13 +6,15 @@ from sparseworks.allocate import ERK
 from sparseworks.core.budget import Density
 from sparseworks.core.method import Source
 from sparseworks.core.schedule import Constant, Cosine, Cubic
-from sparseworks.scores import SNIP, Exploration, Gradient, Hebbian, Magnitude, Modular, Random, SignRank
+from sparseworks.scores import SNIP, Exploration, Gradient, Hebbian, Magnitude, Modular, Movement, Random, SignRank
 from sparseworks.weights.methods.add import add
-from sparseworks.weights.methods.oneshot import MOCANU
+from sparseworks.weights.methods.oneshot import MOCANU, SANH
 from sparseworks.weights.train.dropgrow import DropGrow
 from sparseworks.weights.train.fanin import FanInDropGrow
 from sparseworks.weights.train.feedback import Reconfigure
 from sparseworks.weights.train.gradual import Gradual
+from sparseworks.weights.train.granet import PruneRegrow
+from sparseworks.weights.train.moving import Moving
 from sparseworks.weights.train.popup import EdgePopup
 
 ZHU = Source("Zhu and Gupta", 2017, "1710.01878", "To prune, or not to prune")
@@ -54,6 +56,12 @@ add(
     when_not="Training itself has to be cheap in memory or time: weights are dense for most of it.",
 )  # fmt: skip
 add(
+    "movement_pruning", Movement(), "tensor", SANH, "Gradual pruning while a model is fine-tuned: kept is what grows, whatever its size.",
+    schedule=Cubic(), train=Moving(),
+    when="A pre-trained model is fine-tuned to another task, with steps so small that large weights stay large, and few weights shall stay.",
+    when_not="Training starts from scratch or with large steps: magnitude is as good and needs no gradients of dropped weights.",
+)  # fmt: skip
+add(
     "set", SignRank(), "tensor", MOCANU,
     "Sparse from the start; drops the smallest positive and the largest negative, grows at random.",
     allocate=ERK(), schedule=Constant(0.3), train=DropGrow(grow=Random()),
@@ -83,29 +91,29 @@ add(
     "srigl", Magnitude(), "live-fan-in", LASBY, "RigL with equally many inputs a living neuron, which runs fast; weak neurons die.",
     allocate=ERK(), schedule=Cosine(0.3), train=FanInDropGrow(rescale=True), catalog=(80,), status="experimental",
     when="Rows shall hold equally many weights, for condensed kernels at small batches, at 90 % sparsity and more.",
-    when_not="Half of the weights stay: neurons hardly die, and RigL chooses more freely.",
+    when_not="Half of the weights stay: neurons hardly die. With few inputs a neuron take `ablate=0.95` (digits, 95 %: 0.91, without 0.89, RigL 0.94).",
 )  # fmt: skip
 add(
     "g2g", Modular(), "tensor", KONSTANTAROPOULOS, "Matched groups of neurons dense, the rest at random: held while training.",
-    catalog=(156,), status="experimental",
-    when="A sparse start with modular structure is wanted that costs no data.",
-    when_not="The support is to follow the data: it is held, see `g2gnet`.",
+    catalog=(156,),
+    when="Inputs come in groups that act together, in their order, and a sparse start is wanted that costs no data.",
+    when_not="Inputs have no such order (digits, 25 %: 0.937, at random 0.942; 10 %: 0.19 and 0.48), or the support is to move, see `g2gnet`.",
 )  # fmt: skip
 add(
     "g2gnet", Magnitude(), "tensor", KONSTANTAROPOULOS, "Starts from matched groups; grows between neurons that fire together.",
-    schedule=Constant(0.3), train=DropGrow(grow=Hebbian(), first=Modular()), catalog=(156,), status="experimental",
-    when="A perceptron is trained sparse at around 75 %, the setting of its paper.",
-    when_not="The cost of gradients does not matter: RigL grows by what lowers the loss.",
+    schedule=Constant(0.3), train=DropGrow(grow=Hebbian(), first=Modular()), catalog=(156,),
+    when="A perceptron is trained sparse on many inputs, some of which have common causes and others are noise.",
+    when_not="Few weights stay on images (digits, 5 %: 0.50, growth at random 0.60), or gradients cost nothing: RigL grows by what lowers the loss.",
 )  # fmt: skip
 add(
     "dsl", Magnitude(), "tensor", WANG, "Drop-and-grow on embedding tables and MLPs of recommenders, from scratch.",
     schedule=Cosine(0.5, end=0.005), train=DropGrow(stop=1.0), catalog=(29,), status="experimental",
     when="A recommender's embedding tables and perceptrons are trained from scratch in fixed memory.",
-    when_not="The model is no recommender: nothing was shown there.",
+    when_not="Recall may not fall: at 30 % it was 0.61 (held at random 0.54, dense 0.68); where tables were so wide that it was dense's, so was random's.",
 )  # fmt: skip
 add(
-    "granet", Magnitude(), "tensor", LIU, "Dense or half dense at first; prunes gradually and regrows by gradient all the while.",
-    allocate=ERK(), schedule=Cosine(0.5), train=DropGrow(ramp=Cubic()), status="experimental",
+    "granet", Magnitude(), "global", LIU, "Dense or half dense at first; prunes gradually and regrows by gradient all the while.",
+    schedule=Cosine(0.5), train=PruneRegrow(),
     when="Training may begin dense or half dense and has to end at high sparsity.",
     when_not="Memory is short from the first step: the early model is the dense one.",
 )  # fmt: skip
@@ -131,7 +139,7 @@ add(
 )  # fmt: skip
 add(
     "edge_popup", Magnitude(), "tensor", RAMANUJAN, "Weights stay as drawn; the subnetwork is learned.",
-    train=EdgePopup(), catalog=(131,), status="experimental",
+    train=EdgePopup(), catalog=(131,),
     when="A network is to be described by a seed and a mask.",
     when_not="Accuracy at a density counts: its weights never learn.",
 )  # fmt: skip

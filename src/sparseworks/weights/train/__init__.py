@@ -23,11 +23,13 @@ from sparseworks.weights.train.flow import FeatureFlow as FeatureFlow
 from sparseworks.weights.train.gammas import SparseGammas as SparseGammas
 from sparseworks.weights.train.gradual import Gradual as Gradual
 from sparseworks.weights.train.gradual import Regrow as Regrow
+from sparseworks.weights.train.granet import PruneRegrow as PruneRegrow
 from sparseworks.weights.train.group_prox import GroupProx as GroupProx
 from sparseworks.weights.train.hesso import ShrinkGroups as ShrinkGroups
 from sparseworks.weights.train.hold import Hold as Hold
 from sparseworks.weights.train.metrics import Explored as Explored
 from sparseworks.weights.train.metrics import churn as churn
+from sparseworks.weights.train.moving import Moving as Moving
 from sparseworks.weights.train.nested import Nested as Nested
 from sparseworks.weights.train.penalty import Penalised as Penalised
 from sparseworks.weights.train.penalty import RipeStop as RipeStop
