@@ -95,13 +95,14 @@ add(
 )  # fmt: skip
 add(
     "g2g", Modular(), "tensor", KONSTANTAROPOULOS, "Matched groups of neurons dense, the rest at random: held while training.",
-    catalog=(156,),
+    catalog=(156,), status="experimental",
     when="Inputs come in groups that act together, in their order, and a sparse start is wanted that costs no data.",
     when_not="Inputs have no such order (digits, 25 %: 0.937, at random 0.942; 10 %: 0.19 and 0.48), or the support is to move, see `g2gnet`.",
 )  # fmt: skip
 add(
     "g2gnet", Magnitude(), "tensor", KONSTANTAROPOULOS, "Starts from matched groups; grows between neurons that fire together.",
     schedule=Constant(0.3), train=DropGrow(grow=Hebbian(), first=Modular()), catalog=(156,),
+    status="experimental",
     when="A perceptron is trained sparse on many inputs, some of which have common causes and others are noise.",
     when_not="Few weights stay on images (digits, 5 %: 0.50, growth at random 0.60), or gradients cost nothing: RigL grows by what lowers the loss.",
 )  # fmt: skip
