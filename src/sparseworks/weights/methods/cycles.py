@@ -36,7 +36,7 @@ add(
 )  # fmt: skip
 add(
     "sms_greedy", Magnitude(), "global", ZIMMER, "A soup of those copies alone that do not lower its quality.",
-    schedule=Rounds(3), cycle=Cycle(copies=3, greedy=True), catalog=(37,), status="experimental",
+    schedule=Rounds(3), cycle=Cycle(copies=3, greedy=True), catalog=(37,),
     when="As `sms`, where copies differ in quality and data are there to tell.",
     when_not="Data to choose by are those to report on: the choice would be fitted to them.",
 )  # fmt: skip
