@@ -48,7 +48,9 @@ def loss_after(digits, method: Method, seed: int = 0) -> float:
 @pytest.fixture(scope="module")
 def shrunk(digits):
     """Factor of the shrinkage -> held-out loss: soft, hard thresholds, one cut."""
-    return {f: loss_after(digits, sw.method("iss_p", density=0.03, train=SoftShrink(factor=f))) for f in (0.95, 0.0, 1.0)}
+    return {
+        f: loss_after(digits, sw.method("iss_p", density=0.03, train=SoftShrink(factor=f))) for f in (0.95, 0.0, 1.0)
+    }
 
 
 def test_soft_shrinkage_is_better_than_hard_thresholds_and_than_one_cut(shrunk):
