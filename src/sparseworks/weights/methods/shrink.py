@@ -49,7 +49,8 @@ add(
     "autosparse", Magnitude(), "tensor", KUNDU, "Learned thresholds; masked weights keep a gradient that is annealed. Density emerges.",
     schedule=Annealing(), train=LearnedThreshold(), status="experimental", catalog=(250,),
     when="The density may come out of training instead of being given.",
-    when_not="A budget has to be met: see `autosparse_topk`.",
+    when_not="A budget has to be met: see `autosparse_topk`. From thresholds of 0.1 it kept 41 % on digits and learned, where without the gradient 3 % "
+    "were left; but at a density of 0.4 thresholds without it, begun lower, were more accurate.",
 )  # fmt: skip
 add(
     "autosparse_topk", Magnitude(), "tensor", KUNDU, "The same annealed gradient at a fixed budget.",
