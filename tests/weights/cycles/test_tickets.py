@@ -103,7 +103,7 @@ def test_averaged_particles_find_better_tickets_than_one(digits):
     def qualities(name, decay=lambda t: 1.0, **cycle):
         train = noisy.train(steps, batch=16, decay=decay)
         method = sw.method(name, density=0.03, schedule=Survivors(0.5), **cycle)
-        for seed in (0, 1, 2):
+        for seed in SEEDS:
             model = digits.net(seed)
             sw.cycles(model, method, train, steps=steps, seed=seed, progress=False)
             yield noisy.accuracy(model)
