@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import mean
 
 import pytest
+import torch
 
 import sparseworks as sw
 from sparseworks.core.cycle import Cycle
-from sparseworks.core.schedule import Survivors
+from sparseworks.core.schedule import Rounds, Survivors
 from sparseworks.stream import sites
 from sparseworks.weights import average
 from sparseworks.weights.control import overlap
@@ -36,6 +38,79 @@ def test_a_soup_keeps_the_support_and_models_of_other_supports_make_none(digits,
     others = [m for _, m in soups]
     model.load_state_dict(average([m.state_dict() for m in others]))
     assert digits.accuracy(model) < min(digits.accuracy(m) for m in others[1:]) - 10
+
+
+def mislabelled(digits, share):
+    """The same digits, a share of their labels drawn by chance: what is learned of single labels averages out, the rest does not."""
+    g = torch.Generator().manual_seed(1)
+    wrong = torch.rand(len(digits.y), generator=g) < share
+    return replace(digits, y=torch.where(wrong, torch.randint(0, 10, digits.y.shape, generator=g), digits.y))
+
+
+def halves(digits):
+    """Held-out images to choose by, and others to report on."""
+    return tuple(
+        replace(digits, x_test=digits.x_test[a:b], y_test=digits.y_test[a:b]) for a, b in ((0, 400), (400, None))
+    )
+
+
+def test_a_greedy_soup_leaves_out_the_copy_that_was_trained_badly(digits):
+    """Of three copies one learns at six times the rate of the first: a uniform soup is spoilt, on other data than chose."""
+    choose, other = halves(digits)
+
+    def train(model, lap):
+        digits.train(STEPS, lr=(0.1, 0.2, 0.6)[lap.copy], batch=16)(model, lap)
+
+    found = {}
+    for name in ("sms", "sms_greedy"):
+        model = digits.net(0)
+        sw.cycles(model, sw.method(name, density=0.05), train, evaluate=choose.accuracy, progress=False)
+        found[name] = other.accuracy(model)
+    assert found["sms_greedy"] > found["sms"] + 10
+
+
+def test_a_soup_is_better_than_its_best_copy_and_than_a_retraining_as_long_as_all_copies(digits):
+    """Three of ten labels are drawn by chance. Four seeds: 63.2 against 61.5 of the copy chosen on other images."""
+    noisy, steps = mislabelled(digits, 0.3), 100
+    choose, other = halves(digits)
+    soups, chosen, long = [], [], []
+    for seed in SEEDS:
+        seen: list[tuple[float, float]] = []
+
+        def evaluate(model, seen=seen):
+            seen.append((choose.accuracy(model), other.accuracy(model)))
+            return seen[-1][0]
+
+        method, once = sw.method("sms", density=0.05), noisy.train(steps, lr=0.2, batch=16)
+        sw.cycles(digits.net(seed), method, once, evaluate=evaluate, seed=seed, progress=False)
+        soups.append(seen[-1][1])
+        chosen.append(max(seen[-4:-1])[1])
+
+        def train(model, lap):
+            noisy.train(steps * (3 if lap.round else 1), lr=0.2, batch=16)(model, lap)
+
+        model = digits.net(seed)
+        method = sw.method("imp_finetune", density=0.05, schedule=Rounds(3))
+        sw.cycles(model, method, train, seed=seed, progress=False)
+        long.append(other.accuracy(model))
+    assert mean(soups) > mean(chosen) + 0.8 and mean(soups) > mean(long) + 2, (soups, chosen, long)
+
+
+def test_averaged_particles_find_better_tickets_than_one(digits):
+    """A fifth of the labels is drawn by chance. Four seeds: 67.7 against 56.9 of IMP, whose rate falls, and 61.0 of one particle."""
+    noisy, steps = mislabelled(digits, 0.2), 150
+
+    def qualities(name, decay=lambda t: 1.0, **cycle):
+        train = noisy.train(steps, batch=16, decay=decay)
+        method = sw.method(name, density=0.03, schedule=Survivors(0.5), **cycle)
+        for seed in SEEDS:
+            model = digits.net(seed)
+            sw.cycles(model, method, train, steps=steps, seed=seed, progress=False)
+            yield noisy.accuracy(model)
+
+    particles, one = mean(qualities("swamp")), mean(qualities("swamp", cycle=Cycle(rewind=0.05, tail=0.75)))
+    imp = mean(qualities("imp", decay=lambda t: 1 - t))
+    assert particles > imp + 1.5 and particles > one + 0.8, (particles, one, imp)
 
 
 def test_iterative_magnitude_pruning_finds_better_tickets_than_chance(digits):

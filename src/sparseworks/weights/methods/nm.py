@@ -49,25 +49,29 @@ add(
     "mdgf_linear", Magnitude(), "1:16", BAMBHANIYA, "Dropped weights fade linearly: above 80 % sparsity better than SR-STE.",
     schedule=Linear(1.0, 0.0), train=FadeValues(), status="experimental", catalog=(30,),
     when="N:M weights are trained at more than 80 % sparsity.",
-    when_not="The pattern is 2:4: it ties with SR-STE there.",
+    when_not="The pattern is 2:4: it ties with SR-STE there; or the run is short. 1:32 on digits, 600 steps, faded until 0.3 of them: 83.8 %, as "
+    "plain straight-through training; SR-STE 77.9 %.",
 )  # fmt: skip
 add(
     "mdgf_exp", Magnitude(), "1:16", BAMBHANIYA, "Dropped weights fade exponentially: the better of the two on vision.",
     schedule=Exponential(), train=FadeValues(), status="experimental", catalog=(30,),
     when="N:M weights are trained at more than 80 % sparsity.",
-    when_not="The pattern is 2:4: it ties with SR-STE there.",
+    when_not="The pattern is 2:4: it ties with SR-STE there. 1:32 on digits, 600 steps, faded until 0.3 of them: 86.5 % (two seeds), plain "
+    "straight-through training 83.8 %, SR-STE 77.9 %; at 1:16 behind SR-STE.",
 )  # fmt: skip
 add(
     "sdgf_stepwise", Magnitude(), "1:16", BAMBHANIYA, "15:16, 8:16, 4:16 ... 1:16 in equal frames.",
     train=FadePatterns(), status="experimental", catalog=(30,),
     when="N:M weights are trained at more than 80 % sparsity, and a rising sparsity is welcome.",
-    when_not="The pattern is 2:4: it ties with SR-STE there.",
+    when_not="The pattern is 2:4: it ties with SR-STE there; or the run is short. 1:32 on digits, 600 steps, frames until 0.5 of them: 84.7 %, "
+    "as plain straight-through training; SR-STE 77.9 %.",
 )  # fmt: skip
 add(
     "sdgf_geometric", Magnitude(), "1:4", BAMBHANIYA, "8N:8M, 4N:4M, 2N:2M, N:M: freedom of choice goes step by step.",
     train=FadePatterns(ramp="geometric"), status="experimental", catalog=(30,),
     when="N:M weights are trained at more than 80 % sparsity, at one density all the while.",
-    when_not="The pattern is 2:4, or 8M does not divide the inputs: frames that do not fit are left out.",
+    when_not="The pattern is 2:4, or 8M does not divide the inputs: frames that do not fit are left out. 1:16 on digits, 300 steps: 76.9 %, "
+    "SR-STE 85.3 %.",
 )  # fmt: skip
 add(
     "bdwp", Magnitude(), "2:8", FANG, "Two of three products of training skip; 0.56 % of accuracy at 2:8.",

@@ -30,9 +30,9 @@ add(
 )  # fmt: skip
 add(
     "hyper_sparse", Magnitude(), "global", GLANDORF, "A growing penalty on what is to go; pays at 99 % and more.",
-    train=Penalised(), status="experimental", catalog=(103,),
-    when="One per cent of the weights or less stays, and training can be regularised for it.",
-    when_not="Half of the weights stay: the penalty pays at 99 % and more.",
+    train=Penalised(), catalog=(103,),
+    when="One per cent of the weights or less stays, and training can be regularised for it: the cut itself then loses next to nothing.",
+    when_not="Half of the weights stay; or a long fine-tuning follows the cut: after it an L1 penalty at its best rate was as good on digits.",
 )  # fmt: skip
 add(
     "iss_p", Magnitude(), "tensor", WANG, "Shrinks the smallest a little every step, without a dense model first.",
@@ -41,7 +41,7 @@ add(
     when_not="The model is trained already and shall not be trained again.",
 )  # fmt: skip
 add(
-    "iss_l2", Magnitude(), "tensor", WANG, "Soft shrinkage by a growing L2 penalty.", train=GrowingL2(), status="experimental", catalog=(70,),
+    "iss_l2", Magnitude(), "tensor", WANG, "Soft shrinkage by a growing L2 penalty.", train=GrowingL2(), catalog=(70,),
     when="As `iss_p`, with a penalty that the optimiser sees instead of a factor on the weights.",
     when_not="The loss changes its scale in training: the penalty would have to follow.",
 )  # fmt: skip
@@ -49,13 +49,14 @@ add(
     "autosparse", Magnitude(), "tensor", KUNDU, "Learned thresholds; masked weights keep a gradient that is annealed. Density emerges.",
     schedule=Annealing(), train=LearnedThreshold(), status="experimental", catalog=(250,),
     when="The density may come out of training instead of being given.",
-    when_not="A budget has to be met: see `autosparse_topk`.",
+    when_not="A budget has to be met: see `autosparse_topk`. From thresholds of 0.1 it kept 41 % on digits and learned, where without the gradient 3 % "
+    "were left; but at a density of 0.4 thresholds without it, begun lower, were more accurate.",
 )  # fmt: skip
 add(
     "autosparse_topk", Magnitude(), "tensor", KUNDU, "The same annealed gradient at a fixed budget.",
-    schedule=Annealing(), train=Annealed(), status="experimental", catalog=(250,),
+    schedule=Annealing(), train=Annealed(), catalog=(250,),
     when="A budget is given, and dropped weights are to keep a gradient while training is young.",
-    when_not="Dropped weights must not be stored: they have values and gradients for most of the run.",
+    when_not="Dropped weights must not be stored; or their gradient may stay to the end: on digits a constant share of it was as good as a falling one.",
 )  # fmt: skip
 add(
     "gmp_harmonic", Magnitude(), "tensor", STAMATELIS, "A sparsity ramp that oscillates, so that weights return.",
