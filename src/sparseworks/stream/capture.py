@@ -69,8 +69,12 @@ def chains(model: nn.Module, blocks: Sequence[Block], batch: Any) -> list[list[B
     for b in blocks:
         handles.append(b.module(model).register_forward_pre_hook(enter(b), with_kwargs=True))
         handles.append(b.module(model).register_forward_hook(leave(b)))
-    head = output_head(model)
-    if head is not None and not any(b.holds(name) for b in blocks for name, m in model.named_modules() if m is head):
+    head = output_head(model)  # not where it is an embedding as well, which a second stack of blocks may look up later
+    if (
+        head is not None
+        and not isinstance(head, nn.Embedding)
+        and not any(b.holds(name) for b in blocks for name, m in model.named_modules() if m is head)
+    ):
         handles.append(head.register_forward_pre_hook(stop))
     try:
         with torch.no_grad():
