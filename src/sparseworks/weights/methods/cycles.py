@@ -48,7 +48,8 @@ add(
 )  # fmt: skip
 add(
     "ap", Magnitude(), "global", LIU_AP, "Iterative pruning that also drops negative weights which hardly move: fewer dead units.",
-    schedule=Survivors(0.2), cycle=Cycle(rewind=0.05, activate=0.1), catalog=(135,), status="experimental",
+    schedule=Survivors(0.2), cycle=Cycle(rewind=0.05, activate=0.1), catalog=(135,),
     when="Iterative pruning of a network with ReLU, whose units die.",
-    when_not="Activations pass negative inputs: dropping negative weights wakes nothing up.",
+    when_not="Activations pass negative inputs: dropping negative weights wakes nothing up. Accuracy alone counts: on digits at 85 % sparsity that of `imp` "
+    "was equal (fewer zeros after ReLU: 22 against 27 %), and in four layers at 90 % it was 3 points higher.",
 )  # fmt: skip

@@ -96,13 +96,14 @@ add(
 )  # fmt: skip
 add(
     "gpusq", Magnitude(), "2:4", YU, "First stage: 2:4 held, distilled from logits and features of the dense model.",
-    train=Hold(), status="experimental", catalog=(179,),
-    when="A vision transformer goes to 2:4 with its dense model as teacher.",
+    train=Hold(), catalog=(179,),
+    when="A vision transformer goes to 2:4 with its dense model as teacher, above all where few data are there to retrain on: add the terms `Logits` and `Features`.",
     when_not="There is no teacher: the method is the distillation, the support is that of magnitude.",
 )  # fmt: skip
 add(
     "gpusq_qat", Magnitude(), "2:4", YU, "Second stage: the same support, fake-quantised weights and inputs.",
     train=Quantised(), status="experimental", catalog=(179,),
     when="After `gpusq`, for inference in whole numbers.",
-    when_not="As the first step, or where inference stays in floating point.",
+    when_not="As the first step, or where inference stays in floating point. Weights of features by their errors (`Features.weighed`) gave no more than equal "
+    "ones to a small transformer on digits: 86.2 against 86.3 % at 4 bits, 85.8 each at 3, where rounding without training had 84.5 (four seeds).",
 )  # fmt: skip

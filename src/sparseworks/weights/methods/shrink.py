@@ -76,5 +76,6 @@ add(
     "sparse_then_prune", Magnitude(), "global", PRASETYO, "Magnitude, after fine-tuning with the term `AttentionSparsity`.",
     status="experimental", catalog=(71,),
     when="A vision transformer is fine-tuned before it is pruned: add the term `AttentionSparsity` to its loss.",
-    when_not="The model has no attention: the term acts on attention maps, not on weights.",
+    when_not="The model has no attention: the term acts on attention maps, not on weights. A small transformer on digits, half pruned, kept 76.2 % with "
+    "the term and without; at 100 times its weight 75.7, at 1000 times 71.1 (four seeds).",
 )  # fmt: skip
