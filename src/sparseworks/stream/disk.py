@@ -19,6 +19,7 @@ from sparseworks.stream.blocks import Block, block_of
 from sparseworks.stream.blocks import blocks as find_blocks
 from sparseworks.stream.kept import SUPPORTS, write_supports
 from sparseworks.stream.layout import sources
+from sparseworks.stream.memory import trim_heap
 from sparseworks.stream.raw import Place, copy_tensors, places
 from sparseworks.stream.residency import held
 from sparseworks.stream.shards import INDEX, SINGLE, Shards, write_index, write_shard
@@ -83,6 +84,7 @@ class OnDisk:
         """Map the block's weights; what lies outside blocks is mapped already."""
         if block is None:
             return
+        trim_heap()  # also before each pass of a block that is held already: what solving it left behind
         self._entered[block.index] += 1
         if self._entered[block.index] == 1:
             self._load(block.index)
