@@ -1,4 +1,4 @@
-"""Supports on disk: a file of packed bits for each part of a model, mapped, so that those of a large model need no memory."""
+"""Supports on disk: a file of packed bits for each part of a model, mapped whole, so that those of a large model need no memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from sparseworks.core.errors import CheckpointError
+from sparseworks.core.errors import CheckpointError, ShapeError
 from sparseworks.core.support import Support
+from sparseworks.stream.raw import header_of
 
 SUPPORTS, RECIPE = "supports", "recipe.yaml"  # of a streamed model's folder, and of the folder of its supports
 _SHAPES = "shapes"
@@ -49,9 +51,12 @@ def read_supports(path: Path | str) -> dict[str, Support]:
     found: dict[str, Support] = {}
     for file in files:
         try:
-            with safe_open(file, framework="pt") as opened:
-                shapes = json.loads((opened.metadata() or {})[_SHAPES])
-                found |= {name: Support.from_bits(opened.get_tensor(name), shape) for name, shape in shapes.items()}
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            places, metadata = header_of(file)
+            shapes = json.loads(metadata[_SHAPES])
+            whole = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+            for name, shape in shapes.items():
+                at = places[name]
+                found[name] = Support.from_bits(whole[at.start : at.start + at.nbytes], shape)
+        except (CheckpointError, ShapeError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file} is not a readable file of supports ({error}).") from error
     return found

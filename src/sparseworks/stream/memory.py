@@ -154,14 +154,14 @@ def reset_peak() -> bool:
 
 
 def return_memory() -> bool:
-    """Let glibc return every freed block of a MiB or more to the system at once; whether that was possible.
+    """Let glibc return every freed block of a quarter MiB or more to the system at once; whether that was possible.
 
     By default it raises that threshold to 32 MiB as blocks are freed, and the heap of a job that solves matrices of many
     sizes fragments to about twice of what is in use. The opposite, for speed, is `sparseworks.exec.memory.reuse_memory`.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
-        return bool(libc.mallopt(_M_MMAP_THRESHOLD, 2**20)) and bool(libc.malloc_trim(0) or True)
+        return bool(libc.mallopt(_M_MMAP_THRESHOLD, 2**18)) and bool(libc.malloc_trim(0) or True)
     except (OSError, AttributeError):
         return False
 

@@ -44,20 +44,32 @@ def places(file: Path) -> dict[str, Place]:
     Raises:
         CheckpointError: the file cannot be read.
     """
+    return header_of(file)[0]
+
+
+def header_of(file: Path) -> tuple[dict[str, Place], dict[str, str]]:
+    """Places and metadata of a file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is shorter than its header says.
+    """
     try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if length > file.stat().st_size:
                 raise ValueError("its header is longer than itself")
             header: dict[str, Any] = json.loads(opened.read(length))
-    except (OSError, ValueError) as error:
+        metadata = header.pop("__metadata__", {})
+        found = {
+            name: Place(file, 8 + length + begin, end - begin, facts["dtype"], tuple(facts["shape"]))
+            for name, facts in header.items()
+            for begin, end in [facts["data_offsets"]]
+        }
+        if any(place.start + place.nbytes > file.stat().st_size for place in found.values()):
+            raise ValueError("it ends too early")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable(file, error) from error
-    header.pop("__metadata__", None)
-    return {
-        name: Place(file, 8 + length + begin, end - begin, facts["dtype"], tuple(facts["shape"]))
-        for name, facts in header.items()
-        for begin, end in [facts["data_offsets"]]
-    }
+    return found, metadata
 
 
 def read_rows(place: Place, rows: Int[Tensor, " n"], dtype: torch.dtype) -> Shaped[Tensor, "n ..."]:
