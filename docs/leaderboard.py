@@ -130,7 +130,7 @@ def table(group: Sequence[Row], linked: set[str]) -> Iterator[str]:
         seconds = [r.seconds for r in rows if r.seconds is not None]
         peaks = [r.peak_bytes for r in rows if r.peak_bytes is not None]
         mean = f"{sum(seconds) / len(seconds):.3g}" if seconds else ""
-        most = f"{max(peaks) / 2**20:.3g}" if peaks else ""
+        most = "" if not peaks else "< 1" if max(peaks) < 2**20 else f"{max(peaks) / 2**20:.0f}"
         support = "" if some.when == "never" else f"{some.start}, {'moves' if some.dynamic else 'fixed'}"
         saw = ", ".join(dict.fromkeys(listed[0].record.data for listed in own.values()))
         more = [figure.get(label, "") for figure in others.values()]

@@ -96,7 +96,7 @@ def trained(data: Sequence[Tensor], label: str, method: Method, seed: int, round
     record = record_of(
         method, supports, server.model, task="digits, ten clients", metric="test accuracy, %", value=100 * float(right),
         epochs=rounds * EPOCHS, examples=len(x), data=f"{rounds} rounds of {EPOCHS} epochs at ten clients", seed=seed,
-        more={"uploaded": server.received}, training_flops=flops,
+        more={"uploaded": server.received}, training_flops=flops, fresh=method.train is None,
     )  # fmt: skip
     return Row(label, density, record)
 

@@ -73,8 +73,14 @@ class Row:
         return cls(record=record, **{k: v for k, v in data.items() if k in own})
 
 
-def record_of(method: Method | None, supports: Mapping[str, sw.Support], model: nn.Module, **measured: Any) -> Record:
-    """The record of a model with these supports; None = dense. `measured`: task, metric, value, epochs, examples, seed, data ..."""
+def record_of(
+    method: Method | None, supports: Mapping[str, sw.Support], model: nn.Module, *, fresh: bool = False, **measured: Any
+) -> Record:
+    """The record of a model with these supports; None = dense; `fresh`: chosen on untrained weights and held.
+
+    Args:
+        measured: task, metric, value, epochs, examples, seed, data ...
+    """
     listed = sw.sites(model)
     if method is None:
         size, whole = sum(s.size for s in listed), all(not s.kernel for s in listed)
@@ -83,7 +89,7 @@ def record_of(method: Method | None, supports: Mapping[str, sw.Support], model: 
             "densities": {s.name: 1.0 for s in listed}, "inference_flops": 2.0 * size if whole else None,
         }  # fmt: skip
     else:
-        own = describe(method, supports, listed)
+        own = describe(method, supports, listed, fresh=fresh)
     return Record(**{**own, "parent": sum(p.numel() for p in model.parameters()), "hardware": hardware(), **measured})
 
 

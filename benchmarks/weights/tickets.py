@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +145,8 @@ def row(
     record = record_of(
         method, supports, task.net(0), task=task.name, metric=METRIC, value=value, seed=seed,
         epochs=trainings * task.steps * 64 / len(task.x), examples=len(task.x),
-        data=f"{trainings:.3g} trainings of {task.steps} steps from random weights", **more,
+        data=f"{trainings:.3g} trainings of {task.steps} steps from random weights", fresh=method is not None and method.cycle is None, **more,
     )  # fmt: skip
-    if method is not None and method.cycle is None:
-        record = replace(record, start="sparse-to-sparse", when="before")
     return Row(label, density, record, seconds)
 
 
