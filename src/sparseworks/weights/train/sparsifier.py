@@ -252,10 +252,13 @@ class Sparsifier(Hooked):
                 f"{self.method.to_config()} on {len(self.sites)}; build the sparsifier with the same arguments."
             )
         self.done, self._stale = int(state["done"]), True
+        self._pending = False  # loading an optimiser may have stepped it, to make its empty state
+        self._watch.reset()
         self.stage, self._since, self.steps = state.get("stage", (0, 0, self.steps))
         self.frozen.load(state.get("frozen", {}))
         self.history = [Event(*entry) for entry in state["history"]]
         for place in self.sites:
+            place.remembered = None
             place.mask = Support.from_bits(state["supports"][place.name], place.shape).mask().to(place.mask.device)
             place.state = {k: v.clone().to(place.mask.device) for k, v in state["states"][place.name].items()}
             for key, value in state["learned"][place.name].items():
