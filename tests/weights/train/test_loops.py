@@ -146,6 +146,30 @@ def test_a_compiled_model_trains_as_the_plain_one(name):
     assert ends[0] == ends[1]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@both
+def test_a_model_compiled_by_inductor_trains_as_the_plain_one(name):
+    x, y = data()
+    ends = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        # products only: whatever else a model has is compiled as C++, which takes a minute
+        model = nn.Sequential(nn.Linear(16, 24, bias=False), nn.Linear(24, 8, bias=False))
+        running = torch.compile(model, fullgraph=True) if compiled else model
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        run = sw.Sparsifier(running, METHODS[name], optimizer, steps=6)
+        for _ in range(6):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(running(x), y).backward()
+            optimizer.step()
+            run.step()
+        ends.append((run.finish(), [p.detach().clone() for p in model.parameters()]))
+        check(model, ends[-1][0], METHODS[name])
+    assert ends[0][0] == ends[1][0]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ends[0][1], ends[1][1], strict=True))
+
+
 @both
 def test_a_state_on_disk_resumes_and_a_damaged_one_is_refused(name, tmp_path):
     x, y = data()
