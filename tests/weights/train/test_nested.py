@@ -47,12 +47,13 @@ def accuracies(digits, nested):
 
 
 def test_every_level_is_near_its_own_net_and_far_above_pruning_afterwards(digits):
+    """Points below the nets of their own at 50, 80 and 90 %: 0.9, 1.8 and 0.0 here, 0.7, 0.5 and 2.2 over three seeds."""
     nested = trained(digits, LEVELS, 0)
     joint = accuracies(digits, nested)
-    alone = [accuracies(digits, trained(digits, [LEVELS[1]], 0))[0]]
+    alone = [accuracies(digits, trained(digits, [level], 0))[0] for level in LEVELS]
     dense = trained(digits, [1.0], 0)
     afterwards = accuracies(digits, Nested(dense.model, LEVELS))
-    assert joint[1] > alone[0] - 0.03, (joint, alone)
+    assert all(a > b - 0.03 for a, b in zip(joint, alone, strict=True)), (joint, alone)
     assert joint[1] > afterwards[1] + 0.1 and joint[2] > afterwards[2] + 0.3, (joint, afterwards)
     assert joint[0] > joint[2]
     whole = [s.read(nested.model).clone() for s in sites(nested.model)]
