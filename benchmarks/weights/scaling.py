@@ -53,8 +53,8 @@ def grow(text: Text, width: int, steps: int, sparsity: float, seed: int) -> Row:
     supports, flops = trained(model, text, steps, seed, method)
     hidden = sum(m.weight.numel() for m in model.hidden if isinstance(m, torch.nn.Linear))
     record = record_of(
-        method, supports, model, task=f"next character from scratch, {text.name}", metric="nats a character",
-        value=text.loss(model), higher_is_better=False, epochs=steps * BATCH / len(text.train), examples=len(text.train),
+        method, supports, model, task=f"next character from scratch at width {width}, {text.name}",
+        metric="nats a character", value=text.loss(model), higher_is_better=False, epochs=steps * BATCH / len(text.train), examples=len(text.train),
         data=f"{steps * BATCH:,} characters", seed=seed, training_flops=flops,
         more={"non_zeros": sum(s.count for s in supports.values()) if supports else hidden},
     )  # fmt: skip
