@@ -166,7 +166,7 @@ def main() -> None:
     rows = Rows("scaling", setting, quick=args.quick)
 
     grid: dict[Cell, list[Run]] = {}
-    cells = list(itertools.product(*map(enumerate, (widths, lengths, SPARSITIES))))
+    cells = list(itertools.product(enumerate(widths), enumerate(lengths), enumerate(SPARSITIES)))
     for seed, ((i, w), (j, n), (k, s)) in itertools.product(range(seeds), cells):
         (row,) = rows.add(f"{w} {n} {s} {seed}", lambda w=w, n=n, s=s, r=seed: grow(text, w, n, s, r))
         run = (s, float(row.record.more["non_zeros"]), float(n * BATCH), row.record.value)
