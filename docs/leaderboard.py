@@ -56,15 +56,15 @@ def pictures(folder: Path = FOLDER) -> dict[str, str]:
 
 
 def figures(method: str, folder: Path = FOLDER) -> list[str]:
-    """Lines of a method's page: every stored figure of it, beside the dense model's."""
+    """Lines of a method's page: every stored figure of it, beside that of the dense model, of one that saw the same where there is one."""
     lines = []
     for _, rows in stored(folder):
         for group in groups(rows):
             dense = [r for r in group if r.record.method == "dense"]
-            whole = str(Cell.of(dense)) if dense else ""
             for label, own in by_cell([r for r in group if r.record.method == method]).items():
                 for density, found in own.items():
                     r = found[0].record
+                    alike = [d for d in dense if d.record.data == r.data] or dense
                     cells = [
                         plain(r.task),
                         plain(r.metric),
@@ -72,7 +72,7 @@ def figures(method: str, folder: Path = FOLDER) -> list[str]:
                         r.structure,
                         percent(density),
                         str(Cell.of(found)),
-                        whole,
+                        str(Cell.of(alike)) if alike else "",
                     ]
                     lines.append(f"| {' | '.join(cells)} |")
     if not lines:
@@ -102,6 +102,9 @@ def _lines(mark: str, linked: set[str], folder: Path) -> Iterator[str]:
         if head.get("lines"):
             yield from (f"Times of `{head['benchmark']}`, as torch runs it:", "")
             yield from tables.table([tables.compared(entry) for entry in head["lines"]])
+        for title, entries in head.get("tables", {}).items():
+            yield from (f"`{head['benchmark']}`, {title}:", "")
+            yield from tables.table(entries)
 
 
 def table(group: Sequence[Row], linked: set[str]) -> Iterator[str]:

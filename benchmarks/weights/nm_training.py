@@ -62,13 +62,13 @@ def methods(steps: int) -> dict[str, tuple[Method | None, bool]]:
 class Characters(nn.Module):
     """The last characters -> logits of the next."""
 
-    def __init__(self, vocabulary: int):
+    def __init__(self, vocabulary: int, width: int = WIDTH):
         super().__init__()
         self.embed = nn.Embedding(vocabulary, EMBEDDING)
         self.hidden = nn.Sequential(
-            nn.Linear(CONTEXT * EMBEDDING, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()
+            nn.Linear(CONTEXT * EMBEDDING, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
         )
-        self.head = nn.Linear(WIDTH, vocabulary)
+        self.head = nn.Linear(width, vocabulary)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.head(self.hidden(self.embed(ids).flatten(1)))

@@ -149,7 +149,11 @@ class Rows:
             show(self.lines, f"times, {measure.machine()['threads']} threads")
 
     def store(self, path: Path | None, **more: Any) -> Path | None:
-        """Write the rows and forget the journal; a bare name goes to benchmarks/results/weights. Without `path` nothing happens."""
+        """Write the rows and forget the journal; a bare name goes to benchmarks/results/weights. Without `path` nothing happens.
+
+        Args:
+            more: further entries of the head; the leaderboard shows `tables`, title -> lines as mappings.
+        """
         if path is None:
             return None
         target = (path if path.parent != Path() else FOLDER / path).with_suffix(".json")

@@ -247,3 +247,17 @@ def test_dense_passes_are_counted_without_touching_the_model():
     mean = model[1].running_mean.clone()
     assert rows.forward_flops(model, torch.ones(2, 1, 8, 8)) == 2 * 2 * (36 * 9 * 4 + 4 * 36 * 2)
     assert torch.equal(model[1].running_mean, mean) and not model.training
+
+
+def test_a_planted_law_predicts_the_cells_that_it_has_not_seen():
+    scaling = script("scaling")
+    sizes, lengths = (8e3, 3e4, 9e4), (6e4, 2e5, 6e5)
+    grid = {
+        (i, j, k): [(s, p * (1 - s), d, (6 * (1 - s) ** 0.8 + 9) * (p * (1 - s)) ** -0.35 + (3e3 / d) ** 0.5 + 1.2)]
+        for i, p in enumerate(sizes)
+        for j, d in enumerate(lengths)
+        for k, s in enumerate(scaling.SPARSITIES)
+    }
+    law, added, alone = scaling.held_out(grid, starts=4)
+    assert law["held out, %"] < 0.3 * added["held out, %"] < 0.3 * alone["held out, %"]
+    assert law["held out, %"] < 0.1
