@@ -90,8 +90,8 @@ def test_it_is_loaded_with_its_supports_and_recipe(dense, batches, tmp_path):
     assert record["density"] == 0.25 and record["support"] == done.supports["model.layers.0.mlp.up_proj"].hash()
     again = sw.prune(copy.deepcopy(dense), recipe, batches, progress=False)
     assert again.supports == model.sparsity.supports
-    (tmp_path / "out" / "supports" / "00001.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"00001\.safetensors is not a readable"):
+    (tmp_path / "out" / "supports" / "model.layers.0.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"layers\.0\.safetensors is not a readable"):
         sw.load(tmp_path / "out")
 
 

@@ -172,7 +172,7 @@ class Run:
         if found is None:
             return False
         supports, rows = found
-        self.supports |= self.residency.keep(f"{unit.index:05d}", supports)
+        self.supports |= self.residency.keep(unit.name.replace(" ", "-"), supports)
         self.rows += [SiteRow(**{**r, "shape": tuple(r["shape"])}) for r in rows]
         self.tick(len(unit.sites), unit.name)
         return True
@@ -188,7 +188,7 @@ class Run:
         if self.work:
             self.work.save_unit(unit.index, self.job.model, unit.sites, self.supports, [asdict(r) for r in rows])
         found = {s.name: self.supports[s.name] for s in unit.sites if s.name in self.supports}
-        self.supports |= self.residency.keep(f"{unit.index:05d}", found)
+        self.supports |= self.residency.keep(unit.name.replace(" ", "-"), found)
         self.rows += rows
 
     def _solve_site(self, site: Site, streamed: Stats) -> SiteRow:
