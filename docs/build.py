@@ -21,7 +21,7 @@ FACTS = ("benchmark", "created", "command", "sparseworks", "machine", "load", "l
 
 def methods_page() -> str:
     """The method table."""
-    from sparseworks.weights import method_table
+    from sparseworks.core.pages import method_table
 
     lines = [
         "# Methods",
@@ -78,7 +78,7 @@ def rows_of(value: Any) -> list[dict[str, Any]]:
 
 def method_pages() -> dict[str, str]:
     """A page for every registered method."""
-    from sparseworks.weights.pages import method_facts, method_page
+    from sparseworks.core.pages import method_facts, method_page
 
     pages = {}
     for name in names():
@@ -90,7 +90,7 @@ def method_pages() -> dict[str, str]:
 
 def names() -> list[str]:
     """Every registered method of weights and of channels."""
-    from sparseworks.weights import method_table
+    from sparseworks.core.pages import method_table
 
     return [row["name"] for row in method_table()]
 

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import tables
 from rows import FOLDER, Cell, Row, beside, by_cell, groups, read
 
+from sparseworks.core.pages import plain
 from sparseworks.report import plots
-from sparseworks.weights.pages import plain
 
 PLOTS = "plots"
 INK = "#7f8690"  # of text and axes: readable on white and on near-black

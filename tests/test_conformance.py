@@ -12,7 +12,7 @@ import sparseworks.scores
 import sparseworks.solve  # noqa: F401
 from sparseworks import testing
 from sparseworks.core.allocator import ALLOCATORS
-from sparseworks.core.method import METHODS
+from sparseworks.core.method import Method
 from sparseworks.core.patterns import EXAMPLES
 from sparseworks.core.score import SCORES
 from sparseworks.core.solver import REPAIRS, SOLVERS
@@ -62,14 +62,14 @@ def test_kernel(name):
     testing.check_kernel(KERNELS.get(name))
 
 
-@pytest.mark.parametrize("name", [m.name for m in METHODS if m.train is not None and m.form is None])
+@pytest.mark.parametrize("name", [m.name for m in Method.all() if m.train is not None and m.form is None])
 def test_method_of_training(name):
     testing.check_training(name)
 
 
-@pytest.mark.parametrize("name", [m.name for m in METHODS if m.form is not None])
+@pytest.mark.parametrize("name", [m.name for m in Method.all() if m.form is not None])
 def test_method_with_a_form(name):
-    method = METHODS.get(name)
+    method = Method.of(name)
     known = {"steps": 50, "iterations": 2}  # how many there are says nothing about what must hold
     brisk = {k: v for k, v in known.items() if hasattr(method.form, k)}
     testing.check_form(method.with_(form=replace(method.form, **brisk)))

@@ -21,13 +21,14 @@ from sparseworks import testing
 from sparseworks.core.allocator import ALLOCATORS
 from sparseworks.core.config import NOUNS
 from sparseworks.core.errors import PatternError
+from sparseworks.core.pages import method_table
 from sparseworks.core.patterns import EXAMPLES, HELP, parse
 from sparseworks.core.score import SCORES
 from sparseworks.core.solver import REPAIRS, SOLVERS
 from sparseworks.core.stats import STATS
 from sparseworks.core.support import Support
 from sparseworks.exec import FORMATS
-from sparseworks.weights import method_table, prune
+from sparseworks.weights import prune
 
 ROOT = Path(__file__).parents[1]
 SRC = Path(sw.__file__).parent

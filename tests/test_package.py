@@ -30,9 +30,9 @@ ARROWS: dict[str, set[str]] = {
     "io": SHARED,
     "report": {"core", "exec"},
     "evaluate": SHARED | {"io"},
-    "testing": SHARED | {"weights"},
-    "jobs": SHARED | {"io", "report", "evaluate", "weights"},
-    "cli": SHARED | {"io", "report", "evaluate", "weights", "jobs"},
+    "testing": SHARED | {"weights", "activations", "attention"},
+    "jobs": SHARED | {"io", "report", "evaluate", "weights", "activations", "attention"},
+    "cli": SHARED | {"io", "report", "evaluate", "weights", "activations", "attention", "jobs"},
 }
 FAMILIES = {"weights", "activations", "attention", "experts", "codes", "retrieval", "tuning", "bayes", "inverse"}
 ARROWS |= {family: SHARED | {"io"} for family in FAMILIES}

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparseworks.core.method import Method as Method
-    from sparseworks.core.method import method as method
     from sparseworks.core.operator import LinearOperator as LinearOperator
     from sparseworks.core.pattern import Pattern as Pattern
+    from sparseworks.core.published import method as method
     from sparseworks.core.recipe import Recipe as Recipe
     from sparseworks.core.select import select as select
     from sparseworks.core.select import select_across as select_across
@@ -78,7 +78,7 @@ _PUBLIC = {
     "isoflop": "weights",
     "load": "io",
     "load_tokenizer": "io",
-    "method": "weights",
+    "method": "core.published",
     "prune": "weights",
     "prune_folder": "weights",
     "prune_matrix": "weights",

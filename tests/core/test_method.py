@@ -101,4 +101,4 @@ def test_a_registered_method_keeps_only_what_was_changed():
 
     for name, registered in METHODS.items():
         assert registered.to_config() == {"name": name}
-        assert Method.from_config(name) is registered
+        assert type(registered).from_config(name) is registered

@@ -10,11 +10,11 @@ from torch import nn
 
 from sparseworks.core.errors import BudgetError, CalibrationError, ModelError, ShapeError
 from sparseworks.stream import couplings, slice_units
-from sparseworks.weights import CHANNELS, prune_channels
+from sparseworks.weights import ChannelMethod, prune_channels
 from sparseworks.weights.channels import Seen, block_angles, by_angle, relative_weight, uniform, wanda_sp
 
 
-@pytest.mark.parametrize("name", CHANNELS.names())
+@pytest.mark.parametrize("name", [m.name for m in ChannelMethod.all()])
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_cutting_equals_masking_and_meets_the_budget(llama, tokens, name, multiple):
     models = [llama(), llama()]
@@ -94,6 +94,6 @@ def test_cfsp_beats_wanda_sp_and_itself_with_uniform_budgets(tiny_lm):
         return tiny_lm.perplexity(model)
 
     ours = perplexity("cfsp")
-    assert ours < perplexity(CHANNELS.get("wanda_sp"))
+    assert ours < perplexity(ChannelMethod.of("wanda_sp"))
     assert ours < perplexity("cfsp", shares=uniform)
-    assert wanda_sp is CHANNELS.get("wanda_sp").score
+    assert wanda_sp is ChannelMethod.of("wanda_sp").score

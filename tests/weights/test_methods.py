@@ -9,12 +9,13 @@ import torch
 
 import sparseworks as sw
 from sparseworks.allocate import EvoPress
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
+from sparseworks.core.pages import method_table
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.schedule import Rounds
 from sparseworks.core.stats import InputMoments
 from sparseworks.stream import gather, sites
-from sparseworks.weights import method_table, prune, track_movement
+from sparseworks.weights import prune, track_movement
 
 
 def squared(model, batch):
@@ -31,9 +32,9 @@ def test_the_table_is_plain_data():
     assert all(row["status"] in ("stable", "experimental") and row["composition"] for row in table)
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", [m.name for m in Method.all()])
 def test_every_method_names_its_source_and_round_trips(name):
-    m = METHODS.get(name)
+    m = Method.of(name)
     assert m.name == name and m.source.authors and m.source.year >= 1989 and m.claims
     assert Method.from_config(m.to_config()) == m
     changed = m if m.pattern.fixed_density is not None else m.with_(density=0.25)
@@ -42,7 +43,7 @@ def test_every_method_names_its_source_and_round_trips(name):
 
 
 @pytest.mark.parametrize(
-    "name", [m.name for m in METHODS if m.family == "weights" and m.train is m.cycle is m.form is None]
+    "name", [m.name for m in Method.all() if m.family == "weights" and m.train is m.cycle is m.form is None]
 )
 def test_every_method_prunes_a_model_to_its_budget(tower, batches, name):
     model = tower()

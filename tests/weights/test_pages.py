@@ -7,15 +7,14 @@ import pytest
 import sparseworks as sw
 from sparseworks.core.errors import UnknownNameError
 from sparseworks.core.method import METHODS, Method, Source
+from sparseworks.core.pages import formula, method_facts, method_page, method_table, plain
 from sparseworks.core.patterns import parse
 from sparseworks.scores import Magnitude
-from sparseworks.weights import CHANNELS, method_table
-from sparseworks.weights.pages import formula, method_facts, method_page, plain
 
 
 @pytest.mark.parametrize("name", [row["name"] for row in method_table()])
 def test_every_method_has_a_whole_page(name):
-    method = METHODS.get(name) if name in METHODS else CHANNELS.get(name)
+    method = METHODS.get(name)
     missing = [field for field in ("claims", "when", "when_not") if not getattr(method, field)]
     assert not missing, f"{name}: say {' and '.join(missing)} where it is registered"
     page = method_page(method_facts(name))

@@ -153,7 +153,7 @@ def run_bench(
 def run_methods(family: str | None) -> Answer:
     """The registry, one record a method."""
     from sparseworks.core.errors import UnknownNameError
-    from sparseworks.weights import method_table
+    from sparseworks.core.pages import method_table
 
     rows = method_table()
     families = {r["family"] for r in rows}
@@ -168,7 +168,7 @@ def run_method(name: str) -> Answer:
     """One method: the facts of its page, and the page."""
     from rich.markdown import Markdown
 
-    from sparseworks.weights.pages import method_facts, method_page
+    from sparseworks.core.pages import method_facts, method_page
 
     facts = method_facts(name)
     return facts, Markdown(method_page(facts), hyperlinks=False)

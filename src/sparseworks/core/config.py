@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from sparseworks.core.allocator import ALLOCATORS, Allocator
@@ -80,7 +81,7 @@ def _field_from(where: str, field: dataclasses.Field, value: Any) -> Any:
     if "Pattern" in declared:
         return from_config("pattern", value)
     for noun, (base, _) in NOUNS.items():
-        if base.__name__ in declared:
+        if re.search(rf"\b{base.__name__}\b", declared):
             return from_config(noun, value)
     return _plain(where, field.name, declared, value)
 

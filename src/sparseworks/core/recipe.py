@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from sparseworks.core.errors import RecipeError
 from sparseworks.core.method import Method
+from sparseworks.core.published import Published, method_from
 from sparseworks.core.site import Site
+
+M = TypeVar("M", bound=Published)
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Rule:
     """`method` for every site whose name matches a shell-style pattern in `sites`; method None leaves them dense."""
 
     sites: tuple[str, ...]
-    method: Method | None
+    method: Published | None
 
     def matches(self, name: str) -> bool:
         """Whether the name is one of the patterns, or matches one (`[q]` in a name is not a set of characters)."""
@@ -34,15 +37,22 @@ class Recipe:
     seed: int = 0
 
     @classmethod
-    def of(cls, method: Method | Recipe, *, skip: Sequence[str] = ()) -> Recipe:
-        """One method for every site, or a given recipe, but sites matching `skip` stay dense."""
-        recipe = method if isinstance(method, Recipe) else cls((Rule(("*",), method),))
+    def of(
+        cls, method: Published | Recipe | str, *, skip: Sequence[str] = (), kind: type[Published] = Method
+    ) -> Recipe:
+        """One method of this kind for every site, or a given recipe, but sites matching `skip` stay dense.
+
+        Raises:
+            UnknownNameError, RecipeError: no method of that name, or one of another kind.
+        """
+        recipe = method if isinstance(method, Recipe) else cls((Rule(("*",), kind.of(method)),))
         return replace(recipe, rules=(*recipe.rules, Rule(tuple(skip), None))) if skip else recipe
 
-    def method_for(self, name: str) -> Method | None:
-        """The method of the last matching rule, None = stays dense."""
+    def method_for(self, name: str, kind: type[M] = Method) -> M | None:
+        """The method of the last matching rule, None = stays dense; rules for other kinds of methods say nothing here."""
         found = [rule.method for rule in self.rules if rule.matches(name)]
-        return found[-1] if found else None
+        mine = [method for method in found if method is None or isinstance(method, kind)]
+        return mine[-1] if mine else None
 
     def assign(self, sites: Iterable[Site]) -> list[tuple[Method, list[Site]]]:
         """Sites grouped by method, both in order of appearance; dense sites are left out."""
@@ -98,7 +108,7 @@ def _rule(data: Any) -> Rule:
     sites = [data["sites"]] if isinstance(data["sites"], str) else data["sites"]
     if not isinstance(sites, list) or not sites:
         raise RecipeError(f"The sites of a rule are a name pattern or a list of them, got {sites!r}.")
-    method = None if data["method"] is None else Method.from_config(data["method"])
+    method = None if data["method"] is None else method_from(data["method"])
     return Rule(tuple(map(str, sites)), method)
 
 

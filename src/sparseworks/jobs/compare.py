@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, SparseworksError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.pattern import Pattern
 from sparseworks.core.recipe import Recipe
 from sparseworks.jobs.journal import read_json, write_json
@@ -48,7 +48,7 @@ class Case:
     @property
     def chosen(self) -> Method:
         """The method as it will run."""
-        method = METHODS.get(self.method)
+        method = Method.of(self.method)
         if self.pattern:
             method = method.with_(pattern=self.pattern)
         return method if method.pattern.fixed_density is not None else method.with_(density=self.density)
@@ -95,7 +95,7 @@ def cases(methods: Sequence[str], densities: Sequence[float], pattern: str = "")
     """
     found: dict[tuple[str, float], Case] = {}
     for name in methods:
-        method = METHODS.get(name)
+        method = Method.of(name)
         if method.train is not None or method.cycle is not None:
             raise RecipeError(f"Method {name!r} acts while a model trains; `compare` prunes finished models.")
         if method.form is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparseworks.core.errors import BudgetError, ModelError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.operator import LinearOperator, describe, rebuild
 from sparseworks.core.stats import Gram
 from sparseworks.testing.examples import gathered, random_weight, refused, require
@@ -27,7 +27,7 @@ def check_form(method: Method | str, *, shape: tuple[int, int] = SHAPE) -> None:
     Raises:
         AssertionError: with a sentence that names the method and what broke.
     """
-    method = METHODS.get(method) if isinstance(method, str) else method
+    method = Method.of(method)
     form, name = method.form, method.name
     assert form is not None, f"{name} has no form."
     words = method.budget.total({"weight": shape[0] * shape[1]})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseworks.core.errors import ModelError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.testing.examples import refused, require
 from sparseworks.weights.prune import prune
 from sparseworks.weights.train import Sparsifier
@@ -28,7 +28,7 @@ def check_training(method: Method | str, build: Build | None = None) -> None:
     Raises:
         AssertionError: with a sentence that names the method and what broke.
     """
-    method = _brisk(METHODS.get(method) if isinstance(method, str) else method)
+    method = _brisk(Method.of(method))
     build = build or (_normed if method.train is not None and method.train.grouped else _net)
     model, optimizer, sparsifier = _start(method, build)
     sparse = sparsifier.density < 1.0 and not sparsifier.regime.dense

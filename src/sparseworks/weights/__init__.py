@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from sparseworks.core.method import method
+from sparseworks.weights import methods as methods
+from sparseworks.weights import pages as pages
 from sparseworks.weights.bits import MixedBits, search_bits
-from sparseworks.weights.channels import CHANNELS, ChannelMethod, PrunedChannels, prune_channels
+from sparseworks.weights.channels import ChannelMethod, PrunedChannels, prune_channels
 from sparseworks.weights.control import overlap
 from sparseworks.weights.cycles import Cycled, Lap, Round, average, cycles, greedy_average, recalibrate
 from sparseworks.weights.depth import Dropped, drop_layers
@@ -26,7 +28,6 @@ from sparseworks.weights.folder import prune_folder
 from sparseworks.weights.groups4 import quantise_groups
 from sparseworks.weights.isoflop import IsoFlop, isoflop
 from sparseworks.weights.matrix import prune_matrix
-from sparseworks.weights.methods import method_table
 from sparseworks.weights.phases import Phase, prune_in_phases
 from sparseworks.weights.prune import prune
 from sparseworks.weights.recover import Recovery, recover
@@ -36,7 +37,6 @@ from sparseworks.weights.train import Sparsifier
 
 # `prune` and `recover` name functions here; their modules are reached by `from sparseworks.weights.prune import ...`.
 __all__ = [
-    "CHANNELS",
     "AttentionSparsity",
     "ChannelMethod",
     "ChannelWise",
@@ -74,7 +74,6 @@ __all__ = [
     "isoflop",
     "keep_support",
     "method",
-    "method_table",
     "overlap",
     "prune",
     "prune_channels",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from sparseworks.allocate.apportion import fit
 from sparseworks.core.errors import BudgetError, CalibrationError, ModelError
-from sparseworks.core.method import Source
-from sparseworks.core.registry import Registry
+from sparseworks.core.published import METHODS, Published, Source
 from sparseworks.core.select import top
 from sparseworks.core.site import Coupling, Site
 from sparseworks.core.stats import InputMoments
@@ -26,8 +25,6 @@ from sparseworks.stream.sites import bias_of
 from sparseworks.stream.slicing import slice_units, zero_units
 from sparseworks.stream.tree import call, first_tensor
 from sparseworks.weights.streaming import evaluating
-
-CHANNELS: Registry[ChannelMethod] = Registry("channel method", "sparseworks.weights")
 
 
 @dataclass(frozen=True)
@@ -110,20 +107,17 @@ def by_angle(angles: Float[np.ndarray, " blocks"], density: float, a: float = 1.
 
 
 @dataclass(frozen=True)
-class ChannelMethod:
+class ChannelMethod(Published):
     """A published way to choose channels: score within a layer, shares among blocks, and whether biases take up the mean."""
 
-    name: str
+    family: ClassVar[str] = "weights"
+    kind: ClassVar[str] = "channels"
+    used_by: ClassVar[str] = "sparseworks.weights.prune_channels(model, method, data)"
+    PARTS: ClassVar[Mapping[str, str]] = {}
+
     score: ChannelScore
     shares: Shares
-    source: Source
-    claims: str
     compensate: bool = False
-    catalog: tuple[int, ...] = ()
-    status: str = "stable"
-    family: str = "weights"
-    when: str = ""
-    when_not: str = ""
 
     @property
     def composition(self) -> str:
@@ -172,7 +166,7 @@ def prune_channels(
         CalibrationError: no data.
         BudgetError: the density is not in (0, 1].
     """
-    chosen = CHANNELS.get(method) if isinstance(method, str) else method
+    chosen = ChannelMethod.of(method)
     chosen = replace(chosen, **changes) if changes else chosen
     if not 0 < density <= 1:
         raise BudgetError(f"The density of channels lies in (0, 1], got {density}.")
@@ -266,8 +260,8 @@ for _method in (
         "magnitude_sp",
         magnitude_sp,
         uniform,
-        AN,
-        "Keeps the channels that are read with the largest weights.",
+        source=AN,
+        claims="Keeps the channels that are read with the largest weights.",
         when="As the baseline of methods that remove channels.",
         when_not="Quality counts: it does not see how strongly channels are used.",
     ),
@@ -275,8 +269,8 @@ for _method in (
         "wanda_sp",
         wanda_sp,
         uniform,
-        AN,
-        "Wanda's score by channel.",
+        source=AN,
+        claims="Wanda's score by channel.",
         when="Channels of feed-forward layers go in one pass, and layers become small dense ones.",
         when_not="Blocks differ in what they do: all keep the same share, see `cfsp`.",
     ),
@@ -284,9 +278,9 @@ for _method in (
         "flap",
         fluctuation,
         uniform,
-        AN,
-        "Channels that hardly change go, biases take up their mean.",
         True,
+        source=AN,
+        claims="Channels that hardly change go, biases take up their mean.",
         when="Channels go that hardly change, and a bias may carry their mean.",
         when_not="Layers must not gain a bias, as in formats that know none.",
     ),
@@ -294,11 +288,11 @@ for _method in (
         "cfsp",
         relative_weight,
         by_angle,
-        WANG,
-        "Blocks that turn their input more keep more channels.",
+        source=WANG,
+        claims="Blocks that turn their input more keep more channels.",
         catalog=(202,),
         when="Channels of a decoder go in one pass, and blocks that turn their input more shall keep more.",
         when_not="The model has one block or none: there is nothing to share among.",
     ),
 ):
-    CHANNELS.register(_method.name)(_method)
+    METHODS.register(_method.name)(_method)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from sparseworks.core.errors import BudgetError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.support import Support
 from sparseworks.weights.prune import prune
 
@@ -79,7 +79,7 @@ def essential_sparsity(
     Raises:
         BudgetError: no levels, or one outside (0, 1).
     """
-    chosen = METHODS.get(method) if isinstance(method, str) else method
+    chosen = Method.of(method)
     if not (sparsities or patterns) or any(not 0 < s < 1 for s in sparsities):
         raise BudgetError(f"A sweep needs sparsities inside (0, 1), got {tuple(sparsities)}.")
     batches = None if data is None else list(data)

@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.schedule import Constant
 from sparseworks.exec.training import TrainableSparseLinear
 from sparseworks.scores import Random
@@ -127,7 +127,7 @@ class QuickSelection(SelectorMixin, BaseEstimator):
     def _method(self, batches: int) -> Method:
         stop = (self.epochs - 0.5) / self.epochs  # not after the last epoch
         regime = DropGrow(grow=Random(), every=batches, stop=stop)
-        return METHODS.get("set").with_(schedule=Constant(self.zeta), train=regime)
+        return Method.of("set").with_(schedule=Constant(self.zeta), train=regime)
 
     def _check(self) -> None:
         whole = {k: getattr(self, k) for k in ("n_features", "hidden", "epochs", "batch_size")}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseworks.core.errors import ModelError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.schedule import Rounds
 from sparseworks.io.skeleton import build
@@ -51,7 +51,7 @@ def prune_folder(
         CheckpointError: weights are missing or damaged; `out` exists or cannot be written.
     """
     return_memory()
-    recipe = Recipe.of(METHODS.get(method) if isinstance(method, str) else method)
+    recipe = Recipe.of(method)
     model = build(Path(folder)).eval()
     listed = sites(model)
     for used, _ in recipe.assign(listed):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparseworks.core.errors import CalibrationError, DtypeError, MissingStatError, NonFiniteError, ShapeError
 from sparseworks.core.finite import all_finite
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.pattern import Keep, to_groups
 from sparseworks.core.solver import Nothing, Select
 from sparseworks.core.stats import Gram, InputMoments, Stat, Stats
@@ -65,7 +65,7 @@ def prune_matrix(
         MissingStatError: the method needs inputs or gradients that were not given; the message names them.
         BudgetError, PatternError: the budget or the pattern does not fit the matrix.
     """
-    method = METHODS.get(method) if isinstance(method, str) else method
+    method = Method.of(method)
     check_weight(weight, "weight")
     gathered = Stats(stats)
     missing = [kind for kind in method.needs if kind not in gathered]

@@ -1,94 +1,28 @@
-"""The page of a method: what it does, by which formulas, after whom, when to use it and when not. Everything is read from the registry."""
+"""What the pages of methods of weights and channels say beside what all pages say."""
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
 
-from sparseworks.core.errors import UnknownNameError
-from sparseworks.core.method import METHODS, Method, brief
+from sparseworks.core.method import Method, brief
+from sparseworks.core.pages import formula, nouns, particulars
 from sparseworks.core.pattern import ELEMENT, WHOLE, Pattern
 from sparseworks.core.select import select
 from sparseworks.exec import FORMATS
 from sparseworks.stream.gradients import SOURCES
-from sparseworks.weights.channels import CHANNELS, ChannelMethod
+from sparseworks.weights.channels import ChannelMethod
 
-_PLAIN = ("Uniform", "Select", "Nothing", "Once")  # parts that do nothing of their own
-_SKIPPED = ("Attributes:", "Args:", "Raises:", "Returns:")
 _TRIAL = (64, 128)  # a matrix that every pattern of the library divides
-
-
-def method_facts(name: str) -> dict[str, Any]:
-    """What the registry says about one method of weights or channels, as plain data.
-
-    Raises:
-        UnknownNameError: neither has that name.
-    """
-    if name in METHODS:
-        return _facts(METHODS.get(name)) | _weights(METHODS.get(name))
-    if name in CHANNELS:
-        return _facts(CHANNELS.get(name)) | _channels(CHANNELS.get(name))
-    raise UnknownNameError("method", name, (*METHODS.names(), *CHANNELS.names()))
-
-
-def method_page(facts: Mapping[str, Any], figures: Iterable[str] = ()) -> str:
-    """The facts as Markdown.
-
-    Args:
-        figures: lines of a section with measured figures, for where they are stored.
-    """
-    return "\n".join(_lines(facts, list(figures))) + "\n"
-
-
-def _lines(facts: Mapping[str, Any], figures: list[str]) -> Iterator[str]:
-    yield from (f"# {facts['name']}", "", plain(facts["what"]), "")
-    if facts["status"] != "stable":
-        yield "Experimental: tested for what it does; the gain that its paper reports was not seen, or not measured, on this project's small models."
-        yield ""
-    yield from ("## When to use it", "", plain(facts["when"]), "", "## When not", "", plain(facts["when_not"]), "")
-    yield from ("## What it needs", "", *(f"- {plain(need)}" for need in facts["needs"]), "")
-    yield from ("```text", facts["call"], "```", "", "## Formula", "")
-    for part in facts["parts"]:
-        yield from (f"{part['part']} `{part['name']}`", "", "```text", part["text"], "```", "")
-    yield from ("## Composition", "", "```text", facts["composition"], "```", "", "## Source", "")
-    title = f", “{plain(facts['title'])}”" if facts["title"] else ""
-    year = f" ({facts['year']})" if facts["year"] else ""
-    yield f"{plain(facts['authors'])}{year}{title}."
-    if facts["arxiv"]:
-        yield f"[arXiv {facts['arxiv']}](https://arxiv.org/abs/{facts['arxiv']})"
-    if figures:
-        yield from ("", "## Figures", "", *figures)
-
-
-def plain(text: str) -> str:
-    """Text that Markdown shows as it is: its signs escaped, code between backticks left alone."""
-    parts = re.split(r"(`[^`]*`)", text)
-    return "".join(p if p.startswith("`") else re.sub(r"([\\*_\[\]<>|])", r"\\\1", p) for p in parts)
-
-
-def _facts(method: Method | ChannelMethod) -> dict[str, Any]:
-    source = method.source
-    return {
-        "name": method.name,
-        "family": method.family,
-        "status": method.status,
-        "what": method.claims,
-        "when": method.when or "Nothing is recorded yet.",
-        "when_not": method.when_not or "Nothing is recorded yet.",
-        "composition": method.composition,
-        "catalog": list(method.catalog),
-        **{k: getattr(source, k) for k in ("authors", "year", "title", "arxiv")},
-    }
 
 
 # -- methods of weights -------------------------------------------------------------------------------------------
 
 
+@particulars.register
 def _weights(method: Method) -> dict[str, Any]:
     parts = []
     for field in fields(method):
@@ -96,25 +30,9 @@ def _weights(method: Method) -> dict[str, Any]:
         if isinstance(value, Pattern):
             parts.append({"part": field.name, "name": str(value), "text": _pattern(value)})
         elif field.name != "budget":
-            found = _nouns(field.name, value)
+            found = nouns(field.name, value)
             parts += [{"part": where, "name": brief(noun), "text": formula(type(noun))} for where, noun in found]
     return {"parts": parts, "needs": list(_needs(method)), "call": _call(method)}
-
-
-def _nouns(where: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The part and those inside it, outermost first, each with its place; what does nothing of its own is left out."""
-    if not is_dataclass(value) or isinstance(value, type) or not hasattr(value, "registered_name"):
-        return
-    if type(value).__name__ not in _PLAIN:
-        yield where, value
-    for field in fields(value):
-        yield from _nouns(f"{where}.{field.name}", getattr(value, field.name))
-
-
-def formula(noun: Any) -> str:
-    """The docstring of a class or function without the sections on arguments, attributes and errors."""
-    paragraphs = re.split(r"\n[ \t]*\n", inspect.getdoc(noun) or "")
-    return "\n\n".join(p for p in paragraphs if not p.startswith(_SKIPPED))
 
 
 def _pattern(pattern: Pattern) -> str:
@@ -204,6 +122,7 @@ def _call(method: Method) -> str:
 # -- methods of channels ------------------------------------------------------------------------------------------
 
 
+@particulars.register
 def _channels(method: ChannelMethod) -> dict[str, Any]:
     parts = [
         {"part": part, "name": noun.__name__, "text": formula(noun)}

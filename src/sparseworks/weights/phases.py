@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from sparseworks.core.errors import BudgetError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.weights.distill import Task, Term
 from sparseworks.weights.prune import prune
 from sparseworks.weights.recover import Recovery, recover
@@ -61,7 +61,7 @@ def prune_in_phases(
     """
     batches = list(data)
     seen = batches if calibration is None else list(calibration)
-    method = METHODS.get(method) if isinstance(method, str) else method
+    method = Method.of(method)
     if not phases or phases[0].density is None:
         raise BudgetError("The first phase prunes: give it a density.")
     pruned: Pruned | None = None

@@ -12,7 +12,7 @@ from torch import nn
 
 from sparseworks.core.budget import Cost
 from sparseworks.core.errors import BudgetError, CalibrationError, DtypeError, MissingStatError, ModelError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.schedule import Rounds
 from sparseworks.core.site import Site
@@ -103,7 +103,7 @@ def reseeded(noun: Any, seed: int) -> Any:
 
 
 def _recipe(method: Method | Recipe | str, skip: Sequence[str]) -> Recipe:
-    return Recipe.of(METHODS.get(method) if isinstance(method, str) else method, skip=skip)
+    return Recipe.of(method, skip=skip)
 
 
 def _check(job: Job) -> None:

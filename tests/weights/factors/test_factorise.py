@@ -11,7 +11,7 @@ from torch import nn
 
 import sparseworks as sw
 from sparseworks.core.errors import BudgetError, CalibrationError, CheckpointError, ModelError, RecipeError, ShapeError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.recipe import Recipe
 from sparseworks.io import save
 from sparseworks.jobs.compare import cases
@@ -19,12 +19,12 @@ from sparseworks.stream import sites
 from sparseworks.weights.factors import kept
 from sparseworks.weights.factors.factorise import Factorise, fitted, stored_once
 
-NAMES = [m.name for m in METHODS if m.form is not None]
+NAMES = [m.name for m in Method.all() if m.form is not None]
 
 
 def small(name: str) -> Method:
     """The method with factors that fit the tower."""
-    method = METHODS.get(name)
+    method = Method.of(name)
     known = {"block": 8, "rows": 16, "steps": 20, "iterations": 2}
     method = method.with_(form=replace(method.form, **{k: v for k, v in known.items() if hasattr(method.form, k)}))
     return method.with_(density=0.8) if method.form.sized else method
@@ -184,7 +184,7 @@ def test_what_cannot_work_is_refused_before_anything_changes(tower, batches):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_form_is_part_of_a_method_and_of_recipes(name):
-    method = METHODS.get(name)
+    method = Method.of(name)
     assert f"form={method.form.registered_name}" in method.composition and method.to_config() == {"name": name}
     own = method.with_(name="mine")
     assert Method.from_config(own.to_config()) == own and own.to_config()["form"]

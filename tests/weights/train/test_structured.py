@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import sparseworks as sw
 from sparseworks.core.errors import BudgetError, ModelError
-from sparseworks.core.method import METHODS
+from sparseworks.core.method import Method
 from sparseworks.solve.groups import envelope_prox
 from sparseworks.stream import dependency_groups
 from sparseworks.weights.train import (
@@ -27,7 +27,7 @@ from sparseworks.weights.train import (
 )
 from sparseworks.weights.train.flow import feature_flow
 
-GROUPED = [m.name for m in METHODS if m.train is not None and m.train.grouped]
+GROUPED = [m.name for m in Method.all() if m.train is not None and m.train.grouped]
 
 
 class Block(nn.Module):

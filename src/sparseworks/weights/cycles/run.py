@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparseworks.core.cycle import Cycle
 from sparseworks.core.errors import BudgetError, ModelError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.schedule import Rounds, Survivors
 from sparseworks.core.site import Site
 from sparseworks.core.support import Support
@@ -77,7 +77,7 @@ def cycles(
         CalibrationError: an average needs `data` (batch normalisation) or `evaluate` (greedy).
         CheckpointError: `workdir` belongs to another run.
     """
-    chosen: Method = reseeded(METHODS.get(method) if isinstance(method, str) else method, seed)
+    chosen: Method = reseeded(Method.of(method), seed)
     listed = [s for s in (find_sites(model) if sites is None else sites) if not any(fnmatch(s.name, t) for t in skip)]
     batches = list(data) if data is not None else []
     cycle = checked(chosen, model, listed, steps, batches, evaluate)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseworks.core.errors import BudgetError, CalibrationError, ModelError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.operator import LinearOperator, Stored
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.site import Site
@@ -109,7 +109,7 @@ def factorise(
         NonFiniteError: weights or activations hold NaN or infinity.
         CheckpointError: `workdir` belongs to another run or cannot be written.
     """
-    recipe = Recipe.of(METHODS.get(method) if isinstance(method, str) else method, skip=skip)
+    recipe = Recipe.of(method, skip=skip)
     listed = [s for s in find_sites(model) if _refusal(model, s) is None] if sites is None else list(sites)
     groups = [(reseeded(m, seed + recipe.seed), members) for m, members in recipe.assign(listed)]
     job = Job(model, groups, blocks(model, listed), list(examples) if examples is not None else [])
@@ -224,7 +224,7 @@ def factorise_matrix(
         CalibrationError: the form needs `inputs`.
         BudgetError, ShapeError: the budget is too small, or the factors do not divide the matrix.
     """
-    method = METHODS.get(method) if isinstance(method, str) else method
+    method = Method.of(method)
     check_weight(weight, "weight")
     known = Stats(stats)
     gathered = Stats.collecting([k for k in method.needs if k not in known], (weight.shape[0], weight.shape[1]))

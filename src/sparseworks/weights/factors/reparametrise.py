@@ -9,7 +9,7 @@ from torch import nn
 
 from sparseworks.core.allocator import Evidence
 from sparseworks.core.errors import BudgetError, ModelError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.operator import LinearOperator
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.site import Site
@@ -49,7 +49,7 @@ def reparametrise(
         BudgetError: the budget is too small for a layer, needs what is only known of trained weights, or the form has no start.
         ShapeError: the factors do not divide a layer.
     """
-    recipe = Recipe.of(METHODS.get(method) if isinstance(method, str) else method, skip=skip)
+    recipe = Recipe.of(method, skip=skip)
     listed = [s for s in find_sites(model) if refusal(model, s) is None] if sites is None else list(sites)
     made: dict[str, LinearOperator] = {}
     for chosen, members in recipe.assign(listed):

@@ -13,7 +13,7 @@ from torch import nn
 from sparseworks.allocate import Proportional
 from sparseworks.core.budget import Count, even_split
 from sparseworks.core.errors import BudgetError, ModelError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.registry import Registry
 from sparseworks.core.site import Site
 from sparseworks.exec.layers import why_not
@@ -72,7 +72,7 @@ class IsoFlop:
 
     def method(self, method: Method | str = "sparse_ift") -> Method:
         """The method with the budget and the shares that make the multiplications equal; any that takes a budget will do."""
-        method = METHODS.get(method) if isinstance(method, str) else method
+        method = Method.of(method)
         kept = [(name, count) for layer in self.layers for name, count in layer.kept.items()]
         return method.with_(budget=Count(sum(count for _, count in kept)), allocate=Proportional(tuple(kept)))
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 
 from sparseworks.core.errors import BudgetError, CalibrationError, ModelError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.site import Site
 from sparseworks.core.support import Support
 from sparseworks.stream import sites as find_sites
@@ -87,7 +87,7 @@ def search_sparse(
         raise CalibrationError("A search needs training data, and validation data where there are cells to choose.")
     if min(steps) < 0:
         raise BudgetError(f"The three steps have lengths of at least 0, got {steps}.")
-    chosen = METHODS.get(method) if isinstance(method, str) else method
+    chosen = Method.of(method)
     if chosen is not None and chosen.train is None:
         raise ModelError(f"Method {chosen.name!r} learns no mask; take one that does ('dass').")
     steppers = _Steppers(model, loss, optimizer or _weights, _forever(train, seed), _forever(validate, seed + 1))

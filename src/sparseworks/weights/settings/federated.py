@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sparseworks.core.errors import CheckpointError, ModelError, NonFiniteError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.patterns import parse
 from sparseworks.core.schedule import Constant
 from sparseworks.core.site import Site
@@ -76,7 +76,7 @@ class Server:
         Raises:
             ModelError, BudgetError, MissingStatError: as `Sparsifier`.
         """
-        method = METHODS.get(method) if isinstance(method, str) else method
+        method = Method.of(method)
         self.model = model
         self.optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1.0)
         self.run = Sparsifier(

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseworks.core.budget import Density
 from sparseworks.core.errors import BudgetError, ModelError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.site import Site
 from sparseworks.core.support import Support
 from sparseworks.weights.enforce import dropped_masks, hold
@@ -91,7 +91,7 @@ class PacedQNetworks:
         """
         if count < 2 or not 0.0 < reach <= 1.0 or not 0.0 <= most < 1.0:
             raise BudgetError(f"At least two networks, reach in (0, 1], most in [0, 1); got {count}, {reach}, {most}.")
-        self.method = METHODS.get(method) if isinstance(method, str) else method
+        self.method = Method.of(method)
         self.count, self.reach, self.most = count, reach, most
         self.sites = chosen(network, sites, skip)
         if not self.sites:

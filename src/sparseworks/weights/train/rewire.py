@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparseworks.core.errors import BudgetError, ModelError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.pattern import Pattern
 from sparseworks.core.select import select_mask
 from sparseworks.core.stats import Stats
@@ -62,7 +62,7 @@ class Rewire:
             ModelError: nothing to rewire, or growth by gradient on a layer that is not linear.
             BudgetError: the method does something else, or `steps` or `candidates` is too small.
         """
-        method = METHODS.get(method) if isinstance(method, str) else method
+        method = Method.of(method)
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseWeight)}
         self.method, self.optimizer, self.steps, self.candidates, self.seed = method, optimizer, steps, candidates, seed
         self.regime = _regime(method)

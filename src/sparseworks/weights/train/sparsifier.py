@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sparseworks.core.errors import CheckpointError
-from sparseworks.core.method import METHODS, Method
+from sparseworks.core.method import Method
 from sparseworks.core.site import Coupling, Site
 from sparseworks.core.support import Support
 from sparseworks.stream.couplings import couplings as find_couplings
@@ -77,7 +77,7 @@ class Sparsifier(Hooked):
             BudgetError: the method needs `steps`, or its allocation needs statistics that training does not give.
             MissingStatError: a score needs statistics that training does not give.
         """
-        method = METHODS.get(method) if isinstance(method, str) else method
+        method = Method.of(method)
         model = unwrapped(model)
         if method.form is not None:
             method, sites = on_factors(method, model), open_sites(model) if sites is None else sites

@@ -1,0 +1,1 @@
+"""Contextual sparsity of hidden states, and dynamic networks."""
