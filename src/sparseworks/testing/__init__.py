@@ -1,4 +1,4 @@
-"""Public conformance suites: what every score, pattern, statistic, allocator, repair, solver, form, format, kernel and method of training must hold.
+"""Public conformance suites: what every score, pattern, statistic, allocator, repair, solver, form, format, kernel, mask and method of training must hold.
 
 Each `check_*` takes the registered class, or an instance, and raises AssertionError with a sentence that says what broke.
 `check_composition` runs one score through every registered pattern, allocator, repair, solver and format on a toy model.
@@ -12,6 +12,7 @@ from sparseworks.testing.examples import example, gathered, random_weight
 from sparseworks.testing.form import check_form
 from sparseworks.testing.format import check_format
 from sparseworks.testing.kernel import check_kernel
+from sparseworks.testing.mask import check_mask
 from sparseworks.testing.pattern import check_pattern
 from sparseworks.testing.regime import check_training
 from sparseworks.testing.repair import check_repair
@@ -25,6 +26,7 @@ __all__ = [
     "check_form",
     "check_format",
     "check_kernel",
+    "check_mask",
     "check_pattern",
     "check_repair",
     "check_score",
