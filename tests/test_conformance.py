@@ -11,6 +11,7 @@ import sparseworks.repair
 import sparseworks.scores
 import sparseworks.solve  # noqa: F401
 from sparseworks import testing
+from sparseworks.attention import AttentionMethod
 from sparseworks.core.allocator import ALLOCATORS
 from sparseworks.core.method import Method
 from sparseworks.core.patterns import EXAMPLES
@@ -60,6 +61,11 @@ def test_format(name):
 @pytest.mark.parametrize("name", KERNELS.names())
 def test_kernel(name):
     testing.check_kernel(KERNELS.get(name))
+
+
+@pytest.mark.parametrize("name", [m.name for m in AttentionMethod.all()])
+def test_method_of_attention(name):
+    testing.check_attention_method(name)
 
 
 @pytest.mark.parametrize("name", [m.name for m in Method.all() if m.train is not None and m.form is None])

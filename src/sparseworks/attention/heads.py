@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -215,7 +216,7 @@ def _cuts(first: int, last: int, size: int | None) -> list[tuple[int, int]]:
     if size is None:
         return [(0, last - first)]
     edges = [first, *range((first // size + 1) * size, last, size), last]
-    return [(a - first, b - first) for a, b in zip(edges, edges[1:], strict=False)]
+    return [(a - first, b - first) for a, b in pairwise(edges)]
 
 
 def _below(position: Tensor, edge: Tensor) -> Tensor:

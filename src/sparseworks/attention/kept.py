@@ -122,9 +122,7 @@ def attend_lists(heads: Heads, kept: Kept) -> Output:
     parts = []
     for b in range(heads.batch):
         ptr = F.pad(mask[b].sum(-1).cumsum(0), (1, 0))
-        parts.append(
-            attend_tokens(heads.q[b], heads.k[b], heads.v[b], ptr, mask[b].nonzero()[:, 1], scale=heads.scale)
-        )
+        parts.append(attend_tokens(heads.q[b], heads.k[b], heads.v[b], ptr, mask[b].nonzero()[:, 1], scale=heads.scale))
     outs, lses = zip(*parts, strict=True)
     return torch.stack(outs), torch.stack(lses)
 

@@ -10,7 +10,7 @@ from sparseworks.attention.masks.base import Mask
 from sparseworks.attention.order import ORDERS, Order
 from sparseworks.attention.rest import RESTS, Rest
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
-from sparseworks.attention.when import WHENS, Always, When
+from sparseworks.attention.timing import TIMINGS, Always, Timing
 from sparseworks.core.budget import Budget, Density
 from sparseworks.core.config import NOUNS
 from sparseworks.core.errors import RecipeError
@@ -21,7 +21,7 @@ NOUNS |= {
     "attention_score": (AttentionScore, ATTENTION_SCORES),
     "rest": (Rest, RESTS),
     "order": (Order, ORDERS),
-    "when": (When, WHENS),
+    "timing": (Timing, TIMINGS),
 }
 PHASES = ("prefill", "decode")
 
@@ -52,7 +52,7 @@ class AttentionMethod(Published):
         always: a mask whose units are kept in any case (sink, window, last rows).
         rest: what stands in for units that are not kept; None: they are left out of the softmax.
         order: tokens put into another order before units are cut.
-        when: layers, steps and lengths at which it acts, and how often it selects anew.
+        schedule: layers, steps and lengths at which it acts, and how often it selects anew.
         phases: "prefill", "decode" or both; the other stays dense.
     """
 
@@ -66,7 +66,7 @@ class AttentionMethod(Published):
         "always": "mask",
         "rest": "rest",
         "order": "order",
-        "when": "when",
+        "schedule": "timing",
     }
 
     score: AttentionScore | None = None
@@ -75,7 +75,7 @@ class AttentionMethod(Published):
     always: Mask | None = None
     rest: Rest | None = None
     order: Order | None = None
-    when: When = field(default_factory=Always)
+    schedule: Timing = field(default_factory=Always)
     phases: tuple[str, ...] = ("prefill",)
 
     def __post_init__(self):

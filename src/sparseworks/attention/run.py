@@ -18,7 +18,7 @@ def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kep
     Raises:
         ShapeError: the tokens of a causal call cannot be reordered.
     """
-    if heads.phase not in method.phases or not method.when.acts(heads):
+    if heads.phase not in method.phases or not method.schedule.acts(heads):
         return dense_attention(heads), None
     ordered, back = _ordered(heads, method)
     kept = _kept(ordered, method)
@@ -41,7 +41,7 @@ def dense_attention(heads: Heads) -> Output:
 def _kept(heads: Heads, method: AttentionMethod) -> Kept:
     last: Kept | None = heads.memory.get("kept")
     fits = last is not None and tuple(last.mask.shape[-2:]) == heads.grid(last.unit)
-    again = method.when.selects(heads)
+    again = method.schedule.selects(heads)
     if last is not None and fits and not again:
         return last
     kept = select(heads, method)

@@ -35,7 +35,9 @@ def check_mask(mask: type[Mask] | Mask | str, heads: int = 4) -> None:
     require(not bool(past.triu(1).any()), f"{mask}: joined with Causal it keeps a pair of the future.")
     refused(lambda: mask.blocks(-1, 8), ShapeError, f"{mask}: blocks of -1 queries are answered.")
     refused(lambda: mask.columns(3, 8, heads, heads), ShapeError, f"{mask}: a head that is not there is answered.")
-    require(len({mask, example(type(mask)), mask}) <= 2 and hash(mask) == hash(mask), f"{mask}: its hash is not its own.")
+    require(
+        len({mask, example(type(mask)), mask}) <= 2 and hash(mask) == hash(mask), f"{mask}: its hash is not its own."
+    )
     _check_recipe(mask)
 
 
@@ -44,7 +46,9 @@ def _check_pairs(mask: Mask, pairs: Tensor, queries: int, keys: int, heads: int,
     require(pairs.shape == (shown, queries, keys), f"{mask}: pairs of {heads} heads have shape {tuple(pairs.shape)}.")
     for i in {0, queries // 2, queries - 1}:
         row = mask.pairs(1, keys, heads, offset + i)[:, 0]
-        require(torch.equal(row, pairs[:, i]), f"{mask}: query {i} at offset {offset} is not the query at its position.")
+        require(
+            torch.equal(row, pairs[:, i]), f"{mask}: query {i} at offset {offset} is not the query at its position."
+        )
         for h in range(heads):
             listed, wanted = mask.columns(offset + i, keys, h, heads), pairs[h % shown, i].nonzero().flatten()
             require(torch.equal(listed, wanted), f"{mask}: head {h} lists {listed.tolist()} for {wanted.tolist()}.")

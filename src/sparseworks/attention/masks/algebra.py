@@ -201,7 +201,9 @@ class PerHead(Mask):
     def check(self, end: int, extent: Extent) -> None:
         """Heads must be a multiple of the masks."""
         if extent.heads % len(self.masks):
-            raise ShapeError(f"{extent.heads} heads cannot share {len(self.masks)} masks; give `heads` a multiple of it.")
+            raise ShapeError(
+                f"{extent.heads} heads cannot share {len(self.masks)} masks; give `heads` a multiple of it."
+            )
         super().check(end, extent)
 
     def keeps(self, q, k, head, extent):

@@ -220,7 +220,9 @@ def at_least(mask: Mask, least: int, **sizes: int) -> None:
     """Raise PatternError unless every size is a whole number of at least `least`."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < least:
-            raise PatternError(f"`{name}` of {type(mask).__name__} is a whole number of at least {least}, got {size!r}.")
+            raise PatternError(
+                f"`{name}` of {type(mask).__name__} is a whole number of at least {least}, got {size!r}."
+            )
 
 
 class _Grid:

@@ -1,4 +1,4 @@
-"""When: in which layers, at which steps and lengths a method acts, and how often it selects anew."""
+"""Timing: in which layers, at which steps and lengths a method acts, and how often it selects anew."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sparseworks.attention.heads import Heads
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.registry import Registry
 
-WHENS: Registry[type[When]] = Registry("when", "sparseworks.attention")
+TIMINGS: Registry[type[Timing]] = Registry("timing", "sparseworks.attention")
 
 
-class When:
+class Timing:
     """Register a frozen dataclass; `acts` says whether this call is sparse, `selects` whether its units are chosen anew."""
 
     registered_name: ClassVar[str] = ""
@@ -26,22 +26,22 @@ class When:
         return True
 
 
-@WHENS.register("always")
+@TIMINGS.register("always")
 @dataclass(frozen=True)
-class Always(When):
+class Always(Timing):
     """Every call."""
 
 
-@WHENS.register("from")
+@TIMINGS.register("from")
 @dataclass(frozen=True)
-class From(When):
-    """Dense in the first `layers` layers, for the first `steps` (share of denoising steps) and below `keys` keys.
+class From(Timing):
+    """Dense in the first `layers` layers (a share of all below 1), for the first `steps` (share of denoising steps) and below `keys` keys.
 
     Attributes:
         every: units are chosen anew at every so many calls of a layer (1: always).
     """
 
-    layers: int = 0
+    layers: float = 0
     steps: float = 0.0
     keys: int = 0
     every: int = 1
@@ -52,9 +52,8 @@ class From(When):
 
     def acts(self, heads: Heads) -> bool:
         """Whether the layer, the step and the length are beyond the dense ones."""
-        return (
-            heads.layer >= self.layers and heads.step >= self.steps * heads.steps - 1e-9 and heads.keys >= self.keys
-        )
+        first = self.layers * heads.layers if self.layers < 1 else self.layers
+        return heads.layer >= first - 1e-9 and heads.step >= self.steps * heads.steps - 1e-9 and heads.keys >= self.keys
 
     def selects(self, heads: Heads) -> bool:
         """Every `every`-th call."""

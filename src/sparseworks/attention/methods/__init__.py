@@ -1,0 +1,4 @@
+"""Published methods of attention as compositions: a name, the nouns it puts together, where it comes from, and what it claims."""
+
+from sparseworks.attention.methods import baselines as baselines
+from sparseworks.attention.methods import fixed as fixed
