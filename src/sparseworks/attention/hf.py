@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from sparseworks.attention.cache.method import CacheMethod
 from sparseworks.attention.heads import Clip, Heads
 from sparseworks.attention.kept import attend_dense
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.run import sparse_attention
 from sparseworks.core.errors import ModelError
+from sparseworks.core.published import METHODS, Published
 from sparseworks.core.recipe import Recipe
 
+if TYPE_CHECKING:
+    from sparseworks.attention.cache.hf import RaggedCache, RaggedLayer
+
 _NUMBERS = count()
+M = TypeVar("M", bound=Published)
 
 
 @dataclass
@@ -52,11 +58,25 @@ class Attending:
         step, steps, clip: set by a caller that denoises: which step of how many, and the grid of the tokens.
     """
 
-    def __init__(self, methods: Mapping[int, AttentionMethod], layers: int):
-        self.methods, self.count = methods, layers
+    def __init__(
+        self,
+        methods: Mapping[int, AttentionMethod],
+        layers: int,
+        caching: Mapping[int, CacheMethod] | None = None,
+    ):
+        self.methods, self.count, self.caching = methods, layers, caching or {}
         self.layers: dict[int, Seen] = {}
+        self.pending: RaggedLayer | None = None
+        self.held: RaggedCache | None = None
         self.step, self.steps = 0, 1
         self.clip: Clip | None = None
+
+    def cache(self) -> RaggedCache:
+        """A fresh cache for `model(..., cache=run.cache())`; `generate` is given one by itself where a method asks for it."""
+        from sparseworks.attention.cache.hf import RaggedCache
+
+        self.held = RaggedCache(self, self.count)
+        return self.held
 
     def forget(self) -> None:
         """Drop what methods remember; for another prompt."""
@@ -67,6 +87,14 @@ class Attending:
         """Kept pairs over allowed pairs, the mean of all layers and calls, dense ones counted as 1."""
         found = [d for seen in self.layers.values() if (d := seen.density(phase)) is not None]
         return sum(found) / len(found) if found else 1.0
+
+    def give_cache(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A forward pre-hook: an empty cache that `generate` made becomes ours."""
+        for name in ("cache", "past_key_values"):
+            given = kwargs.get(name)
+            if given is not None and not isinstance(given, _ragged()) and given.get_seq_length() == 0:
+                kwargs[name] = self.cache()
+        return args, kwargs
 
     # -- the function that transformers calls -----------------------------------------------------------------------
 
@@ -86,10 +114,20 @@ class Attending:
         _refuse(dropout, others)
         layer = int(getattr(module, "layer_idx", 0))
         causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
-        if key.shape[2] == query.shape[2]:
+        cache, self.pending = self.pending, None
+        if key.shape[2] == query.shape[2] and (cache is None or not cache.seen):
             self._begins(layer)
+        if cache is not None:
+            return self._cached(cache, module, layer, query, key, value, attention_mask, scaling), None
+        return self._among(module, layer, query, key, value, attention_mask, scaling, causal).transpose(
+            1, 2
+        ).contiguous(), None
+
+    def _among(
+        self, module, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling, causal: bool
+    ) -> Tensor:
         out = torch.empty_like(query)
-        for rows, keys in _real(attention_mask, query, key):
+        for rows, keys in _real(mask, query, key):
             heads = Heads(
                 query[rows, :, -min(query.shape[2], _size(keys, key)) :],
                 key[rows][:, :, keys],
@@ -106,7 +144,23 @@ class Attending:
             )
             out[rows, :, : -heads.queries] = 0
             out[rows, :, -heads.queries :] = self._one(layer, heads)
-        return out.transpose(1, 2).contiguous(), None
+        return out
+
+    def _cached(
+        self, cache: RaggedLayer, module, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling
+    ) -> Tensor:
+        from sparseworks.attention.cache.call import attend_cached, let_go
+
+        first = not cache.seen
+        real = None if mask is None else mask[:, -q.shape[2] :]
+        out = attend_cached(
+            cache, q, k, v, real, scale=scaling, first=lambda: self._among(module, layer, q, k, v, mask, scaling, True)
+        )  # fmt: skip
+        let_go(
+            cache, self.caching.get(layer), q, first=first, scale=scaling, layer=layer, layers=self.count,
+            module=module, hidden=None,
+        )  # fmt: skip
+        return out.transpose(1, 2).contiguous()
 
     def _one(self, layer: int, heads: Heads) -> Tensor:
         method, seen = self.methods.get(layer), self.layers.setdefault(layer, Seen())
@@ -127,7 +181,7 @@ class Attending:
 
 
 @contextmanager
-def attention(model: nn.Module, method: AttentionMethod | Recipe | str) -> Iterator[Attending]:
+def attention(model: nn.Module, *methods: Published | Recipe | str) -> Iterator[Attending]:
     """`with sw.attention(model, sw.method("quest")) as run: model.generate(...)`: the model attends by the method inside.
 
     Goes through the attention interface of transformers: every model that uses it is served, padding included. A recipe gives
@@ -135,7 +189,7 @@ def attention(model: nn.Module, method: AttentionMethod | Recipe | str) -> Itera
 
     Args:
         model: with `config` and modules that carry `layer_idx`.
-        method: a method of attention, its name, or a recipe.
+        methods: methods of attention and of the cache, their names, or a recipe of such.
 
     Raises:
         ModelError: the model has no layers of that kind, or does not use the interface.
@@ -145,19 +199,40 @@ def attention(model: nn.Module, method: AttentionMethod | Recipe | str) -> Itera
     from transformers.modeling_utils import AttentionInterface
 
     layers = attention_layers(model)
-    recipe = Recipe.of(method, kind=AttentionMethod)
-    found = {layer: recipe.method_for(name, AttentionMethod) for layer, name in layers.items()}
-    run = Attending({layer: m for layer, m in found.items() if m is not None}, len(layers))
+    run = Attending(
+        _by_layer(layers, methods, AttentionMethod),
+        len(layers),
+        _by_layer(layers, methods, CacheMethod),
+    )
     name, before = f"sparseworks-{next(_NUMBERS)}", _implementation(model)
     AttentionInterface.register(name, run)
     AttentionMaskInterface.register(name, padding_only)
+    hook = model.register_forward_pre_hook(run.give_cache, with_kwargs=True) if run.caching else None
     try:
         _use(model, name)
         yield run
     finally:
+        if hook is not None:
+            hook.remove()
         _use(model, before)
         AttentionInterface._global_mapping.pop(name, None)
         AttentionMaskInterface._global_mapping.pop(name, None)
+
+
+def _by_layer(layers: Mapping[int, str], methods: Sequence[Published | Recipe | str], kind: type[M]) -> dict[int, M]:
+    """Layer -> the method of this kind that the last of `methods` gives it."""
+    found: dict[int, M] = {}
+    for one in methods:
+        recipe = one if isinstance(one, Recipe) else Recipe.of(_of_attention(one))
+        chosen = {layer: recipe.method_for(name, kind) for layer, name in layers.items()}
+        found |= {layer: m for layer, m in chosen.items() if m is not None}
+    return found
+
+
+def _of_attention(method: Published | str) -> Recipe:
+    found = METHODS.get(method) if isinstance(method, str) else method
+    kind = CacheMethod if isinstance(found, CacheMethod) else AttentionMethod
+    return Recipe.of(kind.of(found), kind=kind)
 
 
 def attention_layers(model: nn.Module) -> dict[int, str]:
@@ -210,6 +285,12 @@ def _refuse(dropout: float, others: Mapping[str, Any]) -> None:
             raise ModelError(f"The model asks for {name!r} in its attention, which is not supported.")
     if others.get("sliding_window") is not None:
         raise ModelError("Layers with a sliding window of their own are not supported yet: give them no method.")
+
+
+def _ragged() -> type:
+    from sparseworks.attention.cache.hf import RaggedCache
+
+    return RaggedCache
 
 
 def _implementation(model: nn.Module) -> str:

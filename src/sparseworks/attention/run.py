@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from sparseworks.attention.heads import Heads
-from sparseworks.attention.kept import Kept, Output, attend_kept
+from sparseworks.attention.kept import Kept, Output, attend_kept, whole
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.select import select
 from sparseworks.core.errors import ShapeError
@@ -32,10 +31,7 @@ def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kep
 
 def dense_attention(heads: Heads) -> Output:
     """Output and log-sum-exp over every allowed pair, by the block kernel where it runs, exactly in any case."""
-    from sparseworks.core.pattern import Tile
-
-    mask = torch.ones(1, 1, *heads.grid(Tile(64, 64)), dtype=torch.bool)
-    return attend_kept(heads, Kept(mask, Tile(64, 64)))
+    return attend_kept(heads, whole(heads))
 
 
 def _kept(heads: Heads, method: AttentionMethod) -> Kept:
