@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -25,7 +27,10 @@ def by_window(voxels, window, shift):
 
 
 @given(
-    st.integers(0, 1000), st.integers(1, 9), st.sampled_from(["x", "y"]), st.sampled_from([(0, 0, 0), (2, 1, 0), (3, 3, 1)])
+    st.integers(0, 1000),
+    st.integers(1, 9),
+    st.sampled_from(["x", "y"]),
+    st.sampled_from([(0, 0, 0), (2, 1, 0), (3, 3, 1)]),
 )
 def test_sets_are_the_formula_and_minimal(seed, size, order, shift):
     voxels, window = occupancy(seed), (4, 5, 4)
@@ -46,8 +51,10 @@ def test_sets_are_the_formula_and_minimal(seed, size, order, shift):
 
 
 def test_the_cost_follows_the_occupied_voxels():
-    slots = [voxel_sets(occupancy(0, share, (60, 60, 2)), (12, 12, 2), 8).slots.numel() for share in (0.1, 0.2, 0.4, 0.8)]
-    assert slots == sorted(slots) and all(1.7 < b / a < 2.1 for a, b in zip(slots, slots[1:], strict=False))
+    slots = [
+        voxel_sets(occupancy(0, share, (60, 60, 2)), (12, 12, 2), 8).slots.numel() for share in (0.1, 0.2, 0.4, 0.8)
+    ]
+    assert slots == sorted(slots) and all(1.7 < b / a < 2.1 for a, b in pairwise(slots))
 
 
 def test_attention_is_that_of_a_loop_over_sets_and_has_gradients():

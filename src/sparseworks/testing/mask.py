@@ -46,7 +46,9 @@ def _check_pairs(mask: Mask, pairs: Tensor, queries: int, keys: int, heads: int,
     require(pairs.shape == (shown, queries, keys), f"{mask}: pairs of {heads} heads have shape {tuple(pairs.shape)}.")
     for i in {0, queries // 2, queries - 1}:
         row = mask.pairs(1, keys, heads, offset + i)[:, 0]
-        require(torch.equal(row, pairs[:, i]), f"{mask}: query {i} at offset {offset} is not the query at its position.")
+        require(
+            torch.equal(row, pairs[:, i]), f"{mask}: query {i} at offset {offset} is not the query at its position."
+        )
         for h in range(heads):
             listed, wanted = mask.columns(offset + i, keys, h, heads), pairs[h % shown, i].nonzero().flatten()
             require(torch.equal(listed, wanted), f"{mask}: head {h} lists {listed.tolist()} for {wanted.tolist()}.")
@@ -71,12 +73,16 @@ def _check_blocks(mask: Mask, pairs: Tensor, call: tuple[int, int, tuple[int, in
 
 
 def pooled(pairs: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Any and all over blocks of a small mask (heads, queries, keys)."""
-    some, every = [
-        torch.stack([torch.stack([f(b.flatten(1), 1) for b in r.split(tile[1], 2)], -1) for r in pairs.split(tile[0], 1)], 1)
-        for f in (torch.any, torch.all)
-    ]  # fmt: skip
-    return some, every
+    """Any and all over the blocks of a small mask (heads, queries, keys); the last blocks may be shorter."""
+    heads, queries, keys = pairs.shape
+    rows, cols = -(-queries // tile[0]), -(-keys // tile[1])
+    found = []
+    for reduce, beyond in ((torch.any, False), (torch.all, True)):
+        padded = torch.full((heads, rows * tile[0], cols * tile[1]), beyond)
+        padded[:, :queries, :keys] = pairs
+        blocks = padded.view(heads, rows, tile[0], cols, tile[1]).transpose(2, 3).flatten(3)
+        found.append(reduce(blocks, 3))
+    return found[0], found[1]
 
 
 def _check_recipe(mask: Mask) -> None:

@@ -51,13 +51,17 @@ def test_there_and_back_is_exact(mask):
     assert torch.equal(read.mask.pairs(N, N, 4).expand(4, N, N), mask.pairs(N, N, 4).expand(4, N, N))
 
 
-@pytest.mark.parametrize("mask", [Causal(), Window(50) & Causal(), Document((100, 57, 90))], ids=["causal", "window", "docs"])
+@pytest.mark.parametrize(
+    "mask", [Causal(), Window(50) & Causal(), Document((100, 57, 90))], ids=["causal", "window", "docs"]
+)
 def test_the_lists_are_those_that_pytorch_makes_by_asking_every_pair(mask):
     ours = to_block_mask(mask, N, N, (32, 32), heads=2)
     theirs = create_block_mask(mask.mask_mod(N, 2), 1, None, N, N, device="cpu", BLOCK_SIZE=32)
     for a, b in zip(tile_lists(ours), tile_lists(theirs), strict=True):
         assert a == b
-    assert torch.equal(create_mask(mask.mask_mod(N, 2), 1, 2, N, N, device="cpu")[0], mask.pairs(N, N, 2).expand(2, N, N))
+    assert torch.equal(
+        create_mask(mask.mask_mod(N, 2), 1, 2, N, N, device="cpu")[0], mask.pairs(N, N, 2).expand(2, N, N)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")  # eager flex_attention asks to be compiled

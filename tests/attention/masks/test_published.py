@@ -7,6 +7,7 @@ import torch
 
 from sparseworks.attention.masks import (
     Causal,
+    PowerOfTwo,
     Tiled,
     Window,
     power_attention,
@@ -35,7 +36,9 @@ def test_heads_of_s2_see_everything_together(heads):
     assert torch.equal(seen, far)
 
 
-@pytest.mark.parametrize(("heads", "shift", "residues"), [(4, None, 4), (2, None, 2), (8, 0, 1), (16, 0, 1), (3, None, 3)])
+@pytest.mark.parametrize(
+    ("heads", "shift", "residues"), [(4, None, 4), (2, None, 2), (8, 0, 1), (16, 0, 1), (3, None, 3)]
+)
 def test_fewer_heads_or_no_shift_see_as_many_residues(heads, shift, residues):
     seen, _ = union_over_heads(heads, shift)
     assert len({int(j) % 8 for j in seen.nonzero()[:, 1]}) == residues
@@ -72,8 +75,6 @@ def test_receptive_field_of_powers_of_two_against_a_window_of_as_many_edges(laye
 
 
 def _powers():
-    from sparseworks.attention.masks import PowerOfTwo
-
     return PowerOfTwo(BLOCK) & Causal()
 
 
@@ -87,9 +88,9 @@ def test_receptive_field_goes_through_one_mask_a_layer_from_the_last():
     wide, narrow = Window(9), Window(2)
     assert receptive_field([narrow, wide], tokens=64) == 10 == receptive_field([wide, narrow], tokens=64)
     assert receptive_field([Causal() & Window(1), Causal()], tokens=64) == 64
-    for bad in (dict(layers=0), dict(layers=None)):
+    for layers in (0, None):
         with pytest.raises(ShapeError, match="at least one layer"):
-            receptive_field(wide, **bad, tokens=64)
+            receptive_field(wide, layers, tokens=64)
     with pytest.raises(ShapeError, match="without `layers`"):
         receptive_field([wide], 3, tokens=64)
 

@@ -61,7 +61,9 @@ class FromMod(Mask):
     def _each(self, rows: Span, cols: Span, head: Tensor, extent: Extent, reduce: Callable[..., Tensor]) -> Tensor:
         k = _tokens(cols.first[0], cols.last[0])
         out = torch.zeros(len(head), len(rows.first), len(k), dtype=torch.bool)
-        for i, (first, last) in enumerate(zip(rows.first.flatten().tolist(), rows.last.flatten().tolist(), strict=True)):
+        for i, (first, last) in enumerate(
+            zip(rows.first.flatten().tolist(), rows.last.flatten().tolist(), strict=True)
+        ):
             q = torch.arange(first, last + 1)[:, None, None]
             step = max(1, _PAIRS // (len(q) * k.shape[1] * len(head)))
             for j in range(0, len(k), step):

@@ -33,7 +33,9 @@ def receptive_field(
     else:
         raise ShapeError("Give `layers` with one mask, or one mask a layer without `layers`.")
     if not masks or tokens < 1:
-        raise ShapeError(f"A receptive field is that of at least one layer and one token, got {len(masks)} and {tokens}.")
+        raise ShapeError(
+            f"A receptive field is that of at least one layer and one token, got {len(masks)} and {tokens}."
+        )
     supports = {m: m.blocks(tokens, tokens, (block, block), heads).mask().any(0) for m in set(masks)}
     reached = torch.zeros(-(-tokens // block), dtype=torch.bool)
     reached[-1] = True
