@@ -13,6 +13,7 @@ from sparseworks.evaluate.sequences.heads import (
     spatial_mask,
     temporal_mask,
 )
+from sparseworks.evaluate.sequences.ledger import Ledger, ledger
 from sparseworks.evaluate.sequences.metrics import (
     index_overlap,
     iou,
@@ -25,13 +26,16 @@ from sparseworks.evaluate.sequences.metrics import (
 )
 from sparseworks.evaluate.sequences.occupancy import occupancy
 from sparseworks.evaluate.sequences.qkv import QKV, ar1, isolated, qkv, rotary
+from sparseworks.evaluate.sequences.recall import Recall, suite, turn_by_turn, worst
 from sparseworks.evaluate.sequences.tokens import Examples, Question, distract, majority, mqar, passkey
 from sparseworks.evaluate.sequences.trace import blend, drift, falling
 
 __all__ = [
     "QKV",
     "Examples",
+    "Ledger",
     "Question",
+    "Recall",
     "ar1",
     "band_mask",
     "blend",
@@ -46,6 +50,7 @@ __all__ = [
     "iou",
     "isolated",
     "kept_mask",
+    "ledger",
     "majority",
     "mass_recall",
     "mass_rows",
@@ -60,5 +65,8 @@ __all__ = [
     "rel_l2",
     "rotary",
     "spatial_mask",
+    "suite",
     "temporal_mask",
+    "turn_by_turn",
+    "worst",
 ]
