@@ -89,7 +89,7 @@ def test_bytes_fall_to_the_budget_and_padding_is_never_stored(model, padded):
     held = run.held.tokens
     assert held == 6 * 4 * (32 + 40 + 2 * 3)
     assert token * held <= run.held.nbytes <= token * (held + 6 * 8 * 70)
-    lengths = torch.stack([layer.store.length for layer in run.held.ragged])
+    lengths = torch.stack([layer.store.length for layer in run.held.held])
     assert lengths.float().std(1).max() > 1
     with sw.attention(model, sw.method("snapkv", density=1.0)) as run:
         model.generate(**padded, max_new_tokens=4, do_sample=False)
@@ -139,3 +139,33 @@ def test_padding_in_a_later_turn_is_refused(model, padded):
         later = torch.cat([padded["attention_mask"], torch.tensor([[0, 1], [1, 1]])], 1)
         with pytest.raises(ModelError, match="later turn"):
             model(padded["input_ids"][:, :2], attention_mask=later, cache=cache)
+
+
+PAGED = {"pattern": {"unit": [1, 64], "group": [1, None]}}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 3])
+def test_pages_of_a_full_budget_generate_what_the_model_generates(model, padded, beams):
+    options = {**padded, "max_new_tokens": 8, "do_sample": False, "num_beams": beams}
+    expected = model.generate(**options)
+    with sw.attention(model, sw.method("quest", density=1.0, **PAGED)) as run:
+        assert torch.equal(model.generate(**options), expected)
+    assert run.density("decode") == 1 and type(run.held.held[0]).__name__ == "PagedLayer"
+
+
+@torch.no_grad()
+def test_pages_read_what_the_budget_says_and_can_be_cropped(model, padded):
+    ids = padded["input_ids"][1:]
+    expected = model(ids).logits[:, 150:]
+    with sw.attention(model, sw.method("quest", density=1.0, **PAGED)) as run:
+        cache = run.cache()
+        model(ids[:, :150], cache=cache)
+        second = model(ids[:, 150:], cache=cache).logits
+        cache.crop(-50)
+        stepwise = torch.cat([model(ids[:, i : i + 1], cache=cache).logits for i in range(150, 160)], 1)
+    torch.testing.assert_close(second, expected, atol=2e-4, rtol=0)
+    torch.testing.assert_close(stepwise, expected[:, :10], atol=2e-4, rtol=0)
+    with sw.attention(model, sw.method("quest", budget={"count": {"value": 128}}, **PAGED)) as run:
+        model.generate(ids, max_new_tokens=4, do_sample=False)
+        assert run.density("decode") == 0.5  # two of four pages

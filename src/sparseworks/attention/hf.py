@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +23,8 @@ from sparseworks.core.published import METHODS, Published
 from sparseworks.core.recipe import Recipe
 
 if TYPE_CHECKING:
-    from sparseworks.attention.cache.hf import RaggedCache, RaggedLayer
+    from sparseworks.attention.cache.hf import SparseCache
+    from sparseworks.attention.cache.layer import KVLayer
 
 _NUMBERS = count()
 M = TypeVar("M", bound=Published)
@@ -66,16 +68,23 @@ class Attending:
     ):
         self.methods, self.count, self.caching = methods, layers, caching or {}
         self.layers: dict[int, Seen] = {}
-        self.pending: RaggedLayer | None = None
-        self.held: RaggedCache | None = None
+        self.pending: KVLayer | None = None
+        self.held: SparseCache | None = None
         self.step, self.steps = 0, 1
         self.clip: Clip | None = None
 
-    def cache(self) -> RaggedCache:
-        """A fresh cache for `model(..., cache=run.cache())`; `generate` is given one by itself where a method asks for it."""
-        from sparseworks.attention.cache.hf import RaggedCache
+    @property
+    def caches(self) -> bool:
+        """Whether a method wants a cache of its own."""
+        from sparseworks.attention.cache.paged import reads_pages
 
-        self.held = RaggedCache(self, self.count)
+        return bool(self.caching) or any(reads_pages(m) for m in self.methods.values())
+
+    def cache(self) -> SparseCache:
+        """A fresh cache for `model(..., cache=run.cache())`; `generate` is given one by itself where a method asks for it."""
+        from sparseworks.attention.cache.hf import SparseCache
+
+        self.held = SparseCache(self, self.count)
         return self.held
 
     def forget(self) -> None:
@@ -117,11 +126,15 @@ class Attending:
         cache, self.pending = self.pending, None
         if key.shape[2] == query.shape[2] and (cache is None or not cache.seen):
             self._begins(layer)
+        among = partial(self._among, module, layer, query, key, value, attention_mask, scaling, causal)
         if cache is not None:
-            return self._cached(cache, module, layer, query, key, value, attention_mask, scaling), None
-        return self._among(module, layer, query, key, value, attention_mask, scaling, causal).transpose(
-            1, 2
-        ).contiguous(), None
+            from sparseworks.attention.cache.layer import Call
+
+            real = None if attention_mask is None else attention_mask[:, -query.shape[2] :]
+            out = cache.attend(Call(self, layer, module, query, key, value, real, scaling, among))
+        else:
+            out = among()
+        return out.transpose(1, 2).contiguous(), None
 
     def _among(
         self, module, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling, causal: bool
@@ -146,21 +159,9 @@ class Attending:
             out[rows, :, -heads.queries :] = self._one(layer, heads)
         return out
 
-    def _cached(
-        self, cache: RaggedLayer, module, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling
-    ) -> Tensor:
-        from sparseworks.attention.cache.call import attend_cached, let_go
-
-        first = not cache.seen
-        real = None if mask is None else mask[:, -q.shape[2] :]
-        out = attend_cached(
-            cache, q, k, v, real, scale=scaling, first=lambda: self._among(module, layer, q, k, v, mask, scaling, True)
-        )  # fmt: skip
-        let_go(
-            cache, self.caching.get(layer), q, first=first, scale=scaling, layer=layer, layers=self.count,
-            module=module, hidden=None,
-        )  # fmt: skip
-        return out.transpose(1, 2).contiguous()
+    def note(self, layer: int, phase: str, density: float) -> None:
+        """What one call of a layer read."""
+        self.layers.setdefault(layer, Seen()).note(phase, density)
 
     def _one(self, layer: int, heads: Heads) -> Tensor:
         method, seen = self.methods.get(layer), self.layers.setdefault(layer, Seen())
@@ -207,7 +208,7 @@ def attention(model: nn.Module, *methods: Published | Recipe | str) -> Iterator[
     name, before = f"sparseworks-{next(_NUMBERS)}", _implementation(model)
     AttentionInterface.register(name, run)
     AttentionMaskInterface.register(name, padding_only)
-    hook = model.register_forward_pre_hook(run.give_cache, with_kwargs=True) if run.caching else None
+    hook = model.register_forward_pre_hook(run.give_cache, with_kwargs=True) if run.caches else None
     try:
         _use(model, name)
         yield run
@@ -288,9 +289,9 @@ def _refuse(dropout: float, others: Mapping[str, Any]) -> None:
 
 
 def _ragged() -> type:
-    from sparseworks.attention.cache.hf import RaggedCache
+    from sparseworks.attention.cache.hf import SparseCache
 
-    return RaggedCache
+    return SparseCache
 
 
 def _implementation(model: nn.Module) -> str:
