@@ -35,6 +35,8 @@ from sparseworks.weights.train.penalty import Penalised as Penalised
 from sparseworks.weights.train.penalty import RipeStop as RipeStop
 from sparseworks.weights.train.popup import EdgePopup as EdgePopup
 from sparseworks.weights.train.quantised import Quantised as Quantised
+from sparseworks.weights.train.readjust import ClientDropGrow as ClientDropGrow
+from sparseworks.weights.train.readjust import Readjust as Readjust
 from sparseworks.weights.train.regions import RegionGate as RegionGate
 from sparseworks.weights.train.rewire import Rewire as Rewire
 from sparseworks.weights.train.run import Event as Event
