@@ -138,7 +138,7 @@ add(
     "Federated, see `Server`: clients drop and grow in their own supports, each entry is averaged over those that hold it.",
     allocate=ERK(), schedule=Cosine(0.3), train=ClientDropGrow(),
     when="Data lie with many clients, and neither they nor their messages may ever hold more than the sparse model, but for one gradient now and then.",
-    when_not="TODO",
+    when_not="Accuracy counts more than bytes: on digits with ten clients 96.2 and 94.7 % at 90 and 95 % sparsity, FedDIP 97.4 and 97.0 with three to five times the uploads.",
 )  # fmt: skip
 add(
     "eau_de_qn", Magnitude(), "global", VINCENT,
