@@ -173,8 +173,10 @@ class Server:
         mean = {n: torch.stack([share * w[n] for w, share in sent]).sum(dim=0) for n in sent_tensors(self.model)}
         if message.exchange:
             for name, sites in members.items():
-                shape, held = mean[name].shape, zip(replies, sent, strict=True)
-                voters = sum(share * stored_mask(shape, sites, r.supports or {}).float() for r, (_, share) in held)
+                held = [stored_mask(mean[name].shape, sites, r.supports or {}) for r in replies]
+                voters = (
+                    torch.stack([share * m for m, (_, share) in zip(held, sent, strict=True)]).sum(dim=0).to(mean[name])
+                )
                 mean[name] = torch.where(voters > 0, mean[name] / voters, 0.0)
         return mean
 
