@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparseworks.attention.cache.method import CacheMethod
 from sparseworks.attention.heads import Clip, Heads
-from sparseworks.attention.kept import attend_dense
+from sparseworks.attention.kept import Kept, attend_dense
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.run import sparse_attention
 from sparseworks.core.errors import ModelError
@@ -57,6 +57,7 @@ class Attending:
 
     Attributes:
         layers: index of a layer -> what it did.
+        watch: called with every call and the units it computed (None: all), for those who want to look.
         step, steps, clip: set by a caller that denoises: which step of how many, and the grid of the tokens.
     """
 
@@ -72,6 +73,7 @@ class Attending:
         self.held: SparseCache | None = None
         self.step, self.steps = 0, 1
         self.clip: Clip | None = None
+        self.watch: Callable[[Heads, Kept | None], None] | None = None
 
     @property
     def caches(self) -> bool:
@@ -167,8 +169,12 @@ class Attending:
         method, seen = self.methods.get(layer), self.layers.setdefault(layer, Seen())
         if method is None or heads.phase not in method.phases or not method.schedule.acts(heads):
             seen.note(heads.phase, 1.0)
+            if self.watch is not None:
+                self.watch(heads, None)
             return attend_dense(heads)
         (out, _), kept = sparse_attention(heads, method)
+        if self.watch is not None:
+            self.watch(heads, kept)
         seen.note(heads.phase, 1.0 if kept is None else kept.density(heads))
         return out
 
