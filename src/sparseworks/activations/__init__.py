@@ -5,8 +5,10 @@ from __future__ import annotations
 from sparseworks.activations import methods as methods
 from sparseworks.activations import pages as pages
 from sparseworks.activations.cut import CalibratedThreshold, InputCut, StatisticalTop, TopInputs
+from sparseworks.activations.lowrank import LowRankPath
 from sparseworks.activations.method import ActivationMethod, ActivationTraining
 from sparseworks.activations.place import ActivationPlace, GateOutputs, LinearInputs
+from sparseworks.activations.rotate import RotateInputs
 from sparseworks.activations.score import ActivationScore, InputContribution, InputMagnitude
 from sparseworks.activations.sparsify import (
     ActivationRow,
@@ -30,7 +32,9 @@ __all__ = [
     "InputCut",
     "InputMagnitude",
     "LinearInputs",
+    "LowRankPath",
     "ModelTransform",
+    "RotateInputs",
     "SparseActivations",
     "StatisticalTop",
     "TopInputs",
