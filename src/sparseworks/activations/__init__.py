@@ -1,1 +1,44 @@
-"""Contextual sparsity of hidden states, and dynamic networks."""
+"""Activations: sparse hidden states of a finished or trained model, and what skips the weights they do not need."""
+
+from __future__ import annotations
+
+from sparseworks.activations import methods as methods
+from sparseworks.activations import pages as pages
+from sparseworks.activations.cut import CalibratedThreshold, InputCut, StatisticalTop, TopInputs
+from sparseworks.activations.lowrank import LowRankPath
+from sparseworks.activations.method import ActivationMethod, ActivationTraining
+from sparseworks.activations.place import ActivationPlace, GateOutputs, LinearInputs
+from sparseworks.activations.rotate import RotateInputs
+from sparseworks.activations.score import ActivationScore, InputContribution, InputMagnitude
+from sparseworks.activations.sparsify import (
+    ActivationRow,
+    SparseActivations,
+    read_shares,
+    sparsify_activations,
+    unmask,
+)
+from sparseworks.activations.transform import ActivationRepair, ModelTransform
+
+__all__ = [
+    "ActivationMethod",
+    "ActivationPlace",
+    "ActivationRepair",
+    "ActivationRow",
+    "ActivationScore",
+    "ActivationTraining",
+    "CalibratedThreshold",
+    "GateOutputs",
+    "InputContribution",
+    "InputCut",
+    "InputMagnitude",
+    "LinearInputs",
+    "LowRankPath",
+    "ModelTransform",
+    "RotateInputs",
+    "SparseActivations",
+    "StatisticalTop",
+    "TopInputs",
+    "read_shares",
+    "sparsify_activations",
+    "unmask",
+]
