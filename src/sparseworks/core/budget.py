@@ -204,27 +204,28 @@ class Recall(_Scored):
 @BUDGETS.register("elbow")
 @dataclass(frozen=True)
 class Elbow(_Scored):
-    """Per group the entries above the elbow of the sorted scores: k = argmax_i of the distance of (i, s_i) below the chord from first to last.
+    """Per group the entries before the elbow of the sorted scores: the point i farthest from the chord between the first and the last.
 
-    s_0 >= s_1 >= ...; the point farthest below the chord is the first that is left out, so a plateau, a drop and a tail keep the plateau.
-    At least one entry stays, and of equal scores, or of a straight or bulging curve, all do: nothing stands out. Neither scale nor
-    offset of the scores matters.
+    s_0 >= s_1 >= ... Below the chord the point is the foot of a slope, and the first that is left out; above it, the edge of a
+    plateau, and the last that stays. At least one entry stays; of equal scores, or a straight line, all do. Neither scale nor offset
+    of the scores matters.
 
     Source: after Wang et al., 2025, arXiv 2505.19235 (CoreMatching), who prune visual tokens so; farthest from the chord is the reading.
     """
 
     def counts(self, grouped: Float[Tensor, "groups n"]) -> Int[Tensor, " groups"]:
-        """Position of the largest gap between chord and sorted scores."""
+        """i or i + 1 for the point i of the largest distance."""
         _no_nan(grouped)
         n = grouped.shape[-1]
         if n < 3:
             return torch.full(grouped.shape[:-1], n, device=grouped.device)
         order = grouped.double().sort(dim=-1, descending=True).values
         first, last = order[..., :1], order[..., -1:]
-        chord = first + (last - first) * torch.arange(n, device=grouped.device) / (n - 1)
-        deepest = (chord - order).max(dim=-1)
-        bends = deepest.values > 1e-9 * (first - last)[..., 0]
-        return torch.where(bends, deepest.indices, n)
+        above = order - first - (last - first) * torch.arange(n, device=grouped.device) / (n - 1)
+        farthest = above.abs().argmax(dim=-1, keepdim=True)
+        gap = above.gather(-1, farthest)
+        bends = gap.abs() > 1e-9 * (first - last)
+        return (farthest + (gap > 0)).where(bends, n).squeeze(-1)
 
 
 def even_split(total: int, sizes: Sequence[int]) -> list[int]:
