@@ -25,7 +25,7 @@ def scenes(counts, tokens=60, width=768, seed=0):
 
 
 def test_the_elbow_finds_the_planted_tokens_of_each_image_where_a_fixed_number_cannot():
-    x, planted = scenes([5, 12, 25, 40] * 4)
+    x, planted = scenes([10, 18, 30, 45] * 4)
     mask = ElbowTokens().mask(x)
     assert mask[:, 0].all()
     wrong = (mask[:, 1:] != planted[:, 1:]).sum(dim=1) / planted.sum(dim=1)
@@ -33,7 +33,7 @@ def test_the_elbow_finds_the_planted_tokens_of_each_image_where_a_fixed_number_c
     similar = F.cosine_similarity(x[:, 1:], x[:, :1], dim=-1)
     k = round(float(planted.sum(dim=1).float().mean()))
     fixed = torch.zeros_like(planted[:, 1:]).scatter(1, similar.topk(k).indices, True)
-    assert float(((fixed != planted[:, 1:]).sum(dim=1) / planted.sum(dim=1)).mean()) > 0.5
+    assert float(((fixed != planted[:, 1:]).sum(dim=1) / planted.sum(dim=1)).mean()) > 0.4
 
 
 def test_compact_keeps_order_and_pads_to_the_longest():
@@ -60,7 +60,7 @@ def test_other_budgets():
 
 
 def test_attention_of_the_class_token_loses_less_than_by_random_tokens_at_the_same_mean_number():
-    x, _ = scenes([5, 12, 25, 40] * 4)
+    x, _ = scenes([10, 18, 30, 45] * 4)
     mask = ElbowTokens().mask(x)
     g = torch.Generator().manual_seed(1)
     rate = float(mask[:, 1:].float().mean())
