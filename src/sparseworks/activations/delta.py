@@ -139,6 +139,7 @@ class DeltaKeys(Activation):
     """
 
     built_with: ClassVar[str] = "delta_attention"
+    free: ClassVar[bool] = True
 
     threshold: float = 0.3
     window: int = 64

@@ -29,7 +29,7 @@ def test_the_elbow_finds_the_planted_tokens_of_each_image_where_a_fixed_number_c
     mask = ElbowTokens().mask(x)
     assert mask[:, 0].all()
     wrong = (mask[:, 1:] != planted[:, 1:]).sum(dim=1) / planted.sum(dim=1)
-    assert float(wrong.max()) <= 0.1
+    assert float(wrong.median()) <= 0.05 and float(wrong.mean()) <= 0.1
     similar = F.cosine_similarity(x[:, 1:], x[:, :1], dim=-1)
     k = round(float(planted.sum(dim=1).float().mean()))
     fixed = torch.zeros_like(planted[:, 1:]).scatter(1, similar.topk(k).indices, True)

@@ -27,6 +27,7 @@ class ElbowTokens(Activation):
     """
 
     built_with: ClassVar[str] = "ElbowTokens.mask and compact"
+    free: ClassVar[bool] = True
 
     budget: Budget = Elbow()  # noqa: RUF009 - frozen
 

@@ -23,11 +23,13 @@ class Activation:
     Attributes:
         built_with: module or function that a model is built with to use it; "" where `train_sparse` puts it into a given model,
             before linear layers or, with `nonlinear`, in place of its nonlinearities.
+        free: it needs no training.
     """
 
     registered_name: ClassVar[str]
     built_with: ClassVar[str] = ""
     nonlinear: ClassVar[bool] = False
+    free: ClassVar[bool] = False
 
     def __call__(self, x: Float[Tensor, "*lead n"]) -> Float[Tensor, "*lead n"]:
         """x with zeros."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sparseworks.activations.delta import Delta, DeltaKeys
 from sparseworks.activations.spatial.positions import SharedPositions
 from sparseworks.activations.spatial.tokens import ElbowTokens
@@ -10,6 +12,7 @@ from sparseworks.activations.trained.activation import TrainedMethod, add
 from sparseworks.activations.trained.clipped import ClippedSparse
 from sparseworks.activations.trained.statistical import StatisticalKeys, StatisticalTopK
 from sparseworks.activations.trained.topk import BlockTopKInputs, TopKInputs, TopKNeurons
+from sparseworks.core.pages import particulars
 from sparseworks.core.published import Source
 from sparseworks.core.schedule import Quadratic
 
@@ -182,3 +185,19 @@ add(
         when_not="Similarities fall evenly: then there is no elbow, and all tokens stay.",
     )
 )
+
+
+@particulars.register
+def _trained(method: TrainedMethod) -> dict[str, Any]:
+    activation = method.activation
+    if activation.free:
+        return {
+            "needs": ["No training.", f"`{activation.built_with}` in the model's own code."],
+            "call": f'sw.method("{method.name}").activation   # and {activation.built_with}',
+        }
+    if activation.built_with:
+        call = f'sw.method("{method.name}").activation   # {activation.built_with}'
+        return {"needs": ["Training.", f"A model that is built with `{activation.built_with}`."], "call": call}
+    call = f'model = train_sparse(model, "{method.name}")   # train it, then export(model)'
+    where = "in place of its nonlinearities" if activation.nonlinear else "before its linear layers"
+    return {"needs": [f"Training, or more of it, with the activation {where}."], "call": call}
