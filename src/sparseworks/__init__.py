@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparseworks.activations import sparsify_activations as sparsify_activations
+    from sparseworks.attention.hf import attention as attention
     from sparseworks.core.method import Method as Method
     from sparseworks.core.operator import LinearOperator as LinearOperator
     from sparseworks.core.pattern import Pattern as Pattern
@@ -64,6 +65,7 @@ _PUBLIC = {
     "SparseConv2d": "exec",
     "Plan": "exec",
     "attend": "exec.attention",
+    "attention": "attention",
     "Recover": "jobs",
     "Result": "jobs",
     "plan": "exec",
@@ -98,7 +100,8 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'sparseworks' has no attribute {name!r}")
-    value = getattr(import_module(f"sparseworks.{_PUBLIC[name]}"), name)
+    module = import_module(f"sparseworks.{_PUBLIC[name]}")
+    value = module if _PUBLIC[name] == name else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -82,8 +82,14 @@ def _field_from(where: str, field: dataclasses.Field, value: Any) -> Any:
         return from_config("pattern", value)
     for noun, (base, _) in NOUNS.items():
         if re.search(rf"\b{base.__name__}\b", declared):
-            return from_config(noun, value)
+            return _several(noun, value) if declared.startswith("tuple[") else from_config(noun, value)
     return _plain(where, field.name, declared, value)
+
+
+def _several(noun: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, list | tuple):
+        raise RecipeError(f"Several of {noun} are written as a list, got {values!r}.")
+    return tuple(from_config(noun, v) for v in values)
 
 
 def _plain(where: str, name: str, declared: str, value: Any) -> Any:

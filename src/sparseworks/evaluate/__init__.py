@@ -17,6 +17,7 @@ from sparseworks.evaluate.perplexity import Perplexity
 from sparseworks.evaluate.planted import Planted, circle, deeper, hats, helix, plant, planted_data, relu_unit
 from sparseworks.evaluate.prompt import VisualPrompt, linear_probe
 from sparseworks.evaluate.ranking import average_precision, ndcg, recall
+from sparseworks.evaluate.reber import Reber
 from sparseworks.evaluate.retrieval import Retrieval
 from sparseworks.evaluate.similarity import OutputSimilarity
 from sparseworks.evaluate.split import dirichlet_split
@@ -40,6 +41,7 @@ __all__ = [
     "Passage",
     "Perplexity",
     "Planted",
+    "Reber",
     "Record",
     "Result",
     "Retrieval",

@@ -1,4 +1,4 @@
-"""Public conformance suites: what every score, pattern, statistic, allocator, repair, solver, form, format, kernel and method of training must hold.
+"""Public conformance suites: what every score, pattern, statistic, allocator, repair, solver, form, format, kernel, mask and method of training must hold.
 
 Each `check_*` takes the registered class, or an instance, and raises AssertionError with a sentence that says what broke.
 `check_composition` runs one score through every registered pattern, allocator, repair, solver and format on a toy model.
@@ -7,11 +7,14 @@ Each `check_*` takes the registered class, or an instance, and raises AssertionE
 from __future__ import annotations
 
 from sparseworks.testing.allocator import check_allocator
+from sparseworks.testing.attention import check_attention_method
+from sparseworks.testing.cache import check_cache_method
 from sparseworks.testing.composition import check_composition
 from sparseworks.testing.examples import example, gathered, random_weight
 from sparseworks.testing.form import check_form
 from sparseworks.testing.format import check_format
 from sparseworks.testing.kernel import check_kernel
+from sparseworks.testing.mask import check_mask
 from sparseworks.testing.pattern import check_pattern
 from sparseworks.testing.regime import check_training
 from sparseworks.testing.repair import check_repair
@@ -21,10 +24,13 @@ from sparseworks.testing.stat import check_stat
 
 __all__ = [
     "check_allocator",
+    "check_attention_method",
+    "check_cache_method",
     "check_composition",
     "check_form",
     "check_format",
     "check_kernel",
+    "check_mask",
     "check_pattern",
     "check_repair",
     "check_score",

@@ -1,0 +1,225 @@
+"""Heads: the queries, keys and values of one attention layer at one call, with all that a score may ask about them."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparseworks.core.errors import ShapeError
+from sparseworks.core.pattern import Tile
+from sparseworks.exec.attention.checks import check_heads, scale_of
+
+Phase = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What the tokens of a video or an image are: `text` tokens first, then frames of height x width in raster order."""
+
+    frames: int
+    height: int
+    width: int
+    text: int = 0
+
+    @property
+    def frame(self) -> int:
+        """Tokens of a frame."""
+        return self.height * self.width
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        return self.text + self.frames * self.frame
+
+
+@dataclass(frozen=True)
+class Heads:
+    """softmax(scale q k') v is asked for; query i sits at position `offset + i` among the keys.
+
+    Attributes:
+        q, k, v: after rotary embedding. Query heads share key heads in groups of `group`.
+        causal: query at position p sees keys 0..p.
+        layer, layers: which of how many.
+        step, steps: which denoising step of how many, where there are any.
+        clip: the grid on which the tokens lie, where there is one.
+        hidden: what the layer's projections read, where the caller knows it.
+        module: the attention module, where there is one.
+        memory: what a score or a schedule keeps for this layer from call to call.
+
+    Raises:
+        ShapeError, DtypeError: tensors that do not fit together; fewer keys than queries where causal.
+    """
+
+    q: Float[Tensor, "batch heads queries d"]
+    k: Float[Tensor, "batch kv_heads keys d"]
+    v: Float[Tensor, "batch kv_heads keys d"]
+    causal: bool = True
+    scale: float | None = None
+    layer: int = 0
+    layers: int = 1
+    step: int = 0
+    steps: int = 1
+    clip: Clip | None = None
+    hidden: Float[Tensor, "batch tokens width"] | None = None
+    module: nn.Module | None = None
+    memory: MutableMapping[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_heads(self.q, self.k, self.v, 4)
+        if self.causal and self.keys < self.queries:
+            raise ShapeError(f"{self.queries} causal queries cannot be the last of {self.keys} keys.")
+        if self.clip is not None and self.clip.tokens != self.keys:
+            raise ShapeError(f"The clip has {self.clip.tokens} tokens, the keys are {self.keys}.")
+
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+        return self.q.shape[0]
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.q.shape[1]
+
+    @property
+    def kv_heads(self) -> int:
+        """Key heads."""
+        return self.k.shape[1]
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def queries(self) -> int:
+        """Queries of this call."""
+        return self.q.shape[2]
+
+    @property
+    def keys(self) -> int:
+        """Keys, those of earlier calls included."""
+        return self.k.shape[2]
+
+    @property
+    def d(self) -> int:
+        """Size of a head."""
+        return self.q.shape[3]
+
+    @property
+    def offset(self) -> int:
+        """Position of the first query."""
+        return self.keys - self.queries if self.causal else 0
+
+    @property
+    def phase(self) -> Phase:
+        """`decode` where one causal query looks back, else `prefill`."""
+        return "decode" if self.causal and self.queries == 1 and self.keys > 1 else "prefill"
+
+    @property
+    def factor(self) -> float:
+        """The scale of scores: as given, or 1 / sqrt(d)."""
+        return scale_of(self.scale, self.d)
+
+    def with_(self, **changes: Any) -> Heads:
+        """A changed copy."""
+        return replace(self, **changes)
+
+    # -- per query head -------------------------------------------------------------------------------------------
+
+    def shared(self, x: Float[Tensor, "batch kv_heads *rest"]) -> Float[Tensor, "batch heads *rest"]:
+        """Something of key heads, for every query head."""
+        return x.repeat_interleave(self.group, dim=1) if self.group > 1 else x
+
+    def grouped(
+        self, x: Float[Tensor, "batch heads *rest"], how: Literal["sum", "mean", "max"]
+    ) -> Float[Tensor, "batch kv_heads *rest"]:
+        """Something of query heads, reduced over those that share keys."""
+        parts = x.unflatten(1, (self.kv_heads, self.group))
+        return parts.amax(2) if how == "max" else parts.sum(2) if how == "sum" else parts.mean(2)
+
+    def scores(self, rows: slice = slice(None)) -> Float[Tensor, "batch heads rows keys"]:
+        """scale q k' of these queries, -inf for keys of the future, at least in float32."""
+        wide = torch.promote_types(self.q.dtype, torch.float32)
+        found = self.q[:, :, rows].to(wide) @ self.shared(self.k.to(wide)).mT * self.factor
+        if not self.causal:
+            return found
+        at = torch.arange(self.offset, self.offset + self.queries, device=self.q.device)[rows]
+        return found.masked_fill(torch.arange(self.keys, device=self.q.device) > at[:, None], -torch.inf)
+
+    # -- on the grid of units -------------------------------------------------------------------------------------
+
+    def rows_of(self, size: int | None) -> list[tuple[int, int]]:
+        """First and last + 1 of the queries in each row of units, counted from the first query.
+
+        Units lie at multiples of `size` positions, so the first row of a call that continues a sequence may be shorter.
+        """
+        return _cuts(self.offset, self.offset + self.queries, size)
+
+    def columns_of(self, size: int | None) -> list[tuple[int, int]]:
+        """First and last + 1 of the keys in each column of units."""
+        return _cuts(0, self.keys, size)
+
+    def grid(self, unit: Tile) -> tuple[int, int]:
+        """Rows and columns of units."""
+        return len(self.rows_of(unit.rows)), len(self.columns_of(unit.cols))
+
+    def pairs(self, unit: Tile) -> Int[Tensor, "rows columns"]:
+        """How many (query, key) pairs of each unit may be attended to at all."""
+        rows, columns = (torch.tensor(c).view(-1, 2) for c in (self.rows_of(unit.rows), self.columns_of(unit.cols)))
+        tall, wide = rows.diff(dim=1), columns.diff(dim=1)[:, 0]
+        if not self.causal:
+            return tall * wide
+        # Pairs (i, j) of a unit with j <= i: of every query the keys up to its own position.
+        first, last = rows[:, :1] + self.offset, rows[:, 1:] + self.offset
+        seen = lambda edge: _below(last, edge) - _below(first, edge)  # noqa: E731
+        return seen(columns[:, 1]) - seen(columns[:, 0])
+
+    def allowed(self, unit: Tile) -> Bool[Tensor, "rows columns"]:
+        """Units with at least one such pair."""
+        return self.pairs(unit) > 0
+
+    def pooled(
+        self, x: Float[Tensor, "batch some tokens d"], cuts: list[tuple[int, int]], how: Literal["mean", "max", "min"] = "mean"
+    ) -> Float[Tensor, "batch some units d"]:  # fmt: skip
+        """Mean (or extremes) of the tokens of each unit; the last and the first may be shorter."""
+        return pooled(x, cuts, how)
+
+
+def pooled(
+    x: Float[Tensor, "*some tokens d"], cuts: list[tuple[int, int]], how: Literal["mean", "max", "min"] = "mean"
+) -> Float[Tensor, "*some units d"]:
+    """Mean, largest or smallest of the tokens of each cut, a cut being first and last + 1."""
+    if not cuts:
+        return x[..., :0, :]
+    size, first = max(b - a for a, b in cuts), cuts[0][1] - cuts[0][0]
+    front = size - first if len(cuts) > 1 else 0
+    back = len(cuts) * size - front - x.shape[-2]
+    fill = {"mean": 0.0, "max": -torch.inf, "min": torch.inf}[how]
+    blocks = F.pad(x, (0, 0, front, back), value=fill).unflatten(-2, (len(cuts), size))
+    if how == "mean":
+        count = torch.tensor([b - a for a, b in cuts], device=x.device, dtype=x.dtype)
+        return blocks.sum(-2) / count[:, None]
+    return blocks.amax(-2) if how == "max" else blocks.amin(-2)
+
+
+def _cuts(first: int, last: int, size: int | None) -> list[tuple[int, int]]:
+    if last <= first:
+        return []
+    if size is None:
+        return [(0, last - first)]
+    edges = [first, *range((first // size + 1) * size, last, size), last]
+    return [(a - first, b - first) for a, b in pairwise(edges)]
+
+
+def _below(position: Tensor, edge: Tensor) -> Tensor:
+    """sum over p < position of min(p + 1, edge): keys below `edge` that the queries before `position` see."""
+    few = torch.minimum(position, edge)
+    return few * (few + 1) // 2 + (position - few) * edge

@@ -1,0 +1,195 @@
+"""Kept: which units of an attention map are computed, and the attention over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparseworks.attention.heads import Heads
+from sparseworks.core.errors import ShapeError
+from sparseworks.core.pattern import Tile
+from sparseworks.core.support import Support
+from sparseworks.exec.attention import attend, attend_tokens, merge
+from sparseworks.exec.attention.reference import softmax_attend
+
+Output = tuple[Float[Tensor, "batch heads queries d"], Float[Tensor, "batch heads queries"]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Units of `unit` queries x keys that are attended to, over (batch or 1, heads or 1, rows, columns) of the grid of `Heads`.
+
+    Attributes:
+        mask: True where kept. Pairs of the future inside a kept unit are not attended to.
+        unit: `Tile(64, 64)` blocks, `Tile(128, 1)` columns of a query block, `Tile(1, 16)` pages of a query, ...
+    """
+
+    mask: Bool[Tensor, "batch heads rows columns"]
+    unit: Tile
+
+    @property
+    def support(self) -> Support:
+        """The same as a `Support`."""
+        return Support.from_mask(self.mask)
+
+    def density(self, heads: Heads) -> float:
+        """Kept pairs over allowed pairs, counted."""
+        return float(self.density_by_head(heads).mean())
+
+    def density_by_head(self, heads: Heads) -> Float[Tensor, "batch heads"]:
+        """Kept pairs over allowed pairs of every head."""
+        pairs = heads.pairs(self.unit).to(self.mask.device, torch.float64)
+        share = (self.mask * pairs).sum((-2, -1)) / pairs.sum()
+        return share.expand(heads.batch, heads.heads).float()
+
+    def check(self, heads: Heads) -> None:
+        """Raise ShapeError unless this lies on the grid of `heads`."""
+        batch, some, *grid = self.mask.shape
+        if tuple(grid) != heads.grid(self.unit) or batch not in (1, heads.batch) or some not in (1, heads.heads):
+            raise ShapeError(
+                f"Units of {self.unit} over {heads.queries} queries and {heads.keys} keys form a grid of "
+                f"({heads.batch} or 1, {heads.heads} or 1, {', '.join(map(str, heads.grid(self.unit)))}); "
+                f"the mask is {tuple(self.mask.shape)}."
+            )
+
+    def tokens(self, heads: Heads, rows: slice) -> Bool[Tensor, "batch heads rows keys"]:
+        """The pairs of some queries as a mask over keys, those of the future left out."""
+        at = _unit_of(heads.rows_of(self.unit.rows), heads.queries)[rows]
+        wide = _unit_of(heads.columns_of(self.unit.cols), heads.keys)
+        mask = self.mask[:, :, at.to(self.mask.device)][..., wide.to(self.mask.device)]
+        if not heads.causal:
+            return mask
+        place = torch.arange(heads.offset, heads.offset + heads.queries, device=mask.device)[rows]
+        return mask & (torch.arange(heads.keys, device=mask.device) <= place[:, None])
+
+
+def attend_kept(heads: Heads, kept: Kept) -> Output:
+    """softmax over the kept pairs times v, and its log-sum-exp; the way is chosen by the shape of the units.
+
+    One query: lists of tokens. Blocks of a common size of at least 16: the block kernel. Columns: gathered. Anything else: row of
+    units by row of units, masked. Differentiable where gradients are wanted (lists and gathered columns are then masked).
+
+    Raises:
+        ShapeError: a mask that is not on the grid of `heads`.
+    """
+    kept.check(heads)
+    wants = torch.is_grad_enabled() and any(t.requires_grad for t in (heads.q, heads.k, heads.v))
+    return _way(heads, kept, wants)(heads, kept)
+
+
+def _way(heads: Heads, kept: Kept, wants: bool) -> Callable[[Heads, Kept], Output]:
+    if _block(kept.unit):
+        return attend_blocks
+    if heads.queries == 1 and not wants:
+        return attend_lists
+    if kept.unit.cols == 1 and (kept.unit.rows or 0) > 1 and heads.causal and not wants:
+        return attend_columns
+    return attend_masked
+
+
+def _block(unit: Tile) -> int:
+    """The size of square blocks into which units can be cut, 0 if there is none worth it."""
+    size = gcd(unit.rows or 1, unit.cols or 1)
+    return size if size >= 16 else 0
+
+
+def attend_blocks(heads: Heads, kept: Kept) -> Output:
+    """By the block kernel: units cut into squares, rows that earlier calls computed left empty."""
+    size, unit = _block(kept.unit), kept.unit
+    mask = kept.mask.repeat_interleave((unit.rows or 1) // size, -2).repeat_interleave((unit.cols or 1) // size, -1)
+    before = heads.offset // size
+    skipped = heads.offset - heads.offset // (unit.rows or 1) * (unit.rows or 1)
+    mask = mask[..., skipped // size :, : -(-heads.keys // size)]
+    rows = -(-(heads.offset + heads.queries) // size) - before
+    mask = F.pad(mask[..., :rows, :], (0, 0, before, 0))
+    q = F.pad(heads.q, (0, 0, heads.offset, 0)) if heads.offset else heads.q
+    found = attend(
+        q, heads.k, heads.v, Support.from_mask(mask), block=size, causal=heads.causal, scale=heads.scale, return_lse=True
+    )  # fmt: skip
+    out, lse = found
+    return out[:, :, heads.offset :], lse[:, :, heads.offset :]
+
+
+def attend_lists(heads: Heads, kept: Kept) -> Output:
+    """One query: the tokens that each head keeps, read one by one."""
+    mask = kept.tokens(heads, slice(0, 1))[:, :, 0].expand(heads.batch, heads.heads, -1)
+    parts = []
+    for b in range(heads.batch):
+        ptr = F.pad(mask[b].sum(-1).cumsum(0), (1, 0))
+        parts.append(attend_tokens(heads.q[b], heads.k[b], heads.v[b], ptr, mask[b].nonzero()[:, 1], scale=heads.scale))
+    outs, lses = zip(*parts, strict=True)
+    return torch.stack(outs), torch.stack(lses)
+
+
+def attend_columns(heads: Heads, kept: Kept) -> Output:
+    """Query blocks, each over columns of its own: those before the block from lists, those inside it masked; merged."""
+    mask = kept.mask.expand(heads.batch, heads.heads, -1, -1)
+    outs, lses = [], []
+    for row, (first, last) in enumerate(heads.rows_of(kept.unit.rows)):
+        start, rows = heads.offset + first, slice(first, last)
+        parts = []
+        for b in range(heads.batch):
+            listed = mask[b, :, row, :start]
+            ptr = F.pad(listed.sum(-1).cumsum(0), (1, 0))
+            parts.append(
+                attend_tokens(
+                    heads.q[b, :, rows], heads.k[b], heads.v[b], ptr, listed.nonzero()[:, 1], scale=heads.scale
+                )
+            )
+        before = tuple(torch.stack(p) for p in zip(*parts, strict=True))
+        out, lse = merge([before, _inside(heads, mask[:, :, row], start, rows)])  # type: ignore[list-item]
+        outs.append(out)
+        lses.append(lse)
+    return torch.cat(outs, 2), torch.cat(lses, 2)
+
+
+def _inside(heads: Heads, mask: Tensor, start: int, rows: slice) -> Output:
+    """Attention of a query block to the kept columns within itself."""
+    end = start + rows.stop - rows.start
+    k, v = (heads.shared(t[:, :, start:end]) for t in (heads.k, heads.v))
+    triangle = torch.ones(end - start, end - start, dtype=torch.bool, device=mask.device).tril()
+    return softmax_attend(heads.q[:, :, rows], k, v, mask[..., None, start:end] & triangle, heads.factor)
+
+
+def attend_masked(heads: Heads, kept: Kept) -> Output:
+    """Masked scores, some queries at a time: never queries x keys at once. The reference of all other ways."""
+    wide = torch.promote_types(heads.q.dtype, torch.float32)
+    k, v = (heads.shared(t.to(wide)) for t in (heads.k, heads.v))
+    some = max(1, min(heads.queries, (1 << 22) // max(1, heads.batch * heads.heads * heads.keys)))
+    outs, lses = [], []
+    for first in range(0, heads.queries, some):
+        rows = slice(first, min(first + some, heads.queries))
+        out, lse = softmax_attend(heads.q[:, :, rows].to(wide), k, v, kept.tokens(heads, rows), heads.factor)
+        outs.append(out.to(heads.q.dtype))
+        lses.append(lse)
+    return torch.cat(outs, 2), torch.cat(lses, 2)
+
+
+def whole(heads: Heads) -> Kept:
+    """Every allowed pair."""
+    unit = Tile(64, 64)
+    return Kept(torch.ones(1, 1, *heads.grid(unit), dtype=torch.bool, device=heads.q.device), unit)
+
+
+def attend_dense(heads: Heads) -> Float[Tensor, "batch heads queries d"]:
+    """Attention over every allowed pair, by torch."""
+    shared = heads.group > 1
+    if not heads.causal or heads.queries == 1:
+        return F.scaled_dot_product_attention(heads.q, heads.k, heads.v, scale=heads.scale, enable_gqa=shared)
+    if not heads.offset:
+        return F.scaled_dot_product_attention(
+            heads.q, heads.k, heads.v, scale=heads.scale, is_causal=True, enable_gqa=shared
+        )
+    return attend_masked(heads, whole(heads))[0]
+
+
+def _unit_of(cuts: list[tuple[int, int]], tokens: int) -> Tensor:
+    """The unit in which each token lies."""
+    sizes = torch.tensor([b - a for a, b in cuts], dtype=torch.long)
+    return torch.arange(len(cuts)).repeat_interleave(sizes) if tokens else sizes

@@ -1,0 +1,5 @@
+"""Published methods of attention as compositions: a name, the nouns it puts together, where it comes from, and what it claims."""
+
+from sparseworks.attention.methods import baselines as baselines
+from sparseworks.attention.methods import caches as caches
+from sparseworks.attention.methods import fixed as fixed

@@ -1,0 +1,24 @@
+"""Rest: what stands in for the units that are not computed (the repair of attention)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sparseworks.attention.heads import Heads
+from sparseworks.attention.kept import Kept, Output
+from sparseworks.core.registry import Registry
+
+RESTS: Registry[type[Rest]] = Registry("rest", "sparseworks.attention")
+
+
+class Rest:
+    """Register a frozen dataclass. The default leaves what was not kept out of the softmax."""
+
+    registered_name: ClassVar[str] = ""
+
+    def __call__(self, heads: Heads, kept: Kept, found: Output) -> Output:
+        """The output and log-sum-exp over the kept units -> those of the whole map, approximately."""
+        raise NotImplementedError
+
+    def after_dense(self, heads: Heads, kept: Kept, found: Output, dense: Output) -> None:
+        """What a dense call teaches, kept in `heads.memory`; called only where the method asks for dense calls."""

@@ -1,0 +1,65 @@
+"""One call of a method: select, attend to what is kept, let the rest stand in. Everything a layer remembers lies in its memory."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sparseworks.attention.heads import Heads
+from sparseworks.attention.kept import Kept, Output, attend_kept, whole
+from sparseworks.attention.method import AttentionMethod
+from sparseworks.attention.select import select
+from sparseworks.core.errors import ShapeError
+
+
+def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kept | None]:
+    """Output and log-sum-exp of `method` on one call, and the units it computed (None: all, it does not act here).
+
+    Raises:
+        ShapeError: the tokens of a causal call cannot be reordered.
+    """
+    if heads.phase not in method.phases or not method.schedule.acts(heads):
+        return dense_attention(heads), None
+    ordered, back = _ordered(heads, method)
+    kept = _kept(ordered, method)
+    found = attend_kept(ordered, kept)
+    if method.score is not None:
+        method.score.learn(ordered, lse=found[1], kept=kept)
+    if method.rest is not None:
+        found = method.rest(ordered, kept, found)
+    return (found if back is None else _restored(found, back)), kept
+
+
+def dense_attention(heads: Heads) -> Output:
+    """Output and log-sum-exp over every allowed pair, by the block kernel where it runs, exactly in any case."""
+    return attend_kept(heads, whole(heads))
+
+
+def _kept(heads: Heads, method: AttentionMethod) -> Kept:
+    last: Kept | None = heads.memory.get("kept")
+    fits = last is not None and tuple(last.mask.shape[-2:]) == heads.grid(last.unit)
+    again = method.schedule.selects(heads)
+    if last is not None and fits and not again:
+        return last
+    kept = select(heads, method)
+    heads.memory["kept"] = kept
+    return kept
+
+
+def _ordered(heads: Heads, method: AttentionMethod) -> tuple[Heads, Tensor | None]:
+    found = method.order(heads) if method.order is not None else None
+    if found is None:
+        return heads, None
+    if heads.causal:
+        raise ShapeError(f"Method {method.name!r} reorders tokens, which a causal call does not allow.")
+    queries, keys = found
+    moved = heads.with_(q=_taken(heads.q, queries), k=_taken(heads.k, keys), v=_taken(heads.v, keys))
+    return moved, queries.argsort(-1)
+
+
+def _taken(x: Tensor, at: Tensor) -> Tensor:
+    return x.gather(2, at.to(x.device).expand(*x.shape[:3]).unsqueeze(-1).expand_as(x))
+
+
+def _restored(found: Output, back: Tensor) -> Output:
+    out, lse = found
+    return _taken(out, back), lse.gather(2, back.to(lse.device).expand_as(lse))

@@ -1,0 +1,135 @@
+"""Which units are kept: scores, an allowed grid, a budget, and what stays in any case."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sparseworks.attention.heads import Heads
+from sparseworks.attention.kept import Kept
+from sparseworks.attention.masks.base import Extent, Mask, Span
+from sparseworks.core.budget import Budget, Count, Density
+from sparseworks.core.errors import BudgetError
+from sparseworks.core.pattern import Pattern, Tile
+from sparseworks.core.select import top
+
+if TYPE_CHECKING:
+    from sparseworks.attention.method import AttentionMethod
+
+
+def select(heads: Heads, method: AttentionMethod) -> Kept:
+    """score -> budget -> kept units, with `always` among them and at least one unit for every query that sees a key.
+
+    Raises:
+        BudgetError: a budget that means nothing here.
+        NonFiniteError: NaN scores.
+    """
+    unit = method.pattern.unit
+    allowed = heads.allowed(unit).to(heads.q.device)
+    forced = _forced(heads, method, unit) & allowed
+    if method.score is None:
+        mask = forced
+    else:
+        scores = _scores(heads, method, unit, allowed)
+        mask = keep(scores, allowed, forced, method.pattern, method.budget, unit)
+        whole = method.score.dense(heads)
+        if whole is not None:
+            mask = mask | (whole[..., None, None] & allowed)
+    return Kept(_no_row_empty(mask, allowed), unit)
+
+
+def keep(
+    scores: Float[Tensor, "batch heads rows columns"],
+    allowed: Bool[Tensor, "rows columns"],
+    forced: Bool[Tensor, "batch heads rows columns"],
+    pattern: Pattern,
+    budget: Budget,
+    unit: Tile,
+) -> Bool[Tensor, "batch heads rows columns"]:
+    """The best units of every group: a row of units, a head (`group` is the whole map), or a layer (`across`).
+
+    What is forced counts against a density or a count, and is added to what a mass, a threshold or another scored budget keeps.
+    A count is of keys per query: ceil(count / keys of a unit) units a row.
+    """
+    inside = allowed.expand_as(scores)
+    forced = (forced & inside).expand_as(scores)
+    if budget.needs_scores:
+        grouped, back = _groups(scores.masked_fill(~inside, 0.0 if _is_mass(budget) else -torch.inf), pattern)
+        counts = budget.counts(grouped)
+        ranked, _ = _groups(scores.masked_fill(~inside, -torch.inf), pattern)
+        return (back(top(ranked, counts)) & inside) | forced
+    ranked, back = _groups(scores.masked_fill(~inside, -torch.inf).masked_fill(forced, torch.inf), pattern)
+    may, must = (_groups(m, pattern)[0].sum(-1) for m in (inside, forced))
+    rows = _groups(inside, pattern)[0].unflatten(-1, (-1, scores.shape[-1])).any(-1).sum(-1)
+    counts = torch.maximum(_counts(budget, may, rows, unit), must).minimum(may)
+    return back(top(ranked, counts)) & (scores > -torch.inf).logical_or(forced) & inside
+
+
+def _counts(budget: Budget, may: Int[Tensor, "*groups"], rows: Int[Tensor, "*groups"], unit: Tile) -> Tensor:
+    if isinstance(budget, Density):
+        return (may * budget.value).round().long().clamp(min=1)
+    if isinstance(budget, Count):
+        return rows * ceil(budget.value / (unit.cols or 1))
+    raise BudgetError(f"Attention takes a density, a count of keys, or a budget that looks at scores; not {budget}.")
+
+
+def _is_mass(budget: Budget) -> bool:
+    return getattr(budget, "registered_name", "") in ("mass", "residual")
+
+
+def _groups(x: Tensor, pattern: Pattern):
+    """(groups..., units of a group) and the way back."""
+    if pattern.across:
+        flat = x.flatten(1)
+    elif pattern.group.rows is None:
+        flat = x.flatten(2)
+    else:
+        flat = x
+    return flat, lambda mask: mask.view(x.shape)
+
+
+def _scores(heads: Heads, method: AttentionMethod, unit: Tile, allowed: Tensor) -> Tensor:
+    score = method.score
+    assert score is not None
+    found = score(heads, unit)
+    if score.shared is not None and heads.group > 1 and found.shape[1] == heads.heads:
+        found = heads.shared(heads.grouped(found, score.shared))  # type: ignore[arg-type]
+    if method.budget.needs_scores and _is_mass(method.budget) and not score.probability:
+        found = found.masked_fill(~allowed, -torch.inf).softmax(-1)
+    return found.expand(-1, heads.heads, -1, -1)
+
+
+def _forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Tensor:
+    if method.always is None:
+        return torch.zeros(1, 1, *heads.grid(unit), dtype=torch.bool, device=heads.q.device)
+    return mask_on_grid(method.always, heads, unit).to(heads.q.device)
+
+
+def mask_on_grid(mask: Mask, heads: Heads, unit: Tile) -> Bool[Tensor, "1 heads rows columns"]:
+    """Units in which a mask keeps a pair.
+
+    Raises:
+        ShapeError: positions or heads that the mask is not made for.
+    """
+    spans = []
+    for cuts, start in ((heads.rows_of(unit.rows), heads.offset), (heads.columns_of(unit.cols), 0)):
+        edges = torch.tensor(cuts).view(-1, 2) + start
+        spans.append((edges[:, 0], edges[:, 1] - 1))
+    (above, below), (left, right) = spans
+    rows, columns = Span(above[:, None], below[:, None]), Span(left[None], right[None])
+    head = torch.arange(heads.heads if mask.by_head else 1).view(-1, 1, 1)
+    extent = Extent(heads.keys, heads.heads)
+    mask.check(heads.offset + heads.queries, extent)
+    return mask.some(rows, columns, head, extent).expand(len(head), *heads.grid(unit))[None]
+
+
+def _no_row_empty(mask: Tensor, allowed: Tensor) -> Tensor:
+    """The last allowed unit of a row (the diagonal, where causal) is added where nothing was kept."""
+    last = allowed.shape[-1] - 1 - allowed.flip(-1).to(torch.uint8).argmax(-1)
+    lonely = ~mask.any(-1) & allowed.any(-1)
+    added = torch.zeros_like(mask).scatter(-1, last.view(1, 1, -1, 1).expand(*mask.shape[:3], 1), lonely.unsqueeze(-1))
+    return mask | added

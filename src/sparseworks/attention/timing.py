@@ -1,0 +1,61 @@
+"""Timing: in which layers, at which steps and lengths a method acts, and how often it selects anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparseworks.attention.heads import Heads
+from sparseworks.core.errors import BudgetError
+from sparseworks.core.registry import Registry
+
+TIMINGS: Registry[type[Timing]] = Registry("timing", "sparseworks.attention")
+
+
+class Timing:
+    """Register a frozen dataclass; `acts` says whether this call is sparse, `selects` whether its units are chosen anew."""
+
+    registered_name: ClassVar[str] = ""
+
+    def acts(self, heads: Heads) -> bool:
+        """False: dense attention."""
+        return True
+
+    def selects(self, heads: Heads) -> bool:
+        """False: the units chosen last for this layer are kept; asked only where there are any and they still fit."""
+        return True
+
+
+@TIMINGS.register("always")
+@dataclass(frozen=True)
+class Always(Timing):
+    """Every call."""
+
+
+@TIMINGS.register("from")
+@dataclass(frozen=True)
+class From(Timing):
+    """Dense in the first `layers` layers (a share of all below 1), for the first `steps` (share of denoising steps) and below `keys` keys.
+
+    Attributes:
+        every: units are chosen anew at every so many calls of a layer (1: always).
+    """
+
+    layers: float = 0
+    steps: float = 0.0
+    keys: int = 0
+    every: int = 1
+
+    def __post_init__(self):
+        if self.layers < 0 or self.keys < 0 or self.every < 1 or not 0 <= self.steps <= 1:
+            raise BudgetError(f"Layers and keys are at least 0, every at least 1, steps a share in [0, 1]; got {self}.")
+
+    def acts(self, heads: Heads) -> bool:
+        """Whether the layer, the step and the length are beyond the dense ones."""
+        first = self.layers * heads.layers if self.layers < 1 else self.layers
+        return heads.layer >= first - 1e-9 and heads.step >= self.steps * heads.steps - 1e-9 and heads.keys >= self.keys
+
+    def selects(self, heads: Heads) -> bool:
+        """Every `every`-th call."""
+        calls = heads.memory["calls"] = heads.memory.get("calls", -1) + 1
+        return calls % self.every == 0

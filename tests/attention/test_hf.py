@@ -1,0 +1,72 @@
+"""A method in force on a transformers model: padding, generation, densities, and what is refused."""
+
+import pytest
+import torch
+
+import sparseworks as sw
+from sparseworks.core.errors import ModelError, RecipeError
+from sparseworks.core.recipe import Recipe, Rule
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sw.load("sparseworks/tiny-lm").eval()
+
+
+@pytest.fixture(scope="module")
+def padded():
+    ids = torch.randint(5, 4000, (2, 200), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :40] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def test_a_full_budget_gives_the_models_own_logits_with_padding(model, padded):
+    before = model.config._attn_implementation
+    expected = model(**padded).logits
+    with sw.attention(model, sw.method("pooled_blocks", density=1.0)) as run:
+        found = model(**padded).logits
+    real = padded["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], atol=1e-4, rtol=0)
+    assert run.density() == 1 and model.config._attn_implementation == before
+    torch.testing.assert_close(model(**padded).logits, expected)
+
+
+@torch.no_grad()
+def test_a_sequence_with_padding_attends_as_it_does_alone(model, padded):
+    method = sw.method("pooled_blocks", density=0.3)
+    with sw.attention(model, method) as run:
+        both = model(**padded).logits
+        assert 0.2 < run.density() < 0.6
+        alone = model(padded["input_ids"][1:]).logits
+    torch.testing.assert_close(both[1:], alone, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_decoding_reads_what_the_budget_says(model, padded):
+    plain = model.generate(**padded, max_new_tokens=6, do_sample=False)
+    with sw.attention(model, sw.method("quest", budget={"count": {"value": 4096}})) as run:
+        assert torch.equal(model.generate(**padded, max_new_tokens=6, do_sample=False), plain)
+    assert run.density("decode") == 1
+    with sw.attention(model, sw.method("quest", budget={"count": {"value": 32}})) as run:
+        model.generate(**padded, max_new_tokens=6, do_sample=False)
+    assert 32 / 206 <= run.density("decode") <= 32 / 160
+
+
+@torch.no_grad()
+def test_a_recipe_gives_layers_methods_of_their_own(model, padded):
+    recipe = Recipe((Rule(("*layers.0.*", "*layers.1.*"), sw.method("pooled_blocks", density=0.2)),))
+    with sw.attention(model, recipe) as run:
+        model(**padded)
+    sparse = {layer for layer, seen in run.layers.items() if seen.density("prefill") < 1}
+    assert sparse == {0, 1} and set(run.layers) == set(range(6))
+
+
+def test_what_is_refused(model):
+    with pytest.raises(RecipeError, match="wanda"), sw.attention(model, "wanda"):
+        pass
+    with pytest.raises(ModelError, match="attention layers"), sw.attention(torch.nn.Linear(2, 2), "quest"):
+        pass
+    with pytest.raises(RecipeError, match=r"sw\.attention"):
+        sw.prune(torch.nn.Linear(4, 4), sw.method("quest"))
