@@ -5,7 +5,9 @@ from __future__ import annotations
 from sparseworks.activations import methods as methods
 from sparseworks.activations import pages as pages
 from sparseworks.activations.cut import CalibratedThreshold, InputCut, StatisticalTop, TopInputs
+from sparseworks.activations.delta import Delta, DeltaKeys, DeltaLayer, delta_attention
 from sparseworks.activations.lowrank import LowRankPath
+from sparseworks.activations.measure import Nonzeros, measure_nonzeros
 from sparseworks.activations.method import ActivationMethod, ActivationTraining
 from sparseworks.activations.place import ActivationPlace, GateOutputs, LinearInputs
 from sparseworks.activations.rotate import RotateInputs
@@ -17,6 +19,8 @@ from sparseworks.activations.sparsify import (
     sparsify_activations,
     unmask,
 )
+from sparseworks.activations.trained import TrainedMethod, train_sparse
+from sparseworks.activations.trained import methods as _trained  # noqa: F401  registers them
 from sparseworks.activations.transform import ActivationRepair, ModelTransform
 
 __all__ = [
@@ -27,6 +31,9 @@ __all__ = [
     "ActivationScore",
     "ActivationTraining",
     "CalibratedThreshold",
+    "Delta",
+    "DeltaKeys",
+    "DeltaLayer",
     "GateOutputs",
     "InputContribution",
     "InputCut",
@@ -34,11 +41,16 @@ __all__ = [
     "LinearInputs",
     "LowRankPath",
     "ModelTransform",
+    "Nonzeros",
     "RotateInputs",
     "SparseActivations",
     "StatisticalTop",
     "TopInputs",
+    "TrainedMethod",
+    "delta_attention",
+    "measure_nonzeros",
     "read_shares",
     "sparsify_activations",
+    "train_sparse",
     "unmask",
 ]
