@@ -41,4 +41,4 @@ class Semantic(Order):
         fits = start is not None and start.shape[:2] == x.shape[:2]
         label, centres = kmeans(x, self.clusters, 1 if fits else self.steps, start if fits else None)
         heads.memory["centroids", what] = centres
-        return label.argsort(-1, stable=True)
+        return label.argsort(dim=-1, stable=True)

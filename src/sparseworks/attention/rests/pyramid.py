@@ -65,7 +65,7 @@ class Pyramid(Rest):
         scores: Tensor = heads.memory["scores"].expand_as(open_)
         allowed = heads.allowed(kept.unit).to(scores.device).expand_as(scores)
         first = scores.masked_fill(kept.mask, torch.inf).masked_fill(~allowed, -torch.inf)
-        order = first.argsort(-1, descending=True, stable=True)
+        order = first.argsort(dim=-1, descending=True, stable=True)
         weight = allowed.float() if self.by == "share" else scores.clamp(min=0).nan_to_num(posinf=0.0) * allowed
         ranked = weight.gather(-1, order)
         upto = (ranked.cumsum(-1) / ranked.sum(-1, keepdim=True).clamp(min=1e-30)).gather(-1, order.argsort(-1))
