@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -141,19 +141,26 @@ def attention(model: nn.Module, method: AttentionMethod | Recipe | str) -> Itera
         ModelError: the model has no layers of that kind, or does not use the interface.
         UnknownNameError, RecipeError: no such method, or one of another kind.
     """
-    from transformers.masking_utils import AttentionMaskInterface
-    from transformers.modeling_utils import AttentionInterface
-
     layers = attention_layers(model)
     recipe = Recipe.of(method, kind=AttentionMethod)
     found = {layer: recipe.method_for(name, AttentionMethod) for layer, name in layers.items()}
     run = Attending({layer: m for layer, m in found.items() if m is not None}, len(layers))
+    with through(model, run):
+        yield run
+
+
+@contextmanager
+def through(model: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Inside, every attention layer of the model calls `function`, which gets and gives what the interface of transformers does."""
+    from transformers.masking_utils import AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
     name, before = f"sparseworks-{next(_NUMBERS)}", _implementation(model)
-    AttentionInterface.register(name, run)
+    AttentionInterface.register(name, function)
     AttentionMaskInterface.register(name, padding_only)
     try:
         _use(model, name)
-        yield run
+        yield
     finally:
         _use(model, before)
         AttentionInterface._global_mapping.pop(name, None)

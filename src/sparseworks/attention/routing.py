@@ -28,11 +28,8 @@ def routed(
     Causal queries do not attend to themselves unless there is nothing before them in their cluster, since x_i . x_i is always large
     (Roy et al. 2021, arXiv 2003.05997).
     """
-    batch, heads, clusters, width = places.shape
-    take = lambda t: t.gather(2, places.flatten(2).unsqueeze(-1).expand(-1, -1, -1, t.shape[-1])).unflatten(
-        2, (clusters, width)
-    )
-    q, values = take(x), take(v)
+    batch, heads, _, width = places.shape
+    q, values = _taken(x, places), _taken(v, places)
     mask = torch.ones(width, width, dtype=torch.bool, device=x.device)
     if causal:
         mask = mask.tril(-1)
@@ -44,6 +41,11 @@ def routed(
         2, flat, torch.ones_like(flat, dtype=v.dtype)
     )
     return total / count.clamp(min=1).unsqueeze(-1)
+
+
+def _taken(t: Tensor, places: Tensor) -> Tensor:
+    at = places.flatten(2).unsqueeze(-1).expand(-1, -1, -1, t.shape[-1])
+    return t.gather(2, at).unflatten(2, places.shape[2:])
 
 
 def pairs(places: Int[Tensor, "batch heads clusters width"], tokens: int) -> Bool[Tensor, "batch heads tokens tokens"]:

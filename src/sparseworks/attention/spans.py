@@ -57,7 +57,7 @@ def span_costs(
     influences: Float[Tensor, "heads queries keys"], grid: Sequence[Rule], sink: int = 64
 ) -> Float[np.ndarray, "heads rules"]:
     """sum of |dL_ij| over the pairs of the past that each rule masks, of every head."""
-    heads, queries, keys = influences.shape
+    _, queries, keys = influences.shape
     place = torch.arange(keys - queries, keys)[:, None]
     seen = torch.arange(keys) <= place
     found = []
@@ -86,7 +86,7 @@ def choose_spans(
     share = np.max([spent[n] / total[n] for n in costs], axis=0)  # a rule that fits at this share fits at every length
     units = np.ceil(share * 10_000).astype(np.int64)
     error = sum(c / max(float(c.max()), 1e-30) for c in costs.values())
-    chosen = cheapest([units] * heads, list(np.asarray(error)), int(round(density * heads * 10_000)))
+    chosen = cheapest([units] * heads, list(np.asarray(error)), round(density * heads * 10_000))
     return [grid[i] for i in chosen]
 
 

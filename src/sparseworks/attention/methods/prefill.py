@@ -115,6 +115,7 @@ add(
     "Each head sees a sink and a window that grows with the text by a rule of its own; rules are chosen by the influence of what they mask.",
     pattern=Pattern(unit=Tile(64, 1), group=ROW),
     always=Sink(64) | Elastic(0, 0.25),
+    phases=("prefill", "decode"),
     catalog=(66,),
     when="Calibration text is at hand: `attention.spans` chooses the rules; heads differ in how far they look.",
     when_not="Rules are not chosen: all heads then have the same span, which is a longer window and no more.",
