@@ -58,6 +58,7 @@ class Attending:
     Attributes:
         layers: index of a layer -> what it did.
         watch: called with every call and the units it computed (None: all), for those who want to look.
+        common: for every sequence what its layers leave for each other.
         step, steps, clip: set by a caller that denoises: which step of how many, and the grid of the tokens.
     """
 
@@ -69,6 +70,7 @@ class Attending:
     ):
         self.methods, self.count, self.caching = methods, layers, caching or {}
         self.layers: dict[int, Seen] = {}
+        self.common: dict[int, dict[Any, Any]] = {}
         self.pending: KVLayer | None = None
         self.held: SparseCache | None = None
         self.step, self.steps = 0, 1
@@ -78,9 +80,7 @@ class Attending:
     @property
     def caches(self) -> bool:
         """Whether a method wants a cache of its own."""
-        from sparseworks.attention.cache.paged import reads_pages
-
-        return bool(self.caching) or any(reads_pages(m) for m in self.methods.values())
+        return bool(self.caching) or any(m.cache for m in self.methods.values())
 
     def cache(self) -> SparseCache:
         """A fresh cache for `model(..., cache=run.cache())`; `generate` is given one by itself where a method asks for it."""
@@ -156,6 +156,7 @@ class Attending:
                 clip=self.clip,
                 module=module,
                 memory=self._memory(layer, rows.start),
+                common=self.common.setdefault(rows.start or 0, {}),
             )
             out[rows, :, : -heads.queries] = 0
             out[rows, :, -heads.queries :] = self._one(layer, heads)

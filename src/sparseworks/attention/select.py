@@ -31,12 +31,14 @@ def select(heads: Heads, method: AttentionMethod) -> Kept:
     """
     unit = method.pattern.unit
     allowed = heads.allowed(unit).to(heads.q.device)
-    forced = _forced(heads, method, unit) & allowed
+    must = forced(heads, method, unit) & allowed
     if method.score is None:
-        mask = forced
+        mask = must
     else:
         scores = _scores(heads, method, unit, allowed)
-        mask = keep(scores, allowed, forced, method.pattern, method.budget, unit)
+        mask = keep(scores, allowed, must, method.pattern, method.budget, unit)
+        if method.score.shared == "union" and heads.group > 1:
+            mask = heads.shared(mask.expand(-1, heads.heads, -1, -1).unflatten(1, (heads.kv_heads, -1)).any(2))
         whole = method.score.dense(heads)
         if whole is not None:
             mask = mask | (whole[..., None, None] & allowed)
@@ -68,6 +70,7 @@ def keep(
         counts = budget.counts(grouped)
         ranked, _ = _groups(scores.masked_fill(~open_, -torch.inf), pattern)
         return (back(top(ranked, counts)) & open_) | forced
+    forced = forced | (inside & (scores == torch.inf))
     ranked, back = _groups(scores.masked_fill(~inside, -torch.inf).masked_fill(forced, torch.inf), pattern)
     may, must = (_groups(m, pattern)[0].sum(-1) for m in (inside, forced))
     rows = _groups(inside, pattern)[0].unflatten(-1, (-1, scores.shape[-1])).any(-1).sum(-1)
@@ -102,7 +105,7 @@ def _scores(heads: Heads, method: AttentionMethod, unit: Tile, allowed: Tensor) 
     score = method.score
     assert score is not None
     found = score(heads, unit)
-    if score.shared is not None and heads.group > 1 and found.shape[1] == heads.heads:
+    if score.shared not in (None, "union") and heads.group > 1 and found.shape[1] == heads.heads:
         found = heads.shared(heads.grouped(found, score.shared))  # type: ignore[arg-type]
     if method.budget.needs_scores and _is_mass(method.budget) and not score.probability:
         sure = found == torch.inf
@@ -110,7 +113,8 @@ def _scores(heads: Heads, method: AttentionMethod, unit: Tile, allowed: Tensor) 
     return found.expand(-1, heads.heads, -1, -1)
 
 
-def _forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Tensor:
+def forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Bool[Tensor, "1 heads rows columns"]:
+    """Units that `always` keeps."""
     if method.always is None:
         return torch.zeros(1, 1, *heads.grid(unit), dtype=torch.bool, device=heads.q.device)
     return mask_on_grid(method.always, heads, unit).to(heads.q.device)

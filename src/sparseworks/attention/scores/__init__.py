@@ -16,3 +16,10 @@ from sparseworks.attention.scores.routing import SameCluster as SameCluster
 from sparseworks.attention.scores.sampled import SampledMass as SampledMass
 from sparseworks.attention.scores.sparge import SelfSimilar as SelfSimilar
 from sparseworks.attention.scores.tree import TreeSearch as TreeSearch
+from sparseworks.attention.scores.centroids import Centroids as Centroids
+from sparseworks.attention.scores.channels import ChannelProduct as ChannelProduct
+from sparseworks.attention.scores.landmarks import Landmarks as Landmarks
+from sparseworks.attention.scores.logical import LogicalPages as LogicalPages
+from sparseworks.attention.scores.logical import StreamingHeads as StreamingHeads
+from sparseworks.attention.scores.nucleus import Nucleus as Nucleus
+from sparseworks.attention.scores.vote import HeadVote as HeadVote
