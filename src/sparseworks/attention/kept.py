@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparseworks.attention.compact import attend_compact
 from sparseworks.attention.heads import Heads
 from sparseworks.core.errors import ShapeError
 from sparseworks.core.pattern import Tile
@@ -27,11 +28,14 @@ class Kept:
 
     Attributes:
         mask: True where kept. Pairs of the future inside a kept unit are not attended to.
-        unit: `Tile(64, 64)` blocks, `Tile(128, 1)` columns of a query block, `Tile(1, 16)` pages of a query, ...
+        unit: `Tile(64, 64)` blocks, `Tile(128, 1)` columns of a query block, `Tile(1, 16)` pages of a query, `Tile(None, 1)` a
+            set of keys, ...
+        queries: those that attend at all (the others give zeros and -inf); None: all.
     """
 
     mask: Bool[Tensor, "batch heads rows columns"]
     unit: Tile
+    queries: Bool[Tensor, "batch heads queries"] | None = None
 
     @property
     def support(self) -> Support:
@@ -44,9 +48,19 @@ class Kept:
 
     def density_by_head(self, heads: Heads) -> Float[Tensor, "batch heads"]:
         """Kept pairs over allowed pairs of every head."""
+        if self.queries is not None:
+            return self._counted(heads)
         pairs = heads.pairs(self.unit).to(self.mask.device, torch.float64)
         share = (self.mask * pairs).sum((-2, -1)) / pairs.sum()
         return share.expand(heads.batch, heads.heads).float()
+
+    def _counted(self, heads: Heads) -> Float[Tensor, "batch heads"]:
+        """Pairs of the queries that attend, counted row by row of units."""
+        assert self.queries is not None
+        found, pairs = 0, int(heads.pairs(Tile(None, None)).sum())
+        for first, last in heads.rows_of(self.unit.rows or 256):
+            found = found + self.tokens(heads, slice(first, last)).sum((-2, -1))
+        return (found / pairs).expand(heads.batch, heads.heads).float()  # type: ignore[union-attr]
 
     def check(self, heads: Heads) -> None:
         """Raise ShapeError unless this lies on the grid of `heads`."""
@@ -63,6 +77,8 @@ class Kept:
         at = _unit_of(heads.rows_of(self.unit.rows), heads.queries)[rows]
         wide = _unit_of(heads.columns_of(self.unit.cols), heads.keys)
         mask = self.mask[:, :, at.to(self.mask.device)][..., wide.to(self.mask.device)]
+        if self.queries is not None:
+            mask = mask & self.queries[:, :, rows, None]
         if not heads.causal:
             return mask
         place = torch.arange(heads.offset, heads.offset + heads.queries, device=mask.device)[rows]
@@ -72,15 +88,18 @@ class Kept:
 def attend_kept(heads: Heads, kept: Kept) -> Output:
     """softmax over the kept pairs times v, and its log-sum-exp; the way is chosen by the shape of the units.
 
-    One query: lists of tokens. Blocks of a common size of at least 16: the block kernel. Columns: gathered. Anything else: row of
-    units by row of units, masked. Differentiable where gradients are wanted (lists and gathered columns are then masked).
+    One query: lists of tokens. Blocks of a common size of at least 16: the block kernel. Columns: gathered. A set of keys: compacted.
+    Anything else: row of units by row of units, masked. Differentiable where gradients are wanted (lists and gathered columns are then masked).
 
     Raises:
         ShapeError: a mask that is not on the grid of `heads`.
     """
     kept.check(heads)
     wants = torch.is_grad_enabled() and any(t.requires_grad for t in (heads.q, heads.k, heads.v))
-    return _way(heads, kept, wants)(heads, kept)
+    out, lse = _way(heads, kept, wants)(heads, kept)
+    if kept.queries is None:
+        return out, lse
+    return out.masked_fill(~kept.queries.unsqueeze(-1), 0), lse.masked_fill(~kept.queries, -torch.inf)
 
 
 def _way(heads: Heads, kept: Kept, wants: bool) -> Callable[[Heads, Kept], Output]:
@@ -90,6 +109,8 @@ def _way(heads: Heads, kept: Kept, wants: bool) -> Callable[[Heads, Kept], Outpu
         return attend_lists
     if kept.unit.cols == 1 and (kept.unit.rows or 0) > 1 and heads.causal and not wants:
         return attend_columns
+    if kept.unit == Tile(None, 1):
+        return attend_sets
     return attend_masked
 
 
@@ -155,6 +176,12 @@ def _inside(heads: Heads, mask: Tensor, start: int, rows: slice) -> Output:
     k, v = (heads.shared(t[:, :, start:end]) for t in (heads.k, heads.v))
     triangle = torch.ones(end - start, end - start, dtype=torch.bool, device=mask.device).tril()
     return softmax_attend(heads.q[:, :, rows], k, v, mask[..., None, start:end] & triangle, heads.factor)
+
+
+def attend_sets(heads: Heads, kept: Kept) -> Output:
+    """Every head over a set of keys of its own, from a sequence that holds nothing else."""
+    queries = torch.ones(1, 1, heads.queries, dtype=torch.bool) if kept.queries is None else kept.queries
+    return attend_compact(heads, queries, kept.mask[:, :, 0])
 
 
 def attend_masked(heads: Heads, kept: Kept) -> Output:

@@ -12,9 +12,14 @@ RESTS: Registry[type[Rest]] = Registry("rest", "sparseworks.attention")
 
 
 class Rest:
-    """Register a frozen dataclass. The default leaves what was not kept out of the softmax."""
+    """Register a frozen dataclass. The default leaves what was not kept out of the softmax.
+
+    Attributes:
+        uses_scores: whether it reads the scores of units, those of the last selection, in `heads.memory["scores"]`.
+    """
 
     registered_name: ClassVar[str] = ""
+    uses_scores: ClassVar[bool] = False
 
     def __call__(self, heads: Heads, kept: Kept, found: Output) -> Output:
         """The output and log-sum-exp over the kept units -> those of the whole map, approximately."""

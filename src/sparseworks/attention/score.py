@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 from sparseworks.attention.heads import Heads
 from sparseworks.core.pattern import Tile
 from sparseworks.core.registry import Registry
+
+if TYPE_CHECKING:
+    from sparseworks.attention.kept import Kept
 
 ATTENTION_SCORES: Registry[type[AttentionScore]] = Registry("attention score", "sparseworks.attention")
 
@@ -36,6 +39,14 @@ class AttentionScore:
     def dense(self, heads: Heads) -> Bool[Tensor, "batch heads"] | None:
         """Heads that this score cannot judge and that are computed whole (a guard); None: it judges all."""
         return None
+
+    def attending(self, heads: Heads, kept: Kept) -> Bool[Tensor, "batch heads queries"] | None:
+        """Queries that attend at all, once units are chosen: the others give zeros and pass by; None: all."""
+        return None
+
+    def everything(self) -> AttentionScore:
+        """The same score without a search that throws units out by -inf, so that a full budget is the whole map."""
+        return self
 
     def learn(self, heads: Heads, **seen: Any) -> None:
         """What a call's own result teaches the score, kept in `heads.memory` (the log-sum-exp, a residual, a list)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,10 @@ def select(heads: Heads, method: AttentionMethod) -> Kept:
         whole = method.score.dense(heads)
         if whole is not None:
             mask = mask | (whole[..., None, None] & allowed)
-    return Kept(_no_row_empty(mask, allowed), unit)
+        if method.rest is not None and method.rest.uses_scores:
+            heads.memory["scores"] = scores
+    kept = Kept(_no_row_empty(mask, allowed), unit)
+    return kept if method.score is None else replace(kept, queries=method.score.attending(heads, kept))
 
 
 def keep(
@@ -52,16 +56,18 @@ def keep(
 ) -> Bool[Tensor, "batch heads rows columns"]:
     """The best units of every group: a row of units, a head (`group` is the whole map), or a layer (`across`).
 
-    What is forced counts against a density or a count, and is added to what a mass, a threshold or another scored budget keeps.
+    What is forced counts against a density or a count, and is added to what a mass, a threshold or another scored budget keeps;
+    so is a unit of infinite score, which holds no part of the mass.
     A count is of keys per query: ceil(count / keys of a unit) units a row.
     """
     inside = allowed.expand_as(scores)
     forced = (forced & inside).expand_as(scores)
     if budget.needs_scores:
-        grouped, back = _groups(scores.masked_fill(~inside, 0.0 if _is_mass(budget) else -torch.inf), pattern)
+        forced, open_ = forced | (inside & (scores == torch.inf)), inside & ~scores.isinf()
+        grouped, back = _groups(scores.masked_fill(~open_, 0.0 if _is_mass(budget) else -torch.inf), pattern)
         counts = budget.counts(grouped)
-        ranked, _ = _groups(scores.masked_fill(~inside, -torch.inf), pattern)
-        return (back(top(ranked, counts)) & inside) | forced
+        ranked, _ = _groups(scores.masked_fill(~open_, -torch.inf), pattern)
+        return (back(top(ranked, counts)) & open_) | forced
     ranked, back = _groups(scores.masked_fill(~inside, -torch.inf).masked_fill(forced, torch.inf), pattern)
     may, must = (_groups(m, pattern)[0].sum(-1) for m in (inside, forced))
     rows = _groups(inside, pattern)[0].unflatten(-1, (-1, scores.shape[-1])).any(-1).sum(-1)
@@ -99,7 +105,8 @@ def _scores(heads: Heads, method: AttentionMethod, unit: Tile, allowed: Tensor) 
     if score.shared is not None and heads.group > 1 and found.shape[1] == heads.heads:
         found = heads.shared(heads.grouped(found, score.shared))  # type: ignore[arg-type]
     if method.budget.needs_scores and _is_mass(method.budget) and not score.probability:
-        found = found.masked_fill(~allowed, -torch.inf).softmax(-1)
+        sure = found == torch.inf
+        found = found.masked_fill(sure | ~allowed, -torch.inf).softmax(-1).nan_to_num(0.0).masked_fill(sure, torch.inf)
     return found.expand(-1, heads.heads, -1, -1)
 
 
