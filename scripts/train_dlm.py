@@ -20,7 +20,7 @@ from tiny_lm_text import read_books
 from sparseworks.evaluate.sequences.ledger import Ledger, ledger
 from sparseworks.models.masked_lm import MASK, MaskedLM, MaskedLMConfig, denoise, diffusion_loss, encode
 
-STAGES = ((0.0, 64), (0.4, 128), (0.7, 256))
+STAGES = ((0.0, 32), (0.2, 64), (0.5, 128), (0.75, 256))
 """(share of the steps after which, characters of a row)."""
 HELD_OUT = 1 << 40
 
@@ -31,7 +31,7 @@ def windows(text: str, rows: int, length: int, seed: int) -> list[str]:
 
 
 def some_ledgers(text: str, rows: int, length: int, seed: int) -> Ledger:
-    most = max(length // 16, 4)
+    most = length // 12 + 2
     entries = int(torch.randint(most // 2, most + 1, (1,), generator=torch.Generator().manual_seed(seed)))
     return ledger(windows(text, rows, length, seed), length, entries=entries, seed=seed)
 
@@ -59,15 +59,15 @@ def validate(model: MaskedLM, text: str) -> dict[str, float]:
         f"prose {share:.0%}": float(diffusion_loss(model, prose, torch.full(prose.shape, share), HELD_OUT))
         for share in (0.15, 0.5)
     }
-    for length in (64, 128, 256):
-        book = ledger(windows(text, 24, length, HELD_OUT), length, entries=length // 16, seed=HELD_OUT)
-        filled = denoise(model, book.masked(MASK), start=book.start, block=20, steps=4)
+    for length in (32, 64, 128, 256):
+        book = ledger(windows(text, 24, length, HELD_OUT), length, entries=length // 12 + 1, seed=HELD_OUT)
+        filled = denoise(model, book.masked(MASK), start=book.start, block=18, steps=3)
         found[f"ledger {length}"] = book.accuracy(filled)
     return {k: round(v, 4) for k, v in found.items()}
 
 
 def main() -> None:
-    parser: argparse.ArgumentParser = arguments(__doc__, "dlm", steps=1000, lr=3e-3, batch=2560)
+    parser: argparse.ArgumentParser = arguments(__doc__, "dlm", steps=1000, lr=3e-3, batch=2048)
     parser.add_argument("--books", type=Path, required=True, metavar="FILE", help="gzipped JSON lines, title and text")
     parser.add_argument("--hold-out", default="Bleak House", metavar="TITLE", help="default: %(default)s")
     args = parser.parse_args()

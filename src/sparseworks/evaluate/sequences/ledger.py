@@ -1,4 +1,4 @@
-"""Ledgers: text with entries `K=xy` at the top and the same entries, in another order, at the bottom; what is between is prose.
+"""Ledgers: text with entries `Kx` at the top and the same entries, in another order, at the bottom; what is between is prose.
 
 What a masked language model fills in at the bottom is right or wrong, and only the top, far away, tells.
 """
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sparseworks.core.errors import BudgetError
 
-_ENTRY = 5
-"""Characters of `K=xy ` with the space."""
+_ENTRY = 3
+"""Characters of `Kx ` with the space."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Ledger:
 
     Attributes:
         ids: characters.
-        asked: the two characters after each `=` at the bottom.
+        asked: the small letters at the bottom.
         start: first column of the bottom.
     """
 
@@ -37,15 +37,14 @@ class Ledger:
         return torch.where(self.asked, token, self.ids)
 
     def accuracy(self, found: Int[Tensor, "rows length"]) -> float:
-        """Share of the entries at the bottom of which both characters are right."""
-        right = (found == self.ids)[:, self.asked].view(len(self.ids), -1, 2)
-        return float(right.all(-1).float().mean())
+        """Share of the letters asked for that are right; guessing gives 1 / 26."""
+        return float((found == self.ids)[:, self.asked].float().mean())
 
 
 def ledger(prose: Sequence[str], length: int = 256, *, entries: int = 8, asked: int | None = None, seed: int = 0) -> Ledger:  # fmt: skip
     """One row a piece of prose, which is cut or repeated to fill the middle.
 
-    Keys are different capital letters, values two small letters at random.
+    Keys are different capital letters, values small letters at random.
 
     Args:
         prose: ASCII text for the middles; characters beyond ASCII become `?`.
@@ -64,9 +63,8 @@ def ledger(prose: Sequence[str], length: int = 256, *, entries: int = 8, asked: 
     g = torch.Generator().manual_seed(seed)
     rows = len(prose)
     keys = torch.rand(rows, 26, generator=g).argsort(dim=1)[:, :entries] + ord("A")
-    values = torch.randint(ord("a"), ord("z") + 1, (rows, entries, 2), generator=g)
-    equals, space = torch.full((rows, entries, 1), ord("=")), torch.full((rows, entries, 1), ord(" "))
-    top = torch.cat([keys.unsqueeze(-1), equals, values, space], dim=-1)
+    values = torch.randint(ord("a"), ord("z") + 1, (rows, entries), generator=g)
+    top = torch.stack([keys, values, torch.full_like(keys, ord(" "))], dim=-1)
     order = torch.rand(rows, entries, generator=g).argsort(dim=1)[:, :asked]
     bottom = top.gather(1, order.unsqueeze(-1).expand(-1, -1, _ENTRY))
     middle = torch.tensor(
@@ -75,4 +73,4 @@ def ledger(prose: Sequence[str], length: int = 256, *, entries: int = 8, asked: 
     line = torch.full((rows, 1), ord("\n"))
     ids = torch.cat([top.flatten(1), middle.view(rows, -1), line, bottom.flatten(1)], dim=1)
     place = torch.arange(length) - (length - _ENTRY * asked)
-    return Ledger(ids, (place >= 0) & ((place % _ENTRY == 2) | (place % _ENTRY == 3)), length - _ENTRY * asked)
+    return Ledger(ids, (place >= 0) & (place % _ENTRY == 1), length - _ENTRY * asked)
