@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparseworks.attention.budgets import CallBudget
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept
 from sparseworks.attention.masks.base import Extent, Mask, Span
@@ -36,7 +37,8 @@ def select(heads: Heads, method: AttentionMethod) -> Kept:
         mask = forced
     else:
         scores = _scores(heads, method, unit, allowed)
-        mask = keep(scores, allowed, forced, method.pattern, method.budget, unit)
+        budget = method.budget.at(heads) if isinstance(method.budget, CallBudget) else method.budget
+        mask = keep(scores, allowed, forced, method.pattern, budget, unit)
         whole = method.score.dense(heads)
         if whole is not None:
             mask = mask | (whole[..., None, None] & allowed)
@@ -111,9 +113,19 @@ def _scores(heads: Heads, method: AttentionMethod, unit: Tile, allowed: Tensor) 
 
 
 def _forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Tensor:
-    if method.always is None:
-        return torch.zeros(1, 1, *heads.grid(unit), dtype=torch.bool, device=heads.q.device)
-    return mask_on_grid(method.always, heads, unit).to(heads.q.device)
+    text = heads.clip.text if heads.clip is not None and method.order is None else 0
+    forced = _with_text(heads, unit, text)
+    return forced if method.always is None else forced | mask_on_grid(method.always, heads, unit).to(heads.q.device)
+
+
+def _with_text(heads: Heads, unit: Tile, text: int) -> Bool[Tensor, "1 1 rows columns"]:
+    """Units of the text of a clip: it attends to all and all attend to it. (Orders put it elsewhere, and keep it themselves.)"""
+    rows, columns = (
+        torch.tensor([first < text for first, _ in cuts], device=heads.q.device)
+        for cuts in (heads.rows_of(unit.rows), heads.columns_of(unit.cols))
+    )
+    own = rows if heads.queries == heads.keys else torch.zeros_like(rows)
+    return (own[:, None] | columns)[None, None]
 
 
 def mask_on_grid(mask: Mask, heads: Heads, unit: Tile) -> Bool[Tensor, "1 heads rows columns"]:
