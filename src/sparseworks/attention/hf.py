@@ -17,12 +17,13 @@ from sparseworks.attention.cache.method import CacheMethod
 from sparseworks.attention.heads import Clip, Heads
 from sparseworks.attention.kept import Kept, attend_dense
 from sparseworks.attention.method import AttentionMethod
-from sparseworks.attention.run import sparse_attention
-from sparseworks.core.errors import ModelError
+from sparseworks.attention.run import learns, sparse_attention
+from sparseworks.core.errors import BudgetError, ModelError
 from sparseworks.core.published import METHODS, Published
 from sparseworks.core.recipe import Recipe
 
 if TYPE_CHECKING:
+    from sparseworks.attention.cache.blockwise import Blockwise
     from sparseworks.attention.cache.hf import SparseCache
     from sparseworks.attention.cache.layer import KVLayer
 
@@ -59,7 +60,8 @@ class Attending:
         layers: index of a layer -> what it did.
         watch: called with every call and the units it computed (None: all), for those who want to look.
         common: for every sequence what its layers leave for each other.
-        step, steps, clip: set by a caller that denoises: which step of how many, and the grid of the tokens.
+        steps, calls, clip, prompt: of a model that denoises: how many steps, calls of the model in each (2 for guidance by a second
+            call; each remembers for itself), the grid of the tokens, tokens that are given.
     """
 
     def __init__(
@@ -67,15 +69,42 @@ class Attending:
         methods: Mapping[int, AttentionMethod],
         layers: int,
         caching: Mapping[int, CacheMethod] | None = None,
+        *,
+        first: int = 0,
+        steps: int = 1,
+        calls: int = 1,
+        clip: Clip | None = None,
+        prompt: int = 0,
     ):
         self.methods, self.count, self.caching = methods, layers, caching or {}
         self.layers: dict[int, Seen] = {}
         self.common: dict[int, dict[Any, Any]] = {}
         self.pending: KVLayer | None = None
         self.held: SparseCache | None = None
-        self.step, self.steps = 0, 1
-        self.clip: Clip | None = None
         self.watch: Callable[[Heads, Kept | None], None] | None = None
+        self.steps, self.calls, self.clip, self.prompt = steps, calls, clip, prompt
+        self._first, self._now, self._next = first, 0, 0
+        self.blockwise: Blockwise | None = None
+
+    @property
+    def step(self) -> int:
+        """The denoising step that the current call of the model belongs to; calls are counted where `steps` is above 1.
+
+        May be set before a call of the model, by samplers that skip steps or begin again before the last: counting goes on from it.
+        """
+        return self._now // self.calls % self.steps
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._now = self._next = value * self.calls
+
+    def _count(self) -> None:
+        """A call of the model begins; what was remembered of the last sample goes when its first step comes again."""
+        if self.steps == 1:
+            return
+        self._now, self._next = self._next, self._next + 1
+        if self._now % (self.calls * self.steps) == 0:
+            self.forget()
 
     @property
     def caches(self) -> bool:
@@ -124,6 +153,10 @@ class Attending:
         """(batch, heads, tokens, d) -> (batch, tokens, heads, d), as an attention interface answers."""
         _refuse(dropout, others)
         layer = int(getattr(module, "layer_idx", 0))
+        if layer == self._first:
+            self._count()
+        if self.blockwise is not None:
+            key, value = self.blockwise.held(layer, module, query, key, value, scaling)
         causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
         cache, self.pending = self.pending, None
         if key.shape[2] == query.shape[2] and (cache is None or not cache.seen):
@@ -154,6 +187,7 @@ class Attending:
                 step=self.step,
                 steps=self.steps,
                 clip=self.clip,
+                prompt=self.prompt,
                 module=module,
                 memory=self._memory(layer, rows.start),
                 common=self.common.setdefault(rows.start or 0, {}),
@@ -168,7 +202,7 @@ class Attending:
 
     def _one(self, layer: int, heads: Heads) -> Tensor:
         method, seen = self.methods.get(layer), self.layers.setdefault(layer, Seen())
-        if method is None or heads.phase not in method.phases or not method.schedule.acts(heads):
+        if method is None or heads.phase not in method.phases or not (method.schedule.acts(heads) or learns(method)):
             seen.note(heads.phase, 1.0)
             if self.watch is not None:
                 self.watch(heads, None)
@@ -180,7 +214,7 @@ class Attending:
         return out
 
     def _memory(self, layer: int, sequence: int) -> dict[Any, Any]:
-        return self.layers.setdefault(layer, Seen()).memory.setdefault(sequence, {})
+        return self.layers.setdefault(layer, Seen()).memory.setdefault((sequence, self._now % self.calls), {})
 
     def _begins(self, layer: int) -> None:
         """A causal model that sees as many keys as queries reads a new prompt; one that denoises goes on."""
@@ -189,7 +223,14 @@ class Attending:
 
 
 @contextmanager
-def attention(model: nn.Module, *methods: Published | Recipe | str) -> Iterator[Attending]:
+def attention(
+    model: nn.Module,
+    *methods: Published | Recipe | str,
+    steps: int = 1,
+    calls: int = 1,
+    clip: Clip | None = None,
+    prompt: int = 0,
+) -> Iterator[Attending]:
     """`with sw.attention(model, sw.method("quest")) as run: model.generate(...)`: the model attends by the method inside.
 
     Goes through the attention interface of transformers: every model that uses it is served, padding included. A recipe gives
@@ -198,16 +239,30 @@ def attention(model: nn.Module, *methods: Published | Recipe | str) -> Iterator[
     Args:
         model: with `config` and modules that carry `layer_idx`.
         methods: methods of attention and of the cache, their names, or a recipe of such.
+        steps: of a model that denoises. Its calls are then counted, and methods remember what they found until the next sample begins.
+        calls: of the model in every step.
+        clip: the frames that the tokens are.
+        prompt: tokens that are given, the first ones; the others are denoised.
 
     Raises:
         ModelError: the model has no layers of that kind, or does not use the interface.
         UnknownNameError, RecipeError: no such method, or one of another kind.
+        BudgetError: no steps, or no calls.
     """
+    if steps < 1 or calls < 1 or prompt < 0:
+        raise BudgetError(
+            f"There is at least one step and one call in each; got steps={steps}, calls={calls}, prompt={prompt}."
+        )
     layers = attention_layers(model)
     run = Attending(
         _by_layer(layers, methods, AttentionMethod),
         len(layers),
         _by_layer(layers, methods, CacheMethod),
+        first=next(iter(layers)),
+        steps=steps,
+        calls=calls,
+        clip=clip,
+        prompt=prompt,
     )
     hook = model.register_forward_pre_hook(run.give_cache, with_kwargs=True) if run.caches else None
     try:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparseworks.attention.budgets import CallBudget
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept
 from sparseworks.attention.masks.base import Extent, Mask, Span
@@ -36,7 +37,8 @@ def select(heads: Heads, method: AttentionMethod) -> Kept:
         mask = must
     else:
         scores = _scores(heads, method, unit, allowed)
-        mask = keep(scores, allowed, must, method.pattern, method.budget, unit)
+        budget = method.budget.at(heads) if isinstance(method.budget, CallBudget) else method.budget
+        mask = keep(scores, allowed, must, method.pattern, budget, unit)
         if method.score.shared == "union" and heads.group > 1:
             mask = heads.shared(mask.expand(-1, heads.heads, -1, -1).unflatten(1, (heads.kv_heads, -1)).any(2))
         whole = method.score.dense(heads)
@@ -113,11 +115,21 @@ def _scores(heads: Heads, method: AttentionMethod, unit: Tile, allowed: Tensor) 
     return found.expand(-1, heads.heads, -1, -1)
 
 
-def forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Bool[Tensor, "1 heads rows columns"]:
-    """Units that `always` keeps."""
-    if method.always is None:
-        return torch.zeros(1, 1, *heads.grid(unit), dtype=torch.bool, device=heads.q.device)
-    return mask_on_grid(method.always, heads, unit).to(heads.q.device)
+def forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Bool[Tensor, "batch heads rows columns"]:
+    """Units that `always` keeps, and those of the text of a clip."""
+    text = heads.clip.text if heads.clip is not None and method.order is None else 0
+    found = _with_text(heads, unit, text)
+    return found if method.always is None else found | mask_on_grid(method.always, heads, unit).to(heads.q.device)
+
+
+def _with_text(heads: Heads, unit: Tile, text: int) -> Bool[Tensor, "1 1 rows columns"]:
+    """Units of the text of a clip: it attends to all and all attend to it. (Orders put it elsewhere, and keep it themselves.)"""
+    rows, columns = (
+        torch.tensor([first < text for first, _ in cuts], device=heads.q.device)
+        for cuts in (heads.rows_of(unit.rows), heads.columns_of(unit.cols))
+    )
+    own = rows if heads.queries == heads.keys else torch.zeros_like(rows)
+    return (own[:, None] | columns)[None, None]
 
 
 def mask_on_grid(mask: Mask, heads: Heads, unit: Tile) -> Bool[Tensor, "1 heads rows columns"]:
