@@ -61,9 +61,9 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    found = load_digits()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
-    return torch.tensor(found.data, dtype=torch.float32)[order].reshape(-1, 1, 8, 8) / 16, torch.tensor(found.target)[order]  # fmt: skip
+    pixels, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(pixels, dtype=torch.float32)[order].reshape(-1, 1, 8, 8) / 16, torch.tensor(labels)[order]  # fmt: skip
 
 
 # -- windows ------------------------------------------------------------------------------------------------------
