@@ -38,14 +38,14 @@ from sparseworks.activations.trained import export
 from sparseworks.exec import measure
 from sparseworks.models.digits import Digits, DigitsViT, train_digits
 
-TRAIN, BLOCKS = 1300, 3
+TRAIN, BLOCKS, WIDTH, BATCH = 1300, 2, 24, 32
 
 
 def fit(model: nn.Module, x: Tensor, y: Tensor, steps: int, seed: int, rate: float = 5e-3, before: Callable[[torch.Generator], None] = lambda g: None, after: Callable[[float], None] = lambda loss: None) -> None:  # fmt: skip
     optimizer, g = torch.optim.AdamW(model.parameters(), lr=rate), torch.Generator().manual_seed(seed)
     plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for _ in range(steps):
-        at = torch.randint(0, TRAIN, (64,), generator=g)
+        at = torch.randint(0, TRAIN, (BATCH,), generator=g)
         before(g)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x[at]), y[at])
@@ -94,16 +94,16 @@ def windows(seed: int, steps: int) -> Iterable[Row]:
     """One model of full images and one of small ones."""
     x, y = scenes()
     torch.manual_seed(seed)
-    model = WindowTransformer(10, width=32, blocks=BLOCKS, patch=4)
+    model = WindowTransformer(10, width=WIDTH, blocks=BLOCKS, patch=4)
     fit(model, x, y, steps, seed)
     model.stage.sparsities = (0.0,) * BLOCKS
     measured = {
-        "task": "digits in 16 cells", "metric": "accuracy", "epochs": 2 * steps * 64 / TRAIN, "examples": TRAIN, "data": "digits",
+        "task": "digits in 16 cells", "metric": "accuracy", "epochs": 2 * steps * BATCH / TRAIN, "examples": TRAIN, "data": "digits",
         "seed": seed,
     }  # fmt: skip
     half = F.avg_pool2d(x, 2)
     torch.manual_seed(seed)
-    small = WindowTransformer(10, width=32, blocks=BLOCKS, patch=4)
+    small = WindowTransformer(10, width=WIDTH, blocks=BLOCKS, patch=4)
     fit(small, half, y, 2 * steps, seed)
     yield row("images of half the side", 0.25, model, method="dense", value=accuracy(small, half, y), **measured)
 
@@ -173,7 +173,7 @@ def shared(seed: int, steps: int, sparsity: float) -> Iterable[Row]:
     x, y = digits()
     method = sw.method("semi_structured_activations", activation=SharedPositions(sparsity, seed=seed))
     measured = {
-        "task": f"digits, {sparsity:.0%} of the positions", "metric": "accuracy", "epochs": steps * 64 / TRAIN, "examples": TRAIN,
+        "task": f"digits, {sparsity:.0%} of the positions", "metric": "accuracy", "epochs": steps * BATCH / TRAIN, "examples": TRAIN,
         "data": "digits", "seed": seed,
     }  # fmt: skip
     dense = net(seed)
@@ -249,8 +249,12 @@ def tokens(seed: int, epochs: int) -> Iterable[Row]:
 
 
 def main() -> None:
-    args = arguments((__doc__ or "").split("\n")[0], seeds={"type": int, "default": 3, "help": "repetitions"})
-    seeds, steps, epochs = (1, 6, 1) if args.quick else (args.seeds, 300, 6)
+    args = arguments(
+        (__doc__ or "").split("\n")[0],
+        seeds={"type": int, "default": 3, "help": "repetitions"},
+        steps={"type": int, "default": 300, "help": "of training"},
+    )
+    seeds, steps, epochs = (1, 6, 1) if args.quick else (args.seeds, args.steps, 6)
     rows = Rows("vision", {"seeds": seeds, "steps": steps}, quick=args.quick)
     for seed in range(seeds):
         rows.add(f"tokens {seed}", lambda s=seed: tokens(s, epochs))
