@@ -54,6 +54,24 @@ class InputHistogram(Stat):
             place = ((size.log2() - _LOW) * (BINS / (_HIGH - _LOW))).clamp(0, BINS - 1).long()
             self.counts += torch.bincount(place.reshape(-1), minlength=BINS).double().cpu()
 
+    def state(self) -> dict[str, Tensor]:
+        """Counts, and the shape of the site they belong to."""
+        return {**super().state(), "shape": torch.tensor([self.rows, self.cols])}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore a copy of `state()`.
+
+        Raises:
+            ShapeError: it belongs to a site of another shape, or lacks something.
+        """
+        found = state.get("shape")
+        if found is None or found.tolist() != [self.rows, self.cols]:
+            held = "nothing" if found is None else "x".join(map(str, found.tolist()))
+            raise ShapeError(
+                f"{type(self).__name__}: the saved state is of {held}, the site is {self.rows}x{self.cols}."
+            )
+        super().load(state)
+
     @property
     def _width(self) -> int:
         return self.cols

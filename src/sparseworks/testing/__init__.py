@@ -6,6 +6,7 @@ Each `check_*` takes the registered class, or an instance, and raises AssertionE
 
 from __future__ import annotations
 
+from sparseworks.testing.activations import check_activation_method
 from sparseworks.testing.allocator import check_allocator
 from sparseworks.testing.composition import check_composition
 from sparseworks.testing.examples import example, gathered, random_weight
@@ -20,6 +21,7 @@ from sparseworks.testing.solver import check_solver
 from sparseworks.testing.stat import check_stat
 
 __all__ = [
+    "check_activation_method",
     "check_allocator",
     "check_composition",
     "check_form",
