@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -33,7 +33,7 @@ class InputHistogram(Stat):
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
     @classmethod
-    def of(cls, factor: Float[Tensor, " cols"] | None) -> type[Self]:
+    def of(cls, factor: Float[Tensor, " cols"] | None) -> type[InputHistogram]:
         """This statistic of |x_j| f_j; sites with the same factor object share their inputs' histogram."""
         if factor is None:
             return cls

@@ -48,7 +48,7 @@ def check_activation_method(
     if budgeted:
         _check_whole(method, build, data)
     model = build()
-    done = sparsify_activations(model, method, data, **({"density": 0.6} if budgeted else {}))
+    done = sparsify_activations(model, method, data, density=0.6 if budgeted else None)
     require(bool(done.rows), f"{method.name} masks nothing.")
     if budgeted:
         wanted = sum(r.size * r.density for r in done.rows) / sum(r.size for r in done.rows)
