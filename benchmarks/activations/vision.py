@@ -253,6 +253,7 @@ def main() -> None:
         (__doc__ or "").split("\n")[0],
         seeds={"type": int, "default": 3, "help": "repetitions"},
         steps={"type": int, "default": 300, "help": "of training"},
+        times={"action": "store_true", "help": "also take times, on a quiet machine"},
     )
     seeds, steps, epochs = (1, 6, 1) if args.quick else (args.seeds, args.steps, 6)
     rows = Rows("vision", {"seeds": seeds, "steps": steps}, quick=args.quick)
@@ -261,10 +262,11 @@ def main() -> None:
         for sparsity in (0.2, 0.4):
             rows.add(f"positions {sparsity} {seed}", lambda s=seed, p=sparsity: shared(s, steps, p))
         rows.add(f"windows {seed}", lambda s=seed: windows(s, steps))
-    for sparsity in (0.2, 0.5):
-        rows.time(f"reduced {sparsity}", lambda p=sparsity: reduced(p))
-    for sparsity in (0.5, 0.7):
-        rows.time(f"windows {sparsity}", lambda p=sparsity: faster(p))
+    if args.times:
+        for sparsity in (0.2, 0.5):
+            rows.time(f"reduced {sparsity}", lambda p=sparsity: reduced(p))
+        for sparsity in (0.5, 0.7):
+            rows.time(f"windows {sparsity}", lambda p=sparsity: faster(p))
     rows.show()
     store(rows, args.json)
 
