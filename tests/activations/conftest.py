@@ -38,7 +38,7 @@ def lm() -> Callable[..., float]:
         }.get(name) or sw.method(name)
         method = method.with_(cut={method.cut.registered_name: {"prompt": 0.0}})
         if method.allocate.uses_block:
-            method = method.with_(allocate={"block_greedy": {"step": steps, "tokens": 256}})
+            method = method.with_(allocate={"block_greedy": {"step": steps, "tokens": 128}})
         done = sw.sparsify_activations(model, method, data, density=density, skip=skip)
         return task(model).value, done.sparsity
 

@@ -68,13 +68,14 @@ class World:
             F.cross_entropy(self.model(self.test)[:, half:-1].flatten(0, 1), self.test[:, half + 1 :].flatten())
         )
 
-    def pruned(self, density: float, label: str, static: bool = False) -> tuple[float, dict[str, float]]:
-        method = sw.method("shadowllm", label=label)
+    def pruned(self, density: float, label: str, static: bool = False, seed: int = 0) -> tuple[float, dict[str, float]]:
+        """What is lost in nats, and rank correlations."""
+        dense, method = self.second_half(), sw.method("shadowllm", label=label)
         found = predict_structures(
-            self.model, method, self.data, density=density, static=static, loss=loss, at=0.5, hidden=256, epochs=60
-        )
+            self.model, method, self.data, density=density, static=static, loss=loss, at=0.5, hidden=256, epochs=40, seed=seed,
+        )  # fmt: skip
         with found.contextual:
-            return self.second_half(), found.spearman
+            return self.second_half() - dense, found.spearman
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +86,14 @@ def world() -> World:
 
 def test_gradient_labels_beat_norms_and_predictions_beat_the_average(world):
     dense = world.second_half()
-    plain, ranks = world.pruned(0.4, "plainact")
-    norm, _ = world.pruned(0.4, "activation_norm")
-    average, _ = world.pruned(0.4, "plainact", static=True)
-    assert plain - dense < 0.9 * (norm - dense)
-    assert plain - dense < 0.9 * (average - dense)
+    tried = [world.pruned(0.5, "plainact", seed=s) for s in (0, 1)]
+    plain = sum(lost for lost, _ in tried) / 2
+    norm = sum(world.pruned(0.5, "activation_norm", seed=s)[0] for s in (0, 1)) / 2
+    average, _ = world.pruned(0.5, "plainact", static=True)
+    assert 0 < plain < 0.95 * norm, (plain, norm)
+    assert plain < 0.75 * average, (plain, average)
     assert world.second_half() == dense  # the hooks are gone
-    assert all(r > 0.3 for name, r in ranks.items() if "mlp" in name), ranks
+    assert all(r > 0.15 for _, ranks in tried for r in ranks.values()), tried
     assert all(p.grad is None for p in world.model.parameters())
 
 
