@@ -73,14 +73,14 @@ def test_the_plan_is_the_cheapest_of_all_within_the_density():
 
 @pytest.fixture(scope="module")
 def lm():
-    from sparseworks.evaluate import Perplexity, documentation_passages, lm_windows
+    from sparseworks.evaluate import Perplexity, lm_windows
     from sparseworks.io import load_tokenizer
 
     name, length = "sparseworks/tiny-lm", 256
     tokenizer, model = load_tokenizer(name), sw.load(name).eval()
-    texts, held_out = ([p.whole for p in documentation_passages(held_out=h)[:100]] for h in (False, True))
-    held = lm_windows(held_out, tokenizer, length, samples=8)
-    return model, lm_windows(texts, tokenizer, length, samples=4), Perplexity(held.flatten(), length)
+    docs = [[d for n in dir(part) if isinstance(d := getattr(part, n).__doc__, str)] for part in (torch.nn, torch)]
+    texts, held_out = (lm_windows(part, tokenizer, length, samples=6) for part in docs)
+    return model, texts, Perplexity(held_out.flatten(), length)
 
 
 def test_spans_of_heads_give_lower_perplexity_than_one_span_at_equal_density(lm):
@@ -92,19 +92,14 @@ def test_spans_of_heads_give_lower_perplexity_than_one_span_at_equal_density(lm)
     method = sw.method("moa", pattern=Pattern(unit=Tile(1, 1), group=sw.method("moa").pattern.group))
     plan = choose_spans({256: costs}, grid, 0.125, 4)
     names, heads = attention_layers(model), len(plan) // len(layers)
-
-    def perplexity(plan):
-        parts = [
-            Layer((names[n],), with_spans(method, plan[i * heads : (i + 1) * heads], 4)) for i, n in enumerate(layers)
-        ]
-        with sw.attention(model, Recipe(tuple(parts))) as run:
-            return task(model).value, run.density()
-
-    (found, density), (backwards, _) = perplexity(plan), perplexity(plan[::-1])
-    with sw.attention(model, method.with_(always=Sink(4) | Elastic(14, 0))) as run:
+    chosen = {n: plan[i * heads : (i + 1) * heads] for i, n in enumerate(layers)}
+    recipe = Recipe(tuple(Layer((names[n],), with_spans(method, part, 4)) for n, part in chosen.items()))
+    with sw.attention(model, recipe) as run:
+        found, spent = task(model).value, run.density()
+    with sw.attention(model, method.with_(always=Sink(4) | Elastic(12, 0))) as run:
         one, same = task(model).value, run.density()
-    assert density <= same + 0.005 and density <= 0.126
-    assert found < 0.95 * one and found < 0.95 * backwards
+    assert spent <= 0.126 and same == pytest.approx(spent, abs=0.005)
+    assert found < 0.97 * one
 
 
 def test_tokens_that_pass_by_and_may_return_cost_less_than_tokens_that_are_gone(lm):
