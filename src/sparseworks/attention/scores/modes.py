@@ -60,7 +60,7 @@ class HeadModes(AttentionScore):
         mode: Tensor | None = heads.memory.get("modes")
         if mode is None or mode.shape != (heads.batch, heads.heads):
             mode = heads.memory["modes"] = self.search(heads, unit, masks)
-        chosen = sum((mode == i)[..., None, None] * m for i, m in enumerate(masks)) > 0
+        chosen = torch.stack([(mode == i)[..., None, None] & m for i, m in enumerate(masks)]).any(0)
         return torch.where(chosen, torch.inf, -torch.inf)
 
     def attending(self, heads: Heads, kept: Kept) -> Bool[Tensor, "batch heads queries"] | None:
