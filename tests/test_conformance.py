@@ -12,6 +12,7 @@ import sparseworks.scores
 import sparseworks.solve  # noqa: F401
 from sparseworks import testing
 from sparseworks.attention import AttentionMethod
+from sparseworks.attention.cache.method import CacheMethod
 from sparseworks.core.allocator import ALLOCATORS
 from sparseworks.core.method import Method
 from sparseworks.core.patterns import EXAMPLES
@@ -66,6 +67,11 @@ def test_kernel(name):
 @pytest.mark.parametrize("name", [m.name for m in AttentionMethod.all()])
 def test_method_of_attention(name):
     testing.check_attention_method(name)
+
+
+@pytest.mark.parametrize("name", [m.name for m in CacheMethod.all()])
+def test_method_of_the_cache(name):
+    testing.check_cache_method(name)
 
 
 @pytest.mark.parametrize("name", [m.name for m in Method.all() if m.train is not None and m.form is None])

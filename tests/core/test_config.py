@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import sparseworks.allocate
+import sparseworks.attention.masks
 import sparseworks.repair
 import sparseworks.scores
 import sparseworks.solve  # noqa: F401

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from sparseworks.attention.cache.method import CacheMethod
 from sparseworks.attention.heads import Clip, Heads
-from sparseworks.attention.kept import attend_dense
+from sparseworks.attention.kept import Kept, attend_dense
 from sparseworks.attention.method import AttentionMethod
-from sparseworks.attention.run import sparse_attention
-from sparseworks.core.errors import ModelError
+from sparseworks.attention.run import learns, sparse_attention
+from sparseworks.core.errors import BudgetError, ModelError
+from sparseworks.core.published import METHODS, Published
 from sparseworks.core.recipe import Recipe
 
+if TYPE_CHECKING:
+    from sparseworks.attention.cache.blockwise import Blockwise
+    from sparseworks.attention.cache.hf import SparseCache
+    from sparseworks.attention.cache.layer import KVLayer
+
 _NUMBERS = count()
+M = TypeVar("M", bound=Published)
 
 
 @dataclass
@@ -49,14 +58,65 @@ class Attending:
 
     Attributes:
         layers: index of a layer -> what it did.
-        step, steps, clip: set by a caller that denoises: which step of how many, and the grid of the tokens.
+        watch: called with every call and the units it computed (None: all), for those who want to look.
+        common: for every sequence what its layers leave for each other.
+        steps, calls, clip, prompt: of a model that denoises: how many steps, calls of the model in each (2 for guidance by a second
+            call; each remembers for itself), the grid of the tokens, tokens that are given.
     """
 
-    def __init__(self, methods: Mapping[int, AttentionMethod], layers: int):
-        self.methods, self.count = methods, layers
+    def __init__(
+        self,
+        methods: Mapping[int, AttentionMethod],
+        layers: int,
+        caching: Mapping[int, CacheMethod] | None = None,
+        *,
+        first: int = 0,
+        steps: int = 1,
+        calls: int = 1,
+        clip: Clip | None = None,
+        prompt: int = 0,
+    ):
+        self.methods, self.count, self.caching = methods, layers, caching or {}
         self.layers: dict[int, Seen] = {}
-        self.step, self.steps = 0, 1
-        self.clip: Clip | None = None
+        self.common: dict[int, dict[Any, Any]] = {}
+        self.pending: KVLayer | None = None
+        self.held: SparseCache | None = None
+        self.watch: Callable[[Heads, Kept | None], None] | None = None
+        self.steps, self.calls, self.clip, self.prompt = steps, calls, clip, prompt
+        self._first, self._now, self._next = first, 0, 0
+        self.blockwise: Blockwise | None = None
+
+    @property
+    def step(self) -> int:
+        """The denoising step that the current call of the model belongs to; calls are counted where `steps` is above 1.
+
+        May be set before a call of the model, by samplers that skip steps or begin again before the last: counting goes on from it.
+        """
+        return self._now // self.calls % self.steps
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._now = self._next = value * self.calls
+
+    def _count(self) -> None:
+        """A call of the model begins; what was remembered of the last sample goes when its first step comes again."""
+        if self.steps == 1:
+            return
+        self._now, self._next = self._next, self._next + 1
+        if self._now % (self.calls * self.steps) == 0:
+            self.forget()
+
+    @property
+    def caches(self) -> bool:
+        """Whether a method wants a cache of its own."""
+        return bool(self.caching) or any(m.cache for m in self.methods.values())
+
+    def cache(self) -> SparseCache:
+        """A fresh cache for `model(..., cache=run.cache())`; `generate` is given one by itself where a method asks for it."""
+        from sparseworks.attention.cache.hf import SparseCache
+
+        self.held = SparseCache(self, self.count)
+        return self.held
 
     def forget(self) -> None:
         """Drop what methods remember; for another prompt."""
@@ -67,6 +127,14 @@ class Attending:
         """Kept pairs over allowed pairs, the mean of all layers and calls, dense ones counted as 1."""
         found = [d for seen in self.layers.values() if (d := seen.density(phase)) is not None]
         return sum(found) / len(found) if found else 1.0
+
+    def give_cache(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A forward pre-hook: an empty cache that `generate` made becomes ours."""
+        for name in ("cache", "past_key_values"):
+            given = kwargs.get(name)
+            if given is not None and not isinstance(given, _ragged()) and given.get_seq_length() == 0:
+                kwargs[name] = self.cache()
+        return args, kwargs
 
     # -- the function that transformers calls -----------------------------------------------------------------------
 
@@ -85,11 +153,29 @@ class Attending:
         """(batch, heads, tokens, d) -> (batch, tokens, heads, d), as an attention interface answers."""
         _refuse(dropout, others)
         layer = int(getattr(module, "layer_idx", 0))
+        if layer == self._first:
+            self._count()
+        if self.blockwise is not None:
+            key, value = self.blockwise.held(layer, module, query, key, value, scaling)
         causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
-        if key.shape[2] == query.shape[2]:
+        cache, self.pending = self.pending, None
+        if key.shape[2] == query.shape[2] and (cache is None or not cache.seen):
             self._begins(layer)
+        among = partial(self._among, module, layer, query, key, value, attention_mask, scaling, causal)
+        if cache is not None:
+            from sparseworks.attention.cache.layer import Call
+
+            real = None if attention_mask is None else attention_mask[:, -query.shape[2] :]
+            out = cache.attend(Call(self, layer, module, query, key, value, real, scaling, among))
+        else:
+            out = among()
+        return out.transpose(1, 2).contiguous(), None
+
+    def _among(
+        self, module, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling, causal: bool
+    ) -> Tensor:
         out = torch.empty_like(query)
-        for rows, keys in _real(attention_mask, query, key):
+        for rows, keys in _real(mask, query, key):
             heads = Heads(
                 query[rows, :, -min(query.shape[2], _size(keys, key)) :],
                 key[rows][:, :, keys],
@@ -101,24 +187,34 @@ class Attending:
                 step=self.step,
                 steps=self.steps,
                 clip=self.clip,
+                prompt=self.prompt,
                 module=module,
                 memory=self._memory(layer, rows.start),
+                common=self.common.setdefault(rows.start or 0, {}),
             )
             out[rows, :, : -heads.queries] = 0
             out[rows, :, -heads.queries :] = self._one(layer, heads)
-        return out.transpose(1, 2).contiguous(), None
+        return out
+
+    def note(self, layer: int, phase: str, density: float) -> None:
+        """What one call of a layer read."""
+        self.layers.setdefault(layer, Seen()).note(phase, density)
 
     def _one(self, layer: int, heads: Heads) -> Tensor:
         method, seen = self.methods.get(layer), self.layers.setdefault(layer, Seen())
-        if method is None or heads.phase not in method.phases or not method.schedule.acts(heads):
+        if method is None or heads.phase not in method.phases or not (method.schedule.acts(heads) or learns(method)):
             seen.note(heads.phase, 1.0)
+            if self.watch is not None:
+                self.watch(heads, None)
             return attend_dense(heads)
         (out, _), kept = sparse_attention(heads, method)
+        if self.watch is not None:
+            self.watch(heads, kept)
         seen.note(heads.phase, 1.0 if kept is None else kept.density(heads))
         return out
 
     def _memory(self, layer: int, sequence: int) -> dict[Any, Any]:
-        return self.layers.setdefault(layer, Seen()).memory.setdefault(sequence, {})
+        return self.layers.setdefault(layer, Seen()).memory.setdefault((sequence, self._now % self.calls), {})
 
     def _begins(self, layer: int) -> None:
         """A causal model that sees as many keys as queries reads a new prompt; one that denoises goes on."""
@@ -127,7 +223,14 @@ class Attending:
 
 
 @contextmanager
-def attention(model: nn.Module, method: AttentionMethod | Recipe | str) -> Iterator[Attending]:
+def attention(
+    model: nn.Module,
+    *methods: Published | Recipe | str,
+    steps: int = 1,
+    calls: int = 1,
+    clip: Clip | None = None,
+    prompt: int = 0,
+) -> Iterator[Attending]:
     """`with sw.attention(model, sw.method("quest")) as run: model.generate(...)`: the model attends by the method inside.
 
     Goes through the attention interface of transformers: every model that uses it is served, padding included. A recipe gives
@@ -135,18 +238,39 @@ def attention(model: nn.Module, method: AttentionMethod | Recipe | str) -> Itera
 
     Args:
         model: with `config` and modules that carry `layer_idx`.
-        method: a method of attention, its name, or a recipe.
+        methods: methods of attention and of the cache, their names, or a recipe of such.
+        steps: of a model that denoises. Its calls are then counted, and methods remember what they found until the next sample begins.
+        calls: of the model in every step.
+        clip: the frames that the tokens are.
+        prompt: tokens that are given, the first ones; the others are denoised.
 
     Raises:
         ModelError: the model has no layers of that kind, or does not use the interface.
         UnknownNameError, RecipeError: no such method, or one of another kind.
+        BudgetError: no steps, or no calls.
     """
+    if steps < 1 or calls < 1 or prompt < 0:
+        raise BudgetError(
+            f"There is at least one step and one call in each; got steps={steps}, calls={calls}, prompt={prompt}."
+        )
     layers = attention_layers(model)
-    recipe = Recipe.of(method, kind=AttentionMethod)
-    found = {layer: recipe.method_for(name, AttentionMethod) for layer, name in layers.items()}
-    run = Attending({layer: m for layer, m in found.items() if m is not None}, len(layers))
-    with through(model, run):
-        yield run
+    run = Attending(
+        _by_layer(layers, methods, AttentionMethod),
+        len(layers),
+        _by_layer(layers, methods, CacheMethod),
+        first=next(iter(layers)),
+        steps=steps,
+        calls=calls,
+        clip=clip,
+        prompt=prompt,
+    )
+    hook = model.register_forward_pre_hook(run.give_cache, with_kwargs=True) if run.caches else None
+    try:
+        with through(model, run):
+            yield run
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 @contextmanager
@@ -165,6 +289,22 @@ def through(model: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
         _use(model, before)
         AttentionInterface._global_mapping.pop(name, None)
         AttentionMaskInterface._global_mapping.pop(name, None)
+
+
+def _by_layer(layers: Mapping[int, str], methods: Sequence[Published | Recipe | str], kind: type[M]) -> dict[int, M]:
+    """Layer -> the method of this kind that the last of `methods` gives it."""
+    found: dict[int, M] = {}
+    for one in methods:
+        recipe = one if isinstance(one, Recipe) else Recipe.of(_of_attention(one))
+        chosen = {layer: recipe.method_for(name, kind) for layer, name in layers.items()}
+        found |= {layer: m for layer, m in chosen.items() if m is not None}
+    return found
+
+
+def _of_attention(method: Published | str) -> Recipe:
+    found = METHODS.get(method) if isinstance(method, str) else method
+    kind = CacheMethod if isinstance(found, CacheMethod) else AttentionMethod
+    return Recipe.of(kind.of(found), kind=kind)
 
 
 def attention_layers(model: nn.Module) -> dict[int, str]:
@@ -217,6 +357,12 @@ def _refuse(dropout: float, others: Mapping[str, Any]) -> None:
             raise ModelError(f"The model asks for {name!r} in its attention, which is not supported.")
     if others.get("sliding_window") is not None:
         raise ModelError("Layers with a sliding window of their own are not supported yet: give them no method.")
+
+
+def _ragged() -> type:
+    from sparseworks.attention.cache.hf import SparseCache
+
+    return SparseCache
 
 
 def _implementation(model: nn.Module) -> str:

@@ -198,6 +198,12 @@ def attend_masked(heads: Heads, kept: Kept) -> Output:
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
+def whole(heads: Heads) -> Kept:
+    """Every allowed pair."""
+    unit = Tile(64, 64)
+    return Kept(torch.ones(1, 1, *heads.grid(unit), dtype=torch.bool, device=heads.q.device), unit)
+
+
 def attend_dense(heads: Heads) -> Float[Tensor, "batch heads queries d"]:
     """Attention over every allowed pair, by torch."""
     shared = heads.group > 1
@@ -207,8 +213,7 @@ def attend_dense(heads: Heads) -> Float[Tensor, "batch heads queries d"]:
         return F.scaled_dot_product_attention(
             heads.q, heads.k, heads.v, scale=heads.scale, is_causal=True, enable_gqa=shared
         )
-    mask = torch.ones(1, 1, *heads.grid(Tile(None, None)), dtype=torch.bool, device=heads.q.device)
-    return attend_masked(heads, Kept(mask, Tile(None, None)))[0]
+    return attend_masked(heads, whole(heads))[0]
 
 
 def _unit_of(cuts: list[tuple[int, int]], tokens: int) -> Tensor:

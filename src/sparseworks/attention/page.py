@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from sparseworks.attention.cache.method import CacheMethod
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.core.pages import particulars
 
@@ -24,3 +25,17 @@ def _needs(method: AttentionMethod) -> Iterator[str]:
         if len(method.phases) == 1
         else "It acts in prefill and in decoding."
     )
+
+
+@particulars.register
+def _cache(method: CacheMethod) -> dict[str, Any]:
+    call = (
+        f'with sw.attention(model, sw.method("{method.name}")) as run:\n    model.generate(**inputs)\nrun.held.nbytes'
+    )
+    where = "a head" if method.pattern.group.rows is not None else "a layer"
+    needs = [
+        "A transformers model that generates with a cache; the prompt is attended to whole before tokens go.",
+        f"Tokens of {where} compete; the cache holds as many for every head as it keeps.",
+        f"It acts after {' and after '.join({'prefill': 'the prompt', 'decode': 'every token'}[p] for p in method.phases)}.",
+    ]
+    return {"needs": needs, "call": call}

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparseworks.attention.budgets import CallBudget
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept
 from sparseworks.attention.masks.base import Extent, Mask, Span
@@ -31,12 +32,15 @@ def select(heads: Heads, method: AttentionMethod) -> Kept:
     """
     unit = method.pattern.unit
     allowed = heads.allowed(unit).to(heads.q.device)
-    forced = _forced(heads, method, unit) & allowed
+    must = forced(heads, method, unit) & allowed
     if method.score is None:
-        mask = forced
+        mask = must
     else:
         scores = _scores(heads, method, unit, allowed)
-        mask = keep(scores, allowed, forced, method.pattern, method.budget, unit)
+        budget = method.budget.at(heads) if isinstance(method.budget, CallBudget) else method.budget
+        mask = keep(scores, allowed, must, method.pattern, budget, unit)
+        if method.score.shared == "union" and heads.group > 1:
+            mask = heads.shared(mask.expand(-1, heads.heads, -1, -1).unflatten(1, (heads.kv_heads, -1)).any(2))
         whole = method.score.dense(heads)
         if whole is not None:
             mask = mask | (whole[..., None, None] & allowed)
@@ -68,6 +72,7 @@ def keep(
         counts = budget.counts(grouped)
         ranked, _ = _groups(scores.masked_fill(~open_, -torch.inf), pattern)
         return (back(top(ranked, counts)) & open_) | forced
+    forced = forced | (inside & (scores == torch.inf))
     ranked, back = _groups(scores.masked_fill(~inside, -torch.inf).masked_fill(forced, torch.inf), pattern)
     may, must = (_groups(m, pattern)[0].sum(-1) for m in (inside, forced))
     rows = _groups(inside, pattern)[0].unflatten(-1, (-1, scores.shape[-1])).any(-1).sum(-1)
@@ -102,7 +107,7 @@ def _scores(heads: Heads, method: AttentionMethod, unit: Tile, allowed: Tensor) 
     score = method.score
     assert score is not None
     found = score(heads, unit)
-    if score.shared is not None and heads.group > 1 and found.shape[1] == heads.heads:
+    if score.shared not in (None, "union") and heads.group > 1 and found.shape[1] == heads.heads:
         found = heads.shared(heads.grouped(found, score.shared))  # type: ignore[arg-type]
     if method.budget.needs_scores and _is_mass(method.budget) and not score.probability:
         sure = found == torch.inf
@@ -110,10 +115,21 @@ def _scores(heads: Heads, method: AttentionMethod, unit: Tile, allowed: Tensor) 
     return found.expand(-1, heads.heads, -1, -1)
 
 
-def _forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Tensor:
-    if method.always is None:
-        return torch.zeros(1, 1, *heads.grid(unit), dtype=torch.bool, device=heads.q.device)
-    return mask_on_grid(method.always, heads, unit).to(heads.q.device)
+def forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Bool[Tensor, "batch heads rows columns"]:
+    """Units that `always` keeps, and those of the text of a clip."""
+    text = heads.clip.text if heads.clip is not None and method.order is None else 0
+    found = _with_text(heads, unit, text)
+    return found if method.always is None else found | mask_on_grid(method.always, heads, unit).to(heads.q.device)
+
+
+def _with_text(heads: Heads, unit: Tile, text: int) -> Bool[Tensor, "1 1 rows columns"]:
+    """Units of the text of a clip: it attends to all and all attend to it. (Orders put it elsewhere, and keep it themselves.)"""
+    rows, columns = (
+        torch.tensor([first < text for first, _ in cuts], device=heads.q.device)
+        for cuts in (heads.rows_of(unit.rows), heads.columns_of(unit.cols))
+    )
+    own = rows if heads.queries == heads.keys else torch.zeros_like(rows)
+    return (own[:, None] | columns)[None, None]
 
 
 def mask_on_grid(mask: Mask, heads: Heads, unit: Tile) -> Bool[Tensor, "1 heads rows columns"]:

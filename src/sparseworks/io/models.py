@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,16 +31,19 @@ def _minilm_folder() -> Path:
     return folder
 
 
-def _tiny_lm_folder() -> Path:
-    return Path(__file__).parents[1] / "models" / "tiny_lm"
+_SHIPPED = {
+    f"{_OWN}{folder.replace('_', '-')}": partial(Path, Path(__file__).parents[1] / "models" / folder)
+    for folder in ("tiny_lm", "recall_lm", "toydiff", "dlm")
+}
+"""Models of ours; all are stored in bfloat16 and loaded in float32."""
 
-
-EMBEDDED: dict[str, Callable[[], Path]] = {"minilm": _minilm_folder, "sparseworks/tiny-lm": _tiny_lm_folder}
+EMBEDDED: dict[str, Callable[[], Path]] = {"minilm": _minilm_folder, **_SHIPPED}
 """Models that need no download: name -> function that finds their folder."""
 
 _TOKENIZER = ("tokenizer.json", "vocab*", "merges.txt", "*.model")
 
-_DEFAULT_DTYPE = {"sparseworks/tiny-lm": torch.float32}
+_OWN_TYPES = "sparseworks_"
+"""`model_type` of architectures that transformers does not have begins so; `sparseworks.models` registers them."""
 
 
 def resolve(name: str | Path) -> Path | str:
@@ -67,7 +72,10 @@ def _unknown(name: str, path: Path) -> str:
 def _near(name: str, path: Path) -> str:
     """Embedded models and neighbouring folders of a similar name, as a question."""
     siblings = [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-    near = get_close_matches(name, [*EMBEDDED, *siblings], n=3)
+    if name.startswith(_OWN):  # what follows is compared: the prefix alone makes all of ours alike
+        near = [_OWN + n for n in get_close_matches(name.removeprefix(_OWN), [n.removeprefix(_OWN) for n in _SHIPPED])]
+    else:
+        near = get_close_matches(name, [*EMBEDDED, *siblings], n=3)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 
@@ -93,7 +101,7 @@ def load_pretrained(name: str | Path, *, dtype: torch.dtype | None = None) -> nn
 
     Args:
         name: embedded name, local folder or hub id.
-        dtype: type of the weights; default: as stored (float32 for `sparseworks/tiny-lm`, which is stored in bfloat16).
+        dtype: type of the weights; default: as stored (float32 for `sparseworks/...`, which are stored in bfloat16).
 
     Raises:
         ModelError: not found, not readable, or its class is not in transformers.
@@ -101,7 +109,7 @@ def load_pretrained(name: str | Path, *, dtype: torch.dtype | None = None) -> nn
     source = resolve(name)
     with _readable(name):
         kind = model_class(read_config(source))
-        options = _dtype_option(dtype or _DEFAULT_DTYPE.get(str(name), "auto"))
+        options = _dtype_option(dtype or (torch.float32 if str(name) in _SHIPPED else "auto"))
         model, report = kind.from_pretrained(str(source), output_loading_info=True, **options)
     missing = sorted(report["missing_keys"])
     if missing:
@@ -163,6 +171,8 @@ def read_config(source: Path | str) -> Any:
 
         if isinstance(source, Path) and not (source / "config.json").is_file():
             raise ModelError(f"{source} holds no model: it has neither config.json nor sparsity.json.")
+        if isinstance(source, Path) and f'"{_OWN_TYPES}' in (source / "config.json").read_text(encoding="utf-8"):
+            import_module("sparseworks.models")
         return AutoConfig.from_pretrained(str(source))
 
 

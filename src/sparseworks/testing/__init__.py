@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sparseworks.testing.allocator import check_allocator
 from sparseworks.testing.attention import check_attention_method
+from sparseworks.testing.cache import check_cache_method
 from sparseworks.testing.composition import check_composition
 from sparseworks.testing.examples import example, gathered, random_weight
 from sparseworks.testing.form import check_form
@@ -24,6 +25,7 @@ from sparseworks.testing.stat import check_stat
 __all__ = [
     "check_allocator",
     "check_attention_method",
+    "check_cache_method",
     "check_composition",
     "check_form",
     "check_format",

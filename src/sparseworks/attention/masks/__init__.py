@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from sparseworks.attention.masks.algebra import Complement, Intersection, PerHead, Tiled, Union
+from sparseworks.attention.masks.algebra import Complement, Intersection, Union
 from sparseworks.attention.masks.base import MASKS, Extent, Mask, Span
 from sparseworks.attention.masks.columns import Columns, Sink, Stride
 from sparseworks.attention.masks.composed import FrameBand, PowerOfTwo, VerticalSlash
 from sparseworks.attention.masks.elastic import Elastic
 from sparseworks.attention.masks.flex import FlexBlocks, FromMod, from_block_mask, to_block_mask
 from sparseworks.attention.masks.layout import Document, Neighbourhood, Prefix
+from sparseworks.attention.masks.perhead import PerHead
 from sparseworks.attention.masks.published import power_attention, s2, sparse_vdit_modes, triangle
 from sparseworks.attention.masks.reach import receptive_field
+from sparseworks.attention.masks.units import Tiled
 from sparseworks.attention.masks.windows import (
     Band,
     Causal,

@@ -1,4 +1,4 @@
-"""Masks of masks: intersection, union, complement, one a head, and a mask in units of several tokens."""
+"""Masks of masks: intersection, union, complement."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparseworks.attention.masks.base import MASKS, Extent, Mask, Span, at_least
+from sparseworks.attention.masks.base import MASKS, Extent, Mask, Span
 from sparseworks.attention.masks.columns import Sink
-from sparseworks.attention.masks.windows import Causal, Window
-from sparseworks.core.errors import PatternError, ShapeError
+from sparseworks.attention.masks.windows import Causal
+from sparseworks.core.errors import PatternError
 
 
 def _all(parts: tuple[Mask, ...], ask: Callable[[Mask], Tensor]) -> Tensor:
@@ -27,7 +27,7 @@ def _any(parts: tuple[Mask, ...], ask: Callable[[Mask], Tensor]) -> Tensor:
 class AnyOf(Mask):
     """Kept by at least one of `parts`: base of whatever is a union."""
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """Any part keeps the pair."""
         return _any(self.parts, lambda m: m.keeps(q, k, head, extent))
 
@@ -90,7 +90,7 @@ class Union(AnyOf, _Several):
 class Intersection(_Several):
     """Kept by every mask: `a & b`."""
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """All parts keep the pair."""
         return _all(self.masks, lambda m: m.keeps(q, k, head, extent))
 
@@ -142,7 +142,7 @@ class Complement(Mask):
         """The mask."""
         return (self.part,)
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """The mask does not keep the pair."""
         return ~self.part.keeps(q, k, head, extent)
 
@@ -169,160 +169,3 @@ class Complement(Mask):
     def exact_every(self) -> bool:
         """Where the mask's blocks are."""
         return self.part.exact_some
-
-
-@MASKS.register("per_head")
-@dataclass(frozen=True)
-class PerHead(Mask):
-    """Mask number h // (heads / masks) for head h: one each, or one for each group of heads that share keys."""
-
-    masks: tuple[Mask, ...]
-
-    def __post_init__(self):
-        object.__setattr__(self, "masks", tuple(self.masks))
-        if not self.masks:
-            raise PatternError("PerHead has at least one mask.")
-
-    @classmethod
-    def example(cls) -> PerHead:
-        """Two heads."""
-        return cls((Causal(), Window(3)))
-
-    @property
-    def parts(self) -> tuple[Mask, ...]:
-        """The masks."""
-        return self.masks
-
-    @property
-    def by_head(self) -> bool:
-        """Heads differ."""
-        return True
-
-    def check(self, end: int, extent: Extent) -> None:
-        """Heads must be a multiple of the masks."""
-        if extent.heads % len(self.masks):
-            raise ShapeError(
-                f"{extent.heads} heads cannot share {len(self.masks)} masks; give `heads` a multiple of it."
-            )
-        super().check(end, extent)
-
-    def keeps(self, q, k, head, extent):
-        """Pointwise, so that heads may come in any shape."""
-        which = head // (extent.heads // len(self.masks))
-        kept = self.masks[0].keeps(q, k, head, extent)
-        for i, mask in enumerate(self.masks[1:], 1):
-            kept = torch.where(which == i, mask.keeps(q, k, head, extent), kept)
-        return kept
-
-    def some(self, rows: Span, cols: Span, head: Tensor, extent: Extent) -> Tensor:
-        """Head by head."""
-        return self._stacked(head, extent, lambda m, h: m.some(rows, cols, h, extent), rows, cols)
-
-    def every(self, rows: Span, cols: Span, head: Tensor, extent: Extent) -> Tensor:
-        """Head by head."""
-        return self._stacked(head, extent, lambda m, h: m.every(rows, cols, h, extent), rows, cols)
-
-    def row(self, q: int, head: int, extent: Extent) -> Tensor:
-        """Of the head's mask."""
-        return self._of(head, extent).row(q, head, extent)
-
-    def row_bound(self, q: int, head: int, extent: Extent) -> int:
-        """Of the head's mask."""
-        return self._of(head, extent).row_bound(q, head, extent)
-
-    @property
-    def exact_some(self) -> bool:
-        """Where the masks are."""
-        return all(m.exact_some for m in self.masks)
-
-    @property
-    def exact_every(self) -> bool:
-        """Where the masks are."""
-        return all(m.exact_every for m in self.masks)
-
-    def _of(self, head: int, extent: Extent) -> Mask:
-        return self.masks[head // (extent.heads // len(self.masks))]
-
-    def _stacked(self, head: Tensor, extent: Extent, ask, rows: Span, cols: Span) -> Tensor:
-        shape = 1, len(rows.first), cols.first.shape[-1]
-        return torch.cat([ask(self._of(int(h), extent), h[None]).expand(shape) for h in head])
-
-
-class Coarse(Mask):
-    """`inner` over units of `unit` tokens: (i, j) is kept when it keeps (i // unit, j // unit)."""
-
-    unit: int
-
-    @property
-    def inner(self) -> Mask:
-        """The mask over units."""
-        raise NotImplementedError
-
-    @property
-    def parts(self) -> tuple[Mask, ...]:
-        """The mask over units."""
-        return (self.inner,)
-
-    def check(self, end: int, extent: Extent) -> None:
-        """In units."""
-        self.inner.check(-(-end // self.unit), self._units(extent))
-
-    def keeps(self, q, k, head, extent):
-        """Of the units of the pair."""
-        return self.inner.keeps(q // self.unit, k // self.unit, head, self._units(extent))
-
-    def some(self, rows: Span, cols: Span, head: Tensor, extent: Extent) -> Tensor:
-        """A block touches every pair of its first to last units, so this is as exact as the mask over units."""
-        return self.inner.some(self._over(rows), self._over(cols), head, self._units(extent))
-
-    def every(self, rows: Span, cols: Span, head: Tensor, extent: Extent) -> Tensor:
-        """Likewise."""
-        return self.inner.every(self._over(rows), self._over(cols), head, self._units(extent))
-
-    def row(self, q: int, head: int, extent: Extent) -> Tensor:
-        """The tokens of the kept units."""
-        units = self.inner.row(q // self.unit, head, self._units(extent))
-        keys = (units[:, None] * self.unit + torch.arange(self.unit)).flatten()
-        return keys[keys < extent.keys]
-
-    def row_bound(self, q: int, head: int, extent: Extent) -> int:
-        """Units times tokens."""
-        return min(extent.keys, self.unit * self.inner.row_bound(q // self.unit, head, self._units(extent)))
-
-    @property
-    def exact_some(self) -> bool:
-        """Where the mask over units is."""
-        return self.inner.exact_some
-
-    @property
-    def exact_every(self) -> bool:
-        """Where the mask over units is."""
-        return self.inner.exact_every
-
-    def _units(self, extent: Extent) -> Extent:
-        return Extent(-(-extent.keys // self.unit), extent.heads)
-
-    def _over(self, span: Span) -> Span:
-        return Span(span.first // self.unit, span.last // self.unit)
-
-
-@MASKS.register("tiled")
-@dataclass(frozen=True)
-class Tiled(Coarse):
-    """A mask over units of `unit` tokens: `Tiled(Window(16), 64)` keeps this block of 64 and the 15 before it."""
-
-    mask: Mask
-    unit: int = 64
-
-    def __post_init__(self):
-        at_least(self, 1, unit=self.unit)
-
-    @classmethod
-    def example(cls) -> Tiled:
-        """A window of three units."""
-        return cls(Window(3), 4)
-
-    @property
-    def inner(self) -> Mask:
-        """The mask."""
-        return self.mask

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparseworks.attention.masks.algebra import AnyOf, Coarse
+from sparseworks.attention.masks.algebra import AnyOf
 from sparseworks.attention.masks.base import MASKS, Mask, at_least
 from sparseworks.attention.masks.columns import Columns
+from sparseworks.attention.masks.units import Coarse
 from sparseworks.attention.masks.windows import Band, Offsets, Powers
 
 

@@ -41,7 +41,7 @@ class FromMod(Mask):
         """As told."""
         return self.heads_differ
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """mod(0, head, q, k)."""
         return self.mod(torch.zeros((), dtype=torch.long, device=q.device), head, q, k)
 
@@ -99,14 +99,16 @@ def to_block_mask(
 ) -> Any:
     """`torch.nn.attention.flex_attention.BlockMask`: blocks kept whole as full ones, the others with `mask_mod`.
 
-    Query i of the attention call sits at position `offset + i`. For the compiled kernel tiles are multiples of 128.
+    As PyTorch's own, shorter blocks at the ends are never full ones. Query i of the attention call sits at position `offset + i`. For the compiled kernel tiles are multiples of 128.
 
     Raises:
         ShapeError: sizes that are negative or that the mask is not made for.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    whole = mask.whole_blocks(queries, keys, tile, heads, offset)
+    inside = torch.zeros(-(-queries // tile[0]), -(-keys // tile[1]), dtype=torch.bool)
+    inside[: queries // tile[0], : keys // tile[1]] = True
+    whole = Support.from_mask(mask.whole_blocks(queries, keys, tile, heads, offset).mask() & inside)
     partly = mask.blocks(queries, keys, tile, heads, offset) - whole
     lists = [t[None].to(device) for t in (*_padded(partly), *_padded(whole))]
     known = inspect.signature(BlockMask.from_kv_blocks).parameters

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparseworks.attention.masks.algebra import Intersection, Tiled
+from sparseworks.attention.masks.algebra import Intersection
 from sparseworks.attention.masks.base import Mask
 from sparseworks.attention.masks.columns import Columns, Sink, Stride
 from sparseworks.attention.masks.composed import PowerOfTwo
+from sparseworks.attention.masks.units import Tiled
 from sparseworks.attention.masks.windows import Band, Causal, Full, LastRows, MultiDiagonal, Window
 
 

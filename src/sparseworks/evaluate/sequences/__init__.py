@@ -25,6 +25,8 @@ from sparseworks.evaluate.sequences.metrics import (
 )
 from sparseworks.evaluate.sequences.occupancy import occupancy
 from sparseworks.evaluate.sequences.qkv import QKV, ar1, isolated, qkv, rotary
+from sparseworks.evaluate.sequences.recall import Recall, suite, turn_by_turn, worst
+from sparseworks.evaluate.sequences.repeats import Repeats, repeats
 from sparseworks.evaluate.sequences.tokens import Examples, Question, distract, majority, mqar, passkey
 from sparseworks.evaluate.sequences.trace import blend, drift, falling
 
@@ -32,6 +34,8 @@ __all__ = [
     "QKV",
     "Examples",
     "Question",
+    "Recall",
+    "Repeats",
     "ar1",
     "band_mask",
     "blend",
@@ -58,7 +62,11 @@ __all__ = [
     "psnr",
     "qkv",
     "rel_l2",
+    "repeats",
     "rotary",
     "spatial_mask",
+    "suite",
     "temporal_mask",
+    "turn_by_turn",
+    "worst",
 ]

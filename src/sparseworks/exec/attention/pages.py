@@ -57,6 +57,30 @@ class KeyPages:
         for part in (slice(0, room), slice(room, None)):
             self._write(k[:, part], v[:, part])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and bounds, room for tokens to come included."""
+        return sum(t.nbytes for t in (self._k, self._v, self._bounds))
+
+    def crop(self, count: int) -> None:
+        """Forget the last `count` tokens; bounds stay exact.
+
+        Raises:
+            ShapeError: more than are held, or fewer than none.
+        """
+        if not 0 <= count <= self.tokens:
+            raise ShapeError(f"Of {self.tokens} tokens {count} cannot be forgotten.")
+        self.tokens -= count
+        first, pages = self.tokens // PAGE, self._k.shape[1]
+        for page in range(first, min(pages, -(-(self.tokens + count) // PAGE))):
+            bound = self._bounds[:, page // BOUNDS, :, : self.d, page % BOUNDS]
+            bound[:, 0], bound[:, 1] = -torch.inf, torch.inf
+        left = self.tokens - first * PAGE
+        if left:
+            keys = self._k[:, first, : self.d, :left]
+            bound = self._bounds[:, first // BOUNDS, :, : self.d, first % BOUNDS]
+            bound[:, 0], bound[:, 1] = keys.amax(-1), keys.amin(-1)
+
     def keys(self) -> Float[Tensor, "kv_heads tokens d"]:
         """The keys in order."""
         return self._k.mT.reshape(self.kv_heads, -1, self._width)[:, : self.tokens, : self.d]

@@ -1,0 +1,1 @@
+"""The KV cache: a ragged store, the cache of transformers over it, methods of eviction."""
