@@ -72,7 +72,6 @@ def keep(
         counts = budget.counts(grouped)
         ranked, _ = _groups(scores.masked_fill(~open_, -torch.inf), pattern)
         return (back(top(ranked, counts)) & open_) | forced
-    forced = forced | (inside & (scores == torch.inf))
     ranked, back = _groups(scores.masked_fill(~inside, -torch.inf).masked_fill(forced, torch.inf), pattern)
     may, must = (_groups(m, pattern)[0].sum(-1) for m in (inside, forced))
     rows = _groups(inside, pattern)[0].unflatten(-1, (-1, scores.shape[-1])).any(-1).sum(-1)
