@@ -8,6 +8,7 @@ from sparseworks.attention.masks import Band
 from sparseworks.attention.routing import RoutingAttention, balanced, pairs, routed
 from sparseworks.core.errors import BudgetError
 from sparseworks.evaluate.sequences import mass_recall, qkv
+from sparseworks.exec.attention.reference import softmax_attend
 
 
 def test_attention_inside_clusters_is_that_of_a_loop(assert_close):
@@ -68,3 +69,51 @@ def test_the_method_holds_more_mass_than_a_window_at_equal_density(heads_of, cal
     window = call(routing.with_(score=None, always=Band(round(256 * seen.density) + 1)), heads)
     assert window.density >= seen.density > 0
     assert seen.mass > 2 * window.mass
+
+
+class Recall(torch.nn.Module):
+    """Every token has a key and a value; the value is to be told from earlier tokens of the same key."""
+
+    def __init__(self, second: str, keys=24, values=8, d=32, clusters=8):
+        super().__init__()
+        self.second, self.width = second, 16
+        self.key, self.value = torch.nn.Embedding(keys, d), torch.nn.Embedding(values, d)
+        self.routing = RoutingAttention(1, d, clusters, decay=0.9)
+        self.out = torch.nn.Linear(2 * d, values)
+
+    def local(self, x, v, near, far):
+        apart = torch.arange(x.shape[2])[:, None] - torch.arange(x.shape[2])
+        mask = ((apart >= near) & (apart < far)) | ((apart == 0) & (torch.arange(x.shape[2]) == 0))
+        return softmax_attend(x, x, v, mask, x.shape[-1] ** -0.5)[0]
+
+    def forward(self, keys, values):
+        x, v = self.key(keys)[:, None], self.value(values)[:, None]
+        normal = torch.nn.functional.layer_norm(x, x.shape[-1:])
+        first = self.local(normal, v, 1, 1 + self.width)
+        if self.second == "routing":
+            other = self.routing(x, v)
+        elif self.second == "random":
+            places = torch.rand(len(x), 1, 8, x.shape[2]).topk(16, -1).indices.sort(-1).values
+            other = routed(normal, v, places)
+        else:
+            other = self.local(normal, v, 1 + self.width, 1 + 2 * self.width)
+        return self.out(torch.cat([first, other], -1)[:, 0])
+
+
+def test_local_and_routing_learn_what_local_alone_and_random_clusters_do_not():
+    losses = {}
+    for second in ("routing", "local", "random"):
+        torch.manual_seed(0)
+        model, seen = Recall(second), []
+        optimizer = torch.optim.Adam(model.parameters(), 2e-2)
+        for _ in range(90):
+            keys, table = torch.randint(24, (8, 128)), torch.randint(8, (8, 24))
+            values = table.gather(1, keys)
+            logits = model(keys, values)[:, 48:]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), values[:, 48:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen.append(float(loss.detach()))
+        losses[second] = sum(seen[-10:]) / 10
+    assert losses["routing"] < 0.7 * min(losses["local"], losses["random"])
