@@ -17,6 +17,7 @@ from sparseworks.attention.cache.method import CacheMethod
 from sparseworks.attention.heads import Clip, Heads
 from sparseworks.attention.kept import Kept, attend_dense
 from sparseworks.attention.method import AttentionMethod
+from sparseworks.attention.race import Race
 from sparseworks.attention.run import learns, sparse_attention
 from sparseworks.core.errors import BudgetError, ModelError
 from sparseworks.core.published import METHODS, Published
@@ -75,6 +76,7 @@ class Attending:
         calls: int = 1,
         clip: Clip | None = None,
         prompt: int = 0,
+        race: Race | None = None,
     ):
         self.methods, self.count, self.caching = methods, layers, caching or {}
         self.layers: dict[int, Seen] = {}
@@ -84,6 +86,7 @@ class Attending:
         self.watch: Callable[[Heads, Kept | None], None] | None = None
         self.steps, self.calls, self.clip, self.prompt = steps, calls, clip, prompt
         self._first, self._now, self._next = first, 0, 0
+        self.race = race
         self.blockwise: Blockwise | None = None
 
     @property
@@ -202,15 +205,16 @@ class Attending:
 
     def _one(self, layer: int, heads: Heads) -> Tensor:
         method, seen = self.methods.get(layer), self.layers.setdefault(layer, Seen())
-        if method is None or heads.phase not in method.phases or not (method.schedule.acts(heads) or learns(method)):
-            seen.note(heads.phase, 1.0)
-            if self.watch is not None:
-                self.watch(heads, None)
-            return attend_dense(heads)
-        (out, _), kept = sparse_attention(heads, method)
+        acts = method is not None and heads.phase in method.phases and (method.schedule.acts(heads) or learns(method))
+        if method is None or not acts:
+            out, kept = _dense(heads)
+        elif self.race is None:
+            out, kept = _sparse(heads, method)
+        else:
+            out, kept = self.race.run(method.name, heads, partial(_dense, heads), partial(_sparse, heads, method))
+        seen.note(heads.phase, 1.0 if kept is None else kept.density(heads))
         if self.watch is not None:
             self.watch(heads, kept)
-        seen.note(heads.phase, 1.0 if kept is None else kept.density(heads))
         return out
 
     def _memory(self, layer: int, sequence: int) -> dict[Any, Any]:
@@ -222,6 +226,15 @@ class Attending:
             self.layers.setdefault(layer, Seen()).memory.clear()
 
 
+def _dense(heads: Heads) -> tuple[Tensor, None]:
+    return attend_dense(heads), None
+
+
+def _sparse(heads: Heads, method: AttentionMethod) -> tuple[Tensor, Kept | None]:
+    (out, _), kept = sparse_attention(heads, method)
+    return out, kept
+
+
 @contextmanager
 def attention(
     model: nn.Module,
@@ -230,6 +243,7 @@ def attention(
     calls: int = 1,
     clip: Clip | None = None,
     prompt: int = 0,
+    race: Race | None = None,
 ) -> Iterator[Attending]:
     """`with sw.attention(model, sw.method("quest")) as run: model.generate(...)`: the model attends by the method inside.
 
@@ -243,6 +257,8 @@ def attention(
         calls: of the model in every step.
         clip: the frames that the tokens are.
         prompt: tokens that are given, the first ones; the others are denoised.
+        race: `Race()`: every kind of call is timed once both ways, and stays dense where the method is slower. A cache that a method
+            keeps is not raced.
 
     Raises:
         ModelError: the model has no layers of that kind, or does not use the interface.
@@ -263,6 +279,7 @@ def attention(
         calls=calls,
         clip=clip,
         prompt=prompt,
+        race=race,
     )
     hook = model.register_forward_pre_hook(run.give_cache, with_kwargs=True) if run.caches else None
     try:
