@@ -186,7 +186,9 @@ def _inside(heads: Heads, mask: Tensor, start: int, rows: slice) -> Output:
 
 def attend_sets(heads: Heads, kept: Kept) -> Output:
     """Every head over a set of keys of its own, from a sequence that holds nothing else."""
-    queries = torch.ones(1, 1, heads.queries, dtype=torch.bool) if kept.queries is None else kept.queries
+    queries = kept.queries
+    if queries is None:
+        queries = torch.ones(1, 1, heads.queries, dtype=torch.bool, device=heads.q.device)
     return attend_compact(heads, queries, kept.mask[:, :, 0])
 
 
