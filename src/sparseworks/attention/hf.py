@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from sparseworks.attention.cache.method import CacheMethod
+from sparseworks.attention.cache.rotation import frequencies
 from sparseworks.attention.heads import Clip, Heads
 from sparseworks.attention.kept import attend_dense
 from sparseworks.attention.method import AttentionMethod
@@ -58,6 +59,7 @@ class Attending:
     Attributes:
         layers: index of a layer -> what it did.
         common: for every sequence what its layers leave for each other.
+        frequency: of the model's rotary embedding, for caches that take it off.
         step, steps, clip: set by a caller that denoises: which step of how many, and the grid of the tokens.
     """
 
@@ -72,6 +74,7 @@ class Attending:
         self.common: dict[int, dict[Any, Any]] = {}
         self.pending: KVLayer | None = None
         self.held: SparseCache | None = None
+        self.frequency: Tensor | None = None
         self.step, self.steps = 0, 1
         self.clip: Clip | None = None
 
@@ -206,6 +209,7 @@ def attention(model: nn.Module, *methods: Published | Recipe | str) -> Iterator[
         len(layers),
         _by_layer(layers, methods, CacheMethod),
     )
+    run.frequency = frequencies(model)
     name, before = f"sparseworks-{next(_NUMBERS)}", _implementation(model)
     AttentionInterface.register(name, run)
     AttentionMaskInterface.register(name, padding_only)
