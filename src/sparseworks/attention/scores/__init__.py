@@ -20,3 +20,7 @@ from sparseworks.attention.scores.logical import LogicalPages as LogicalPages
 from sparseworks.attention.scores.logical import StreamingHeads as StreamingHeads
 from sparseworks.attention.scores.nucleus import Nucleus as Nucleus
 from sparseworks.attention.scores.vote import HeadVote as HeadVote
+from sparseworks.attention.scores.probes import ProbeMass as ProbeMass
+from sparseworks.attention.scores.reuse import LayerReuse as LayerReuse
+from sparseworks.attention.scores.slashes import FlexBlocks as FlexBlocks
+from sparseworks.attention.scores.slashes import VerticalSlash as VerticalSlash
