@@ -131,7 +131,9 @@ def test_codes_are_within_half_a_step():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_logical_pages_choose_better_than_the_bounds_of_whole_pages(seed):
     x, queries = qkv(1024, heads=2, scale=1.25, seed=seed), range(512, 1024, 16)
-    found = [recall(x, decoding(s, Count(128), 64), queries)[0].mean() for s in (LogicalPages(), PageBound(), ExactMass())]
+    found = [
+        recall(x, decoding(s, Count(128), 64), queries)[0].mean() for s in (LogicalPages(), PageBound(), ExactMass())
+    ]
     assert found[1] + 0.015 < found[0] < found[2]
     q, k, v = x
     heads = Heads(q[:, :, -1:], k, v)
@@ -148,7 +150,9 @@ def test_choosing_every_fourth_step_costs_little_mass_on_smooth_queries():
             heads = Heads(x.q[:, :, -1:], start.k, start.v, memory=memory)
             method = decoding(LogicalPages(), Count(256), 64, schedule=From(every=every))
             _, kept = sparse_attention(heads, method)
-            total += float(mass_recall(heads.q, heads.k, kept.tokens(heads, slice(0, 1)).expand(1, 2, 1, -1)).mean()) / 12
+            total += (
+                float(mass_recall(heads.q, heads.k, kept.tokens(heads, slice(0, 1)).expand(1, 2, 1, -1)).mean()) / 12
+            )
         lost.append(total)
     assert lost[0] - lost[1] < 0.01
 
@@ -218,7 +222,9 @@ def test_shares_of_centroids_are_those_of_a_hand_written_loop():
         size = {c: int((label == c).sum()) for c in set(label.tolist())}
         e = {c: float((q @ x.k[0, head, :100][label == c].mean(0) / 4).exp()) for c in size}
         total = sum(size[c] * e[c] for c in size)
-        torch.testing.assert_close(found[head, :100], torch.tensor([e[c] / total for c in label.tolist()]), rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(
+            found[head, :100], torch.tensor([e[c] / total for c in label.tolist()]), rtol=1e-4, atol=1e-7
+        )
 
 
 # -- one list a layer -------------------------------------------------------------------------------------------------
@@ -235,9 +241,9 @@ def test_a_soft_vote_hears_heads_of_small_logits(seed):
 
 
 def test_a_list_is_reused_while_queries_are_alike():
-    trace = blend(lambda t: qkv(768, heads=4, scale=1.0, seed=t), 24, 0.15)
-    start, memory = qkv(768, heads=4, scale=1.0, seed=0), {}
-    method = decoding(HeadVote(4, 32), Count(256), always=Sink(4) | Window(32))
+    trace = blend(lambda t: qkv(384, heads=4, scale=1.0, seed=t), 16, 0.15)
+    start, memory = qkv(384, heads=4, scale=1.0, seed=0), {}
+    method = decoding(HeadVote(4, 32), Count(128), always=Sink(4) | Window(32))
     chosen, lost = 0, 0.0
     for x in trace:
         heads = Heads(x.q[:, :, -1:], start.k, start.v, memory=memory)
@@ -245,9 +251,12 @@ def test_a_list_is_reused_while_queries_are_alike():
         _, kept = sparse_attention(heads, method.with_(schedule=Alike(0.9)))
         chosen += memory["query"] is not before
         fresh = select(heads, method)
-        a, b = (mass_recall(heads.q, heads.k, m.tokens(heads, slice(0, 1)).expand(1, 4, 1, -1)).mean() for m in (kept, fresh))
-        lost += float(b - a) / 24
-    assert chosen <= 8 and lost < 0.03
+        a, b = (
+            mass_recall(heads.q, heads.k, m.tokens(heads, slice(0, 1)).expand(1, 4, 1, -1)).mean()
+            for m in (kept, fresh)
+        )
+        lost += float(b - a) / 16
+    assert chosen <= 6 and lost < 0.03
     turned = Heads(-heads.q, start.k, start.v, memory=memory)
     sparse_attention(turned, method.with_(schedule=Alike(0.9)))
     torch.testing.assert_close(memory["query"], -heads.q.flatten(1))
@@ -296,7 +305,7 @@ def test_followers_attend_to_what_their_anchor_found():
     other = qkv(256, heads=4, kv_heads=2, seed=1)
     method, common = decoding(LayerReuse((0, 0, 2)), Count(32)), {}
     first = Heads(x.q[:, :, -1:], x.k, x.v, layer=0, common=common)
-    (out, _), kept = sparse_attention(first, method)
+    _, kept = sparse_attention(first, method)
     assert kept.density(first) == 1
     follower = Heads(other.q[:, :, -1:], other.k, other.v, layer=1, common=common)
     kept = select(follower, method)
@@ -311,15 +320,24 @@ def test_followers_attend_to_what_their_anchor_found():
 
 
 def test_unnormalised_sums_favour_early_keys():
-    x = qkv(512, heads=4, scale=1.0, seed=0)
-    heads, place = Heads(*x), torch.arange(512.0)
-    fair, biased = (ProbeMass(normalise=n)(heads, Tile(None, 1))[0, 0, 0] for n in (True, False))
-    slope = lambda s: float(torch.corrcoef(torch.stack([place, s.argsort().argsort().float()]))[0, 1])  # noqa: E731
-    assert slope(biased) < -0.5 and abs(slope(fair)) < 0.4
+    """Of keys that all queries look at, planted anywhere, the late ones fall behind; division takes a good part of the bias away."""
+    found = {True: [], False: []}
+    for seed in (1, 2, 3):
+        x = qkv(512, heads=4, kv_heads=1, scale=0.8, columns=16, column_gain=2.0, seed=seed)
+        late = x.columns[0][x.columns[0] >= 256]
+        for fair in found:
+            shares = ProbeMass(normalise=fair)(Heads(*x), Tile(None, 1))[0, 0, 0]
+            held = torch.isin(late, shares.topk(32).indices).float().mean()
+            found[fair].append((float(held), float(shares[:64].sum())))
+    assert all(held == 1 for held, _ in found[True]) and all(held < 0.9 for held, _ in found[False])
+    assert all(a[1] < 0.8 * b[1] for a, b in zip(found[True], found[False], strict=True))
 
 
 def test_a_mass_a_layer_beats_a_fixed_share_at_an_equal_mean():
-    layers = [Heads(*qkv(384, heads=2, scale=s, columns=c, column_gain=6.0, seed=3)) for s, c in ((0.9, 0), (1.0, 12), (1.0, 48))]
+    layers = [
+        Heads(*qkv(384, heads=2, scale=s, columns=c, column_gain=6.0, seed=3))
+        for s, c in ((0.9, 0), (1.0, 12), (1.0, 48))
+    ]
     method = sw.method("zipvl_prefill", budget=Mass(0.8))
 
     def errors(methods):

@@ -106,4 +106,3 @@ def padded_bytes(tokens: int, d: int, kept: int, dtype: torch.dtype = torch.floa
     """Bytes of `tokens` keys and values of which `kept` entries stay: what `BitmapCoded.nbytes` says."""
     pointers, words = 4 * (tokens + 1) + 4 * (d + 1), (-(-d // 32) * tokens + -(-tokens // 32) * d) * 4
     return 2 * (kept * tokens + 16) * dtype.itemsize + pointers + words
-

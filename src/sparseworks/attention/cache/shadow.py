@@ -101,7 +101,9 @@ class Shadow:
         assert self.local is not None
         if tokens < self.covered:
             return False
-        self.local.keep(torch.arange(int(self.local.length[0])).expand(1, self.local.kv_heads, -1) < tokens - self.covered)
+        self.local.keep(
+            torch.arange(int(self.local.length[0])).expand(1, self.local.kv_heads, -1) < tokens - self.covered
+        )
         return True
 
     @property

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from sparseworks.attention.masks import Sink, Window
 from sparseworks.attention.method import ROW, add, pages
-from sparseworks.attention.scores import Centroids, ChannelProduct, HeadVote, Landmarks, LayerReuse, Nucleus, StreamingHeads
+from sparseworks.attention.scores import (
+    Centroids,
+    ChannelProduct,
+    HeadVote,
+    Landmarks,
+    LayerReuse,
+    Nucleus,
+    StreamingHeads,
+)
 from sparseworks.attention.timing import Alike, From
 from sparseworks.core.budget import Count, Density, Mass
 from sparseworks.core.pattern import Pattern, Tile

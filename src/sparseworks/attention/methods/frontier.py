@@ -73,7 +73,7 @@ def at_density(name: str, density: float, tokens: int) -> Published:
             "always": Sink(1) | Window(local),
         },
         "block_sparse": {"budget": Density(density), "always": Sink(1) | Window(local)},
-        "flexprefill": {"budget": Mass(density**0.25), "always": Sink(1) | Window(local)},
+        "flexprefill": {"budget": Mass(density**0.25), "pattern": blocks(16), "always": Sink(1) | Window(local)},
         "quest": {"budget": Density(density), "pattern": pages(16)},
     }
     vote = {

@@ -59,7 +59,10 @@ class KeyClusters(KeyIndex):
         found = share(q, wide("centres"), wide("count"), factor)
         if self.score.coarse:
             cut = share(q, wide("coarse"), wide("coarse_count"), factor)
-            above = _at(cut, wide("coarse_label").long()) >= self.score.cut / wide("count").sum(-1).clamp(min=1)[:, None, None]
+            above = (
+                _at(cut, wide("coarse_label").long())
+                >= self.score.cut / wide("count").sum(-1).clamp(min=1)[:, None, None]
+            )
             found = found.masked_fill(~above, -torch.inf)
         return _at(found, wide("label").long())
 

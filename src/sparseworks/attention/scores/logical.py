@@ -22,7 +22,9 @@ class Gates(KeyIndex):
     def begin(self, heads: Heads) -> None:
         """From the table of the calibration, or the prompt's last queries."""
         table = self.score.gates
-        gate = reach(heads, self.score.sink, self.score.window)[0] if table is None else torch.tensor(table[heads.layer])
+        gate = (
+            reach(heads, self.score.sink, self.score.window)[0] if table is None else torch.tensor(table[heads.layer])
+        )
         least = gate.argsort()[: round(self.score.share * len(gate))]
         self.parts["streams"] = torch.zeros(len(gate), dtype=torch.bool).index_fill(0, least.cpu(), True)
         kind = type(self.score.base).INDEX

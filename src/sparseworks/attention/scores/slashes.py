@@ -74,9 +74,7 @@ class FlexBlocks(AttentionScore):
         return torch.where(apart, lines / lines.sum(-1, keepdim=True).clamp(min=1e-30), pooled)
 
 
-def profiles(
-    heads: Heads, last: int
-) -> tuple[Float[Tensor, "batch heads keys"], Float[Tensor, "batch heads keys"]]:
+def profiles(heads: Heads, last: int) -> tuple[Float[Tensor, "batch heads keys"], Float[Tensor, "batch heads keys"]]:
     """Mean attention of the last queries by key, and by distance i - j (negative distances, without causality, by their size)."""
     rows = slice(max(0, heads.queries - last), heads.queries)
     shares = heads.scores(rows).softmax(-1)

@@ -47,5 +47,9 @@ class NormalisedMass(KVScore):
 def probes(queries: int, recent: int, spread: int) -> Tensor:
     """Indices of the last `recent` queries and of `spread` at equal distances before them, ascending."""
     first = max(0, queries - recent)
-    before = torch.linspace(0, max(first - 1, 0), min(spread, first)).round().long().unique() if first else torch.zeros(0).long()
+    before = (
+        torch.linspace(0, max(first - 1, 0), min(spread, first)).round().long().unique()
+        if first
+        else torch.zeros(0).long()
+    )
     return torch.cat([before, torch.arange(first, queries)])
