@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparseworks.attention.cache.form import Coded, KVForm
+from sparseworks.attention.cache.held import KVPhase
 from sparseworks.attention.cache.layer import KV_LAYERS, Call
 from sparseworks.attention.cache.method import kept_tokens
 from sparseworks.attention.cache.ragged import RaggedLayer, among
@@ -85,7 +86,7 @@ class FormedLayer(RaggedLayer):
             parts.append((outs.view_as(call.q).to(call.q.dtype), lses.view(batch, -1, call.new)))
         return merge(parts)
 
-    def let_go(self, call: Call, phase) -> None:
+    def let_go(self, call: Call, phase: KVPhase) -> None:
         """Tokens older than the window are recoded, once there is a group of them."""
         form, store = self.form, self.holding
         old = int(store.length.max()) - form.window
@@ -104,7 +105,7 @@ class FormedLayer(RaggedLayer):
                 self.pieces[segment] += [Piece(c, where[i]) for c, i in coded]
         store.keep(~going & store.valid())
 
-    def _important(self, call: Call, phase) -> Bool[Tensor, "batch kv_heads held"]:
+    def _important(self, call: Call, phase: KVPhase) -> Bool[Tensor, "batch kv_heads held"]:
         method = call.run.caching[call.layer]
         if method.score is None or not method.acts(phase, self.new):
             return torch.ones_like(self.holding.valid())
