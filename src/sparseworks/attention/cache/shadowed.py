@@ -102,7 +102,7 @@ class ShadowedLayer(KVLayer):
 
     def _all(self, shadow: Shadow) -> Tensor:
         assert shadow.local is not None
-        return torch.ones(shadow.local.kv_heads, shadow.tokens, dtype=torch.bool)
+        return torch.ones(shadow.local.kv_heads, shadow.tokens, dtype=torch.bool, device=shadow.local.device)
 
     def forget_from(self, position: int) -> None:
         """Tokens after the prompt go.
