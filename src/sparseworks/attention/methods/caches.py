@@ -109,8 +109,10 @@ add_cache(
     "Half of the budget for the most recent tokens, half for those that the last few queries attended to.",
     budget=Density(0.2),
     catalog=(124,),
+    status="experimental",
     when="What matters moves during generation: sums over the whole history would hold on to what mattered once.",
-    when_not="A token is needed again after long silence: by then it is gone.",
+    when_not="A token is needed again after long silence: by then it is gone. On our small language models it was not better than "
+    "`h2o` (perplexity at a fifth: 3.10 nats beside 3.10 and a window's 3.08; second questions of a prompt: .75 beside .97).",
 )
 add_cache(
     "d2o_merge",
@@ -121,7 +123,8 @@ add_cache(
     always=Window(32),
     merge=NearestKey(),
     when="Neighbouring keys are alike, so that what goes has a kept token to stand for it.",
-    when_not="Keys differ: then means of unlike values blur what was kept.",
+    when_not="Keys differ: then means of unlike values blur what was kept. A small language model lost 3.09 nats beside 3.10 without "
+    "merging, and answered fewer questions about single tokens.",
 )
 add_cache(
     "mustafar",
