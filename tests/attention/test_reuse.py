@@ -21,8 +21,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def windows():
-    texts = [p.text for p in documentation_passages(held_out=True)][:12]
-    return lm_stream(texts, sw.load_tokenizer("sparseworks/tiny-lm"))[: 3 * 160].view(3, 160)
+    texts = [p.text for p in documentation_passages(held_out=True)][:20]
+    return lm_stream(texts, sw.load_tokenizer("sparseworks/tiny-lm"))[: 3 * 256].view(3, 256)
 
 
 def kept_by_layer(model, ids, count: int) -> list[torch.Tensor]:
@@ -58,4 +58,4 @@ def test_anchors_by_similarity_lose_less_than_anchors_at_equal_distances(model, 
         with sw.attention(model, sw.method("hylra", **options)) as run:
             losses.append(float(token_losses(model, windows[1:])[:, 32:].mean()))
         assert 0.3 < run.density("prefill") < 0.5
-    assert plan != (0, 0, 0, 3, 3, 3) and losses[0] < losses[1] - 0.2
+    assert plan != (0, 0, 0, 3, 3, 3) and losses[0] < losses[1] - 0.15
