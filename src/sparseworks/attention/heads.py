@@ -49,6 +49,7 @@ class Heads:
         layer, layers: which of how many.
         step, steps: which denoising step of how many, where there are any.
         clip: the grid on which the tokens lie, where there is one.
+        prompt: tokens that are given, the first ones, to a model that denoises the others.
         hidden: what the layer's projections read, where the caller knows it.
         module: the attention module, where there is one.
         memory: what a score or a schedule keeps for this layer from call to call.
@@ -68,6 +69,7 @@ class Heads:
     step: int = 0
     steps: int = 1
     clip: Clip | None = None
+    prompt: int = 0
     hidden: Float[Tensor, "batch tokens width"] | None = None
     module: nn.Module | None = None
     memory: MutableMapping[Any, Any] = field(default_factory=dict)

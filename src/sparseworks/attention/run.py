@@ -18,9 +18,13 @@ def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kep
     Raises:
         ShapeError: the tokens of a causal call cannot be reordered.
     """
-    if heads.phase not in method.phases or not method.schedule.acts(heads):
+    if heads.phase not in method.phases or not (method.schedule.acts(heads) or learns(method)):
         return dense_attention(heads), None
     ordered, back = _ordered(heads, method)
+    if not method.schedule.acts(heads):
+        dense = dense_attention(ordered)
+        _teach(ordered, method, dense)
+        return (dense if back is None else _restored(dense, back)), None
     kept = _kept(ordered, method)
     found = attend_kept(ordered, kept)
     if method.score is not None:
@@ -28,6 +32,18 @@ def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kep
     if method.rest is not None:
         found = method.rest(ordered, kept, found)
     return (found if back is None else _restored(found, back)), kept
+
+
+def learns(method: AttentionMethod) -> bool:
+    """Whether calls at which the method does not act teach it something."""
+    return method.rest is not None and method.rest.learns
+
+
+def _teach(heads: Heads, method: AttentionMethod, dense: Output) -> None:
+    kept = select(heads, method)
+    heads.memory["kept"] = kept
+    assert method.rest is not None
+    method.rest.after_dense(heads, kept, attend_kept(heads, kept), dense)
 
 
 def dense_attention(heads: Heads) -> Output:

@@ -65,7 +65,7 @@ class DigitsViT(BlockModel):
         self.places = nn.Embedding(1 + side * side, width)  # the first is the class token
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(width, 1e-6)
-        self.head = nn.Linear(width, config.num_labels)
+        self.head = nn.Linear(width, int(config.num_labels or 0))
         self.post_init()
 
     def tokens(self, images: Float[Tensor, "batch size size"]) -> Float[Tensor, "batch tokens width"]:
@@ -86,10 +86,10 @@ class DigitsViT(BlockModel):
         return self.classify(hidden)
 
 
-def train_digits(data: Digits, *, epochs: int = 8, width: int = 48, layers: int = 3, seed: int = 0) -> DigitsViT:
-    """A model of about 95 % test accuracy, the same for every run with one seed; 10 to 20 s on one core.
+def train_digits(data: Digits, *, epochs: int = 8, width: int = 32, layers: int = 3, seed: int = 0) -> DigitsViT:
+    """A model of about 95 % test accuracy, the same for every run with one seed; about 10 s on one core.
 
-    Muon on the matrices of the blocks, AdamW on the rest, batches of 64, one cosine.
+    Muon on the matrices of the blocks, AdamW on the rest, batches of 32, one cosine.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -102,12 +102,12 @@ def train_digits(data: Digits, *, epochs: int = 8, width: int = 48, layers: int 
     rest = [p for n, p in model.named_parameters() if p.ndim < 2 or not n.startswith("layers")]
     optimizers = (
         torch.optim.Muon(inner, lr=0.01, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=0.01, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=0.004, weight_decay=0.0),
     )
-    steps = epochs * (len(data.train) // 64)
+    steps = epochs * (len(data.train) // 32)
     plans = [torch.optim.lr_scheduler.CosineAnnealingLR(o, steps) for o in optimizers]
     for _ in range(epochs):
-        for rows in torch.randperm(len(data.train), generator=g)[: len(data.train) // 64 * 64].split(64):
+        for rows in torch.randperm(len(data.train), generator=g)[: len(data.train) // 32 * 32].split(32):
             F.cross_entropy(model(data.train[rows]), data.train_labels[rows]).backward()
             for optimizer, plan in zip(optimizers, plans, strict=True):
                 optimizer.step()

@@ -57,7 +57,7 @@ class VideoDiffusion(BlockModel):
         frames, rows, cols = self.config.grid
         side = self.config.patch
         split = clips.view(-1, frames, rows, side, cols, side).transpose(3, 4)
-        t, y, x = (table.weight for table in self.places)
+        t, y, x = (torch.as_tensor(table.weight) for table in self.places)
         place = t[:, None, None] + y[:, None] + x
         hidden = self.patches(split.flatten(4)) + place
         hidden = hidden.flatten(1, 3) + self._time(time)[:, None]

@@ -94,3 +94,16 @@ def test_what_cannot_be_made_is_said():
     with pytest.raises(BudgetError):
         isolated(8, 4, 3, torch.Generator())
     assert isolated(10, 4, 3, torch.Generator()).tolist() == [0, 3, 6, 9]
+
+
+def test_the_heaviest_blocks_hold_what_the_docstring_says():
+    def heaviest(x):
+        blocks = attention(x).view(1, 4, 32, 32, 32, 32).sum((3, 5)) / 32
+        return float(blocks.topk(4, dim=-1).values.sum(-1).mean())
+
+    local = qkv(1024, heads=4, scale=1.15, shared=0.7)
+    assert heaviest(local) == pytest.approx(0.82, abs=0.03) and heaviest(local.shuffled()) == pytest.approx(
+        0.31, abs=0.03
+    )
+    for scale, mass in ((0.9, 0.25), (1.6, 0.56)):
+        assert heaviest(qkv(1024, heads=4, scale=scale)) == pytest.approx(mass, abs=0.03)

@@ -7,3 +7,4 @@ from sparseworks.attention.methods import denoising as denoising
 from sparseworks.attention.methods import fixed as fixed
 from sparseworks.attention.methods import frontier as frontier
 from sparseworks.attention.methods import prefill as prefill
+from sparseworks.attention.methods import steps as steps

@@ -66,7 +66,8 @@ def qkv(
     """AR(1) queries, keys and values; logits q k / sqrt(d) have a deviation of scale^2.
 
     q_i = scale (shared t_i + sqrt(1 - shared^2) own_i), k_i = scale t_i with the token stream t of the KV head. Everything comes
-    from `seed`.
+    from `seed`. What to expect at n = 1024: with `shared` 0.7 and `scale` 1.15 the heaviest eighth of the 32 x 32 blocks holds .82
+    of the mass (.31 after `shuffled`); with `shared` 0 and scales .9, 1.25, 1.6 it holds .25, .39, .56.
 
     Args:
         n: tokens.
