@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sparseworks as sw
-from sparseworks.attention import AttentionMethod, Heads, pages, select
+from sparseworks.attention import AttentionMethod, pages, select
 from sparseworks.attention.masks import Window
 from sparseworks.attention.scores import ExactMass, LayerReuse
 from sparseworks.attention.scores.reuse import layer_similarity, reuse_plan
@@ -27,24 +27,12 @@ def windows():
 
 def kept_by_layer(model, ids, count: int) -> list[torch.Tensor]:
     """What every layer would keep by its own attention."""
-    wanted = AttentionMethod("own", ExactMass("sum"), pattern=pages(1), budget=Count(count), phases=("prefill",))
-    seen: dict[int, dict[str, torch.Tensor]] = {}
-    hooks = []
-    for layer in model.model.layers:
-        attention = layer.self_attn
-        for name in ("q_proj", "k_proj"):
-            note = lambda m, i, o, at=attention.layer_idx, name=name: seen.setdefault(at, {}).update({name: o})  # noqa: E731
-            hooks.append(getattr(attention, name).register_forward_hook(note))
-    model(ids)
-    for hook in hooks:
-        hook.remove()
-    cos, sin = model.model.rotary_emb(ids, torch.arange(ids.shape[1])[None])
-    masks = []
-    for at in sorted(seen):
-        q, k = (seen[at][n].unflatten(-1, (-1, 32)).transpose(1, 2) for n in ("q_proj", "k_proj"))
-        q, k = (t * cos + torch.cat([-t[..., 16:], t[..., :16]], -1) * sin for t in (q, k))
-        masks.append(select(Heads(q, k, k, layer=at), wanted).mask)
-    return masks
+    own = AttentionMethod("own", ExactMass("sum"), pattern=pages(1), budget=Count(count), phases=("prefill",))
+    masks: dict[int, torch.Tensor] = {}
+    with sw.attention(model, own.with_(density=1.0)) as run:
+        run.watch = lambda heads, _: masks.update({heads.layer: select(heads, own).mask})
+        model(ids)
+    return [masks[layer] for layer in sorted(masks)]
 
 
 @torch.no_grad()
