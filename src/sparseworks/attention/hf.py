@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from sparseworks.attention.cache.method import CacheMethod
+from sparseworks.attention.cache.rotation import frequencies
 from sparseworks.attention.heads import Clip, Heads
 from sparseworks.attention.kept import Kept, attend_dense
 from sparseworks.attention.method import AttentionMethod
@@ -61,6 +62,7 @@ class Attending:
         layers: index of a layer -> what it did.
         watch: called with every call and the units it computed (None: all), for those who want to look.
         common: for every sequence what its layers leave for each other.
+        frequency: of the model's rotary embedding, for caches that take it off.
         steps, calls, clip, prompt: of a model that denoises: how many steps, calls of the model in each (2 for guidance by a second
             call; each remembers for itself), the grid of the tokens, tokens that are given.
     """
@@ -83,6 +85,7 @@ class Attending:
         self.common: dict[int, dict[Any, Any]] = {}
         self.pending: KVLayer | None = None
         self.held: SparseCache | None = None
+        self.frequency: Tensor | None = None
         self.watch: Callable[[Heads, Kept | None], None] | None = None
         self.steps, self.calls, self.clip, self.prompt = steps, calls, clip, prompt
         self._first, self._now, self._next = first, 0, 0
@@ -281,6 +284,7 @@ def attention(
         prompt=prompt,
         race=race,
     )
+    run.frequency = frequencies(model)
     hook = model.register_forward_pre_hook(run.give_cache, with_kwargs=True) if run.caches else None
     try:
         with through(model, run):

@@ -80,12 +80,7 @@ class RaggedLayer(KVLayer):
         method = call.run.caching.get(call.layer)
         if method is None or self.count is None or not method.acts(phase, self.new):
             return
-        k, v, positions = self.holding.padded()
-        now = torch.full((len(call.q),), self.seen - 1)
-        held = Held(
-            k, v, positions, self.holding.valid(), call.q.detach(), now, self.count, scale_of(call.scale, call.q.shape[-1]),
-            phase, call.layer, call.run.count, self.memory, call.module,
-        )  # fmt: skip
+        held = self.held(call, phase)
         mask = kept_tokens(held, method)
         self.new = 0
         if method.merge is not None:
@@ -95,6 +90,16 @@ class RaggedLayer(KVLayer):
         if method.score is not None:
             method.score.kept(mask, held)
         self.holding.keep(mask)
+
+    def held(self, call: Call, phase: KVPhase) -> Held:
+        """What a score sees."""
+        k, v, positions = self.holding.padded()
+        assert self.count is not None
+        now = torch.full((len(call.q),), self.seen - 1)
+        return Held(
+            k, v, positions, self.holding.valid(), call.q.detach(), now, self.count, scale_of(call.scale, call.q.shape[-1]),
+            phase, call.layer, call.run.count, self.memory, call.module,
+        )  # fmt: skip
 
     def forget_from(self, position: int) -> None:
         """Tokens at and after `position` go."""
