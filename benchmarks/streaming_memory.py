@@ -3,9 +3,11 @@
 A LLaMA with random weights is written as shards to a temporary folder; each way of pruning it then runs in a process of its
 own, and its peak resident memory (VmHWM) is read at the end. What the interpreter and its libraries need by themselves is
 measured too, and taken off both sides for the ratio that speaks of the model. The streamed run is also held against the weights
-of one block and the activations that wait between blocks. `--shape 1b` is LLaMA 3.2 1B in bfloat16, which is only streamed.
+of one block and the activations that wait between blocks. `--shape 1b` is LLaMA 3.2 1B in bfloat16, which is only streamed;
+`--blocks` takes fewer of its blocks, as memory does not depend on their number. Methods that look at second moments of all
+inputs (`--method sparsegpt`) need 8 bytes n^2 of them for a matrix of n inputs, and as much again for their factor.
 
-    python benchmarks/streaming_memory.py --shape 1b --batches 8 --rows 1 --tokens 512 --threads 2 --json streaming_1b_wanda
+    python benchmarks/streaming_memory.py --shape 1b --batches 16 --rows 1 --tokens 256 --threads 2 --json streaming_1b_wanda
 
 All processes but the last return freed memory to the system at once, as streaming always does, so that the ratio shows where
 weights lie and not how the allocator is set; the last loads the model whole with the allocator as it comes.
@@ -59,6 +61,7 @@ def main() -> None:
         rows={"type": int, "default": 2, "help": "sequences of a batch"},
         tokens={"type": int, "default": 64, "help": "tokens of a sequence"},
         shape={"choices": list(SHAPES), "default": "small", "help": "sizes of the model"},
+        blocks={"type": int, "default": 0, "help": "take so many blocks only; 0 = all"},
         child={"choices": [*MODES, "write"], "help": "run one way here and print its figures (internal)"},
         folder={"type": Path, "help": "where the model is (internal)"},
     )
@@ -75,7 +78,7 @@ def main() -> None:
 
 def report(found: dict[str, dict[str, Any]], given: Any) -> None:
     """Print the table and store the figures."""
-    base, streamed, shape = found["imports"]["peak"], found["streamed"]["peak"], SHAPES[given.shape]
+    base, streamed, shape = found["imports"]["peak"], found["streamed"]["peak"], shape_of(given)
     waiting = given.rows * given.batches * given.tokens * shape.hidden * (2 if shape.dtype == "bfloat16" else 4)
     ratios = {"blocks beyond the interpreter and the activations": (streamed - base - waiting) / shape.block}
     if "whole" in found:
@@ -105,7 +108,7 @@ def report(found: dict[str, dict[str, Any]], given: Any) -> None:
 def run(mode: str, folder: str, given: Any) -> dict[str, Any]:
     """One child process."""
     command = [sys.executable, __file__, "--child", mode, "--folder", folder, "--method", given.method]
-    for name in ("batches", "rows", "tokens", "threads", "shape"):
+    for name in ("batches", "rows", "tokens", "threads", "shape", "blocks"):
         command += [f"--{name}", str(getattr(given, name))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **QUIET})
     return json.loads(done.stdout.splitlines()[-1])
@@ -116,7 +119,7 @@ QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISAB
 
 def child(mode: str, folder: Path, given: Any) -> dict[str, Any]:
     """Peak memory, prediction and time of one way."""
-    method, shape = given.method, SHAPES[given.shape]
+    method, shape = given.method, shape_of(given)
     import torch
     import transformers
 
@@ -150,6 +153,12 @@ def child(mode: str, folder: Path, given: Any) -> dict[str, Any]:
         "weights": weights,
         "seconds": time.monotonic() - started,
     }
+
+
+def shape_of(given: Any) -> Shape:
+    """The model asked for."""
+    shape = SHAPES[given.shape]
+    return shape._replace(layers=given.blocks) if given.blocks else shape
 
 
 def config(shape: Shape) -> Any:

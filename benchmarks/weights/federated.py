@@ -1,7 +1,8 @@
-"""How accurate is federated training of few weights, and how many bytes do clients upload: FedDIP, its ablations, drop-and-grow, SNIP? Three seeds.
+"""How accurate is federated training of few weights, and how many bytes do clients upload: FedDIP, its ablations, drop-and-grow, FedDST, SNIP? Three seeds.
 
 Ten clients share scikit-learn's digits by Dirichlet(0.5); a perceptron 64-128-64-10. "kept only" is FedDIP without error feedback,
-"tight" starts at a tenth of the weights.
+"tight" starts at a tenth of the weights. Drop-and-grow at the server grows by gradients that clients upload; at the clients (FedDST) each
+changes its own support.
 
     python benchmarks/weights/federated.py --threads 1 --json federated
 """
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ from sparseworks.core.method import Method
 from sparseworks.core.schedule import Stairs
 from sparseworks.evaluate import dirichlet_split
 from sparseworks.weights.settings import Client, Server
-from sparseworks.weights.train import DropGrow, Feedback, Reconfigure
+from sparseworks.weights.train import ClientDropGrow, DropGrow, Feedback, Reconfigure
 
 CLIENTS = 10
 BATCH = 32
@@ -63,6 +65,9 @@ def methods(density: float, every: int) -> dict[str, Method]:
         "feddip, tight": feddip.with_(train=replace(regime, first=0.1)),
         "feddip, tight, kept only": feddip.with_(train=replace(regime, first=0.1, local=kept_only)),
         "drop and grow (rigl)": sw.method("rigl", density=density, train=DropGrow(every=every, rescale=True)),
+        "drop and grow at clients (feddst)": sw.method(
+            "feddst", density=density, train=ClientDropGrow(every=every, stop=0.75, rescale=True)
+        ),
         "snip": sw.method("snip", density=density),
     }
 
@@ -80,9 +85,11 @@ def trained(data: Sequence[Tensor], label: str, method: Method, seed: int, round
         message, replies = server.message(), []
         kept = sum(s.count for s in message.supports.values())
         flops += EPOCHS * len(x) * 2.0 * (2 * kept + (kept if message.kept_only else size))
+        if message.exchange:  # the one step whose gradient is dense
+            flops += CLIENTS * BATCH * 2.0 * (size - kept)
         for client, mine in zip(clients, parts, strict=True):
             optimizer = torch.optim.SGD(client.model.parameters(), lr=0.1 * 0.998**t, weight_decay=5e-4, momentum=0.9)
-            client.receive(message, optimizer)
+            client.receive(message, optimizer, steps=EPOCHS * ceil(len(mine) / BATCH))
             for _ in range(EPOCHS):
                 for batch in mine[torch.randperm(len(mine))].split(BATCH):
                     optimizer.zero_grad()

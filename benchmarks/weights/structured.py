@@ -3,9 +3,12 @@
 Methods x shares of units that go, each from the same trained network: accuracy right after the run, then the network is sliced
 and timed beside the dense one, both as torch runs them. ResNet-20 on CIFAR-10 from a folder with `models/resnet_cifar10` and
 `vision/cifar10_*.npz`; without `--data` or with `--quick` a small residual network on scikit-learn's digits. Shortcuts of
-the CIFAR networks write their channels down, so only the inner channels of blocks without them go.
+the CIFAR networks write their channels down, so only the inner channels of blocks without them go. Ten epochs of it take
+minutes a cell; a short run with one seed says that the methods work there, not which is better, and its rows say so.
 
-    python benchmarks/weights/structured.py --data data --threads 1 --json structured
+    python benchmarks/weights/structured.py --threads 1 --json structured
+    python benchmarks/weights/structured.py --data data --threads 1 --epochs 3 --seeds 1 --images 2000 --shares 0.5 \\
+        --methods network_slimming mask_sparsity hesso group_lasso --json structured_cifar10
 """
 
 from __future__ import annotations
@@ -78,8 +81,8 @@ def digits(epochs: int) -> Task:
     return task._replace(flops=trained(task, task.model, None, epochs)[1])
 
 
-def cifar(folder: Path) -> Task:
-    """The trained ResNet-20, the first 6000 training and 1000 test images."""
+def cifar(folder: Path, images: int) -> Task:
+    """The trained ResNet-20, the first `images` of 6000 training images and 1000 test images."""
     from safetensors.torch import load_file
 
     mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -95,8 +98,9 @@ def cifar(folder: Path) -> Task:
     model = CifarResNet(20)
     model.load_state_dict(load_file(folder / "models" / "resnet_cifar10" / "resnet20.safetensors"), strict=False)
     labels = (torch.from_numpy(z["labels"]).long() for z in (train, test))
-    x, x_test = pixels(rgb.transpose(1, 2, 3, 0)), pixels(test["images"])
-    return Task("cifar10", model, ("layer2.0", "layer3.0"), x, next(labels), x_test, next(labels), 0.02, None)
+    x, x_test = pixels(rgb.transpose(1, 2, 3, 0)[:images]), pixels(test["images"])
+    y, y_test = labels
+    return Task("cifar10", model, ("layer2.0", "layer3.0"), x, y[:images], x_test, y_test, 0.02, None)
 
 
 def trained(
@@ -160,7 +164,9 @@ def timed(task: Task, dense: nn.Module, sliced: nn.Module, case: str, rounds: in
         return line(case, measure.compare(runs, rounds=rounds), "sliced", "dense")
 
 
-def measured(task: Task, name: str, gone: float, epochs: int, seed: int, rounds: int, lines: list[Line]) -> Row:
+def measured(
+    task: Task, name: str, gone: float, epochs: int, seed: int, rounds: int, lines: list[Line], seeds: int
+) -> Row:
     """Accuracy after the run; the first seed's network is sliced and timed as well."""
     model = copy.deepcopy(task.model)
     method = named(name, gone, epochs * (len(task.x) // BATCH), task.rate)
@@ -169,7 +175,7 @@ def measured(task: Task, name: str, gone: float, epochs: int, seed: int, rounds:
     reached = accuracy(task, model)
     record = record_of(
         method, run.supports, model, task=task.name, metric="test accuracy, %", value=reached, epochs=epochs,
-        examples=len(task.x), data=f"{epochs} epochs from a trained network", seed=seed,
+        examples=len(task.x), data=f"{epochs} epochs from a trained network{'' if seeds > 1 else ', one seed: no claim'}", seed=seed,
         training_flops=None if task.flops is None else task.flops + flops,
     )  # fmt: skip
     run.slice()
@@ -195,16 +201,19 @@ def main() -> None:
         data={"type": Path, "help": "folder with the CIFAR-10 images and networks", "default": None},
         epochs={"type": int, "default": 10, "help": "passes over the training images, each method"},
         seeds={"type": int, "default": 3, "help": "runs a cell"},
+        images={"type": int, "default": 6000, "help": "training images of CIFAR-10"},
+        shares={"type": float, "nargs": "+", "default": GONE, "help": "shares of the units that go"},
+        methods={"nargs": "+", "choices": METHODS, "default": METHODS, "help": "the methods"},
     )
-    task = digits(5) if given.data is None or given.quick else cifar(given.data)
-    epochs, seeds, shares = (2, 1, GONE[1:2]) if given.quick else (given.epochs, given.seeds, GONE)
+    task = digits(5) if given.data is None or given.quick else cifar(given.data, given.images)
+    epochs, seeds, shares = (2, 1, GONE[1:2]) if given.quick else (given.epochs, given.seeds, given.shares)
     rounds, lines = min(given.rounds, 3) if given.quick else given.rounds, list[Line]()
-    rows = Rows("structured", {"task": task.name, "epochs": epochs}, quick=given.quick)
+    rows = Rows("structured", {"task": task.name, "epochs": epochs, "images": len(task.x)}, quick=given.quick)
     rows.add("dense", lambda: dense(task))
     for seed in range(seeds):
         for gone in shares:
-            for name in METHODS:
-                make = lambda s=seed, g=gone, n=name: measured(task, n, g, epochs, s, rounds, lines)  # noqa: E731
+            for name in given.methods:
+                make = lambda s=seed, g=gone, n=name: measured(task, n, g, epochs, s, rounds, lines, seeds)  # noqa: E731
                 rows.add(f"{name} {gone} {seed}", make)
     rows.show()
     for row in rows.rows:

@@ -92,6 +92,13 @@ def test_input_moments():
     assert torch.allclose(stat.mean, x.mean(0)) and torch.allclose(stat.variance, x.var(0, correction=0))
 
 
+def test_gram_some_rows_at_a_time(monkeypatch):
+    x = torch.randn(9, COLS)
+    whole = seen(Gram, [x])
+    monkeypatch.setattr("sparseworks.core.stats._PRODUCT", 2 * COLS)
+    torch.testing.assert_close(seen(Gram, [x]).total, whole.total, rtol=1e-6, atol=1e-6)
+
+
 def test_gram():
     x = torch.randn(50, COLS, generator=torch.Generator().manual_seed(1))
     stat = seen(Gram, [x[:20], x[20:]])

@@ -134,6 +134,15 @@ def test_factor_is_that_of_the_inverse(layer):
     torch.testing.assert_close(inverse_diagonal(gram, 0.01), inverse.diagonal())
 
 
+def test_factor_in_blocks_is_the_factor_and_leaves_the_statistics_alone(layer, monkeypatch):
+    _, stats, _ = layer(4, 23)
+    total, whole = stats[Gram].total.clone(), inverse_factor(stats[Gram], 0.01)
+    monkeypatch.setattr("sparseworks.solve.cholesky._BLOCK", 5)
+    monkeypatch.setattr("sparseworks.solve.cholesky._AT_ONCE", 7)
+    torch.testing.assert_close(inverse_factor(stats[Gram], 0.01), whole, rtol=1e-12, atol=1e-12)
+    assert torch.equal(stats[Gram].total, total) and bool((whole.tril(-1) == 0).all())
+
+
 def test_singular_moments_get_just_enough_damping():
     gram = Gram(4, 8)
     gram.update(torch.ones(3, 8))

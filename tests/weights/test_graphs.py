@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseworks.core.errors import BudgetError
-from sparseworks.weights.graphs import GraphNet, barabasi_albert, depths, graph_features, watts_strogatz
+from sparseworks.weights.graphs import GraphNet, barabasi_albert, depths, watts_strogatz
+from sparseworks.weights.structure import graph_features
 
 
 @given(st.integers(0, 50), st.integers(6, 20), st.floats(0.0, 1.0))

@@ -53,6 +53,7 @@ class Heads:
         hidden: what the layer's projections read, where the caller knows it.
         module: the attention module, where there is one.
         memory: what a score or a schedule keeps for this layer from call to call.
+        common: what the layers of a model leave for each other.
 
     Raises:
         ShapeError, DtypeError: tensors that do not fit together; fewer keys than queries where causal.
@@ -72,6 +73,7 @@ class Heads:
     hidden: Float[Tensor, "batch tokens width"] | None = None
     module: nn.Module | None = None
     memory: MutableMapping[Any, Any] = field(default_factory=dict)
+    common: MutableMapping[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         check_heads(self.q, self.k, self.v, 4)

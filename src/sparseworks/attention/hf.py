@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparseworks.attention.cache.method import CacheMethod
 from sparseworks.attention.heads import Clip, Heads
-from sparseworks.attention.kept import attend_dense
+from sparseworks.attention.kept import Kept, attend_dense
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.run import learns, sparse_attention
 from sparseworks.core.errors import BudgetError, ModelError
@@ -58,6 +58,8 @@ class Attending:
 
     Attributes:
         layers: index of a layer -> what it did.
+        watch: called with every call and the units it computed (None: all), for those who want to look.
+        common: for every sequence what its layers leave for each other.
         steps, calls, clip, prompt: of a model that denoises: how many steps, calls of the model in each (2 for guidance by a second
             call; each remembers for itself), the grid of the tokens, tokens that are given.
     """
@@ -76,8 +78,10 @@ class Attending:
     ):
         self.methods, self.count, self.caching = methods, layers, caching or {}
         self.layers: dict[int, Seen] = {}
+        self.common: dict[int, dict[Any, Any]] = {}
         self.pending: KVLayer | None = None
         self.held: SparseCache | None = None
+        self.watch: Callable[[Heads, Kept | None], None] | None = None
         self.steps, self.calls, self.clip, self.prompt = steps, calls, clip, prompt
         self._first, self._now, self._next = first, 0, 0
         self.blockwise: Blockwise | None = None
@@ -105,9 +109,7 @@ class Attending:
     @property
     def caches(self) -> bool:
         """Whether a method wants a cache of its own."""
-        from sparseworks.attention.cache.paged import reads_pages
-
-        return bool(self.caching) or any(reads_pages(m) for m in self.methods.values())
+        return bool(self.caching) or any(m.cache for m in self.methods.values())
 
     def cache(self) -> SparseCache:
         """A fresh cache for `model(..., cache=run.cache())`; `generate` is given one by itself where a method asks for it."""
@@ -188,6 +190,7 @@ class Attending:
                 prompt=self.prompt,
                 module=module,
                 memory=self._memory(layer, rows.start),
+                common=self.common.setdefault(rows.start or 0, {}),
             )
             out[rows, :, : -heads.queries] = 0
             out[rows, :, -heads.queries :] = self._one(layer, heads)
@@ -201,8 +204,12 @@ class Attending:
         method, seen = self.methods.get(layer), self.layers.setdefault(layer, Seen())
         if method is None or heads.phase not in method.phases or not (method.schedule.acts(heads) or learns(method)):
             seen.note(heads.phase, 1.0)
+            if self.watch is not None:
+                self.watch(heads, None)
             return attend_dense(heads)
         (out, _), kept = sparse_attention(heads, method)
+        if self.watch is not None:
+            self.watch(heads, kept)
         seen.note(heads.phase, 1.0 if kept is None else kept.density(heads))
         return out
 
@@ -246,9 +253,6 @@ def attention(
         raise BudgetError(
             f"There is at least one step and one call in each; got steps={steps}, calls={calls}, prompt={prompt}."
         )
-    from transformers.masking_utils import AttentionMaskInterface
-    from transformers.modeling_utils import AttentionInterface
-
     layers = attention_layers(model)
     run = Attending(
         _by_layer(layers, methods, AttentionMethod),
@@ -260,16 +264,28 @@ def attention(
         clip=clip,
         prompt=prompt,
     )
-    name, before = f"sparseworks-{next(_NUMBERS)}", _implementation(model)
-    AttentionInterface.register(name, run)
-    AttentionMaskInterface.register(name, padding_only)
     hook = model.register_forward_pre_hook(run.give_cache, with_kwargs=True) if run.caches else None
     try:
-        _use(model, name)
-        yield run
+        with through(model, run):
+            yield run
     finally:
         if hook is not None:
             hook.remove()
+
+
+@contextmanager
+def through(model: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Inside, every attention layer of the model calls `function`, which gets and gives what the interface of transformers does."""
+    from transformers.masking_utils import AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
+    name, before = f"sparseworks-{next(_NUMBERS)}", _implementation(model)
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, padding_only)
+    try:
+        _use(model, name)
+        yield
+    finally:
         _use(model, before)
         AttentionInterface._global_mapping.pop(name, None)
         AttentionMaskInterface._global_mapping.pop(name, None)

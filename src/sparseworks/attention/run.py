@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept, Output, attend_kept, whole
 from sparseworks.attention.method import AttentionMethod
-from sparseworks.attention.select import select
+from sparseworks.attention.select import forced, select
 from sparseworks.core.errors import ShapeError
 
 
@@ -51,7 +52,7 @@ def dense_attention(heads: Heads) -> Output:
 
 
 def _kept(heads: Heads, method: AttentionMethod) -> Kept:
-    last: Kept | None = heads.memory.get("kept")
+    last = _grown(heads.memory.get("kept"), heads, method)
     fits = last is not None and tuple(last.mask.shape[-2:]) == heads.grid(last.unit)
     again = method.schedule.selects(heads)
     if last is not None and fits and not again:
@@ -59,6 +60,19 @@ def _kept(heads: Heads, method: AttentionMethod) -> Kept:
     kept = select(heads, method)
     heads.memory["kept"] = kept
     return kept
+
+
+def _grown(last: Kept | None, heads: Heads, method: AttentionMethod) -> Kept | None:
+    """Units chosen at an earlier step of decoding, with those of newer tokens that the method keeps in any case."""
+    if last is None or heads.queries != 1 or last.queries is not None or last.mask.shape[-2] != 1:
+        return last
+    more = heads.grid(last.unit)[1] - last.mask.shape[-1]
+    if more <= 0:
+        return last
+    kept = F.pad(last.mask, (0, more)) | forced(heads, method, last.unit)
+    kept[..., -1] = True
+    heads.memory["kept"] = Kept(kept, last.unit)
+    return heads.memory["kept"]
 
 
 def _ordered(heads: Heads, method: AttentionMethod) -> tuple[Heads, Tensor | None]:

@@ -32,13 +32,15 @@ def select(heads: Heads, method: AttentionMethod) -> Kept:
     """
     unit = method.pattern.unit
     allowed = heads.allowed(unit).to(heads.q.device)
-    forced = _forced(heads, method, unit) & allowed
+    must = forced(heads, method, unit) & allowed
     if method.score is None:
-        mask = forced
+        mask = must
     else:
         scores = _scores(heads, method, unit, allowed)
         budget = method.budget.at(heads) if isinstance(method.budget, CallBudget) else method.budget
-        mask = keep(scores, allowed, forced, method.pattern, budget, unit)
+        mask = keep(scores, allowed, must, method.pattern, budget, unit)
+        if method.score.shared == "union" and heads.group > 1:
+            mask = heads.shared(mask.expand(-1, heads.heads, -1, -1).unflatten(1, (heads.kv_heads, -1)).any(2))
         whole = method.score.dense(heads)
         if whole is not None:
             mask = mask | (whole[..., None, None] & allowed)
@@ -70,6 +72,7 @@ def keep(
         counts = budget.counts(grouped)
         ranked, _ = _groups(scores.masked_fill(~open_, -torch.inf), pattern)
         return (back(top(ranked, counts)) & open_) | forced
+    forced = forced | (inside & (scores == torch.inf))
     ranked, back = _groups(scores.masked_fill(~inside, -torch.inf).masked_fill(forced, torch.inf), pattern)
     may, must = (_groups(m, pattern)[0].sum(-1) for m in (inside, forced))
     rows = _groups(inside, pattern)[0].unflatten(-1, (-1, scores.shape[-1])).any(-1).sum(-1)
@@ -104,7 +107,7 @@ def _scores(heads: Heads, method: AttentionMethod, unit: Tile, allowed: Tensor) 
     score = method.score
     assert score is not None
     found = score(heads, unit)
-    if score.shared is not None and heads.group > 1 and found.shape[1] == heads.heads:
+    if score.shared not in (None, "union") and heads.group > 1 and found.shape[1] == heads.heads:
         found = heads.shared(heads.grouped(found, score.shared))  # type: ignore[arg-type]
     if method.budget.needs_scores and _is_mass(method.budget) and not score.probability:
         sure = found == torch.inf
@@ -112,10 +115,11 @@ def _scores(heads: Heads, method: AttentionMethod, unit: Tile, allowed: Tensor) 
     return found.expand(-1, heads.heads, -1, -1)
 
 
-def _forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Tensor:
+def forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Bool[Tensor, "batch heads rows columns"]:
+    """Units that `always` keeps, and those of the text of a clip."""
     text = heads.clip.text if heads.clip is not None and method.order is None else 0
-    forced = _with_text(heads, unit, text)
-    return forced if method.always is None else forced | mask_on_grid(method.always, heads, unit).to(heads.q.device)
+    found = _with_text(heads, unit, text)
+    return found if method.always is None else found | mask_on_grid(method.always, heads, unit).to(heads.q.device)
 
 
 def _with_text(heads: Heads, unit: Tile, text: int) -> Bool[Tensor, "1 1 rows columns"]:

@@ -68,8 +68,8 @@ class Sets:
         if q.shape[1] != len(self.source) or k.shape[1] != len(self.source):
             raise ShapeError(f"These sets are of {len(self.source)} tokens, q has {q.shape[1]} and k {k.shape[1]}.")
         k, v = (t.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for t in (k, v))
-        gathered = (t[:, self.slots] for t in (q, k, v))
-        out, _ = softmax_attend(*gathered, self.fresh[:, None, :], scale_of(scale, q.shape[-1]))
+        q_, k_, v_ = (t[:, self.slots] for t in (q, k, v))
+        out, _ = softmax_attend(q_, k_, v_, self.fresh[:, None, :], scale_of(scale, q.shape[-1]))
         return out.flatten(1, 2)[:, self.source]
 
 

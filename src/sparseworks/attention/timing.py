@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar
 
+from torch.nn import functional as F
+
 from sparseworks.attention.heads import Heads
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.registry import Registry
@@ -60,6 +62,25 @@ class From(Timing):
         """Every `every`-th call."""
         calls = heads.memory["calls"] = heads.memory.get("calls", -1) + 1
         return calls % self.every == 0
+
+
+@TIMINGS.register("alike")
+@dataclass(frozen=True)
+class Alike(Timing):
+    """Units are chosen anew once cos(q, q of the last choice) < `least`, over the queries of all heads together.
+
+    (TokenSelect: Wu et al. 2024, arXiv 2411.02886, who take .9.)
+    """
+
+    least: float = 0.9
+
+    def selects(self, heads: Heads) -> bool:
+        """Whether the query has turned away; a batch chooses anew with its most different sequence."""
+        q, last = heads.q.flatten(1).float(), heads.memory.get("query")
+        if last is not None and last.shape == q.shape and bool((F.cosine_similarity(q, last, -1) >= self.least).all()):
+            return False
+        heads.memory["query"] = q.detach()
+        return True
 
 
 @TIMINGS.register("searches")

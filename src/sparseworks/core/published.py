@@ -153,7 +153,7 @@ def method_from(data: Any) -> Any:
         UnknownNameError: not registered, and parts are missing.
     """
     name = data.get("name") if isinstance(data, dict) else data
-    if name in METHODS:
+    if isinstance(name, str) and name in METHODS:
         return type(METHODS.get(name)).from_config(data)
     kinds = {kind.kind: kind for kind in Published.__subclasses__()}
     kind = data.get("kind", "weights") if isinstance(data, dict) else "weights"

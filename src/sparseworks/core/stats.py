@@ -15,11 +15,12 @@ from sparseworks.core.errors import CalibrationError, DtypeError, MissingStatErr
 from sparseworks.core.finite import all_finite
 from sparseworks.core.registry import Registry
 
-STATS: Registry[type[Stat]] = Registry("statistic")
+STATS: Registry[type[Stat]] = Registry("statistic", "sparseworks.core.histogram")
 
 S = TypeVar("S", bound="Stat")
 
 _AT_ONCE = 1 << 18  # numbers widened together
+_PRODUCT = 1 << 22  # entries of a second-moment matrix that are multiplied out together
 
 
 class Stat:
@@ -160,13 +161,20 @@ class Gram(Stat):
     def update(self, x: Tensor) -> None:
         """Add a batch of inputs `(..., cols)`."""
         x = self._matrix(x, self.cols).float()
-        self.total += (x.T @ x).double().cpu()
+        step = max(1, _PRODUCT // max(self.cols, 1))
+        for at in range(0, self.cols, step):  # a product is copied to be widened: of wide sites some rows at a time
+            self.total[at : at + step] += (x[:, at : at + step].T @ x).cpu()
         self.sum += x.sum(dim=0, dtype=torch.float64).cpu()
 
     @property
+    def tokens(self) -> int:
+        """How many inputs it has seen; an error where none."""
+        return _counted(self)
+
+    @property
     def matrix(self) -> Float[Tensor, "cols cols"]:
-        """X^T X / tokens."""
-        return self.total / _counted(self)
+        """X^T X / tokens, a new tensor."""
+        return self.total / self.tokens
 
     @property
     def mean(self) -> Float[Tensor, " cols"]:
@@ -175,7 +183,7 @@ class Gram(Stat):
 
     def damped(self, damp: float) -> Float[Tensor, "cols cols"]:
         """X^T X / tokens + damp * mean(diagonal) * I, with dead inputs (zero diagonal) given a diagonal of 1."""
-        h = self.matrix.clone()
+        h = self.matrix
         diagonal = h.diagonal()
         diagonal[diagonal == 0] = 1.0
         diagonal += damp * diagonal.mean()

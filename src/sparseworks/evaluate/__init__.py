@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparseworks.core.record import Record, compare, describe
+from sparseworks.evaluate.activation_law import ActivationLaw, fit_activation_law
 from sparseworks.evaluate.agents import IndependentActors
 from sparseworks.evaluate.blobs import BlobNet, Blobs, Detecting
 from sparseworks.evaluate.calibration import calibration_error
@@ -16,6 +17,7 @@ from sparseworks.evaluate.perplexity import Perplexity
 from sparseworks.evaluate.planted import Planted, circle, deeper, hats, helix, plant, planted_data, relu_unit
 from sparseworks.evaluate.prompt import VisualPrompt, linear_probe
 from sparseworks.evaluate.ranking import average_precision, ndcg, recall
+from sparseworks.evaluate.reber import Reber
 from sparseworks.evaluate.retrieval import Retrieval
 from sparseworks.evaluate.similarity import OutputSimilarity
 from sparseworks.evaluate.split import dirichlet_split
@@ -25,6 +27,7 @@ from sparseworks.evaluate.zoo import Twins, compare_twins
 
 __all__ = [
     "TASKS",
+    "ActivationLaw",
     "BlobNet",
     "Blobs",
     "ChannelAccess",
@@ -38,6 +41,7 @@ __all__ = [
     "Passage",
     "Perplexity",
     "Planted",
+    "Reber",
     "Record",
     "Result",
     "Retrieval",
@@ -55,6 +59,7 @@ __all__ = [
     "dirichlet_split",
     "documentation_passages",
     "documentation_retrieval",
+    "fit_activation_law",
     "fit_law",
     "hats",
     "helix",

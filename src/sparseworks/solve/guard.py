@@ -9,7 +9,7 @@ from torch import Tensor
 from sparseworks.core.errors import NonFiniteError, ShapeError
 from sparseworks.core.support import Support
 
-_ROWS = 1024
+_ROWS = 256
 
 
 def require_finite(
@@ -46,6 +46,8 @@ def keep_better(
     moments: Float[Tensor, "cols cols"],
 ) -> Float[Tensor, "rows cols"]:
     """Row by row the proposal, or the fallback where the proposal is farther from `weight` in the output.
+
+    `moments` may be the second moments of the inputs or any multiple of them.
 
     Greedy sweeps and rounding to 16 bits may lose against not repairing at all; this makes "never worse" a guarantee.
     """

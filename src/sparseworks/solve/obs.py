@@ -58,22 +58,29 @@ class ObsSweep(Solver):
         """
         gram = stats[Gram]
         require_finite(weight, gram.total)
-        upper = inverse_factor(gram, self.damp)
-        known = Stats([*stats, SweepFactor(weight.shape[0], upper)], site=stats.site)
-        work = _alive(weight, gram)
+        swept, support = self._swept(weight, stats, score, pattern, keep)
+        # the sum over tokens ranks as the mean does, and needs no copy
+        return keep_better(
+            weight, masked(swept.to(weight.dtype), support), masked(weight, support), gram.total
+        ), support
+
+    def _swept(
+        self, weight: Tensor, stats: Stats, score: Score, pattern: Pattern, keep: Keep | None
+    ) -> tuple[Tensor, Support]:
+        """What the sweep proposes; its factor, as large as the statistics, is let go on return."""
+        work, upper = _alive(weight, stats[Gram]), inverse_factor(stats[Gram], self.damp)
         how = stripes(pattern, (weight.shape[0], weight.shape[1]), keep, self.block)
         if how is None:
             fixed = select(score(work, stats), pattern, keep).mask().to(work.device)
             swept, mask = sweep(work, upper, lambda _, at: fixed[:, at], self.block, self.block)
-        else:
+            return swept, Support.from_mask(mask)
+        known = Stats([*stats, SweepFactor(weight.shape[0], upper)], site=stats.site)
 
-            def choose(current: Tensor, at: slice) -> Tensor:
-                return select(score.columns(current, known, at), how.pattern, how.keep(at.start)).mask().to(work.device)
+        def choose(current: Tensor, at: slice) -> Tensor:
+            return select(score.columns(current, known, at), how.pattern, how.keep(at.start)).mask().to(work.device)
 
-            swept, mask = sweep(work, upper, choose, how.step, how.block)
-        support = Support.from_mask(mask)
-        proposed, plain = masked(swept.to(weight.dtype), support), masked(weight, support)
-        return keep_better(weight, proposed, plain, gram.matrix), support
+        swept, mask = sweep(work, upper, choose, how.step, how.block)
+        return swept, Support.from_mask(mask)
 
 
 def sweep(
@@ -92,20 +99,21 @@ def sweep(
         step: columns chosen at a time; divides `block`.
         block: columns after which everything to the right is updated in one product.
     """
-    work, upper = weight.clone(), upper.to(weight)
+    work = weight.clone()
     mask = torch.zeros_like(work, dtype=torch.bool)
     for start in range(0, work.shape[1], block):
         end = min(start + block, work.shape[1])
-        errors = torch.empty_like(work[:, start:end])
+        errors, factor = torch.empty_like(work[:, start:end]), upper[start:end, start:].to(work).contiguous()
         for j in range(start, end):
             if (j - start) % step == 0:
                 at = slice(j, min(j + step, end))
                 mask[:, at] = choose(work, at)
-            lost = torch.where(mask[:, j], 0.0, work[:, j] / upper[j, j])
+            row = factor[j - start]
+            lost = torch.where(mask[:, j], 0.0, work[:, j] / row[j - start])
             work[:, j] = torch.where(mask[:, j], work[:, j], 0.0)
-            work[:, j + 1 : end].addr_(lost, upper[j, j + 1 : end], alpha=-1)
+            work[:, j + 1 : end].addr_(lost, row[j + 1 - start : end - start], alpha=-1)
             errors[:, j - start] = lost
-        work[:, end:].addmm_(errors, upper[start:end, end:], alpha=-1)
+        work[:, end:].addmm_(errors, factor[:, end - start :], alpha=-1)
     return work, mask
 
 

@@ -40,6 +40,7 @@ def toy_evidence(allocator: Allocator, sites: list[Site], score: object = None) 
         block={s.name: i // 2 for i, s in enumerate(sites)},
         error=error,
         trial=trial,
+        block_error=lambda counts, tokens: trial(counts, tokens, 0),
     )
 
 

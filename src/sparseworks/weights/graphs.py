@@ -106,28 +106,5 @@ def depths(edges: Sequence[tuple[int, int]], nodes: int) -> list[list[int]]:
     return [[v for v in range(nodes) if depth[v] == d] for d in range(max(depth) + 1)]
 
 
-def graph_features(edges: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """What a predictor of accuracy may look at: nodes, edges, density, moments of the degrees, layers, sources and sinks."""
-    nodes = 1 + max(max(e) for e in edges)
-    degree, inward, outward = torch.zeros(nodes), torch.zeros(nodes), torch.zeros(nodes)
-    for a, b in edges:
-        degree[a] += 1
-        degree[b] += 1
-        outward[min(a, b)] += 1
-        inward[max(a, b)] += 1
-    layers = depths(edges, nodes)
-    return {
-        "nodes": float(nodes),
-        "edges": float(len(edges)),
-        "density": len(edges) / (nodes * (nodes - 1) / 2),
-        "degree_variance": float(degree.var(correction=0)),
-        "degree_largest": float(degree.max()),
-        "layers": float(len(layers)),
-        "layer_widest": float(max(len(x) for x in layers)),
-        "sources": float((inward == 0).sum()),
-        "sinks": float((outward == 0).sum()),
-    }
-
-
 def _pair(a: int, b: int) -> tuple[int, int]:
     return (min(a, b), max(a, b))

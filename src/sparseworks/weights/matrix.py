@@ -205,8 +205,8 @@ def _energy(parts: Iterable[Float[Tensor, "some cols"]], stats: Stats) -> float:
     """E|W x|^2 of a matrix that comes some rows at a time."""
     wide = (part.double().cpu() for part in parts)
     if Gram in stats:
-        moments = stats[Gram].matrix
-        return sum(float(((w @ moments) * w).sum()) for w in wide)
+        total, count = stats[Gram].total, stats[Gram].tokens  # divided at the end: the mean is a copy of the sum
+        return sum(float(((w @ total) * w).sum()) for w in wide) / count
     if InputMoments in stats:
         square = stats[InputMoments].norm.square()
         return sum(float((w.square() @ square).sum()) for w in wide)

@@ -183,7 +183,7 @@ class Run:
         stats, rows = self._gather(unit, taken), []
         with placed(unit.block.module(self.job.model) if unit.block else None, self.device):
             for site in unit.sites:
-                rows.append(self._solve_site(site, stats.get(site.name, Stats(site=site.name))))
+                rows.append(self._solve_site(site, stats.pop(site.name, Stats(site=site.name))))  # and let go of them
                 self.tick(1, site.name)
         if self.work:
             self.work.save_unit(unit.index, self.job.model, unit.sites, self.supports, [asdict(r) for r in rows])

@@ -72,7 +72,7 @@ calls = st.tuples(st.integers(1, 40), st.integers(1, 60), st.tuples(small, small
 """(queries, keys, tile, heads, offset): within the 120 tokens of the grid."""
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(masks, calls)
 def test_blocks_of_any_mask_are_its_pairs_pooled(mask, call):
     queries, keys, tile, heads, offset = call

@@ -26,7 +26,7 @@ def net() -> nn.Sequential:
 
 def trained(client: Client, message) -> int:
     optimizer = torch.optim.SGD(client.model.parameters(), lr=0.1, momentum=0.9)
-    client.receive(message, optimizer)
+    client.receive(message, optimizer, steps=3)
     g = torch.Generator().manual_seed(message.round + client.number)
     for _ in range(3):
         optimizer.zero_grad()
@@ -36,9 +36,9 @@ def trained(client: Client, message) -> int:
     return 16 + client.number
 
 
-def started() -> tuple[Server, list[Client]]:
-    method = sw.method("feddip", density=0.2)
-    server = Server(net(), method.with_(train=replace(method.train, every=2)), rounds=ROUNDS)
+def started(name: str = "feddip") -> tuple[Server, list[Client]]:
+    method = sw.method(name, density=0.2)
+    server = Server(net(), method.with_(train=replace(method.train, every=2, stop=1.0)), rounds=ROUNDS)
     clients = [Client(net()) for _ in range(CLIENTS)]
     for number, client in enumerate(clients):
         client.number = number
@@ -55,7 +55,8 @@ def test_without_flower_it_is_said_how_to_install_it():
 
 
 @needs_flower
-def test_rounds_through_flower_are_those_without_it():
+@pytest.mark.parametrize("name", ["feddip", "feddst"])
+def test_rounds_through_flower_are_those_without_it(name):
     from flwr.common import Code, FitRes, Status
     from flwr.server import SimpleClientManager
     from flwr.server.client_proxy import ClientProxy
@@ -77,11 +78,11 @@ def test_rounds_through_flower_are_those_without_it():
 
         get_parameters = evaluate = reconnect = get_properties
 
-    server, clients = started()
+    server, clients = started(name)
     for _ in range(ROUNDS):
         message = server.message()
         server.receive([client.reply(trained(client, message)) for client in clients])
-    other, remote = started()
+    other, remote = started(name)
     strategy = flower_strategy(other, min_fit_clients=CLIENTS, min_available_clients=CLIENTS)
     manager = SimpleClientManager()
     for client in remote:
@@ -98,6 +99,17 @@ def test_rounds_through_flower_are_those_without_it():
     assert server.finish() == other.finish()
     for mine, theirs in zip(server.model.state_dict().values(), other.model.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@needs_flower
+def test_replies_of_another_model_are_refused():
+    from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
+
+    server, _ = started("feddst")
+    strategy = flower_strategy(server)
+    result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([]), 3, {"round": 0, "whole": False})
+    with pytest.raises(ModelError, match="other models"):
+        strategy.aggregate_fit(1, [(None, result)], [])
 
 
 @needs_flower

@@ -142,9 +142,9 @@ def test_a_floor_holds_in_every_coupling_and_the_budget_too(name):
 
 
 def test_a_run_goes_on_from_a_file(tmp_path):
-    run = Run(named("hesso_cric", trials=2, trial=0.1, cut=0.9)).go(5)
+    run = Run(named("hesso_cric", periods=1, trials=2, trial=0.1, cut=0.9)).go(5)
     save_state(tmp_path / "state.safetensors", run.sparsifier)
-    second = Run(named("hesso_cric", trials=2, trial=0.1, cut=0.9))
+    second = Run(named("hesso_cric", periods=1, trials=2, trial=0.1, cut=0.9))
     second.model.load_state_dict(run.model.state_dict())
     second.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
     second.sparsifier.load_state_dict(load_state(tmp_path / "state.safetensors"))
@@ -174,7 +174,7 @@ def test_shrinking_is_a_straight_line_to_zero():
 
 
 def test_trials_end_where_they_began_and_then_only_the_chosen_shrink():
-    method = named("hesso_cric", start=0.1, trial=0.1, trials=3, cut=0.9)
+    method = named("hesso_cric", periods=1, start=0.1, trial=0.1, trials=3, cut=0.9)
     run = Run(method, lr=0.0).go(2)
     start = copy.deepcopy(dict(run.model.named_parameters()))
     run.go(1)
@@ -193,6 +193,23 @@ def test_trials_end_where_they_began_and_then_only_the_chosen_shrink():
     torch.testing.assert_close(run.norms, torch.where(chosen, norms * (left - 1) / left, norms), rtol=1e-5, atol=0)
     run.go(left - 1)
     assert torch.equal(run.norms == 0, chosen)
+
+
+def test_every_period_tries_before_it_removes():
+    """With learning rate 0: half go in the first period, the rest in the second, each after trials that leave no trace."""
+    run = Run(named("hesso_cric", periods=2, start=0.1, trial=0.1, trials=2, cut=0.9), lr=0.0)
+    run.go(2)
+    for period in range(2):
+        gone, before = ~run.sparsifier.units.alive, run.norms
+        while "chosen" not in run.sparsifier.units.state:
+            run.go(1)
+        assert run.done <= 2 + 8 * period + 4
+        assert torch.equal(run.norms, before)
+        chosen = run.sparsifier.units.state["chosen"]
+        assert int(chosen.sum()) == 6 and not (chosen & gone).any()
+        run.go(2 + 8 * (period + 1) - run.done)
+        assert torch.equal(run.sparsifier.units.alive, ~(gone | chosen))
+    assert torch.equal(run.norms == 0, gone | chosen) and int((gone | chosen).sum()) == 12
 
 
 def test_what_costs_the_loss_on_its_way_to_zero_is_not_chosen():

@@ -145,7 +145,9 @@ def test_saliency_in_periods_is_better_than_one_cut_by_norm(digits):
     assert all(a < b for a, b in zip(mixed, cut, strict=True)) and sum(mixed) < 0.9 * sum(cut)
 
 
-def test_trials_keep_layers_from_collapsing(digits):
-    """HESSO-CRIC against HESSO on a net without shortcuts, 70 % of the channels gone."""
-    tried, plain = (losses(digits, straight, name, 0.3, 200) for name in ("hesso_cric", "hesso"))
-    assert all(a < 0.75 * b for a, b in zip(tried, plain, strict=True)), (tried, plain)
+@pytest.mark.parametrize(("density", "seeds", "ratio"), [(0.3, (0, 1), 0.6), (0.2, (0, 1, 2), 0.7)])
+def test_trials_keep_layers_from_collapsing(digits, density, seeds, ratio):
+    """HESSO-CRIC against HESSO on a net without shortcuts, 70 and 80 % of the channels gone."""
+    tried, plain = (losses(digits, straight, name, density, 200, seeds=seeds) for name in ("hesso_cric", "hesso"))
+    assert all(a < 0.8 * b for a, b in zip(tried, plain, strict=True)), (tried, plain)
+    assert sum(tried) < ratio * sum(plain), (tried, plain)

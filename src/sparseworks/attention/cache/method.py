@@ -70,6 +70,11 @@ class CacheMethod(Published):
         if self.every < 1 or not 0 <= self.floor <= 1:
             raise BudgetError(f"`every` is at least 1 and `floor` in [0, 1]; got {self.every} and {self.floor}.")
 
+    @property
+    def cache(self) -> str:
+        """The kind of cache (of `KV_LAYERS`) that it wants."""
+        return "ragged"
+
     def with_(self, **changes: Any) -> CacheMethod:
         """A changed copy. Besides the fields: `density=0.1`, and nouns by name.
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.attention.cache.held import Held, KVPhase
-from sparseworks.attention.cache.layer import Call, KVLayer
+from sparseworks.attention.cache.layer import KV_LAYERS, Call, KVLayer
 from sparseworks.attention.cache.method import kept_tokens
 from sparseworks.attention.cache.store import RaggedStore
 from sparseworks.attention.heads import Heads
@@ -17,6 +17,7 @@ from sparseworks.exec.attention import merge
 from sparseworks.exec.attention.checks import scale_of
 
 
+@KV_LAYERS.register("ragged")
 class RaggedLayer(KVLayer):
     """Prefill attends among the new tokens; later calls to what is held and to what is new.
 
@@ -50,17 +51,29 @@ class RaggedLayer(KVLayer):
         if first:
             out = call.among()
             store.append(call.k, call.v, positions, call.real)
+            self.stored(call)
         elif call.new == 1:
             store.append(call.k, call.v, positions, call.real)
-            out, _ = store.attend(call.q, scale=call.scale)
+            self.stored(call)
+            out = self.next(call)
         else:
             call.check_later()
             out = merge([store.attend(call.q, scale=call.scale), among(call)])[0]
             store.append(call.k, call.v, positions)
+            self.stored(call)
         self.counted(call)
         self.new += call.new
         self.let_go(call, "prefill" if first else "decode" if call.new == 1 else "between_turns")
         return out
+
+    def stored(self, call: Call) -> None:
+        """Called as soon as the new tokens of a call lie in the store."""
+
+    def next(self, call: Call) -> Float[Tensor, "batch heads 1 d"]:
+        """A decoding step, its own token stored already."""
+        store = self.holding
+        self.read = store.tokens * store.token_bytes
+        return store.attend(call.q, scale=call.scale)[0]
 
     def let_go(self, call: Call, phase: KVPhase) -> None:
         """What the method gives up is freed."""

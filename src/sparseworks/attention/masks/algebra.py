@@ -27,7 +27,7 @@ def _any(parts: tuple[Mask, ...], ask: Callable[[Mask], Tensor]) -> Tensor:
 class AnyOf(Mask):
     """Kept by at least one of `parts`: base of whatever is a union."""
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """Any part keeps the pair."""
         return _any(self.parts, lambda m: m.keeps(q, k, head, extent))
 
@@ -90,7 +90,7 @@ class Union(AnyOf, _Several):
 class Intersection(_Several):
     """Kept by every mask: `a & b`."""
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """All parts keep the pair."""
         return _all(self.masks, lambda m: m.keeps(q, k, head, extent))
 
@@ -142,7 +142,7 @@ class Complement(Mask):
         """The mask."""
         return (self.part,)
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """The mask does not keep the pair."""
         return ~self.part.keeps(q, k, head, extent)
 

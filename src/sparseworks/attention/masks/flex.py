@@ -41,7 +41,7 @@ class FromMod(Mask):
         """As told."""
         return self.heads_differ
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """mod(0, head, q, k)."""
         return self.mod(torch.zeros((), dtype=torch.long, device=q.device), head, q, k)
 

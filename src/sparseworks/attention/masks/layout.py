@@ -26,7 +26,7 @@ class Prefix(Mask):
     def __post_init__(self):
         at_least(self, 0, n=self.n)
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """j <= max(i, n - 1)."""
         return k <= q.clamp(min=self.n - 1)
 
@@ -64,7 +64,7 @@ class Document(Mask):
         """Three documents, and the rest."""
         return cls((5, 1, 12))
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """The same document."""
         return self._of(q) == self._of(k)
 
@@ -124,7 +124,7 @@ class Neighbourhood(Mask):
         if max(end, extent.keys) > prod(self.shape):
             raise ShapeError(f"A grid of {self.shape} has {prod(self.shape)} tokens, not {max(end, extent.keys)}.")
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """Inside the box on every axis."""
         kept = q == q
         for axis, (i, j) in enumerate(zip(self._coordinates(q), self._coordinates(k), strict=True)):

@@ -47,7 +47,7 @@ class PerHead(Mask):
             )
         super().check(end, extent)
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """Pointwise, so that heads may come in any shape."""
         which = head // (extent.heads // len(self.masks))
         kept = self.masks[0].keeps(q, k, head, extent)

@@ -22,7 +22,7 @@ class OffsetMask(Mask):
         """Members of D below x, up to a constant."""
         raise NotImplementedError
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """i - j in D."""
         return self.keeps_offset(q - k)
 
@@ -57,7 +57,7 @@ class ColumnMask(Mask):
         """Members of C below x, up to a constant for each head."""
         raise NotImplementedError
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """j in C."""
         return self.keeps_column(k, head, extent)
 

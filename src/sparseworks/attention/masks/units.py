@@ -30,7 +30,7 @@ class Coarse(Mask):
         """In units."""
         self.inner.check(-(-end // self.unit), self._units(extent))
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """Of the units of the pair."""
         return self.inner.keeps(q // self.unit, k // self.unit, head, self._units(extent))
 

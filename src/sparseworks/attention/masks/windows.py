@@ -167,7 +167,7 @@ class LastRows(Mask):
     def __post_init__(self):
         at_least(self, 1, n=self.n)
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """i >= keys - n."""
         return q >= extent.keys - self.n
 

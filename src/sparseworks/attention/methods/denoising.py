@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from sparseworks.attention.masks import Window
-from sparseworks.attention.method import WHOLE, add, blocks
+from sparseworks.attention.method import ROW, WHOLE, add, blocks
 from sparseworks.attention.orders import Cells, HeadLayout, Semantic
 from sparseworks.attention.rests import Centroids, Conditional, Pyramid, RandomFeatures
-from sparseworks.attention.scores import CentroidError, Collisions, DraftMap, Nearness, SampledMass
+from sparseworks.attention.scores import CentroidError, Collisions, DraftMap, HeadModes, Nearness, SampledMass
 from sparseworks.attention.timing import From
-from sparseworks.core.budget import Density, Mass
+from sparseworks.core.budget import Density, Mass, Threshold
 from sparseworks.core.published import Source
 
 add(
@@ -35,6 +35,17 @@ add(
     catalog=(121,),
     when="Heads of a video model are spatial or temporal, as most are.",
     when_not="Heads look for content across frames and places: neither band holds it.",
+)
+add(
+    "sparse_vdit",
+    HeadModes(),
+    Source("Chen et al.", 2025, "2506.03065", "Sparse-vDiT"),
+    "Each head is full, skipped, a band, bands a frame apart, or a few global columns: the cheapest that errs little, found once.",
+    pattern=blocks(64, group=ROW),
+    budget=Threshold(0.0),
+    catalog=(23,),
+    when="Heads of a video model keep their form over steps and prompts, as most do.",
+    when_not="Heads look for content: they stay full.",
 )
 add(
     "svg_ear",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from sparseworks.attention.masks import Sink, Window
+from sparseworks.attention.masks import Elastic, Sink, Window
 from sparseworks.attention.method import ROW, add, blocks, stripes
 from sparseworks.attention.scores import (
     AnchorGap,
     Collisions,
     Coverage,
+    RaggedChunks,
+    SameCluster,
     SelfSimilar,
     TreeSearch,
     TwoStageIndexer,
@@ -93,4 +95,40 @@ add(
     catalog=(127,),
     when="A model is trained with it, or queries and keys are near each other where they matter (shared queries and keys).",
     when_not="A dense model is taken as it is: large products need not be near directions.",
+)
+add(
+    "dhsa",
+    RaggedChunks(),
+    Source("Xiong et al.", 2025, "2510.24606", "DHSA"),
+    "Text is cut into chunks where it changes; tokens are chosen by the score of their chunk, long chunks counting more.",
+    pattern=stripes(64),
+    budget=Count(1024),
+    always=Window(64),
+    catalog=(108,),
+    when="Prompts have parts of very different lengths, and what matters is a part.",
+    when_not="No boundary is there to be found, as in smooth signals: fixed blocks do the same for less.",
+)
+add(
+    "moa",
+    None,
+    Source("Fu et al.", 2024, "2406.14909", "MoA"),
+    "Each head sees a sink and a window that grows with the text by a rule of its own; rules are chosen by the influence of what they mask.",
+    pattern=Pattern(unit=Tile(64, 1), group=ROW),
+    always=Sink(64) | Elastic(0, 0.25),
+    phases=("prefill", "decode"),
+    catalog=(66,),
+    when="Calibration text is at hand: `attention.spans` chooses the rules; heads differ in how far they look.",
+    when_not="Rules are not chosen: all heads then have the same span, which is a longer window and no more.",
+)
+add(
+    "routing_transformer",
+    SameCluster(),
+    Source("Roy, Saffar, Vaswani and Grangier", 2021, "2003.05997", "Routing Transformer"),
+    "Queries attend to the keys nearest to the centroid that is nearest to them; clusters are of equal size.",
+    pattern=Pattern(unit=Tile(1, 1), group=ROW),
+    budget=Threshold(0.5),
+    always=Window(16),
+    catalog=(150,),
+    when="A model is trained with `attention.routing.RoutingAttention` in half of its heads, or keys form clusters.",
+    when_not="A dense model is taken as it is and its keys form no clusters.",
 )

@@ -19,10 +19,10 @@ from sparseworks.core.pattern import Tile
 @ATTENTION_SCORES.register("coverage")
 @dataclass(frozen=True)
 class Coverage(AttentionScore):
-    """mean over the last `recent` queries of their attention to token j; tokens of units that are not kept do not attend either.
+    """mean over the last `recent` queries of their attention to token j, inf for those queries' own tokens.
 
     With units of one key for all queries a mass budget keeps, for each head, the fewest tokens that cover that much; only those
-    attend among themselves, the others pass by the residual path and may return in a later layer (arXiv 2602.03216; how many
+    attend, among themselves, the others pass by the residual path and may return in a later layer (arXiv 2602.03216; how many
     queries are recent is our reading).
 
     Attributes:
@@ -46,6 +46,8 @@ class Coverage(AttentionScore):
         cuts = heads.columns_of(unit.cols)
         size = torch.tensor([b - a for a, b in cuts], device=held.device)
         share = heads.pooled(held, cuts).squeeze(-1) * size
+        last = torch.tensor([b for _, b in cuts], device=held.device) > heads.offset + first
+        share = share.masked_fill(last, torch.inf)
         return share.unsqueeze(-2).expand(-1, -1, heads.grid(unit)[0], -1)
 
     def attending(self, heads: Heads, kept: Kept) -> Bool[Tensor, "batch heads queries"] | None:

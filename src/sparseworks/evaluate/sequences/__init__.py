@@ -13,7 +13,6 @@ from sparseworks.evaluate.sequences.heads import (
     spatial_mask,
     temporal_mask,
 )
-from sparseworks.evaluate.sequences.ledger import Ledger, ledger
 from sparseworks.evaluate.sequences.metrics import (
     index_overlap,
     iou,
@@ -27,15 +26,16 @@ from sparseworks.evaluate.sequences.metrics import (
 from sparseworks.evaluate.sequences.occupancy import occupancy
 from sparseworks.evaluate.sequences.qkv import QKV, ar1, isolated, qkv, rotary
 from sparseworks.evaluate.sequences.recall import Recall, suite, turn_by_turn, worst
+from sparseworks.evaluate.sequences.repeats import Repeats, repeats
 from sparseworks.evaluate.sequences.tokens import Examples, Question, distract, majority, mqar, passkey
 from sparseworks.evaluate.sequences.trace import blend, drift, falling
 
 __all__ = [
     "QKV",
     "Examples",
-    "Ledger",
     "Question",
     "Recall",
+    "Repeats",
     "ar1",
     "band_mask",
     "blend",
@@ -50,7 +50,6 @@ __all__ = [
     "iou",
     "isolated",
     "kept_mask",
-    "ledger",
     "majority",
     "mass_recall",
     "mass_rows",
@@ -63,6 +62,7 @@ __all__ = [
     "psnr",
     "qkv",
     "rel_l2",
+    "repeats",
     "rotary",
     "spatial_mask",
     "suite",

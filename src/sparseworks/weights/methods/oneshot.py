@@ -78,8 +78,12 @@ add(
     "tensor",
     LIU,
     "Uniform at random: what every other method has to beat.",
-    when="As a control: what cannot beat it has learned nothing about weights.",
-    when_not="As a way to prune a trained model.",
+    catalog=(21,),
+    when="As a control: what cannot beat it has learned nothing about weights. Of random sets of hidden units one draw is enough: an MLP on "
+    "digits (96.2 % dense) trained to 95.5, 94.8, 94.2 and 89.2 % with 50, 70, 80 and 90 % of its units left out, and the best of 100 draws by "
+    "their loss before training (`weights.subnetworks.random_search`) to 95.8, 95.3, 94.1 and 90.9 %: no difference was found (12 seeds, "
+    "Wilcoxon's signed-rank test, p ≥ 0.31 after Holm).",
+    when_not="As a way to prune a trained model. Nor with 95 % of the units left out, best of 100 or not: 65 to 71 %, and far apart from seed to seed.",
 )
 add(
     "random_uniform_plus",

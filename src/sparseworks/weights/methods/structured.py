@@ -50,9 +50,9 @@ add(
 )  # fmt: skip
 add(
     "hesso_cric", Magnitude(), "global", CHEN, "HESSO whose groups are tried out first, so that no layer collapses.",
-    train=ShrinkAfterTrials(), status="experimental", catalog=(177,),
-    when="As `hesso`, where so many groups go that a wrong choice collapses the model.",
-    when_not="Few groups go: trying them out costs time and `hesso` does as well. With 70 % gone its loss was half in six of six runs, with 80 % better in three of eight only.",
+    train=ShrinkAfterTrials(), catalog=(177,),
+    when="As `hesso`, where so many groups go that a wrong choice collapses the model: in a plain net of digits with 80 % gone its loss was lower in 27 of 28 runs, 0.58 against 0.89 in the mean; with 70 % gone a third.",
+    when_not="Few groups go, or layers have shortcuts past them: trying them out costs time, and in a residual net of digits with 80 % gone `hesso` was better in five of six runs.",
 )  # fmt: skip
 add(
     "network_slimming", Magnitude(), "global", LIU, "L1 on the factors of all norms, then the channels of least |gamma| go.",

@@ -16,6 +16,7 @@ from sparseworks.weights.train.gradual import Gradual
 from sparseworks.weights.train.granet import PruneRegrow
 from sparseworks.weights.train.moving import Moving
 from sparseworks.weights.train.popup import EdgePopup
+from sparseworks.weights.train.readjust import ClientDropGrow
 
 ZHU = Source("Zhu and Gupta", 2017, "1710.01878", "To prune, or not to prune")
 EVCI = Source("Evci, Gale, Menick, Castro and Elsen", 2020, "1911.11134", "Rigging the lottery")
@@ -37,6 +38,7 @@ LONG = Source(
     "2309.06805",
     "FedDIP: extreme dynamic pruning and incremental regularization",
 )
+BIBIKAR = Source("Bibikar, Vikalo, Wang and Chen", 2021, "2112.09824", "Federated dynamic sparse training")
 VINCENT = Source("Vincent, Faust, Tripathi, Peters and D'Eramo", 2025, "2503.01437", "Eau de Q-network")
 MOUSAVI = Source(
     "Mousavi, Loni, Alibeigi and Daneshtalab",
@@ -130,6 +132,13 @@ add(
     allocate=ERK(), schedule=Cubic(), train=Reconfigure(), catalog=(115,),
     when="Data lie with many clients, and what they send has to be small.",
     when_not="All data are in one place: `gmp` and `rigl` need no rounds.",
+)  # fmt: skip
+add(
+    "feddst", Magnitude(), "tensor", BIBIKAR,
+    "Federated, see `Server`: clients drop and grow in their own supports, each entry is averaged over those that hold it.",
+    allocate=ERK(), schedule=Cosine(0.3), train=ClientDropGrow(),
+    when="Data lie with many clients, and neither they nor their messages may ever hold more than the sparse model, but for one gradient now and then.",
+    when_not="Accuracy counts more than bytes: on digits with ten clients 96.2 and 94.7 % at 90 and 95 % sparsity, FedDIP 97.4 and 97.0 with three to five times the uploads.",
 )  # fmt: skip
 add(
     "eau_de_qn", Magnitude(), "global", VINCENT,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from flwr.common import FitIns, FitRes, NDArrays, Parameters, Scalar, ndarrays_t
 from flwr.server import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
+from torch import Tensor
 
 from sparseworks.core.errors import ModelError
+from sparseworks.core.site import Site
 from sparseworks.core.support import Support
 from sparseworks.weights.settings.federated import Client, Server
 from sparseworks.weights.settings.flower import Train
@@ -30,7 +33,9 @@ class FlowerClient(NumPyClient):
         """One round: arrays of the message in, arrays of the reply out."""
         message = self._message(parameters, config)
         reply = self.client.reply(self.train(self.client, message))
-        return [t.numpy() for t in reply.values.values()], reply.samples, {"round": reply.round, "whole": reply.whole}
+        own = [s.bits().numpy() for s in (reply.supports or {}).values()]
+        arrays = [*(t.numpy() for t in reply.values.values()), *own]
+        return arrays, reply.samples, {"round": reply.round, "whole": reply.whole}
 
     def _message(self, arrays: NDArrays, config: dict[str, Scalar]) -> Message:
         names, sites = list(sent_tensors(self.client.model)), self.client.sites
@@ -42,10 +47,12 @@ class FlowerClient(NumPyClient):
         return Message(
             round=int(config["round"]),
             values=dict(zip(names, tensors, strict=False)),
-            supports={s.name: Support.from_bits(b, s.shape) for s, b in zip(sites, tensors[len(names) :], strict=True)},
+            supports=_supports(sites, tensors[len(names) :]),
             whole=bool(config["whole"]),
             kept_only=bool(config["kept_only"]),
             penalty=float(config["penalty"]),
+            exchange=float(config["exchange"]),
+            at=float(config["at"]),
         )
 
 
@@ -73,18 +80,20 @@ class FlowerStrategy(FedAvg):
         """End the round with whoever replied."""
         if not results:
             return None, {}
-        names = list(sent_tensors(self.server.model))
-        replies = []
-        for _, result in results:
-            values = [torch.from_numpy(a.copy()) for a in parameters_to_ndarrays(result.parameters)]
-            told = result.metrics
-            replies.append(
-                Reply(
-                    int(told["round"]), dict(zip(names, values, strict=True)), result.num_examples, bool(told["whole"])
-                )
-            )
-        self.server.receive(replies)
+        self.server.receive([self._reply(result) for _, result in results])
         return self._parameters(), {"sent": self.server.sent, "received": self.server.received}
+
+    def _reply(self, result: FitRes) -> Reply:
+        names, sites = list(sent_tensors(self.server.model)), [p.site for p in self.server.run.sites]
+        arrays = [torch.from_numpy(a.copy()) for a in parameters_to_ndarrays(result.parameters)]
+        values, own, told = arrays[: len(names)], arrays[len(names) :], result.metrics
+        if len(values) != len(names) or len(own) not in (0, len(sites)):
+            raise ModelError(
+                f"{len(arrays)} arrays came back for {len(names)} tensors and {len(sites)} sites: other models."
+            )
+        supports = _supports(sites, own) if own else None
+        named = dict(zip(names, values, strict=True))
+        return Reply(int(told["round"]), named, result.num_examples, bool(told["whole"]), supports)
 
     def _parameters(self) -> Parameters:
         message = self.server.message()
@@ -96,4 +105,9 @@ class FlowerStrategy(FedAvg):
         message = self.server.message()
         return {
             "round": message.round, "whole": message.whole, "kept_only": message.kept_only, "penalty": message.penalty,
+            "exchange": message.exchange, "at": message.at,
         }  # fmt: skip
+
+
+def _supports(sites: Sequence[Site], bits: Sequence[Tensor]) -> dict[str, Support]:
+    return {s.name: Support.from_bits(b, s.shape) for s, b in zip(sites, bits, strict=True)}

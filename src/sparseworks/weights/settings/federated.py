@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from sparseworks.core.errors import CheckpointError, ModelError, NonFiniteError
 from sparseworks.core.method import Method
 from sparseworks.core.patterns import parse
+from sparseworks.core.regime import Regime
 from sparseworks.core.schedule import Constant
 from sparseworks.core.site import Site
 from sparseworks.core.stats import WeightGradient
@@ -27,6 +30,7 @@ from sparseworks.stream.gradients import Loss
 from sparseworks.weights.settings.messages import Message, Reply, by_parameter, packed, sent_tensors, unpacked
 from sparseworks.weights.train.checks import chosen
 from sparseworks.weights.train.feedback import Feedback, Reconfigure
+from sparseworks.weights.train.readjust import ClientDropGrow, Readjust
 from sparseworks.weights.train.run import Event
 from sparseworks.weights.train.sparsifier import Sparsifier
 from sparseworks.weights.train.state import flat, nested
@@ -43,7 +47,8 @@ class Server:
 
     W <- optimiser(W, W - sum over clients of n_k W_k / sum n_k): with SGD at rate 1 the mean of the clients' weights
     (federated averaging). Every method that trains works, its steps being rounds: "feddip"; "rigl", which grows where the
-    clients' summed gradients are largest; "snip" on `data` of the server, held. Buffers are averaged.
+    clients' summed gradients are largest; "feddst", whose clients change their own supports, so that each entry is averaged over
+    those that hold it; "snip" on `data` of the server, held. Buffers are averaged.
 
     Source: McMahan et al., 2017, arXiv 1602.05629; Reddi et al., 2021, arXiv 2003.00295 (the server as an optimiser).
 
@@ -83,7 +88,8 @@ class Server:
             model, method, self.optimizer, steps=rounds, sites=sites, skip=skip, data=data, loss=loss, seed=seed
         )
         regime = self.run.regime
-        local = regime.local if isinstance(regime, Reconfigure) else Feedback()
+        self._moving = regime if isinstance(regime, ClientDropGrow) else None
+        local = regime.local if isinstance(regime, Reconfigure) else Feedback(kept_only=self._moving is not None)
         if not isinstance(local, Feedback):
             raise ModelError(f"Clients train by `Feedback`, method {method.name!r} names {local!r}.")
         self._local: Feedback = local
@@ -99,7 +105,7 @@ class Server:
     def message(self) -> Message:
         """What every client of this round is sent."""
         if self._message is None:
-            supports, local = self.run.supports, self._local
+            supports, local, moving = self.run.supports, self._local, self._moving
             self._message = Message(
                 round=self.round,
                 values=packed(self.model, by_parameter(p.site for p in self.run.sites), supports),
@@ -107,6 +113,8 @@ class Server:
                 whole=self._curious and not local.kept_only and self.run.regime.due(self.run),
                 kept_only=local.kept_only,
                 penalty=local.penalty(self.run.progress) if local.penalty else 0.0,
+                exchange=moving.share(self.run) if moving else 0.0,
+                at=moving.at if moving else 0.5,
             )
         return self._message
 
@@ -117,25 +125,29 @@ class Server:
             What changed in the supports, or None.
 
         Raises:
-            ModelError: no replies, one of another round or model, or one that trained on nothing.
+            ModelError: no replies, one of another round or model, one that trained on nothing, or one without supports of its own
+                where the message has clients exchange entries.
             NonFiniteError: a reply holds NaN or infinity; nothing was changed.
         """
-        message = self.message()
+        message, before, since = self.message(), self.run.supports, len(self.run.history)
         if not replies or any(r.round != self.round or r.whole != message.whole or r.samples < 1 for r in replies):
             raise ModelError(
                 f"Round {self.round} ends with at least one reply to its own message, trained on at least one example; got "
                 f"{[(r.round, r.samples) for r in replies]} as (round, samples)."
             )
-        total, supports = sum(r.samples for r in replies), {} if message.whole else message.supports
-        members = by_parameter(p.site for p in self.run.sites)
-        means = [(unpacked(self.model, r.values, members, supports), r.samples / total) for r in replies]
-        tensors = sent_tensors(self.model)
-        mean = {name: torch.stack([share * found[name] for found, share in means]).sum(dim=0) for name in tensors}
+        if any(_shapes(r.supports) != (_shapes(before) if message.exchange else None) for r in replies):
+            raise ModelError(
+                f"Clients reply to round {self.round} with {'their own supports, one a site' if message.exchange else 'no supports'}; "
+                f"one does not."
+            )
+        tensors, mean = sent_tensors(self.model), self._mean(replies, message)
         wrong = [name for name, tensor in mean.items() if not bool(torch.isfinite(tensor).all())]
         if wrong:
             raise NonFiniteError(
                 f"A reply to round {self.round} holds NaN or infinity in {wrong[0]!r}: leave that client out."
             )
+        if message.exchange:
+            self.run.adopt({n: reduce(or_, ((r.supports or {})[n] for r in replies)) for n in before})
         with torch.no_grad():
             for name, tensor in tensors.items():
                 if isinstance(tensor, nn.Parameter):
@@ -148,7 +160,33 @@ class Server:
         self.optimizer.step()
         event = self.run.step()
         self.optimizer.zero_grad()
-        return event
+        return self._one_event(before, since) if message.exchange else event
+
+    def _mean(self, replies: Sequence[Reply], message: Message) -> dict[str, Tensor]:
+        """sum_k n_k m_k W_k / sum_k n_k m_k: with supports that all share the mean of what was sent, zero elsewhere."""
+        total, shared = sum(r.samples for r in replies), {} if message.whole else message.supports
+        members = by_parameter(p.site for p in self.run.sites)
+        sent = [
+            (unpacked(self.model, r.values, members, shared if r.supports is None else r.supports), r.samples / total)
+            for r in replies
+        ]
+        mean = {n: torch.stack([share * w[n] for w, share in sent]).sum(dim=0) for n in sent_tensors(self.model)}
+        if message.exchange:
+            for name, sites in members.items():
+                held = [stored_mask(mean[name].shape, sites, r.supports or {}) for r in replies]
+                voters = (
+                    torch.stack([share * m for m, (_, share) in zip(held, sent, strict=True)]).sum(dim=0).to(mean[name])
+                )
+                mean[name] = torch.where(voters > 0, mean[name] / voters, 0.0)
+        return mean
+
+    def _one_event(self, before: Mapping[str, Support], since: int) -> Event | None:
+        """All that changed since `before`: taking up the clients' supports and going back to the budget are one change."""
+        now, history = self.run.supports, self.run.history
+        dropped, grown = (sum((a[n] - b[n]).count for n in now) for a, b in ((before, now), (now, before)))
+        kept = sum(s.count for s in now.values())
+        history[since:] = [Event(self.round, kept, dropped, grown)] if dropped or grown else []
+        return history[-1] if len(history) > since else None
 
     def finish(self) -> dict[str, Support]:
         """The method's final sparsity; returns the supports."""
@@ -187,6 +225,9 @@ class Client:
 
     Entries outside the support are trained by the gradients of the sparse model (see `Feedback`) and stay here until the server
     asks for all; then they are sent once. The authors' code sends them in every round, and its server drops them after the first.
+
+    A message that has the client exchange entries ("feddst") needs `receive(message, optimizer, steps=...)`, the optimiser steps to
+    come: after a share of them the client drops and grows, and it replies with its own supports.
     """
 
     def __init__(self, model: nn.Module, *, sites: Sequence[Site] | None = None, skip: Sequence[str] = ()):
@@ -196,12 +237,22 @@ class Client:
         self._kept_back: dict[str, Tensor] = {}
         self._message: Message | None = None
 
-    def receive(self, message: Message, optimizer: Optimizer) -> None:
+    def receive(self, message: Message, optimizer: Optimizer, steps: int | None = None) -> None:
         """Load what the server sent and take hold of the optimiser until `reply`.
 
+        Args:
+            message: of the round.
+            optimizer: of the client, made anew or kept.
+            steps: optimiser steps until `reply`; needed where the client changes its own supports.
+
         Raises:
-            ModelError: the message is of another model, or the one before has no reply yet.
+            ModelError: the message is of another model, the one before has no reply yet, or `steps` are needed.
         """
+        if message.exchange and (steps is None or steps < 1):
+            raise ModelError(
+                f"Round {message.round} has clients change their supports after {message.at:.0%} of their steps: give `steps`, "
+                f"the number of optimiser steps until `reply`."
+            )
         if self._message is not None:
             raise ModelError(f"The message of round {self._message.round} has no reply yet: call `reply` first.")
         members = by_parameter(self.sites)
@@ -212,9 +263,9 @@ class Client:
                 if name in self._kept_back:
                     mask = stored_mask(kept.shape, members[name], message.supports).to(kept.device)
                     tensors[name].copy_(torch.where(mask, kept, self._kept_back[name]))
-        local = Feedback(message.kept_only, Constant(message.penalty) if message.penalty else None)
-        method = Method("local", Magnitude(), parse("tensor"), train=local)
-        held = {site.parameter: site.tensor(self.model).detach() for site in self.sites}
+        method = Method("local", Magnitude(), parse("tensor"), train=_local(message, steps or 0))
+        trained = {site.parameter: site.tensor(self.model).detach() for site in self.sites}
+        held = {} if message.exchange else trained
         self._run = Sparsifier(
             self.model, method, optimizer, sites=self.sites, state=_held(method, message.supports, held)
         )
@@ -232,12 +283,12 @@ class Client:
         message, self._message = self._message, None
         trained, whole = self._run.state_dict()["masters"], message.whole
         self._count.remove()
-        self._run.finish()
-        members = by_parameter(self.sites)
-        values = packed(self.model, members, {} if whole else message.supports, trained)
+        kept = self._run.finish()
+        members, own = by_parameter(self.sites), kept if message.exchange else None
+        values = packed(self.model, members, {} if whole else own or message.supports, trained)
         shown = sent_tensors(self.model)
         self._kept_back = {} if whole else {name: tensor - shown[name].detach() for name, tensor in trained.items()}
-        return Reply(message.round, values, samples, whole)
+        return Reply(message.round, values, samples, whole, own)
 
     def save(self, path: Path | str) -> None:
         """Write what has not been sent yet; everything else comes with the next message.
@@ -267,6 +318,17 @@ class Client:
 
     def _counted(self, *_: Any) -> None:
         self._run.step()
+
+
+def _local(message: Message, steps: int) -> Regime:
+    """What a client of the round does at every step."""
+    if message.exchange:
+        return Readjust(share=message.exchange, step=max(1, round(message.at * steps)))
+    return Feedback(message.kept_only, Constant(message.penalty) if message.penalty else None)
+
+
+def _shapes(supports: Mapping[str, Support] | None) -> dict[str, tuple[int, ...]] | None:
+    return None if supports is None else {name: support.shape for name, support in supports.items()}
 
 
 def _held(method: Method, supports: Mapping[str, Support], weights: Mapping[str, Tensor]) -> dict[str, Any]:

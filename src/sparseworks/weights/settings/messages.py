@@ -28,6 +28,8 @@ class Message:
         whole: the client answers with all entries, not with the kept ones only: the server is about to choose again.
         kept_only: the client moves kept entries only.
         penalty: rate of the client's penalty, see `Feedback`.
+        exchange: share of every site's kept entries that the client drops and grows anew, see `Readjust`; it replies with its own supports.
+        at: share of its steps after which it does so.
     """
 
     round: int
@@ -36,26 +38,33 @@ class Message:
     whole: bool = False
     kept_only: bool = False
     penalty: float = 0.0
+    exchange: float = 0.0
+    at: float = 0.5
 
     @property
     def nbytes(self) -> int:
         """Bytes of values and supports; a support takes one bit an entry."""
-        return _bytes(self.values) + sum(s.bits().numel() for s in self.supports.values())
+        return _bytes(self.values) + _bits(self.supports)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client sends back: its values, and on how many examples they were trained. Its supports are the server's."""
+    """What a client sends back: its values, and on how many examples they were trained.
+
+    Attributes:
+        supports: its own ones, where the message has it exchange entries; None = the server's, which do not travel again.
+    """
 
     round: int
     values: Values
     samples: int
     whole: bool = False
+    supports: Mapping[str, Support] | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values."""
-        return _bytes(self.values)
+        """Bytes of the values, and of the client's own supports, one bit an entry."""
+        return _bytes(self.values) + _bits(self.supports or {})
 
 
 def sent_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -104,6 +113,10 @@ def unpacked(
             f"Values of another model: {wrong[0]!r} has {values[wrong[0]].numel()} of {int(masks[wrong[0]].sum())}."
         )
     return {name: decode(values[name], masks[name], name).to(t.device) for name, t in tensors.items()}
+
+
+def _bits(supports: Mapping[str, Support]) -> int:
+    return sum(s.bits().numel() for s in supports.values())
 
 
 def _bytes(values: Values) -> int:

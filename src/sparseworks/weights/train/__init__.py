@@ -35,6 +35,11 @@ from sparseworks.weights.train.penalty import Penalised as Penalised
 from sparseworks.weights.train.penalty import RipeStop as RipeStop
 from sparseworks.weights.train.popup import EdgePopup as EdgePopup
 from sparseworks.weights.train.quantised import Quantised as Quantised
+from sparseworks.weights.train.quantised import best_step as best_step
+from sparseworks.weights.train.quantised import input_steps as input_steps
+from sparseworks.weights.train.quantised import rounded_inputs as rounded_inputs
+from sparseworks.weights.train.readjust import ClientDropGrow as ClientDropGrow
+from sparseworks.weights.train.readjust import Readjust as Readjust
 from sparseworks.weights.train.regions import RegionGate as RegionGate
 from sparseworks.weights.train.rewire import Rewire as Rewire
 from sparseworks.weights.train.run import Event as Event

@@ -18,58 +18,70 @@ from sparseworks.weights.train.units import Units, on_units, total_steps
 @REGIMES.register("shrink_groups_after_trials")
 @dataclass(frozen=True)
 class ShrinkAfterTrials(ShrinkGroups):
-    """HESSO whose K groups are chosen by trials, at most `trials` of `trial` of the run each, from `start` on.
+    """HESSO whose groups are chosen by trials, at the start of each period at most `trials` of `trial` of the run each.
 
-    A trial shrinks its groups to zero while all train, then the weights come back. The first takes the K lowest; whatever is
-    among the K lowest at a step of a trial and has not been tried goes into the next; trials end when there is nothing new.
-    Then the K lowest by mean score over all steps of all trials plus the deviation of the loss shrink in one period to `cut`.
+    A trial shrinks its groups to zero while all train, then the weights come back. The first takes the lowest K (p + 1) / P
+    that the period is to leave gone; whatever is among them at a step of a trial and has not been tried goes into the next;
+    trials end when there is nothing new. Then the lowest by mean score over all steps of all trials plus the deviation of the
+    loss shrink during what is left of the period. A period too short for trials does without.
 
-    Source: Chen et al., 2024, arXiv 2409.09085 (HESSO-CRIC). Departure: a regime sees gradients, not the loss, so the deviation
+    Source: Chen et al., 2024, arXiv 2409.09085 (HESSO-CRIC). Departures: a regime sees gradients, not the loss, so the deviation
     of a group is the line integral of the gradient along its way to zero, sum_t <g_t, change of x_t>, divided by its norm over
-    the groups as the scores are; the released code measures the loss after projecting whole layers.
+    the groups as the scores are; the released code measures the loss after projecting whole layers. It also has one period
+    for all K, which is `periods` = 1: trials of weights that so many groups leave at once say little about those that stay.
     """
 
-    periods: int = 1
-    trials: int = 10
-    trial: float = 0.02
+    periods: int = 5
+    trials: int = 3
+    trial: float = 0.01
 
     def __post_init__(self):
         super().__post_init__()
-        if self.trials < 1 or self.start + self.trials * self.trial > self.cut:
+        if self.trials < 1 or self.trials * self.trial > (self.cut - self.start) / self.periods:
             raise BudgetError(
-                f"{self.trials} trials of {self.trial:g} of the run do not end before `cut`, {self.cut:g}."
+                f"{self.trials} trials of {self.trial:g} of the run do not fit into one of {self.periods} periods "
+                f"between {self.start:g} and `cut`, {self.cut:g}."
             )
 
     def when(self, run: Training) -> When | None:
         """Trials are periods with negative numbers."""
-        state = on_units(run).units.state
-        first = round(self.start * total_steps(run))
-        if "chosen" not in state:
-            steps = max(2, round(self.trial * total_steps(run)))
-            trial, t = divmod(run.done - first, steps)
-            return When(trial - self.trials, t, steps) if trial >= 0 else None
-        begun = int(state["begun"])
-        steps = max(1, round(self.cut * total_steps(run)) - begun)
-        t = run.done - begun
-        return When(0, t, steps) if t < steps else None
+        period, state = super().when(run), on_units(run).units.state
+        if period is None:
+            return None
+        if "begun" in state:
+            late = int(state["begun"]) - (run.done - period.t)
+            return When(period.period, period.t - late, period.steps - late)
+        steps = max(2, round(self.trial * total_steps(run)))
+        trials = min(self.trials, (period.steps - 1) // steps)
+        trial, t = divmod(period.t, steps)
+        return When(trial - trials, t, steps) if trials else period
 
     def before(self, run: Training) -> None:
         """In trials every step is scored."""
-        if self.when(run) and "chosen" not in on_units(run).units.state:
+        now = self.when(run)
+        if now and now.period < 0:
             on_units(run).units.remember()
+        else:
+            super().before(run)
 
     def after(self, run: Training) -> None:
         """A step of a trial, or of the removal."""
         now, units = self.when(run), on_units(run).units
         if now is None:
             return
-        if "chosen" in units.state:
-            if now.t == 0:
-                units.state["shrinking"] = units.state["chosen"]
+        if now.period < 0:
+            self.tried(run, now)
+        elif now.t == 0 and "chosen" in units.state:
+            units.state["shrinking"] = units.state["chosen"]
             shrink(run, units.state["shrinking"], now.t, now.steps)
-            return
+        else:
+            super().after(run)
+
+    def tried(self, run: Training, now: When) -> None:
+        """A step of a trial: score, see what else is low, add up what the loss does, and shrink."""
+        units = on_units(run).units
         scores = GROUP_SCORES.get(self.score)(units.sums(run.optimizer))
-        lowest = self.weakest(run, scores, self.removed(run))
+        lowest = self.lowest(run, scores)
         if "tried" not in units.state:
             units.save_weights()
             none = torch.zeros_like(scores)
@@ -91,8 +103,9 @@ class ShrinkAfterTrials(ShrinkGroups):
         """After a trial the weights come back; after the removal the groups stay away."""
         units = on_units(run).units
         state = units.state
-        if "chosen" in state:
+        if "trial" not in state:
             super().change(run)
+            units.state = {}
             return
         last = self.when(run)
         units.load_weights()
@@ -101,10 +114,15 @@ class ShrinkAfterTrials(ShrinkGroups):
         # `change` is called after the step was counted: the last step of a trial is one back
         if not bool(state["trial"].any()) or last is None or last.period >= 0:
             deviation = state["cost"] / state["cost"].norm().clamp(min=1e-30)
-            scores = state["sum"] / state["count"] + deviation
-            chosen = self.weakest(run, scores, self.removed(run))
-            units.forget_weights()
+            chosen = self.lowest(run, state["sum"] / state["count"] + deviation)
             units.state = {"chosen": chosen, "begun": torch.tensor(run.done)}
+
+    def lowest(self, run: Training, scores: Float[Tensor, " groups"]) -> Bool[Tensor, " groups"]:
+        """The living groups of the lowest scores that the present period is to take."""
+        period, alive = super().when(run), on_units(run).units.alive
+        assert period is not None  # trials leave a step of their period
+        count = round(self.removed(run) * (period.period + 1) / self.periods)
+        return self.weakest(run, scores, count, ~alive) & alive
 
 
 def cost(units: Units, groups: Bool[Tensor, " groups"], left: int) -> Float[Tensor, " groups"]:

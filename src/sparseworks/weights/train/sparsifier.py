@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from sparseworks.core.errors import CheckpointError
+from sparseworks.core.errors import CheckpointError, ModelError
 from sparseworks.core.method import Method
 from sparseworks.core.site import Coupling, Site
 from sparseworks.core.support import Support
@@ -158,6 +158,18 @@ class Sparsifier(Hooked):
         if due:
             self._watch.reset()
         return self.history[-1] if len(self.history) > before else None
+
+    def adopt(self, supports: Mapping[str, Support]) -> None:
+        """Between two steps: make these the supports, chosen outside (by the clients of a federation); what comes starts at zero.
+
+        Raises:
+            ModelError: one is missing, or is of another shape.
+        """
+        wrong = [p.name for p in self.sites if p.name not in supports or supports[p.name].shape != p.shape]
+        if wrong:
+            raise ModelError(f"Site {wrong[0]!r} is to adopt a support of its own shape, and there is none.")
+        self.keep({p.name: supports[p.name].mask().to(p.mask.device) for p in self.sites})
+        self._refresh()
 
     def next_stage(
         self, steps: int | None = None, data: Iterable[Any] | None = None, loss: Loss | None = None
