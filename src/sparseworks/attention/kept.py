@@ -88,7 +88,7 @@ class Kept:
 def attend_kept(heads: Heads, kept: Kept) -> Output:
     """softmax over the kept pairs times v, and its log-sum-exp; the way is chosen by the shape of the units.
 
-    One query: lists of tokens. Blocks of a common size of at least 16: the block kernel. Columns: gathered. A set of keys: compacted.
+    One query: lists of tokens. Blocks of a common size of at least 16: the block kernel. Narrower columns: gathered. A set of keys: compacted.
     Anything else: row of units by row of units, masked. Differentiable where gradients are wanted (lists and gathered columns are then masked).
 
     Raises:
@@ -107,7 +107,7 @@ def _way(heads: Heads, kept: Kept, wants: bool) -> Callable[[Heads, Kept], Outpu
         return attend_blocks
     if heads.queries == 1 and not wants:
         return attend_lists
-    if kept.unit.cols == 1 and (kept.unit.rows or 0) > 1 and heads.causal and not wants:
+    if 0 < (kept.unit.cols or 0) < 16 and (kept.unit.rows or 0) > 1 and heads.causal and not wants:
         return attend_columns
     if kept.unit == Tile(None, 1):
         return attend_sets
@@ -150,7 +150,9 @@ def attend_lists(heads: Heads, kept: Kept) -> Output:
 
 def attend_columns(heads: Heads, kept: Kept) -> Output:
     """Query blocks, each over columns of its own: those before the block from lists, those inside it masked; merged."""
-    mask = kept.mask.expand(heads.batch, heads.heads, -1, -1)
+    mask = kept.mask.expand(heads.batch, heads.heads, -1, -1).repeat_interleave(kept.unit.cols or 1, -1)[
+        ..., : heads.keys
+    ]
     outs, lses = [], []
     for row, (first, last) in enumerate(heads.rows_of(kept.unit.rows)):
         start, rows = heads.offset + first, slice(first, last)

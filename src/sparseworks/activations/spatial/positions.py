@@ -138,7 +138,9 @@ class ReducedConv2d(nn.Module):
                 f"The positions are for outputs of {self.size}, these maps give {self.window.outputs(size)}."
             )
         (up, left), weight, kept = self.window.padding, self.get_buffer("weight"), self.get_buffer("kept")
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, up, up)).flatten(1, 2)  # channels last: a tap is one run
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, up, up)).flatten(
+            1, 2
+        )  # channels last: a tap is one run
         patches = padded.index_select(1, self._patches(size)).reshape(-1, weight.shape[1])
         found = F.linear(patches, weight, self._buffers["bias"]).reshape(x.shape[0], -1, weight.shape[0])
         y = x.new_zeros(x.shape[0], self.size[0] * self.size[1], weight.shape[0])
