@@ -258,9 +258,7 @@ def generated(method, seed: int, chunks: int = 6, per: int = 2):
         for held, (q, v) in zip(cache, turns, strict=True):
             held.append(h)
             k = torch.cat(held, 2)
-            heads = Heads(
-                1.6 * (0.6 * h + 0.8 * h @ q), 1.6 * k, k @ v, causal=False, clip=Clip((i + 1) * per, 8, 16)
-            )
+            heads = Heads(1.6 * (0.6 * h + 0.8 * h @ q), 1.6 * k, k @ v, causal=False, clip=Clip((i + 1) * per, 8, 16))
             out = dense_attention(heads)[0]
             if method is not None:
                 (out, _), kept = sparse_attention(heads, method)

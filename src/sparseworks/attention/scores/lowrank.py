@@ -64,7 +64,9 @@ class LowRankPredictor(nn.Module):
         self.optimizer.step()
 
     @torch.no_grad()
-    def _judge(self, real: Float[Tensor, "batch heads keys"], found: Float[Tensor, "batch heads keys"], mass: float) -> None:
+    def _judge(
+        self, real: Float[Tensor, "batch heads keys"], found: Float[Tensor, "batch heads keys"], mass: float
+    ) -> None:
         ordered, order = real.sort(dim=-1, descending=True)
         need = (ordered.cumsum(-1) < mass).sum(-1, keepdim=True) + 1
         place = torch.arange(real.shape[-1], device=real.device)
