@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -196,25 +196,34 @@ def attention(model: nn.Module, *methods: Published | Recipe | str) -> Iterator[
         ModelError: the model has no layers of that kind, or does not use the interface.
         UnknownNameError, RecipeError: no such method, or one of another kind.
     """
-    from transformers.masking_utils import AttentionMaskInterface
-    from transformers.modeling_utils import AttentionInterface
-
     layers = attention_layers(model)
     run = Attending(
         _by_layer(layers, methods, AttentionMethod),
         len(layers),
         _by_layer(layers, methods, CacheMethod),
     )
-    name, before = f"sparseworks-{next(_NUMBERS)}", _implementation(model)
-    AttentionInterface.register(name, run)
-    AttentionMaskInterface.register(name, padding_only)
     hook = model.register_forward_pre_hook(run.give_cache, with_kwargs=True) if run.caches else None
     try:
-        _use(model, name)
-        yield run
+        with through(model, run):
+            yield run
     finally:
         if hook is not None:
             hook.remove()
+
+
+@contextmanager
+def through(model: nn.Module, function: Callable[..., tuple[Tensor, Any]]) -> Iterator[None]:
+    """Inside, the model attends by `function`, and masks say only what is padding."""
+    from transformers.masking_utils import AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
+    name, before = f"sparseworks-{next(_NUMBERS)}", _implementation(model)
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, padding_only)
+    try:
+        _use(model, name)
+        yield
+    finally:
         _use(model, before)
         AttentionInterface._global_mapping.pop(name, None)
         AttentionMaskInterface._global_mapping.pop(name, None)

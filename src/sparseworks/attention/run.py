@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sparseworks.attention.heads import Heads
-from sparseworks.attention.kept import Kept, Output, attend_kept, whole
+from sparseworks.attention.kept import Kept, Output, attend_kept, attend_with_bias, whole
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.select import select
 from sparseworks.core.errors import ShapeError
@@ -21,7 +21,8 @@ def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kep
         return dense_attention(heads), None
     ordered, back = _ordered(heads, method)
     kept = _kept(ordered, method)
-    found = attend_kept(ordered, kept)
+    bias = None if method.score is None else method.score.bias(ordered)
+    found = attend_kept(ordered, kept) if bias is None else attend_with_bias(ordered, kept, bias)
     if method.score is not None:
         method.score.learn(ordered, lse=found[1], kept=kept)
     if method.rest is not None:

@@ -37,5 +37,9 @@ class AttentionScore:
         """Heads that this score cannot judge and that are computed whole (a guard); None: it judges all."""
         return None
 
+    def bias(self, heads: Heads) -> Float[Tensor, "batch kv_heads keys"] | None:
+        """What is added to the logits of each key, for scores that were trained that way; None: nothing."""
+        return None
+
     def learn(self, heads: Heads, **seen: Any) -> None:
         """What a call's own result teaches the score, kept in `heads.memory` (the log-sum-exp, a residual, a list)."""
