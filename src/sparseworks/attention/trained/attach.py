@@ -89,6 +89,9 @@ def attach(model: nn.Module, method: TrainedAttention | str) -> Attached:
             module.add_module(NAME, made)
             hooks += made.watch(module)  # type: ignore[operator]
         modules[layer] = made
+    gates = {layer: module for layer, module in modules.items() if isinstance(module, Gate)}
+    for gate in gates.values():
+        gate.join(gates)
     return Attached(model, modules, hooks, before)
 
 

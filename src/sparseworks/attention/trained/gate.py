@@ -77,6 +77,9 @@ class Gate(nn.Module):
         hooks = [module.register_forward_pre_hook(before, with_kwargs=True)]
         return hooks + [getattr(module, name).register_forward_hook(after(name)) for name in self.watches]
 
+    def join(self, gates: Mapping[int, Gate]) -> None:
+        """Told of the gates of all layers, for those that share decisions."""
+
     def forget(self) -> None:
         """Let go of the tensors of the last call."""
         self.hidden, self.outputs, self.loss = None, {}, self.loss.detach()
