@@ -27,15 +27,15 @@ def rows(n, seed):
 
 @pytest.fixture(scope="module")
 def seen():
-    """recall-lm with gates of 40 steps, and (heads, gate logits) of every layer on other rows."""
+    """recall-lm with gates of 60 steps, and (heads, gate logits) of every layer on other rows."""
     model = sw.load("sparseworks/recall-lm").float().eval().requires_grad_(False)
     torch.manual_seed(0)
     attached = attach(model, METHOD)
-    optimiser = torch.optim.Adam(attached.parameters(), 1e-2)
+    optimiser = torch.optim.Adam(attached.parameters(), 5e-3)
     losses = []
     with training(attached):
-        for step in range(40):
-            model(rows(1, step), use_cache=False)
+        for step in range(60):
+            model(rows(4, step), use_cache=False)
             loss = attached.loss()
             optimiser.zero_grad()
             loss.backward()

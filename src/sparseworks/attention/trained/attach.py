@@ -20,11 +20,15 @@ class Attached:
     """The trained modules of a model, by layer.
 
     Attributes:
+        method: what was attached.
         modules: layer -> `Gate` or the module that stands in the place of its attention.
     """
 
-    def __init__(self, model: nn.Module, modules: dict[int, nn.Module], hooks: list[Any], before: dict[str, nn.Module]):
-        self.model, self.modules, self._hooks, self._before = model, modules, hooks, before
+    def __init__(
+        self, model: nn.Module, method: TrainedAttention, modules: dict[int, nn.Module], hooks: list[Any],
+        before: dict[str, nn.Module],
+    ):  # fmt: skip
+        self.model, self.method, self.modules, self._hooks, self._before = model, method, modules, hooks, before
 
     def parameters(self) -> list[nn.Parameter]:
         """Of the trained modules alone."""
@@ -80,6 +84,7 @@ def attach(model: nn.Module, method: TrainedAttention | str) -> Attached:
     for layer, name in layers.items():
         module = model.get_submodule(name)
         made = method.build(Sizes.of(model.config, layer, len(layers))).to(like.device, like.dtype)
+        made.train(module.training)
         if method.trainable.replaces:
             made.layer_idx, before[name] = layer, module  # type: ignore[assignment]
             _put(model, name, made)
@@ -92,7 +97,7 @@ def attach(model: nn.Module, method: TrainedAttention | str) -> Attached:
     gates = {layer: module for layer, module in modules.items() if isinstance(module, Gate)}
     for gate in gates.values():
         gate.join(gates)
-    return Attached(model, modules, hooks, before)
+    return Attached(model, method, modules, hooks, before)
 
 
 @contextmanager

@@ -111,11 +111,11 @@ class NOSAScore(AttentionScore):
         own = (torch.arange(heads.queries, device=near.device) + heads.offset)[:, None] // (unit.cols or 1)
         block = torch.arange(near.shape[-1], device=near.device)
         free = (block > 0) & (block <= own - self.local)
-        near = near.masked_fill(~free, -1.0)
+        # A window may be the largest of two blocks: the later one is then first, however many blocks there are.
+        near = (near.double() + 1e-12 * block).masked_fill(~free, -1.0)
         best = near.topk(min(self.aware, near.shape[-1]), -1)
         first = torch.zeros_like(near, dtype=torch.bool).scatter(-1, best.indices, best.values >= 0)
-        low, high = token.amin(), token.amax()
-        ranked = (token - low) / (high - low).clamp(min=1e-30) + 1e-6 * block / len(block)
+        ranked = token.double().sigmoid() + 1e-12 * block
         return heads.shared(ranked.unsqueeze(2) + 2.0 * first)
 
     def by_query(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch kv_heads queries blocks"]:
