@@ -105,12 +105,12 @@ def test_training_keeps_the_model_as_it_is_and_inference_reads_the_same_gate(see
         (exported,) = METHOD.export()
         with sw.attention(model, exported.with_(budget=Density(1.0))) as run:
             torch.testing.assert_close(model(ids, use_cache=False).logits, dense, atol=1e-4, rtol=1e-4)
-        with sw.attention(model, exported.with_(budget=Threshold(0.02))) as run:
+        with sw.attention(model, exported.with_(budget=Threshold(0.05))) as run:
             sparse = model(ids, use_cache=False).logits
-        assert 0.1 < run.density() < 0.8
+        assert 0.1 < run.density() < 0.9
         again = copy.deepcopy(model)  # the gates are the model's own: they go where it goes
         attach(again, METHOD)
-        with sw.attention(again, exported.with_(budget=Threshold(0.02))):
+        with sw.attention(again, exported.with_(budget=Threshold(0.05))):
             assert torch.equal(again(ids, use_cache=False).logits, sparse)
     recipe = Recipe.of(exported)
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparseworks.core.errors import BudgetError
 
 
-def entmax(x: Float[Tensor, "*rows n"], alpha: float = 1.5, steps: int = 50) -> Float[Tensor, "*rows n"]:
+def entmax(x: Float[Tensor, "*rows n"], alpha: float = 1.5) -> Float[Tensor, "*rows n"]:
     """p = max(0, (alpha - 1) x - tau)^(1 / (alpha - 1)) with tau such that a row sums to 1 (Peters et al. 2019, arXiv 1905.05702).
 
     Differentiable: with s = p^(2 - alpha) on the support, dx = s (g - <s, g> / sum s).
@@ -21,7 +21,7 @@ def entmax(x: Float[Tensor, "*rows n"], alpha: float = 1.5, steps: int = 50) -> 
     """
     if alpha < 1:
         raise BudgetError(f"entmax takes alpha >= 1, got {alpha}.")
-    return x.softmax(-1) if alpha < 1 + 1e-4 else _Entmax.apply(x, float(alpha), steps)  # type: ignore[return-value]
+    return x.softmax(-1) if alpha < 1 + 1e-4 else _Entmax.apply(x, float(alpha))  # type: ignore[return-value]
 
 
 def sparse_sigmoid(z: Float[Tensor, "*shape"], alpha: float) -> Float[Tensor, "*shape"]:
@@ -31,12 +31,12 @@ def sparse_sigmoid(z: Float[Tensor, "*shape"], alpha: float) -> Float[Tensor, "*
 
 class _Entmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: float, steps: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
         power = 1 / (alpha - 1)
         scaled = (alpha - 1) * (x - x.amax(-1, keepdim=True)).to(torch.promote_types(x.dtype, torch.float32))
         low = torch.full_like(scaled[..., :1], -1.0)  # the largest entry alone gives 1
         width = 1.0 - scaled.shape[-1] ** (1 - alpha)
-        for _ in range(steps):
+        for _ in range(60 if scaled.dtype == torch.float64 else 28):
             width = width / 2
             middle = low + width
             low = torch.where((scaled - middle).clamp(min=0).pow(power).sum(-1, keepdim=True) >= 1, middle, low)
@@ -47,7 +47,7 @@ class _Entmax(torch.autograd.Function):
         return p
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (p,), g = ctx.saved_tensors, grads[0]
         s = torch.where(p > 0, p.clamp(min=1e-30).pow(2 - ctx.alpha), 0.0)
-        return s * (g - (s * g).sum(-1, keepdim=True) / s.sum(-1, keepdim=True)), None, None
+        return s * (g - (s * g).sum(-1, keepdim=True) / s.sum(-1, keepdim=True)), None

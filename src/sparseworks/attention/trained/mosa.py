@@ -83,8 +83,9 @@ class MoSAttention(nn.Module):
         self.router = nn.Linear(width, spec.heads, bias=False)
         self.qkv = nn.Parameter(torch.randn(spec.heads, width, 3 * d) * width**-0.5)
         self.out = nn.Parameter(torch.randn(spec.heads, d, width) * (d * (spec.heads + spec.dense)) ** -0.5)
-        self.dense_qkv = nn.Linear(width, 3 * spec.dense * d, bias=False)
-        self.dense_out = nn.Linear(spec.dense * d, width, bias=False)
+        if spec.dense:
+            self.dense_qkv = nn.Linear(width, 3 * spec.dense * d, bias=False)
+            self.dense_out = nn.Linear(spec.dense * d, width, bias=False)
 
     def forward(
         self, hidden_states: Float[Tensor, "batch tokens width"], *args: Any, **others: Any
@@ -125,7 +126,7 @@ class MoSAttention(nn.Module):
             at = best.topk(k, -1).indices.sort(-1).values
             return at, torch.ones_like(at, dtype=torch.bool)
         mask = best >= self.thresholds.to(r)[:, None]
-        order = (~mask).long().sort(-1, stable=True)
+        order = (~mask).long().sort(stable=True, dim=-1)
         k = max(1, int(mask.sum(-1).max()))
         return order.indices[..., :k], order.values[..., :k] == 0
 
