@@ -9,10 +9,11 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 def tiny(seed: int = 0, **changes) -> LlamaForCausalLM:
     """Two layers, four query and two key heads of 16."""
-    sizes = dict(
-        vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, bos_token_id=0, eos_token_id=None,
-    )  # fmt: skip
+    sizes = {
+        "vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True, "bos_token_id": 0,
+        "eos_token_id": None,
+    }  # fmt: skip
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**(sizes | changes))).eval()
 

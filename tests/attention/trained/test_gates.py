@@ -73,7 +73,9 @@ def test_gates_learn_through_the_model(case, ids):
     model.train()
     attached.set_progress(0.3)
     with training(attached):
-        torch.nn.functional.cross_entropy(model(ids, use_cache=False).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+        torch.nn.functional.cross_entropy(
+            model(ids, use_cache=False).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        ).backward()
     got = [p.grad for p in attached.parameters()]
     assert got and all(g is not None and float(g.abs().max()) > 0 for g in got)
 
@@ -104,7 +106,9 @@ def test_dma_starts_dense_and_needs_the_bias_to_learn(model, ids):
         torch.testing.assert_close(model(ids, use_cache=False).logits, dense, atol=1e-5, rtol=1e-5)
     for gate in attached.modules.values():  # without the bias the choice alone is left, which has no gradient
         full = gate.bias
-        gate.bias = lambda heads, full=full: full(heads).isneginf().float().masked_fill(full(heads).isneginf(), -torch.inf)
+        gate.bias = lambda heads, full=full: (
+            full(heads).isneginf().float().masked_fill(full(heads).isneginf(), -torch.inf)
+        )
     with training(attached):
         model(ids, use_cache=False).logits.square().mean().backward()
     assert all(p.grad is None for p in attached.parameters())
@@ -160,6 +164,8 @@ def test_dms_decides_late(model, ids):
         assert float(bias[..., back <= 5].abs().max()) == 0
         beyond = bias[..., back > 5]
         assert set(beyond.unique().tolist()) == {0.0, -torch.inf}
-        columns = bias.isneginf().float().masked_fill(back <= 5, 0).sum(-2)  # gone for one query, gone for all later ones
+        columns = (
+            bias.isneginf().float().masked_fill(back <= 5, 0).sum(-2)
+        )  # gone for one query, gone for all later ones
         later = (back > 5).sum(0)
         assert bool(((columns == 0) | (columns == later)).all())

@@ -36,14 +36,18 @@ def test_a_window_counts_in_a_block_by_what_it_has_there(span, stride, block):
     p = torch.rand(len(share))
     for J in range(5):
         at = [block // stride * J + m - n for m in range(block // stride) for n in range(span // stride)]
-        assert float(p @ share[:, J].float()) == pytest.approx(sum(float(p[i]) for i in at if 0 <= i < len(p)), rel=1e-5)
+        assert float(p @ share[:, J].float()) == pytest.approx(
+            sum(float(p[i]) for i in at if 0 <= i < len(p)), rel=1e-5
+        )
 
 
 def open_only(module, branch):
     """The gate on one branch: its sigmoid 1, the others' 0."""
     with torch.no_grad():
         module.gate[-1].weight.zero_()
-        module.gate[-1].bias.copy_(torch.full((3, SIZES.heads), -1e4).index_fill(0, torch.tensor(branch), 1e4).flatten())
+        module.gate[-1].bias.copy_(
+            torch.full((3, SIZES.heads), -1e4).index_fill(0, torch.tensor(branch), 1e4).flatten()
+        )
 
 
 @pytest.mark.parametrize(("branch", "changes"), [(1, {"keep": 5}), (2, {"window": 40})])

@@ -117,7 +117,7 @@ def test_training_keeps_the_model_as_it_is_and_inference_reads_the_same_gate(see
 
 
 def test_scores_are_probabilities_of_blocks_that_are_not_of_the_future(seen):
-    model, attached, _ = seen
+    model, _, _ = seen
     found = []
 
     class Spy(SeerScore):

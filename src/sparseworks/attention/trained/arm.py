@@ -146,6 +146,8 @@ add_trained(
     "arm_net", ARMNet(39), SOURCE,
     "A model of tables: cross features are products of powers of few fields, chosen for every row by an entmax.",
     catalog=(185,),
+    status="experimental",
     when="Rows have many fields, few of which act together, and it should be readable which.",
-    when_not="Fields act one by one, or boosted trees on the raw columns are at hand and good enough.",
+    when_not="Error is all that counts: on y = x1 x2 + x3^2 x5 with 5 and 25 fields of noise the entmax left noise fields out of "
+    "most cross features, but a softmax reached the lower error in this project's short trainings.",
 )  # fmt: skip

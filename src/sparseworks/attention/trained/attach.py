@@ -115,7 +115,9 @@ def training(attached: Attached) -> Iterator[Attached]:
     ) -> tuple[Tensor, None]:  # fmt: skip
         del others
         if attention_mask is not None or dropout or query.shape[2] != key.shape[2]:
-            raise ModelError("Gates are trained on rows without padding, without attention dropout and without a cache.")
+            raise ModelError(
+                "Gates are trained on rows without padding, without attention dropout and without a cache."
+            )
         causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         heads = Heads(

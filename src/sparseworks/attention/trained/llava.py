@@ -198,9 +198,13 @@ class TokenHeld(KVScore):
         gate = gate_of(held.module, TokenGate)
         new, hidden = held.q.shape[2], gate.hidden
         if hidden is None or hidden.shape[1] != new:
-            raise ModelError("The gate did not see the hidden states of these tokens; rows with padding are not supported.")
+            raise ModelError(
+                "The gate did not see the hidden states of these tokens; rows with padding are not supported."
+            )
         first = int(held.now.max()) + 1 - new
-        known = first == 0 and gate.layer == gate.spec.layer and gate.decided is not None and gate.decided.shape[1] == new
+        known = (
+            first == 0 and gate.layer == gate.spec.layer and gate.decided is not None and gate.decided.shape[1] == new
+        )
         keep = gate.decided if known else gate.keeps(hidden, first)
         if keep is None:
             return torch.ones_like(held.positions, dtype=torch.float32)

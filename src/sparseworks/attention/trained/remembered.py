@@ -22,9 +22,7 @@ def new_tokens(held: Held, gate: Gate) -> Tensor:
     return found
 
 
-def remembered(
-    held: Held, name: str, new: Shaped[Tensor, "batch some new"]
-) -> Shaped[Tensor, "batch kv_heads held"]:
+def remembered(held: Held, name: str, new: Shaped[Tensor, "batch some new"]) -> Shaped[Tensor, "batch kv_heads held"]:
     """What was said of each held token, what is said of the new ones appended to it; `some` may be 1."""
     every = remember(held, name, new)
     return every.expand(-1, held.k.shape[1], -1).gather(2, held.positions.long().clamp(min=0))
@@ -35,6 +33,8 @@ def remember(held: Held, name: str, new: Shaped[Tensor, "batch some new"]) -> Sh
     before, first = held.memory.get(name), int(held.now.max()) + 1 - new.shape[2]
     every = new if before is None or first == 0 else cat([before[:, :, :first], new], 2)
     if every.shape[2] != first + new.shape[2]:
-        raise ModelError("A call went by without the gate being asked; give the cache its method before the first token.")
+        raise ModelError(
+            "A call went by without the gate being asked; give the cache its method before the first token."
+        )
     held.memory[name] = every
     return every

@@ -21,9 +21,7 @@ from sparseworks.core.errors import ModelError
 from sparseworks.core.pattern import Pattern, Tile
 from sparseworks.core.published import Source
 
-SOURCE = Source(
-    "Gao et al.", 2024, "2410.13276", "SeerAttention: Learning Intrinsic Sparse Attention in Your LLMs"
-)
+SOURCE = Source("Gao et al.", 2024, "2410.13276", "SeerAttention: Learning Intrinsic Sparse Attention in Your LLMs")
 Cuts = list[tuple[int, int]]
 
 
