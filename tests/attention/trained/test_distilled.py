@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 import sparseworks as sw
 from sparseworks.attention.trained import attach, distillation, training
-from sparseworks.evaluate.sequences import Recall, mqar, turn_by_turn
+from sparseworks.evaluate.sequences import Recall, mqar
 
 LENGTH, PAIRS = 96, 8
 
