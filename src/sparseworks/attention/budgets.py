@@ -95,3 +95,30 @@ class Growing(CallBudget):
             less = sum(i * density(i, beta) for i in range(1, self.chunks + 1)) < total
             low, high = (beta, high) if less else (low, beta)
         return [density(i, high) for i in range(1, self.chunks + 1)]
+
+
+@BUDGETS.register("measured")
+@dataclass(frozen=True)
+class Measured(CallBudget):
+    """Of every head the share of keys that was seen to be critical, times `slack`; all until something was seen (DSV)."""
+
+    slack: float = 1.0
+
+    def at(self, heads: Heads) -> Budget:
+        """From `heads.learned["critical"]`."""
+        seen = heads.learned.get("critical")
+        return Density(1.0) if seen is None else _ByHead(tuple((self.slack * seen).clamp(max=1.0).tolist()))
+
+
+@dataclass(frozen=True)
+class _ByHead(Budget):
+    """A density of every head."""
+
+    values: tuple[float, ...]
+    needs_scores = True
+
+    def counts(self, grouped: Float[Tensor, "batch heads rows n"]) -> Int[Tensor, "batch heads rows"]:
+        """round(density_h n), at least 1."""
+        there = (grouped > -torch.inf).sum(-1)
+        share = torch.tensor(self.values, device=grouped.device).view(1, -1, 1)
+        return torch.minimum((there * share).round().long().clamp(min=1), there)

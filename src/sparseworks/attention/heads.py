@@ -53,6 +53,7 @@ class Heads:
         hidden: what the layer's projections read, where the caller knows it.
         module: the attention module, where there is one.
         memory: what a score or a schedule keeps for this layer from call to call.
+        learned: what is trained on the side for this layer, and outlives prompts.
         common: what the layers of a model leave for each other.
 
     Raises:
@@ -73,6 +74,7 @@ class Heads:
     hidden: Float[Tensor, "batch tokens width"] | None = None
     module: nn.Module | None = None
     memory: MutableMapping[Any, Any] = field(default_factory=dict)
+    learned: MutableMapping[Any, Any] = field(default_factory=dict)
     common: MutableMapping[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self):

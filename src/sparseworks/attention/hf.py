@@ -39,9 +39,11 @@ class Seen:
 
     Attributes:
         memory: what its method keeps from call to call.
+        learned: what it trains on the side, from prompt to prompt.
     """
 
     memory: dict[Any, Any] = field(default_factory=dict)
+    learned: dict[Any, Any] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
     densities: dict[str, float] = field(default_factory=lambda: {"prefill": 0.0, "decode": 0.0})
 
@@ -197,6 +199,7 @@ class Attending:
                 prompt=self.prompt,
                 module=module,
                 memory=self._memory(layer, rows.start),
+                learned=self.layers.setdefault(layer, Seen()).learned,
                 common=self.common.setdefault(rows.start or 0, {}),
             )
             out[rows, :, : -heads.queries] = 0

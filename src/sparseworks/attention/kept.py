@@ -102,6 +102,18 @@ def attend_kept(heads: Heads, kept: Kept) -> Output:
     return out.masked_fill(~kept.queries.unsqueeze(-1), 0), lse.masked_fill(~kept.queries, -torch.inf)
 
 
+def attend_with_bias(heads: Heads, kept: Kept, bias: Float[Tensor, "batch kv_heads keys"]) -> Output:
+    """The same with a bias for every key added to its logits: exactly, by one more channel, q' = (q, 1) and k' = (k, bias / scale).
+
+    Raises:
+        ShapeError: a mask that is not on the grid of `heads`.
+    """
+    q = F.pad(heads.q, (0, 1), value=1.0)
+    k = torch.cat([heads.k, (bias / heads.factor).unsqueeze(-1).to(heads.k.dtype)], -1)
+    out, lse = attend_kept(heads.with_(q=q, k=k, v=F.pad(heads.v, (0, 1)), scale=heads.factor), kept)
+    return out[..., : heads.d], lse
+
+
 def _way(heads: Heads, kept: Kept, wants: bool) -> Callable[[Heads, Kept], Output]:
     if _block(kept.unit):
         return attend_blocks

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparseworks.attention.cache.method import CacheMethod
 from sparseworks.attention.method import AttentionMethod
+from sparseworks.attention.trained.method import TrainedAttention
 from sparseworks.core.pages import particulars
 
 
@@ -47,3 +48,30 @@ def _cache(method: CacheMethod) -> dict[str, Any]:
         f"It acts after {' and after '.join({'prefill': 'the prompt', 'decode': 'every token'}[p] for p in method.phases)}.",
     ]
     return {"needs": needs, "call": call}
+
+
+@particulars.register
+def _trained(method: TrainedAttention) -> dict[str, Any]:
+    inner, exported = method.trainable, method.export()
+    needs = ["Training: what it selects by is learned, with the model or beside it."]
+    if not inner.replaces and not exported:
+        call = f'module = sw.method("{method.name}").build(sizes)'
+        return {
+            "needs": [*needs, "It is a model of its own: `build` makes it, and it is trained as any module."],
+            "call": call,
+        }
+    needs.append(
+        "A transformers model whose attention goes through its attention interface; rows without padding in training."
+    )
+    setup = f'method = sw.method("{method.name}")\nattached = trained.attach(model, method)\n'
+    if inner.replaces:
+        needs.append(
+            "It stands in the place of the attention modules, with weights of its own: the model is trained with it."
+        )
+        return {"needs": needs, "call": f"{setup}...   # train the model; call it with use_cache=False"}
+    needs.append("Its weights are saved with the model, and read from there at inference.")
+    call = (
+        "with trained.training(attached):\n    loss = task_loss + attached.loss()   # ... train\n"
+        "with sw.attention(model, *method.export()):\n    model.generate(**inputs)"
+    )
+    return {"needs": needs, "call": setup + call}

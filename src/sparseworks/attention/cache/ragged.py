@@ -47,6 +47,7 @@ class RaggedLayer(KVLayer):
     def attend(self, call: Call) -> Float[Tensor, "batch heads new d"]:
         """Attention to what is held and what is new; then what the method gives up is freed."""
         first, store = not self.holding.tokens, self.holding
+        phase: KVPhase = "prefill" if first else "decode" if call.new == 1 else "between_turns"
         positions = torch.arange(self.seen, self.seen + call.new).expand(len(call.q), -1)
         if first:
             out = call.among()
@@ -55,6 +56,11 @@ class RaggedLayer(KVLayer):
         elif call.new == 1:
             store.append(call.k, call.v, positions, call.real)
             self.stored(call)
+            if self.goes_before(call):
+                self.counted(call)
+                self.new += 1
+                self.let_go(call, phase)
+                return self.next(call)
             out = self.next(call)
         else:
             call.check_later()
@@ -63,7 +69,7 @@ class RaggedLayer(KVLayer):
             self.stored(call)
         self.counted(call)
         self.new += call.new
-        self.let_go(call, "prefill" if first else "decode" if call.new == 1 else "between_turns")
+        self.let_go(call, phase)
         return out
 
     def stored(self, call: Call) -> None:
@@ -74,6 +80,11 @@ class RaggedLayer(KVLayer):
         store = self.holding
         self.read = store.tokens * store.token_bytes
         return store.attend(call.q, scale=call.scale)[0]
+
+    def goes_before(self, call: Call) -> bool:
+        """Whether tokens go before the new query attends."""
+        method = call.run.caching.get(call.layer)
+        return method is not None and method.score is not None and method.score.before
 
     def let_go(self, call: Call, phase: KVPhase) -> None:
         """What the method gives up is freed."""

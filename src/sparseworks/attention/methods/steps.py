@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sparseworks.attention.budgets import Growing, HeadAdaptive
+from sparseworks.attention.budgets import Growing, HeadAdaptive, Measured
 from sparseworks.attention.cache.method import HEAD, add_cache
 from sparseworks.attention.cache.scores import BlockSaliency
 from sparseworks.attention.masks import Band
-from sparseworks.attention.method import add, blocks
+from sparseworks.attention.method import add, blocks, stripes
 from sparseworks.attention.rests import Reshape
-from sparseworks.attention.scores import ByRegion, FrameThenBlock, RunningGap, SearchedMass
+from sparseworks.attention.scores import ByRegion, FrameThenBlock, LowRankScore, RunningGap, SearchedMass
 from sparseworks.attention.timing import Periodic, Searches
 from sparseworks.core.budget import Density, Threshold
 from sparseworks.core.published import Source
@@ -61,6 +61,17 @@ add(
     catalog=(69,),
     when="Very little is computed (a few percent), and a dense step every few steps can be afforded.",
     when_not="Attention moves much between dense steps: what is added is out of date.",
+)
+add(
+    "dsv",
+    LowRankScore(16),
+    Source("Tan et al.", 2025, "2502.07590", "DSV"),
+    "While a video model is trained, small projections learn which keys matter; a head then computes those only.",
+    pattern=stripes(16),
+    budget=Measured(),
+    catalog=(72,),
+    when="A model of images or videos is trained for long, and most of its attention lies on few keys.",
+    when_not="Time counts on a CPU: single keys of a row of queries have no backward kernel yet, pairs that are left out are masked.",
 )
 add(
     "light_forcing",

@@ -14,6 +14,7 @@ from sparseworks.attention.scores.indexer import TwoStageIndexer as TwoStageInde
 from sparseworks.attention.scores.landmarks import Landmarks as Landmarks
 from sparseworks.attention.scores.logical import LogicalPages as LogicalPages
 from sparseworks.attention.scores.logical import StreamingHeads as StreamingHeads
+from sparseworks.attention.scores.lowrank import LowRankScore as LowRankScore
 from sparseworks.attention.scores.modes import HeadModes as HeadModes
 from sparseworks.attention.scores.nucleus import Nucleus as Nucleus
 from sparseworks.attention.scores.pages import PageBound as PageBound
