@@ -121,6 +121,7 @@ class Attending:
         """Drop what methods remember; for another prompt."""
         for seen in self.layers.values():
             seen.memory.clear()
+        self.common.clear()
 
     def density(self, phase: str = "prefill") -> float:
         """Kept pairs over allowed pairs, the mean of all layers and calls, dense ones counted as 1."""

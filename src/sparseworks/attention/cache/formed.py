@@ -104,6 +104,7 @@ class FormedLayer(RaggedLayer):
                 coded = form.encode(k[b, head][mask], v[b, head][mask], important[b, head].to(k.device)[mask])
                 self.pieces[segment] += [Piece(c, where[i]) for c, i in coded]
         store.keep(~going & store.valid())
+        self.memory.clear()
 
     def _important(self, call: Call, phase: KVPhase) -> Bool[Tensor, "batch kv_heads held"]:
         method = call.run.caching[call.layer]
@@ -128,7 +129,8 @@ class FormedLayer(RaggedLayer):
 
     def _piece_bytes(self) -> int:
         every = [p for pieces in (self.pieces if self.store is not None else []) for p in pieces]
-        return sum(p.coded.nbytes + p.at.untyped_storage().nbytes() for p in every)
+        storages = [t.untyped_storage() for p in every for t in (*p.coded.parts.values(), p.at)]
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values())  # beams share pieces
 
     @property
     def nbytes(self) -> int:
