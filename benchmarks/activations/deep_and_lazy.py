@@ -27,9 +27,9 @@ TRAIN = 1200
 
 
 def digits(centred: bool) -> tuple[Tensor, Tensor]:
-    found = load_digits()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
-    x, y = torch.tensor(found.data, dtype=torch.float32)[order], torch.tensor(found.target)[order]
+    pixels, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    x, y = torch.tensor(pixels, dtype=torch.float32)[order], torch.tensor(labels)[order]
     return ((x - x.mean(dim=0)) / (x.std(dim=0) + 0.1) if centred else x / 16), y
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparseworks.activations.delta import Delta, DeltaLayer, accumulated_logits, delta_attention
-from sparseworks.core.errors import BudgetError, ShapeError
+from sparseworks.core.errors import BudgetError, ModelError, ShapeError
 
 
 def autoregressive(time, n, rho, seed=0):
@@ -62,6 +62,11 @@ def test_clip_and_stream_agree_and_threshold_zero_is_exact(layer, shape, batch):
             torch.testing.assert_close(clip, layer(x.flatten(0, 1)).unflatten(0, x.shape[:2]), atol=1e-4, rtol=1e-4)
     with pytest.raises(ShapeError, match="call `reset`"):
         module.stream(x[0][:, :, :4] if len(shape) > 1 else x[0][:, :4])
+
+
+def test_other_padding_is_refused():
+    with pytest.raises(ModelError, match="padded with zeros"):
+        DeltaLayer(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), Delta())
 
 
 def test_features_that_change_slowly_lose_less_by_deltas_than_by_magnitude_and_white_noise_does_not():

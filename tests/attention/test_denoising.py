@@ -13,7 +13,7 @@ from sparseworks.attention.method import ROW, WHOLE
 from sparseworks.attention.orders import Cells, HeadLayout, Semantic
 from sparseworks.attention.rests import Pyramid
 from sparseworks.attention.scores import CentroidError, ExactMass, HeadModes, Nearness, SampledMass
-from sparseworks.attention.scores.modes import MODES
+from sparseworks.attention.scores.modes import MODES, search_modes
 from sparseworks.core.budget import Mass
 from sparseworks.core.errors import BudgetError, PatternError
 from sparseworks.core.pattern import Tile
@@ -133,10 +133,25 @@ def test_the_search_recovers_planted_modes_and_beats_any_single_mode(heads_of, c
     found = heads.memory["modes"][0]
     assert float((found == wanted).float().mean()) >= 0.95
     for mode in ("diagonal", "multi_diagonal", "stripe"):
-        alone = call(vdit.with_(score=replace(score, only=mode)), heads.with_(memory={}))
+        alone = call(vdit.with_(score=replace(score, plan=(mode,))), heads.with_(memory={}))
         assert seen.error < 0.5 * alone.error
-    dearest = call(vdit.with_(score=replace(score, only="multi_diagonal")), heads.with_(memory={}))
+    dearest = call(vdit.with_(score=replace(score, plan=("multi_diagonal",))), heads.with_(memory={}))
     assert seen.density < dearest.density
+
+
+def test_a_plan_of_several_calls_is_what_the_method_then_runs(heads_of, call):
+    clip, n = Clip(8, 4, 8), 256
+    masks = [band_mask(n, 12), periodic_mask(n, 32, 2)]
+    calls = [heads_of(planted(masks, d=128, gain=8.0, seed=s), causal=False, clip=clip) for s in (0, 1)]
+    score = HeadModes(width=16, columns=6, tolerance=0.1)
+    plan = search_modes(score, calls, Tile(1, 1))
+    assert plan == ("diagonal", "multi_diagonal")
+    vdit = sw.method("sparse_vdit", score=replace(score, plan=plan), pattern=blocks(1, group=ROW))
+    assert call(vdit, calls[0]).error < 0.4 and calls[0].memory["modes"].tolist() == [[2, 3]]
+    with pytest.raises(BudgetError, match="at least one call"):
+        search_modes(score, [], Tile(1, 1))
+    with pytest.raises(BudgetError, match="plan"):
+        call(vdit.with_(score=replace(score, plan=plan * 2)), calls[1])
 
 
 def test_heads_that_give_nothing_are_skipped_and_others_stay_full_where_no_mode_fits(
@@ -151,7 +166,7 @@ def test_heads_that_give_nothing_are_skipped_and_others_stay_full_where_no_mode_
     assert_close(seen.out, dense(heads))
     assert seen.density == pytest.approx(0.5) and not bool(seen.kept.queries[0, 0].any())
     with pytest.raises(BudgetError, match="Modes"):
-        HeadModes(only="diagonals")
+        HeadModes(plan=("diagonals",))
 
 
 # -- Pyramid Sparse Attention -----------------------------------------------------------------------------------------

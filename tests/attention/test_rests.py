@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import sparseworks as sw
+from sparseworks.attention import Heads, sparse_attention
 from sparseworks.attention.masks import Full
 from sparseworks.attention.method import ROW
 from sparseworks.attention.rests import Conditional, RandomFeatures
@@ -99,3 +100,40 @@ def test_a_region_hands_out_its_share_by_weights_of_its_own(heads_of, call, asse
         parts.append(((k[a : a + 16].amax(0) @ q[i]).exp() * share, v[a : a + 16]))
     weight, value = (torch.cat(p) for p in zip(*parts, strict=True))
     assert_close(seen.out[0, h, i], weight @ value / weight.sum())
+
+
+class Lookup(torch.nn.Module):
+    """One layer of attention and an MLP; what token 0 says decides how every later token is to be read."""
+
+    def __init__(self, method, kinds=8, d=32):
+        super().__init__()
+        self.method, self.kinds = method, kinds
+        self.embed = torch.nn.Embedding(2 * kinds, d)
+        self.qkv = torch.nn.Linear(d, 3 * d)
+        self.mlp = torch.nn.Sequential(torch.nn.Linear(2 * d, 128), torch.nn.ReLU(), torch.nn.Linear(128, kinds))
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        q, k, v = self.qkv(x).chunk(3, -1)
+        (out, _), _ = sparse_attention(Heads(q[:, None], k[:, None], v[:, None]), self.method)
+        return self.mlp(torch.cat([x, out[:, 0]], -1))
+
+
+def test_a_model_trained_with_summaries_knows_what_the_same_pattern_without_them_cannot():
+    losses = []
+    combiner = sw.method("combiner", pattern=Pattern(unit=Tile(16, 16), group=ROW))
+    for method in (combiner, combiner.with_(rest=None)):
+        torch.manual_seed(0)
+        table = torch.randint(8, (8, 8))
+        model = Lookup(method)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(110):
+            ids = torch.randint(8, (8, 64))
+            ids[:, 0] += 8
+            wanted = table[ids[:, :1] - 8, ids[:, 1:]]
+            loss = torch.nn.functional.cross_entropy(model(ids)[:, 1:].flatten(0, 1), wanted.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] < 0.6 * losses[1]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from sparseworks.activations import methods as methods
 from sparseworks.activations import pages as pages
+from sparseworks.activations.contextual import ContextualMethod, PredictedStructures, predict_structures
 from sparseworks.activations.cut import CalibratedThreshold, InputCut, StatisticalTop, TopInputs
 from sparseworks.activations.delta import Delta, DeltaKeys, DeltaLayer, delta_attention
+from sparseworks.activations.labels import ActivationNorm, ImportanceLabel, PlainAct, Structures
 from sparseworks.activations.lowrank import LowRankPath
 from sparseworks.activations.measure import Nonzeros, measure_nonzeros
 from sparseworks.activations.method import ActivationMethod, ActivationTraining
 from sparseworks.activations.place import ActivationPlace, GateOutputs, LinearInputs
+from sparseworks.activations.predict import Contextual, Predictor, gathered, recall, spearman
 from sparseworks.activations.rotate import RotateInputs
 from sparseworks.activations.score import ActivationScore, InputContribution, InputMagnitude
 from sparseworks.activations.sparsify import (
@@ -25,16 +28,20 @@ from sparseworks.activations.transform import ActivationRepair, ModelTransform
 
 __all__ = [
     "ActivationMethod",
+    "ActivationNorm",
     "ActivationPlace",
     "ActivationRepair",
     "ActivationRow",
     "ActivationScore",
     "ActivationTraining",
     "CalibratedThreshold",
+    "Contextual",
+    "ContextualMethod",
     "Delta",
     "DeltaKeys",
     "DeltaLayer",
     "GateOutputs",
+    "ImportanceLabel",
     "InputContribution",
     "InputCut",
     "InputMagnitude",
@@ -42,15 +49,23 @@ __all__ = [
     "LowRankPath",
     "ModelTransform",
     "Nonzeros",
+    "PlainAct",
+    "PredictedStructures",
+    "Predictor",
     "RotateInputs",
     "SparseActivations",
     "StatisticalTop",
+    "Structures",
     "TopInputs",
     "TrainedMethod",
     "delta_attention",
+    "gathered",
     "measure_nonzeros",
+    "predict_structures",
     "read_shares",
+    "recall",
     "sparsify_activations",
+    "spearman",
     "train_sparse",
     "unmask",
 ]

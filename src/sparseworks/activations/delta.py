@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sparseworks.activations.trained.activation import ACTIVATIONS, Activation
 from sparseworks.activations.trained.topk import straight_through
-from sparseworks.core.errors import BudgetError, ShapeError
+from sparseworks.core.errors import BudgetError, ModelError, ShapeError
 
 
 @ACTIVATIONS.register("delta")
@@ -74,7 +74,10 @@ class DeltaLayer(nn.Module):
     sent: float
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, delta: Delta):
+        """Raises: ModelError: a convolution that pads with anything but zeros."""
         super().__init__()
+        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            raise ModelError(f"Changes are padded with zeros, and {layer} is not; leave it dense.")
         self.layer, self.delta = layer, delta
         self.penalty, self.sent = torch.zeros(()), 1.0
         self._reference: Tensor | None = None

@@ -60,6 +60,7 @@ class RotateInputs(ModelTransform):
         return asked if orthogonal else InputMagnitude()
 
 
+@torch.no_grad()
 def rotated(norm: nn.Module, readers: dict[str, nn.Linear], lead: nn.Linear) -> Float[Tensor, "width width"]:
     """Fold the scale of `norm` into its readers, turn them in place by the right singular vectors of `lead`, and return these."""
     scale = _scale(norm)

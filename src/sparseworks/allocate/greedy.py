@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ class BlockGreedy(Allocator):
     """From all entries, `step` * mean site size at a time leave the site whose loss raises the block's output error least.
 
     Every block keeps the same share. The sequence passes every higher budget on its way. Where the same density for all sites
-    ends with a smaller error, that is what stays.
+    ends with a smaller error, that is what stays. Where weights are pruned, the relative errors of the sites are summed instead.
 
     Attributes:
         step: entries of one step, over the mean size of the block's sites.
@@ -31,6 +31,7 @@ class BlockGreedy(Allocator):
     step: float = 0.05
     tokens: int = 2048
     uses_block: ClassVar[bool] = True
+    uses_error: ClassVar[bool] = True
 
     @classmethod
     def example(cls) -> BlockGreedy:
@@ -54,12 +55,7 @@ class BlockGreedy(Allocator):
         return counts
 
     def _descend(self, own: Sequence[Site], even: dict[str, int], total: int, evidence: Evidence) -> dict[str, int]:
-        error = evidence.block_error
-        if error is None:
-            raise MissingStatError(
-                "The block_greedy allocator compares outputs of whole blocks, which is done for sparse activations only; "
-                "choose another, such as 'evopress'."
-            )
+        error = evidence.block_error or _summed(own, evidence)
         counts = {s.name: s.size for s in own}
         step = max(1, round(self.step * sum(counts.values()) / len(own)))
         best = 0.0
@@ -69,3 +65,22 @@ class BlockGreedy(Allocator):
             best = min(errors)
             counts = tries[errors.index(best)]
         return even if error(even, self.tokens) < best else counts
+
+
+def _summed(own: Sequence[Site], evidence: Evidence) -> Callable[[Mapping[str, int], int], float]:
+    """Sum of the sites' own relative output errors, each found once."""
+    alone = evidence.error
+    if alone is None:
+        raise MissingStatError(
+            "The block_greedy allocator compares outputs, of whole blocks for sparse activations and of sites for weights; "
+            "give calibration data."
+        )
+    sizes, known = {s.name: s.size for s in own}, {}
+
+    def error(counts: Mapping[str, int], tokens: int) -> float:
+        for pair in counts.items():
+            if pair not in known:
+                known[pair] = alone(pair[0], pair[1] / sizes[pair[0]])
+        return sum(known[pair] for pair in counts.items())
+
+    return error

@@ -9,6 +9,7 @@ from typing import Any
 
 from sparseworks.attention import methods as methods
 from sparseworks.attention import page as page
+from sparseworks.attention import trained as trained
 from sparseworks.attention.heads import Clip, Heads
 from sparseworks.attention.kept import Kept, attend_kept
 from sparseworks.attention.method import AttentionMethod, blocks, pages, stripes

@@ -42,16 +42,16 @@ def _one(heads: Heads, b: int, h: int, at: Tensor, to: Tensor) -> Found:
     q, k, v = heads.q[b, h, at], heads.k[b, h // heads.group, to], heads.v[b, h // heads.group, to]
     place = at + heads.offset
     if not heads.causal or torch.equal(place, to):  # the same set: the order among the kept is the order of all
-        parts = (t[None, None] for t in (q, k, v))
-        out, lse = attend(*parts, block=_TILE, causal=heads.causal, scale=heads.scale, return_lse=True)
+        q, k, v = q[None, None], k[None, None], v[None, None]
+        out, lse = attend(q, k, v, block=_TILE, causal=heads.causal, scale=heads.scale, return_lse=True)
         return out[0, 0], lse[0, 0].float()
     outs, lses = [], []
     for first in range(0, len(at), _TILE):
         rows = place[first : first + _TILE]
         seen = int(torch.searchsorted(to, rows[-1], right=True))
         mask = to[:seen] <= rows[:, None]
-        some = (t.float() for t in (q[first : first + _TILE], k[:seen], v[:seen]))
-        o, s = softmax_attend(*some, mask, heads.factor)
+        some = q[first : first + _TILE].float()
+        o, s = softmax_attend(some, k[:seen].float(), v[:seen].float(), mask, heads.factor)
         outs.append(o.to(q.dtype))
         lses.append(s)
     return torch.cat(outs), torch.cat(lses)

@@ -14,9 +14,11 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from sparseworks.attention.cache.method import CacheMethod
+from sparseworks.attention.cache.rotation import frequencies
 from sparseworks.attention.heads import Clip, Heads
 from sparseworks.attention.kept import Kept, attend_dense
 from sparseworks.attention.method import AttentionMethod
+from sparseworks.attention.race import Race
 from sparseworks.attention.run import learns, sparse_attention
 from sparseworks.core.errors import BudgetError, ModelError
 from sparseworks.core.published import METHODS, Published
@@ -62,6 +64,7 @@ class Attending:
         layers: index of a layer -> what it did.
         watch: called with every call and the units it computed (None: all), for those who want to look.
         common: for every sequence what its layers leave for each other.
+        frequency: of the model's rotary embedding, for caches that take it off.
         steps, calls, clip, prompt: of a model that denoises: how many steps, calls of the model in each (2 for guidance by a second
             call; each remembers for itself), the grid of the tokens, tokens that are given.
     """
@@ -77,15 +80,18 @@ class Attending:
         calls: int = 1,
         clip: Clip | None = None,
         prompt: int = 0,
+        race: Race | None = None,
     ):
         self.methods, self.count, self.caching = methods, layers, caching or {}
         self.layers: dict[int, Seen] = {}
         self.common: dict[int, dict[Any, Any]] = {}
         self.pending: KVLayer | None = None
         self.held: SparseCache | None = None
+        self.frequency: Tensor | None = None
         self.watch: Callable[[Heads, Kept | None], None] | None = None
         self.steps, self.calls, self.clip, self.prompt = steps, calls, clip, prompt
         self._first, self._now, self._next = first, 0, 0
+        self.race = race
         self.blockwise: Blockwise | None = None
 
     @property
@@ -205,15 +211,16 @@ class Attending:
 
     def _one(self, layer: int, heads: Heads) -> Tensor:
         method, seen = self.methods.get(layer), self.layers.setdefault(layer, Seen())
-        if method is None or heads.phase not in method.phases or not (method.schedule.acts(heads) or learns(method)):
-            seen.note(heads.phase, 1.0)
-            if self.watch is not None:
-                self.watch(heads, None)
-            return attend_dense(heads)
-        (out, _), kept = sparse_attention(heads, method)
+        acts = method is not None and heads.phase in method.phases and (method.schedule.acts(heads) or learns(method))
+        if method is None or not acts:
+            out, kept = _dense(heads)
+        elif self.race is None:
+            out, kept = _sparse(heads, method)
+        else:
+            out, kept = self.race.run(method.name, heads, partial(_dense, heads), partial(_sparse, heads, method))
+        seen.note(heads.phase, 1.0 if kept is None else kept.density(heads))
         if self.watch is not None:
             self.watch(heads, kept)
-        seen.note(heads.phase, 1.0 if kept is None else kept.density(heads))
         return out
 
     def _memory(self, layer: int, sequence: int) -> dict[Any, Any]:
@@ -225,6 +232,15 @@ class Attending:
             self.layers.setdefault(layer, Seen()).memory.clear()
 
 
+def _dense(heads: Heads) -> tuple[Tensor, None]:
+    return attend_dense(heads), None
+
+
+def _sparse(heads: Heads, method: AttentionMethod) -> tuple[Tensor, Kept | None]:
+    (out, _), kept = sparse_attention(heads, method)
+    return out, kept
+
+
 @contextmanager
 def attention(
     model: nn.Module,
@@ -233,6 +249,7 @@ def attention(
     calls: int = 1,
     clip: Clip | None = None,
     prompt: int = 0,
+    race: Race | None = None,
 ) -> Iterator[Attending]:
     """`with sw.attention(model, sw.method("quest")) as run: model.generate(...)`: the model attends by the method inside.
 
@@ -246,6 +263,8 @@ def attention(
         calls: of the model in every step.
         clip: the frames that the tokens are.
         prompt: tokens that are given, the first ones; the others are denoised.
+        race: `Race()`: every kind of call is timed once both ways, and stays dense where the method is slower. A cache that a method
+            keeps is not raced.
 
     Raises:
         ModelError: the model has no layers of that kind, or does not use the interface.
@@ -266,7 +285,9 @@ def attention(
         calls=calls,
         clip=clip,
         prompt=prompt,
+        race=race,
     )
+    run.frequency = frequencies(model)
     hook = model.register_forward_pre_hook(run.give_cache, with_kwargs=True) if run.caches else None
     try:
         with through(model, run):

@@ -102,6 +102,18 @@ def attend_kept(heads: Heads, kept: Kept) -> Output:
     return out.masked_fill(~kept.queries.unsqueeze(-1), 0), lse.masked_fill(~kept.queries, -torch.inf)
 
 
+def attend_with_bias(heads: Heads, kept: Kept, bias: Float[Tensor, "batch kv_heads keys"]) -> Output:
+    """The same with a bias for every key added to its logits: exactly, by one more channel, q' = (q, 1) and k' = (k, bias / scale).
+
+    Raises:
+        ShapeError: a mask that is not on the grid of `heads`.
+    """
+    q = F.pad(heads.q, (0, 1), value=1.0)
+    k = torch.cat([heads.k, (bias / heads.factor).unsqueeze(-1).to(heads.k.dtype)], -1)
+    out, lse = attend_kept(heads.with_(q=q, k=k, v=F.pad(heads.v, (0, 1)), scale=heads.factor), kept)
+    return out[..., : heads.d], lse
+
+
 def _way(heads: Heads, kept: Kept, wants: bool) -> Callable[[Heads, Kept], Output]:
     if _block(kept.unit):
         return attend_blocks
@@ -149,27 +161,31 @@ def attend_lists(heads: Heads, kept: Kept) -> Output:
 
 
 def attend_columns(heads: Heads, kept: Kept) -> Output:
-    """Query blocks, each over columns of its own: those before the block from lists, those inside it masked; merged."""
-    mask = kept.mask.expand(heads.batch, heads.heads, -1, -1).repeat_interleave(kept.unit.cols or 1, -1)[
-        ..., : heads.keys
-    ]
+    """Query blocks, each over columns of its own: those before the block gathered, those inside it masked; merged."""
+    mask = kept.mask.expand(heads.batch, heads.heads, -1, -1).repeat_interleave(kept.unit.cols or 1, -1)
     outs, lses = [], []
     for row, (first, last) in enumerate(heads.rows_of(kept.unit.rows)):
         start, rows = heads.offset + first, slice(first, last)
-        parts = []
-        for b in range(heads.batch):
-            listed = mask[b, :, row, :start]
-            ptr = F.pad(listed.sum(-1).cumsum(0), (1, 0))
-            parts.append(
-                attend_tokens(
-                    heads.q[b, :, rows], heads.k[b], heads.v[b], ptr, listed.nonzero()[:, 1], scale=heads.scale
-                )
-            )
-        before = tuple(torch.stack(p) for p in zip(*parts, strict=True))
-        out, lse = merge([before, _inside(heads, mask[:, :, row], start, rows)])  # type: ignore[list-item]
+        inside = _inside(heads, mask[:, :, row, : heads.keys], start, rows)
+        before = _gathered(heads, mask[:, :, row, :start], rows)
+        out, lse = inside if before is None else merge([before, inside])
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs, 2), torch.cat(lses, 2)
+
+
+def _gathered(heads: Heads, mask: Tensor, rows: slice) -> Output | None:
+    """Attention of a query block to the marked keys, moved together: they are read once for all its queries."""
+    count = mask.sum(-1)
+    most = int(count.max()) if mask.shape[-1] else 0
+    if not most:
+        return None
+    at = mask.to(torch.uint8).topk(most, dim=-1, sorted=True).indices
+    real = torch.arange(most, device=mask.device) < count.unsqueeze(-1)
+    head = torch.arange(heads.heads, device=mask.device)[:, None] // heads.group
+    each = torch.arange(heads.batch, device=mask.device)[:, None, None]
+    k, v = heads.k[each, head, at], heads.v[each, head, at]
+    return softmax_attend(heads.q[:, :, rows], k, v, real.unsqueeze(-2), heads.factor)
 
 
 def _inside(heads: Heads, mask: Tensor, start: int, rows: slice) -> Output:
@@ -182,7 +198,9 @@ def _inside(heads: Heads, mask: Tensor, start: int, rows: slice) -> Output:
 
 def attend_sets(heads: Heads, kept: Kept) -> Output:
     """Every head over a set of keys of its own, from a sequence that holds nothing else."""
-    queries = torch.ones(1, 1, heads.queries, dtype=torch.bool) if kept.queries is None else kept.queries
+    queries = kept.queries
+    if queries is None:
+        queries = torch.ones(1, 1, heads.queries, dtype=torch.bool, device=heads.q.device)
     return attend_compact(heads, queries, kept.mask[:, :, 0])
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparseworks.attention.heads import Heads
-from sparseworks.attention.kept import Kept, Output, attend_kept, whole
+from sparseworks.attention.kept import Kept, Output, attend_kept, attend_with_bias, whole
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.select import forced, select
 from sparseworks.core.errors import ShapeError
@@ -26,7 +26,8 @@ def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kep
         _teach(ordered, method, dense)
         return (dense if back is None else _restored(dense, back)), None
     kept = _kept(ordered, method)
-    found = attend_kept(ordered, kept)
+    bias = None if method.score is None else method.score.bias(ordered)
+    found = attend_kept(ordered, kept) if bias is None else attend_with_bias(ordered, kept, bias)
     if method.score is not None:
         method.score.learn(ordered, lse=found[1], kept=kept)
     if method.rest is not None:

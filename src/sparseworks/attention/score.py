@@ -57,5 +57,9 @@ class AttentionScore:
         """The same score without a search that throws units out by -inf, so that a full budget is the whole map."""
         return self
 
+    def bias(self, heads: Heads) -> Float[Tensor, "batch kv_heads keys"] | None:
+        """What is added to the logits of each key, for scores that were trained that way; None: nothing."""
+        return None
+
     def learn(self, heads: Heads, **seen: Any) -> None:
         """What a call's own result teaches the score, kept in `heads.memory` (the log-sum-exp, a residual, a list)."""

@@ -60,19 +60,18 @@ def keep(
 ) -> Bool[Tensor, "batch heads rows columns"]:
     """The best units of every group: a row of units, a head (`group` is the whole map), or a layer (`across`).
 
-    What is forced counts against a density or a count, and is added to what a mass, a threshold or another scored budget keeps;
-    so is a unit of infinite score, which holds no part of the mass.
+    What is forced, or of infinite score, counts against a density or a count, and is added to what a mass, a threshold or another
+    scored budget keeps; of the mass it holds no part.
     A count is of keys per query: ceil(count / keys of a unit) units a row.
     """
     inside = allowed.expand_as(scores)
-    forced = (forced & inside).expand_as(scores)
+    forced = (forced | (scores == torch.inf)) & inside
     if budget.needs_scores:
-        forced, open_ = forced | (inside & (scores == torch.inf)), inside & ~scores.isinf()
+        open_ = inside & ~scores.isinf()
         grouped, back = _groups(scores.masked_fill(~open_, 0.0 if _is_mass(budget) else -torch.inf), pattern)
         counts = budget.counts(grouped)
         ranked, _ = _groups(scores.masked_fill(~open_, -torch.inf), pattern)
         return (back(top(ranked, counts)) & open_) | forced
-    forced = forced | (inside & (scores == torch.inf))
     ranked, back = _groups(scores.masked_fill(~inside, -torch.inf).masked_fill(forced, torch.inf), pattern)
     may, must = (_groups(m, pattern)[0].sum(-1) for m in (inside, forced))
     rows = _groups(inside, pattern)[0].unflatten(-1, (-1, scores.shape[-1])).any(-1).sum(-1)

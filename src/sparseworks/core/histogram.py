@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -33,7 +33,7 @@ class InputHistogram(Stat):
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
     @classmethod
-    def of(cls, factor: Float[Tensor, " cols"] | None) -> type[Self]:
+    def of(cls, factor: Float[Tensor, " cols"] | None) -> type[InputHistogram]:
         """This statistic of |x_j| f_j; sites with the same factor object share their inputs' histogram."""
         if factor is None:
             return cls
@@ -53,6 +53,24 @@ class InputHistogram(Stat):
             size = size if self.factor is None else size * self.factor.to(size)
             place = ((size.log2() - _LOW) * (BINS / (_HIGH - _LOW))).clamp(0, BINS - 1).long()
             self.counts += torch.bincount(place.reshape(-1), minlength=BINS).double().cpu()
+
+    def state(self) -> dict[str, Tensor]:
+        """Counts, and the shape of the site they belong to."""
+        return {**super().state(), "shape": torch.tensor([self.rows, self.cols])}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore a copy of `state()`.
+
+        Raises:
+            ShapeError: it belongs to a site of another shape, or lacks something.
+        """
+        found = state.get("shape")
+        if found is None or found.tolist() != [self.rows, self.cols]:
+            held = "nothing" if found is None else "x".join(map(str, found.tolist()))
+            raise ShapeError(
+                f"{type(self).__name__}: the saved state is of {held}, the site is {self.rows}x{self.cols}."
+            )
+        super().load(state)
 
     @property
     def _width(self) -> int:

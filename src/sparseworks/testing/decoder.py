@@ -43,11 +43,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """W_down (act(W_gate x) * W_up x)."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, relu: bool = False):
         super().__init__()
         self.gate_proj, self.up_proj = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
-        self.act_fn = nn.SiLU()
+        self.act_fn = nn.ReLU() if relu else nn.SiLU()
 
     def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         """The gated product."""
@@ -57,10 +57,10 @@ class FeedForward(nn.Module):
 class DecoderBlock(nn.Module):
     """Attention and feed-forward layer, each behind a norm and beside the residual."""
 
-    def __init__(self, width: int, hidden: int, heads: int, groups: int):
+    def __init__(self, width: int, hidden: int, heads: int, groups: int, relu: bool = False):
         super().__init__()
         self.input_layernorm, self.self_attn = Norm(width), Attention(width, heads, groups)
-        self.post_attention_layernorm, self.mlp = Norm(width), FeedForward(width, hidden)
+        self.post_attention_layernorm, self.mlp = Norm(width), FeedForward(width, hidden, relu)
 
     def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         """x + attention(norm(x)), then the same with the feed-forward layer."""
@@ -72,11 +72,12 @@ class Decoder(nn.Module):
     """Embedding, blocks, norm, head: tokens -> logits."""
 
     def __init__(
-        self, vocabulary: int = 48, width: int = 32, hidden: int = 64, blocks: int = 2, heads: int = 4, groups: int = 2
-    ):
+        self, vocabulary: int = 48, width: int = 32, hidden: int = 64, blocks: int = 2, heads: int = 4, groups: int = 2,
+        relu: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.embed_tokens = nn.Embedding(vocabulary, width)
-        self.layers = nn.ModuleList(DecoderBlock(width, hidden, heads, groups) for _ in range(blocks))
+        self.layers = nn.ModuleList(DecoderBlock(width, hidden, heads, groups, relu) for _ in range(blocks))
         self.norm, self.lm_head = Norm(width), nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, input_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens vocabulary"]:

@@ -62,10 +62,10 @@ def net(seed=0):
 
 
 def digits():
-    found = load_digits()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
-    x = torch.tensor(found.data, dtype=torch.float32)[order].reshape(-1, 1, 8, 8) / 16
-    return x, torch.tensor(found.target)[order]
+    pixels, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(pixels, dtype=torch.float32)[order].reshape(-1, 1, 8, 8) / 16
+    return x, torch.tensor(labels)[order]
 
 
 def test_the_run_ramps_alternates_remembers_and_freezes():

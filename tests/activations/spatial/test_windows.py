@@ -96,10 +96,10 @@ def test_search_beats_uniform_ratios_within_the_limit():
 
 def test_windows_of_magnitude_keep_the_digit_that_random_windows_lose():
     """Digits in one of nine cells of dim noise; one model, trained at random ratios, is asked for several."""
-    found, g = load_digits(), torch.Generator().manual_seed(0)
-    order = torch.randperm(len(found.target), generator=g)
-    digits = torch.tensor(found.data, dtype=torch.float32)[order].reshape(-1, 8, 8) / 16
-    labels = torch.tensor(found.target)[order]
+    (pixels, digits_of), g = load_digits(return_X_y=True), torch.Generator().manual_seed(0)
+    order = torch.randperm(len(digits_of), generator=g)
+    digits = torch.tensor(pixels, dtype=torch.float32)[order].reshape(-1, 8, 8) / 16
+    labels = torch.tensor(digits_of)[order]
     images = 0.15 * torch.rand(len(digits), 1, 24, 24, generator=g)
     for image, digit, (a, b) in zip(
         images, digits, torch.randint(0, 3, (len(digits), 2), generator=g).tolist(), strict=True

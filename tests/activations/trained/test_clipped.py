@@ -53,8 +53,8 @@ def deep(clip, depth=30, width=192):
 
 
 def digits():
-    found = load_digits()
-    x, y = torch.tensor(found.data, dtype=torch.float32), torch.tensor(found.target)
+    pixels, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels, dtype=torch.float32), torch.tensor(labels)
     x = (x - x.mean(dim=0)) / (x.std(dim=0) + 0.1)
     return x / x.square().mean(dim=1, keepdim=True).sqrt(), y
 

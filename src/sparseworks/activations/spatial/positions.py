@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -161,11 +161,12 @@ class ReducedConv2d(nn.Module):
 def sizes_of(model: nn.Module, example: Tensor) -> Mapping[str, tuple[int, int]]:
     """Output size of every `PositionConv2d`, from one pass."""
     found: dict[str, tuple[int, int]] = {}
+
+    def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, inputs, y: found.update({name: (y.shape[-2], y.shape[-1])})
+
     layers = {name: m for name, m in model.named_modules() if isinstance(m, PositionConv2d)}
-    handles = [
-        m.conv.register_forward_hook(lambda _m, _i, y, name=name: found.update({name: (y.shape[-2], y.shape[-1])}))
-        for name, m in layers.items()
-    ]
+    handles = [m.conv.register_forward_hook(note(name)) for name, m in layers.items()]
     try:
         with torch.no_grad():
             model(example)

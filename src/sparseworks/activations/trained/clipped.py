@@ -102,7 +102,7 @@ class ClippedSparse(Activation):
 def sparse_init(module: nn.Module, activation: ClippedSparse, *, seed: int = 0) -> nn.Module:
     """W ~ N(0, sigma_w^2 / inputs), b ~ N(0, sigma_b^2) of every linear layer, in place: pre-activations stay at mean square 1.
 
-    The first layer wants inputs of mean square 1 / sigma_w^2 (1 - sigma_b^2); it is drawn for inputs of mean square 1.
+    The first layer, which sees data and not activations, has W ~ N(0, (1 - sigma_b^2) / inputs): give it inputs of mean square 1.
 
     Source: Price and Tanner, 2024, arXiv 2402.16184.
 

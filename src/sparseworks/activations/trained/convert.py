@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from sparseworks.exec.skipping import SkippingLinear
 from sparseworks.stream.sites import output_head
 
 _NONLINEAR = (nn.ReLU, nn.GELU, nn.SiLU)
+M = TypeVar("M", bound=nn.Module)
 
 
 class SparseInputs(nn.Module):
@@ -84,11 +85,7 @@ class SquaredReluGlu(nn.Module):
         return self.down(self.up(x) * F.relu(self.gate(x)).square())
 
 
-class _Exports(Protocol):
-    def export(self) -> nn.Module: ...
-
-
-def train_sparse(model: nn.Module, method: str | TrainedMethod, *, head: bool = False) -> nn.Module:
+def train_sparse(model: M, method: str | TrainedMethod, *, head: bool = False) -> M:
     """Put the activation of `method` into `model`, in place: before its linear layers, or instead of its nonlinearities.
 
     Args:
@@ -109,16 +106,14 @@ def train_sparse(model: nn.Module, method: str | TrainedMethod, *, head: bool = 
     else:
         last = None if head else _output(model)
         wanted = lambda m: type(m) is nn.Linear and m is not last  # noqa: E731
-        kinds, swapped = (
-            "linear layers before the output layer",
-            _swap(model, wanted, lambda m: SparseInputs(m, activation)),
-        )  # type: ignore[arg-type]
+        kinds = "linear layers before the output layer"
+        swapped = _swap(model, wanted, lambda m: SparseInputs(m, activation))  # pyright: ignore[reportArgumentType]
     if not swapped:
         raise ModelError(f"{method.name!r} needs {kinds}, and {type(model).__name__} has none.")
     return model
 
 
-def export(model: nn.Module) -> nn.Module:
+def export(model: M) -> M:
     """Every layer with a training form becomes its inference form, in place; the outputs stay the same.
 
     Raises:

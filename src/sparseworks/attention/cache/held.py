@@ -68,9 +68,11 @@ class KVScore:
 
     Attributes:
         phases: when it can say anything.
+        before: whether, in decoding, tokens go before the new query attends, not after.
     """
 
     registered_name: ClassVar[str] = ""
+    before: ClassVar[bool] = False
     phases: ClassVar[frozenset[str]] = frozenset({"prefill", "decode", "between_turns"})
 
     def __call__(self, held: Held) -> Float[Tensor, "batch kv_heads held"]:

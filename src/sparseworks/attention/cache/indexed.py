@@ -60,6 +60,8 @@ class IndexedLayer(RaggedLayer):
             heads = self.heads(call, call.q[one], k[one, :, :n], v[one, :, :n], memory, b)
             (out, _), kept = sparse_attention(heads, method)
             outs.append(out)
+            if call.run.watch is not None:
+                call.run.watch(heads, kept)
             density += 1.0 if kept is None else kept.density(heads)
             self.read += self.bytes_read(heads, kept, memory.get("index"))
         call.run.note(call.layer, "decode", density / len(outs))

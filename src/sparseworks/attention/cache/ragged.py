@@ -47,6 +47,7 @@ class RaggedLayer(KVLayer):
     def attend(self, call: Call) -> Float[Tensor, "batch heads new d"]:
         """Attention to what is held and what is new; then what the method gives up is freed."""
         first, store = not self.holding.tokens, self.holding
+        phase: KVPhase = "prefill" if first else "decode" if call.new == 1 else "between_turns"
         positions = torch.arange(self.seen, self.seen + call.new).expand(len(call.q), -1)
         if first:
             out = call.among()
@@ -55,6 +56,11 @@ class RaggedLayer(KVLayer):
         elif call.new == 1:
             store.append(call.k, call.v, positions, call.real)
             self.stored(call)
+            if self.goes_before(call):
+                self.counted(call)
+                self.new += 1
+                self.let_go(call, phase)
+                return self.next(call)
             out = self.next(call)
         else:
             call.check_later()
@@ -63,7 +69,7 @@ class RaggedLayer(KVLayer):
             self.stored(call)
         self.counted(call)
         self.new += call.new
-        self.let_go(call, "prefill" if first else "decode" if call.new == 1 else "between_turns")
+        self.let_go(call, phase)
         return out
 
     def stored(self, call: Call) -> None:
@@ -75,17 +81,17 @@ class RaggedLayer(KVLayer):
         self.read = store.tokens * store.token_bytes
         return store.attend(call.q, scale=call.scale)[0]
 
+    def goes_before(self, call: Call) -> bool:
+        """Whether tokens go before the new query attends."""
+        method = call.run.caching.get(call.layer)
+        return method is not None and method.score is not None and method.score.before
+
     def let_go(self, call: Call, phase: KVPhase) -> None:
         """What the method gives up is freed."""
         method = call.run.caching.get(call.layer)
         if method is None or self.count is None or not method.acts(phase, self.new):
             return
-        k, v, positions = self.holding.padded()
-        now = torch.full((len(call.q),), self.seen - 1)
-        held = Held(
-            k, v, positions, self.holding.valid(), call.q.detach(), now, self.count, scale_of(call.scale, call.q.shape[-1]),
-            phase, call.layer, call.run.count, self.memory, call.module,
-        )  # fmt: skip
+        held = self.held(call, phase)
         mask = kept_tokens(held, method)
         self.new = 0
         if method.merge is not None:
@@ -95,6 +101,16 @@ class RaggedLayer(KVLayer):
         if method.score is not None:
             method.score.kept(mask, held)
         self.holding.keep(mask)
+
+    def held(self, call: Call, phase: KVPhase) -> Held:
+        """What a score sees."""
+        k, v, positions = self.holding.padded()
+        assert self.count is not None
+        now = torch.full((len(call.q),), self.seen - 1)
+        return Held(
+            k, v, positions, self.holding.valid(), call.q.detach(), now, self.count, scale_of(call.scale, call.q.shape[-1]),
+            phase, call.layer, call.run.count, self.memory, call.module,
+        )  # fmt: skip
 
     def forget_from(self, position: int) -> None:
         """Tokens at and after `position` go."""

@@ -66,6 +66,11 @@ class RaggedStore:
         return 2 * self.d * self._k.element_size()
 
     @property
+    def device(self) -> torch.device:
+        """Where keys and values lie."""
+        return self._k.device
+
+    @property
     def even(self) -> bool:
         """Whether all segments hold equally many."""
         return bool((self.length == self.length[:1]).all())

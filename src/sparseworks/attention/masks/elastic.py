@@ -32,7 +32,7 @@ class Elastic(Mask):
         """The window at that many keys."""
         return Window(max(1, round(self.alpha + self.beta * extent.keys)))
 
-    def keeps(self, q, k, head, extent):
+    def keeps(self, q: Tensor, k: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """Of the window."""
         return self.window(extent).keeps(q, k, head, extent)
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from sparseworks.attention.masks import Sink, Window
 from sparseworks.attention.method import ROW, add, pages
-from sparseworks.attention.scores import Centroids, ChannelProduct, HeadVote, Landmarks, Nucleus, StreamingHeads
+from sparseworks.attention.scores import (
+    Centroids,
+    ChannelProduct,
+    HeadVote,
+    Landmarks,
+    LayerReuse,
+    Nucleus,
+    StreamingHeads,
+)
 from sparseworks.attention.timing import Alike, From
 from sparseworks.core.budget import Count, Density, Mass
 from sparseworks.core.pattern import Pattern, Tile
@@ -88,4 +96,17 @@ add(
     catalog=(314,),
     when="Device memory bounds the batch, and the host can be reached fast enough for a few chunks a step.",
     when_not="The model has no rotary embedding, or the prompt is short.",
+)
+add(
+    "hylra",
+    LayerReuse(),
+    Source("HyLRA", 2026, "2602.00777", "HyLRA: hybrid layer re-use attention"),
+    "A few layers attend to everything; the layers after them attend to the tokens that mattered there.",
+    pattern=pages(1),
+    budget=Density(0.1),
+    always=Window(1),
+    phases=("decode",),
+    catalog=(301,),
+    when="Neighbouring layers look at the same tokens; `reuse_plan` finds which may stand for which.",
+    when_not="Layers look at different things, or there are so few that most would be anchors.",
 )

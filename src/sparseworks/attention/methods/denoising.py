@@ -64,7 +64,7 @@ add(
 add(
     "psa",
     SampledMass(),
-    Source("PSA authors", 2025, "2512.04025", "Pyramid Sparse Attention"),
+    Source("Li, Gu, Lin, Wang and Zhuang", 2025, "2512.04025", "Pyramid Sparse Attention"),
     "Blocks are read whole, averaged by 2, 4 or 8 tokens, or skipped, by their estimated mass.",
     pattern=blocks(128, 32),
     budget=Mass(0.4),

@@ -59,7 +59,7 @@ add(
 add(
     "hisa",
     TwoStageIndexer(),
-    Source("HISA authors", 2026, "2603.28458", "HISA"),
+    Source("Xu, Meng et al.", 2026, "2603.28458", "HISA"),
     "An indexer looks for its tokens only in the blocks that it scores best by their mean keys.",
     pattern=Pattern(unit=Tile(1, 1), group=ROW),
     budget=Count(2048),
@@ -72,8 +72,8 @@ add(
 add(
     "token_sparse_attention",
     Coverage(64),
-    Source("Token Sparse Attention authors", 2026, "2602.03216", "Token Sparse Attention"),
-    "In every second layer only the tokens that the last queries look at attend, among themselves; the others pass by.",
+    Source("Jo, Kang, Song and Kim", 2026, "2602.03216", "Token Sparse Attention"),
+    "In later layers only the tokens that the last queries look at attend, among themselves; the others pass by.",
     pattern=Pattern(unit=Tile(None, 1), group=ROW),
     budget=Mass(0.95),
     always=Sink(4),

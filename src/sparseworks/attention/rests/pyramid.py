@@ -23,7 +23,7 @@ class Pyramid(Rest):
     """Units that are not kept have keys and values averaged by 2, 4, 8, ... tokens, with log(tokens) added to the logit.
 
     Units of a row are ranked by score; those up to `upto[i]` (of the mass, or of their number with `by="share"`) take level
-    `levels[i]`, the rest is skipped (2025, arXiv 2512.04025; the bands are those of their code, after a kept mass of .4).
+    `levels[i]`, the rest is skipped (Li et al. 2025, arXiv 2512.04025; the bands are those of their code, after a kept mass of .4).
 
     Attributes:
         levels: tokens averaged into one; they divide the keys of a unit.

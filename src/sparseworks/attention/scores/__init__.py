@@ -19,12 +19,16 @@ from sparseworks.attention.scores.modes import HeadModes as HeadModes
 from sparseworks.attention.scores.nucleus import Nucleus as Nucleus
 from sparseworks.attention.scores.pages import PageBound as PageBound
 from sparseworks.attention.scores.pooled import PooledProduct as PooledProduct
+from sparseworks.attention.scores.probes import ProbeMass as ProbeMass
 from sparseworks.attention.scores.regions import ByRegion as ByRegion
 from sparseworks.attention.scores.residual import CentroidError as CentroidError
+from sparseworks.attention.scores.reuse import LayerReuse as LayerReuse
 from sparseworks.attention.scores.routing import SameCluster as SameCluster
 from sparseworks.attention.scores.sampled import SampledMass as SampledMass
 from sparseworks.attention.scores.searched import SearchedMass as SearchedMass
 from sparseworks.attention.scores.skips import RunningGap as RunningGap
+from sparseworks.attention.scores.slashes import FlexBlocks as FlexBlocks
+from sparseworks.attention.scores.slashes import VerticalSlash as VerticalSlash
 from sparseworks.attention.scores.sparge import SelfSimilar as SelfSimilar
 from sparseworks.attention.scores.tree import TreeSearch as TreeSearch
 from sparseworks.attention.scores.vote import HeadVote as HeadVote

@@ -22,7 +22,7 @@ class Coverage(AttentionScore):
     """mean over the last `recent` queries of their attention to token j, inf for those queries' own tokens.
 
     With units of one key for all queries a mass budget keeps, for each head, the fewest tokens that cover that much; only those
-    attend, among themselves, the others pass by the residual path and may return in a later layer (arXiv 2602.03216; how many
+    attend, among themselves, the others pass by the residual path and may return in a later layer (Jo et al. 2026, arXiv 2602.03216; how many
     queries are recent is our reading).
 
     Attributes:

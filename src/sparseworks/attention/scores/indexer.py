@@ -20,7 +20,7 @@ class TwoStageIndexer(AttentionScore):
     """I_tj = sum_h w_th relu(q_th . k_j) for keys of the best `blocks` blocks by the same score of mean keys; -inf elsewhere.
 
     The first block and the query's own are always among them: n / block + blocks * block products a query instead of n
-    (HISA, 2026, arXiv 2603.28458). The score is one for all heads. An indexer (queries, key, weights) is read from
+    (Xu et al. 2026, arXiv 2603.28458). The score is one for all heads. An indexer (queries, key, weights) is read from
     `heads.memory["indexer"]`; without one the queries and keys of the heads themselves take its place, every head weighing 1.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept
-from sparseworks.attention.masks import Band, Full, MultiDiagonal
+from sparseworks.attention.masks import sparse_vdit_modes
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.attention.select import mask_on_grid
 from sparseworks.core.errors import BudgetError
@@ -33,7 +34,7 @@ class HeadModes(AttentionScore):
         columns: global keys of a stripe: those of the largest sampled attention.
         tolerance: largest error of a mode.
         rows: sampled queries.
-        only: a mode that every head takes, without a search.
+        plan: modes found before, by `search_modes`: one for all heads or one each; empty: the first call of a layer searches.
     """
 
     width: int = 64
@@ -41,18 +42,18 @@ class HeadModes(AttentionScore):
     tolerance: float = 0.05
     rows: int = 64
     seed: int = 0
-    only: str | None = None
+    plan: tuple[str, ...] = ()
     shared: str | None = None
 
     def __post_init__(self):
-        if self.only is not None and self.only not in MODES:
-            raise BudgetError(f"Modes are {', '.join(MODES)}; got {self.only!r}.")
+        if set(self.plan) - set(MODES):
+            raise BudgetError(f"Modes are {', '.join(MODES)}; got {', '.join(self.plan)}.")
         if min(self.width, self.columns, self.rows) < 1 or self.tolerance < 0:
             raise BudgetError(f"Widths, columns and rows are at least 1, a tolerance at least 0; got {self}.")
 
     def everything(self) -> HeadModes:
         """Every head full."""
-        return replace(self, only="full")
+        return replace(self, plan=("full",))
 
     def __call__(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch heads rows columns"]:
         """The modes' units."""
@@ -60,7 +61,7 @@ class HeadModes(AttentionScore):
         mode: Tensor | None = heads.memory.get("modes")
         if mode is None or mode.shape != (heads.batch, heads.heads):
             mode = heads.memory["modes"] = self.search(heads, unit, masks)
-        chosen = sum((mode == i)[..., None, None] * m for i, m in enumerate(masks)) > 0
+        chosen = torch.stack([(mode == i)[..., None, None] & m for i, m in enumerate(masks)]).any(0)
         return torch.where(chosen, torch.inf, -torch.inf)
 
     def attending(self, heads: Heads, kept: Kept) -> Bool[Tensor, "batch heads queries"] | None:
@@ -71,8 +72,8 @@ class HeadModes(AttentionScore):
     def masks(self, heads: Heads, unit: Tile) -> list[Bool[Tensor, "batch heads rows columns"]]:
         """Units of every mode, in the order of `MODES`."""
         frame = heads.clip.frame if heads.clip is not None else heads.keys
-        static = [Full(), ~Full(), Band(self.width), MultiDiagonal(frame, min(self.width, frame))]
-        found = [mask_on_grid(m, heads, unit).to(heads.q.device) for m in static]
+        static = sparse_vdit_modes(frame, self.width, ())
+        found = [mask_on_grid(static[m], heads, unit).to(heads.q.device) for m in MODES[:-1]]
         held = self._sampled(heads)[0].softmax(-1).mean(-2)
         global_ = torch.zeros_like(held, dtype=torch.bool)
         global_ = global_.scatter(-1, held.topk(min(self.columns, heads.keys), -1).indices, True)
@@ -83,27 +84,63 @@ class HeadModes(AttentionScore):
     def search(
         self, heads: Heads, unit: Tile, masks: list[Bool[Tensor, "batch heads rows columns"]]
     ) -> Int[Tensor, "batch heads"]:
-        """The mode of every head, as its place in `MODES`."""
-        if self.only is not None:
-            return torch.full((heads.batch, heads.heads), MODES.index(self.only), device=heads.q.device)
+        """The mode of every head, as its place in `MODES`.
+
+        Raises:
+            BudgetError: a plan for another number of heads.
+        """
+        if not self.plan:
+            return self.cheapest(*self.judge(heads, unit, masks))
+        if len(self.plan) not in (1, heads.heads):
+            raise BudgetError(f"The plan has modes for {len(self.plan)} heads, there are {heads.heads}.")
+        plan = torch.tensor([MODES.index(m) for m in self.plan], device=heads.q.device)
+        return plan.expand(heads.batch, heads.heads)
+
+    def judge(
+        self, heads: Heads, unit: Tile, masks: list[Bool[Tensor, "batch heads rows columns"]]
+    ) -> tuple[Float[Tensor, "batch heads modes"], Float[Tensor, "batch heads modes"]]:
+        """Error and density of every mode."""
         scores, at = self._sampled(heads)
         v = heads.shared(heads.v.to(scores.dtype))
         dense = scores.softmax(-1) @ v
         errors, costs = [], []
         for mask in masks:
             kept = Kept(mask, unit)
-            pairs = kept.tokens(heads, at)  # type: ignore[arg-type]
+            pairs = kept.tokens(heads, at.cpu())  # type: ignore[arg-type]
             out = scores.masked_fill(~pairs, -torch.inf).softmax(-1).nan_to_num(0.0) @ v
             errors.append((out - dense).square().sum((-2, -1)) / dense.square().sum((-2, -1)).clamp(min=1e-30))
             costs.append(kept.density_by_head(heads))
-        error, cost = torch.stack(errors, -1), torch.stack(costs, -1)
-        error[..., 0] = -1.0  # the whole map always fits
-        return cost.masked_fill(error > self.tolerance, torch.inf).argmin(-1)
+        return torch.stack(errors, -1), torch.stack(costs, -1)
+
+    def cheapest(
+        self, error: Float[Tensor, "*heads modes"], cost: Float[Tensor, "*heads modes"]
+    ) -> Int[Tensor, "*heads"]:
+        """The mode of least density whose error is tolerated; the whole map always is."""
+        fits = error <= self.tolerance
+        fits[..., 0] = True
+        return cost.masked_fill(~fits, torch.inf).argmin(-1)
 
     def _sampled(self, heads: Heads) -> tuple[Tensor, Tensor]:
         draw = torch.Generator().manual_seed(self.seed)
-        at = torch.randperm(heads.queries, generator=draw)[: self.rows].sort().values
+        at = torch.randperm(heads.queries, generator=draw)[: self.rows].sort().values.to(heads.q.device)
         scores = heads.q[:, :, at].float() @ heads.shared(heads.k.float()).mT * heads.factor
         if heads.causal:
-            scores = scores.masked_fill(torch.arange(heads.keys) > (at + heads.offset)[:, None], -torch.inf)
+            scores = scores.masked_fill(
+                torch.arange(heads.keys, device=at.device) > (at + heads.offset)[:, None], -torch.inf
+            )
         return scores, at
+
+
+def search_modes(score: HeadModes, calls: Iterable[Heads], unit: Tile) -> tuple[str, ...]:
+    """One mode a head for a layer, from its calls on a few prompts and steps: errors and densities are averaged over them.
+
+    Give it to a method as `HeadModes(plan=...)`, layer by layer in a recipe.
+
+    Raises:
+        BudgetError: no calls.
+    """
+    judged = [score.judge(heads, unit, score.masks(heads, unit)) for heads in calls]
+    if not judged:
+        raise BudgetError("Modes are searched on at least one call.")
+    error, cost = (torch.cat(parts).mean(0) for parts in zip(*judged, strict=True))
+    return tuple(MODES[int(i)] for i in score.cheapest(error, cost))

@@ -20,7 +20,7 @@ from sparseworks.core.pattern import Tile
 class SampledMass(AttentionScore):
     """mean over sampled i in I of sum over sampled j in J of softmax over all sampled keys: `share`^2 of the cost of the map.
 
-    Source: PSA, 2025, arXiv 2512.04025 (a quarter of every block).
+    Source: Li et al. 2025, arXiv 2512.04025 (a quarter of every block).
     """
 
     share: float = 0.25
