@@ -2,9 +2,9 @@
 
 Video: `sparseworks/toydiff` (512 tokens) samples clips from the same noise with and without a method; PSNR is against the dense
 sample. Text, with `--books`: `sparseworks/dlm` fills the gaps of the second half of prose; agreement is with what dense attention
-fills in. Density is the mean over all layers and steps, dense ones included; seconds are of the whole sample, once.
+fills in. Density is the mean over all layers and steps, dense ones included; seconds are processor time of the whole sample, once.
 
-    python benchmarks/attention/denoising.py --threads 2 --json attention/denoising
+    python benchmarks/attention/denoising.py --threads 2 --json benchmarks/results/attention/denoising
 """
 
 from __future__ import annotations
@@ -128,9 +128,9 @@ def _prose(books: Path, rows: int) -> torch.Tensor:
 
 
 def _timed(call):
-    began = time.perf_counter()
+    began = time.process_time()
     found = call()
-    return found, time.perf_counter() - began
+    return found, time.process_time() - began
 
 
 def main() -> None:
