@@ -95,6 +95,7 @@ class Attending:
 
     @step.setter
     def step(self, value: int) -> None:
+        """The next call of the model is the first of this step."""
         self._now = self._next = value * self.calls
 
     def _count(self) -> None:
