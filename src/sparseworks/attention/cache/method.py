@@ -53,6 +53,7 @@ class CacheMethod(Published):
         "depth": "schedule",
         "merge": "merge",
     }
+    PLAIN: ClassVar[tuple[str, ...]] = ("floor", "every", "phases")
 
     score: KVScore | None = None
     pattern: Pattern = HEAD
