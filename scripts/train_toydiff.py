@@ -23,7 +23,7 @@ def validate(model: VideoDiffusion) -> dict[str, float]:
 
 
 def main() -> None:
-    args = arguments(__doc__, "toydiff", steps=900, lr=3e-3, batch=2048).parse_args()
+    args = arguments(__doc__, "toydiff", steps=650, lr=3e-3, batch=2048).parse_args()
     torch.manual_seed(args.seed)
     model = VideoDiffusion(VideoDiffusionConfig())
     rows = args.batch // 512

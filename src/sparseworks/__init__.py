@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparseworks.activations import sparsify_activations as sparsify_activations
     from sparseworks.attention.hf import attention as attention
     from sparseworks.core.method import Method as Method
     from sparseworks.core.operator import LinearOperator as LinearOperator
@@ -90,6 +91,7 @@ _PUBLIC = {
     "select_across": "core.select",
     "select_bounded": "core.select",
     "sites": "stream",
+    "sparsify_activations": "activations",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

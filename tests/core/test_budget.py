@@ -13,6 +13,7 @@ from sparseworks.core.budget import (
     Bytes,
     Count,
     Density,
+    Elbow,
     Flops,
     Latency,
     Mass,
@@ -74,8 +75,46 @@ def test_threshold_and_recall_count_entries():
     assert Recall(0.3, of=10).counts(torch.zeros(1, 50)).tolist() == [3]  # 0.3 * 10 is not 3 in floating point
 
 
+def test_elbow_keeps_the_plateau_and_looks_at_shape_only():
+    grouped = torch.tensor([[0.0, 9.0, 10.0, 0.1, 0.0, 9.5, 0.0], [5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert Elbow().counts(grouped).tolist() == [3, 1]
+    assert Elbow().counts(grouped * 1e-6 - 40.0).tolist() == [3, 1]
+    assert Elbow().counts(torch.tensor([[4.0] * 6 + [1.0, 0.9]])).tolist() == [
+        6
+    ]  # the edge of a plateau lies above the chord
+    assert Elbow().counts(torch.ones(2, 5)).tolist() == [5, 5]
+    assert Elbow().counts(torch.arange(6.0)[None]).tolist() == [6]
+    assert Elbow().counts(torch.tensor([[2.0, 1.0], [1.0, 1.0]])).tolist() == [2, 2]
+
+
+def test_elbow_finds_how_many_were_planted_where_a_fixed_share_cannot():
+    g = torch.Generator().manual_seed(0)
+    planted = [20, 45, 90, 150]
+    errors = []
+    for k in planted * 5:
+        tail = 1 + torch.rand(k, generator=g).reciprocal().clamp(max=4)  # Pareto: heavy tail above the noise
+        scores = torch.cat([tail, 0.3 * torch.rand(400 - k, generator=g)])[torch.randperm(400, generator=g)]
+        errors.append(abs(int(Elbow().counts(scores[None])) - k) / k)
+    assert max(errors) <= 0.1
+    share = sum(planted) / len(planted)
+    assert sum(abs(share - k) / k for k in planted) / len(planted) > 0.5
+
+
+@quick
+@given(values=st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=12))
+def test_elbow_is_the_point_farthest_from_the_chord(values):
+    best = sorted(values, reverse=True)
+    gaps = [v - best[0] - (best[-1] - best[0]) * i / (len(best) - 1) for i, v in enumerate(best)]
+    k, most = int(Elbow().counts(torch.tensor([values]))), max(map(abs, gaps))
+    assert 1 <= k <= len(values)
+    if k == len(values):
+        assert most <= 1e-6 * (best[0] - best[-1])
+    else:
+        assert -gaps[k] >= most - 1e-9 or gaps[k - 1] >= most - 1e-9
+
+
 def test_scored_budgets_on_empty_groups_and_bad_scores():
-    for budget in (Mass(0.5), Residual(0.5), Threshold(0.0)):
+    for budget in (Mass(0.5), Residual(0.5), Threshold(0.0), Elbow()):
         assert budget.needs_scores
         assert budget.counts(torch.zeros(2, 0)).tolist() == [0, 0]
         with pytest.raises(NonFiniteError, match="NaN"):
@@ -104,7 +143,18 @@ def test_values_out_of_range(build):
 
 def test_budgets_are_never_one_float_with_several_meanings():
     values = dict(BUDGETS.items())
-    assert set(values) >= {"density", "count", "bytes", "flops", "latency", "mass", "threshold", "residual", "recall"}
+    assert set(values) >= {
+        "density",
+        "count",
+        "bytes",
+        "flops",
+        "latency",
+        "mass",
+        "threshold",
+        "residual",
+        "recall",
+        "elbow",
+    }
     assert all(issubclass(kind, Budget) for kind in values.values())
     assert Density(0.5) != Mass(0.5)
 

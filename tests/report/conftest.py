@@ -1,10 +1,38 @@
-"""A small made-up result, shaped like `result.json`."""
+"""A small made-up result, shaped like `result.json`, and a browser to look at pages with."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--hide-scrollbars")  # fmt: skip
+
+
+def _browse(page: Path, profile: Path, *flags: str) -> str:
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [CHROMIUM, *QUIET, f"--user-data-dir={profile}", *flags, page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.fixture
+def browse() -> Callable[..., str]:
+    """`browse(page, profile, *flags)`: what headless Chromium prints."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (apt-get install chromium); the CI entry point installs it")
+    return _browse
 
 
 @pytest.fixture

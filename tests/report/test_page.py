@@ -2,30 +2,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from sparseworks.core.errors import SparseworksError
 from sparseworks.report import Report
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--hide-scrollbars")  # fmt: skip
-
-
-def browse(page: Path, profile: Path, *flags: str) -> str:
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        [CHROMIUM, *QUIET, f"--user-data-dir={profile}", *flags, page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout
 
 
 def test_page_needs_no_network_and_escapes_text(sample):
@@ -86,11 +68,8 @@ def test_failed_write_leaves_nothing(sample, tmp_path: Path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None, reason="needs Chromium (apt-get install chromium); the CI entry point installs it"
-)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_the_page(sample, tmp_path: Path, scheme: str):
+def test_a_browser_shows_the_page(browse, sample, tmp_path: Path, scheme: str):
     page = Report(sample).save(tmp_path / "report.html")
     flags = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     dom = browse(page, tmp_path / "profile", "--dump-dom", *flags)

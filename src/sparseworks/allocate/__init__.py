@@ -2,6 +2,7 @@
 
 from sparseworks.allocate.evolve import EvoPress, evolve
 from sparseworks.allocate.given import Proportional
+from sparseworks.allocate.greedy import BlockGreedy
 from sparseworks.allocate.knapsack import SensitivityDP
 from sparseworks.allocate.scored import DLP, OWL, Global
 from sparseworks.allocate.shape import ERK, Balanced, ERKPlus, Pyramidal, UniformPlus
@@ -11,6 +12,7 @@ __all__ = [
     "ERK",
     "OWL",
     "Balanced",
+    "BlockGreedy",
     "ERKPlus",
     "EvoPress",
     "Global",

@@ -49,9 +49,12 @@ class Heads:
         layer, layers: which of how many.
         step, steps: which denoising step of how many, where there are any.
         clip: the grid on which the tokens lie, where there is one.
+        prompt: tokens that are given, the first ones, to a model that denoises the others.
         hidden: what the layer's projections read, where the caller knows it.
         module: the attention module, where there is one.
         memory: what a score or a schedule keeps for this layer from call to call.
+        learned: what is trained on the side for this layer, and outlives prompts.
+        common: what the layers of a model leave for each other.
 
     Raises:
         ShapeError, DtypeError: tensors that do not fit together; fewer keys than queries where causal.
@@ -67,9 +70,12 @@ class Heads:
     step: int = 0
     steps: int = 1
     clip: Clip | None = None
+    prompt: int = 0
     hidden: Float[Tensor, "batch tokens width"] | None = None
     module: nn.Module | None = None
     memory: MutableMapping[Any, Any] = field(default_factory=dict)
+    learned: MutableMapping[Any, Any] = field(default_factory=dict)
+    common: MutableMapping[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         check_heads(self.q, self.k, self.v, 4)

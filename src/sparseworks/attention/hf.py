@@ -14,15 +14,18 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from sparseworks.attention.cache.method import CacheMethod
+from sparseworks.attention.cache.rotation import frequencies
 from sparseworks.attention.heads import Clip, Heads
-from sparseworks.attention.kept import attend_dense
+from sparseworks.attention.kept import Kept, attend_dense
 from sparseworks.attention.method import AttentionMethod
-from sparseworks.attention.run import sparse_attention
-from sparseworks.core.errors import ModelError
+from sparseworks.attention.race import Race
+from sparseworks.attention.run import learns, sparse_attention
+from sparseworks.core.errors import BudgetError, ModelError
 from sparseworks.core.published import METHODS, Published
 from sparseworks.core.recipe import Recipe
 
 if TYPE_CHECKING:
+    from sparseworks.attention.cache.blockwise import Blockwise
     from sparseworks.attention.cache.hf import SparseCache
     from sparseworks.attention.cache.layer import KVLayer
 
@@ -36,9 +39,11 @@ class Seen:
 
     Attributes:
         memory: what its method keeps from call to call.
+        learned: what it trains on the side, from prompt to prompt.
     """
 
     memory: dict[Any, Any] = field(default_factory=dict)
+    learned: dict[Any, Any] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
     densities: dict[str, float] = field(default_factory=lambda: {"prefill": 0.0, "decode": 0.0})
 
@@ -57,7 +62,11 @@ class Attending:
 
     Attributes:
         layers: index of a layer -> what it did.
-        step, steps, clip: set by a caller that denoises: which step of how many, and the grid of the tokens.
+        watch: called with every call and the units it computed (None: all), for those who want to look.
+        common: for every sequence what its layers leave for each other.
+        frequency: of the model's rotary embedding, for caches that take it off.
+        steps, calls, clip, prompt: of a model that denoises: how many steps, calls of the model in each (2 for guidance by a second
+            call; each remembers for itself), the grid of the tokens, tokens that are given.
     """
 
     def __init__(
@@ -65,20 +74,50 @@ class Attending:
         methods: Mapping[int, AttentionMethod],
         layers: int,
         caching: Mapping[int, CacheMethod] | None = None,
+        *,
+        first: int = 0,
+        steps: int = 1,
+        calls: int = 1,
+        clip: Clip | None = None,
+        prompt: int = 0,
+        race: Race | None = None,
     ):
         self.methods, self.count, self.caching = methods, layers, caching or {}
         self.layers: dict[int, Seen] = {}
+        self.common: dict[int, dict[Any, Any]] = {}
         self.pending: KVLayer | None = None
         self.held: SparseCache | None = None
-        self.step, self.steps = 0, 1
-        self.clip: Clip | None = None
+        self.frequency: Tensor | None = None
+        self.watch: Callable[[Heads, Kept | None], None] | None = None
+        self.steps, self.calls, self.clip, self.prompt = steps, calls, clip, prompt
+        self._first, self._now, self._next = first, 0, 0
+        self.race = race
+        self.blockwise: Blockwise | None = None
+
+    @property
+    def step(self) -> int:
+        """The denoising step that the current call of the model belongs to; calls are counted where `steps` is above 1.
+
+        May be set before a call of the model, by samplers that skip steps or begin again before the last: counting goes on from it.
+        """
+        return self._now // self.calls % self.steps
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._now = self._next = value * self.calls
+
+    def _count(self) -> None:
+        """A call of the model begins; what was remembered of the last sample goes when its first step comes again."""
+        if self.steps == 1:
+            return
+        self._now, self._next = self._next, self._next + 1
+        if self._now % (self.calls * self.steps) == 0:
+            self.forget()
 
     @property
     def caches(self) -> bool:
         """Whether a method wants a cache of its own."""
-        from sparseworks.attention.cache.paged import reads_pages
-
-        return bool(self.caching) or any(reads_pages(m) for m in self.methods.values())
+        return bool(self.caching) or any(m.cache for m in self.methods.values())
 
     def cache(self) -> SparseCache:
         """A fresh cache for `model(..., cache=run.cache())`; `generate` is given one by itself where a method asks for it."""
@@ -122,6 +161,10 @@ class Attending:
         """(batch, heads, tokens, d) -> (batch, tokens, heads, d), as an attention interface answers."""
         _refuse(dropout, others)
         layer = int(getattr(module, "layer_idx", 0))
+        if layer == self._first:
+            self._count()
+        if self.blockwise is not None:
+            key, value = self.blockwise.held(layer, module, query, key, value, scaling)
         causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
         cache, self.pending = self.pending, None
         if key.shape[2] == query.shape[2] and (cache is None or not cache.seen):
@@ -152,8 +195,11 @@ class Attending:
                 step=self.step,
                 steps=self.steps,
                 clip=self.clip,
+                prompt=self.prompt,
                 module=module,
                 memory=self._memory(layer, rows.start),
+                learned=self.layers.setdefault(layer, Seen()).learned,
+                common=self.common.setdefault(rows.start or 0, {}),
             )
             out[rows, :, : -heads.queries] = 0
             out[rows, :, -heads.queries :] = self._one(layer, heads)
@@ -165,15 +211,20 @@ class Attending:
 
     def _one(self, layer: int, heads: Heads) -> Tensor:
         method, seen = self.methods.get(layer), self.layers.setdefault(layer, Seen())
-        if method is None or heads.phase not in method.phases or not method.schedule.acts(heads):
-            seen.note(heads.phase, 1.0)
-            return attend_dense(heads)
-        (out, _), kept = sparse_attention(heads, method)
+        acts = method is not None and heads.phase in method.phases and (method.schedule.acts(heads) or learns(method))
+        if method is None or not acts:
+            out, kept = _dense(heads)
+        elif self.race is None:
+            out, kept = _sparse(heads, method)
+        else:
+            out, kept = self.race.run(method.name, heads, partial(_dense, heads), partial(_sparse, heads, method))
         seen.note(heads.phase, 1.0 if kept is None else kept.density(heads))
+        if self.watch is not None:
+            self.watch(heads, kept)
         return out
 
     def _memory(self, layer: int, sequence: int) -> dict[Any, Any]:
-        return self.layers.setdefault(layer, Seen()).memory.setdefault(sequence, {})
+        return self.layers.setdefault(layer, Seen()).memory.setdefault((sequence, self._now % self.calls), {})
 
     def _begins(self, layer: int) -> None:
         """A causal model that sees as many keys as queries reads a new prompt; one that denoises goes on."""
@@ -181,8 +232,25 @@ class Attending:
             self.layers.setdefault(layer, Seen()).memory.clear()
 
 
+def _dense(heads: Heads) -> tuple[Tensor, None]:
+    return attend_dense(heads), None
+
+
+def _sparse(heads: Heads, method: AttentionMethod) -> tuple[Tensor, Kept | None]:
+    (out, _), kept = sparse_attention(heads, method)
+    return out, kept
+
+
 @contextmanager
-def attention(model: nn.Module, *methods: Published | Recipe | str) -> Iterator[Attending]:
+def attention(
+    model: nn.Module,
+    *methods: Published | Recipe | str,
+    steps: int = 1,
+    calls: int = 1,
+    clip: Clip | None = None,
+    prompt: int = 0,
+    race: Race | None = None,
+) -> Iterator[Attending]:
     """`with sw.attention(model, sw.method("quest")) as run: model.generate(...)`: the model attends by the method inside.
 
     Goes through the attention interface of transformers: every model that uses it is served, padding included. A recipe gives
@@ -191,17 +259,35 @@ def attention(model: nn.Module, *methods: Published | Recipe | str) -> Iterator[
     Args:
         model: with `config` and modules that carry `layer_idx`.
         methods: methods of attention and of the cache, their names, or a recipe of such.
+        steps: of a model that denoises. Its calls are then counted, and methods remember what they found until the next sample begins.
+        calls: of the model in every step.
+        clip: the frames that the tokens are.
+        prompt: tokens that are given, the first ones; the others are denoised.
+        race: `Race()`: every kind of call is timed once both ways, and stays dense where the method is slower. A cache that a method
+            keeps is not raced.
 
     Raises:
         ModelError: the model has no layers of that kind, or does not use the interface.
         UnknownNameError, RecipeError: no such method, or one of another kind.
+        BudgetError: no steps, or no calls.
     """
+    if steps < 1 or calls < 1 or prompt < 0:
+        raise BudgetError(
+            f"There is at least one step and one call in each; got steps={steps}, calls={calls}, prompt={prompt}."
+        )
     layers = attention_layers(model)
     run = Attending(
         _by_layer(layers, methods, AttentionMethod),
         len(layers),
         _by_layer(layers, methods, CacheMethod),
+        first=next(iter(layers)),
+        steps=steps,
+        calls=calls,
+        clip=clip,
+        prompt=prompt,
+        race=race,
     )
+    run.frequency = frequencies(model)
     hook = model.register_forward_pre_hook(run.give_cache, with_kwargs=True) if run.caches else None
     try:
         with through(model, run):
@@ -212,8 +298,8 @@ def attention(model: nn.Module, *methods: Published | Recipe | str) -> Iterator[
 
 
 @contextmanager
-def through(model: nn.Module, function: Callable[..., tuple[Tensor, Any]]) -> Iterator[None]:
-    """Inside, the model attends by `function`, and masks say only what is padding."""
+def through(model: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Inside, every attention layer of the model calls `function`, which gets and gives what the interface of transformers does."""
     from transformers.masking_utils import AttentionMaskInterface
     from transformers.modeling_utils import AttentionInterface
 

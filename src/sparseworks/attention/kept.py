@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparseworks.attention.compact import attend_compact
 from sparseworks.attention.heads import Heads
 from sparseworks.core.errors import ShapeError
 from sparseworks.core.pattern import Tile
@@ -27,11 +28,14 @@ class Kept:
 
     Attributes:
         mask: True where kept. Pairs of the future inside a kept unit are not attended to.
-        unit: `Tile(64, 64)` blocks, `Tile(128, 1)` columns of a query block, `Tile(1, 16)` pages of a query, ...
+        unit: `Tile(64, 64)` blocks, `Tile(128, 1)` columns of a query block, `Tile(1, 16)` pages of a query, `Tile(None, 1)` a
+            set of keys, ...
+        queries: those that attend at all (the others give zeros and -inf); None: all.
     """
 
     mask: Bool[Tensor, "batch heads rows columns"]
     unit: Tile
+    queries: Bool[Tensor, "batch heads queries"] | None = None
 
     @property
     def support(self) -> Support:
@@ -44,9 +48,19 @@ class Kept:
 
     def density_by_head(self, heads: Heads) -> Float[Tensor, "batch heads"]:
         """Kept pairs over allowed pairs of every head."""
+        if self.queries is not None:
+            return self._counted(heads)
         pairs = heads.pairs(self.unit).to(self.mask.device, torch.float64)
         share = (self.mask * pairs).sum((-2, -1)) / pairs.sum()
         return share.expand(heads.batch, heads.heads).float()
+
+    def _counted(self, heads: Heads) -> Float[Tensor, "batch heads"]:
+        """Pairs of the queries that attend, counted row by row of units."""
+        assert self.queries is not None
+        found, pairs = 0, int(heads.pairs(Tile(None, None)).sum())
+        for first, last in heads.rows_of(self.unit.rows or 256):
+            found = found + self.tokens(heads, slice(first, last)).sum((-2, -1))
+        return (found / pairs).expand(heads.batch, heads.heads).float()  # type: ignore[union-attr]
 
     def check(self, heads: Heads) -> None:
         """Raise ShapeError unless this lies on the grid of `heads`."""
@@ -63,6 +77,8 @@ class Kept:
         at = _unit_of(heads.rows_of(self.unit.rows), heads.queries)[rows]
         wide = _unit_of(heads.columns_of(self.unit.cols), heads.keys)
         mask = self.mask[:, :, at.to(self.mask.device)][..., wide.to(self.mask.device)]
+        if self.queries is not None:
+            mask = mask & self.queries[:, :, rows, None]
         if not heads.causal:
             return mask
         place = torch.arange(heads.offset, heads.offset + heads.queries, device=mask.device)[rows]
@@ -72,15 +88,18 @@ class Kept:
 def attend_kept(heads: Heads, kept: Kept) -> Output:
     """softmax over the kept pairs times v, and its log-sum-exp; the way is chosen by the shape of the units.
 
-    One query: lists of tokens. Blocks of a common size of at least 16: the block kernel. Columns: gathered. Anything else: row of
-    units by row of units, masked. Differentiable where gradients are wanted (lists and gathered columns are then masked).
+    One query: lists of tokens. Blocks of a common size of at least 16: the block kernel. Narrower columns: gathered. A set of keys: compacted.
+    Anything else: row of units by row of units, masked. Differentiable where gradients are wanted (lists and gathered columns are then masked).
 
     Raises:
         ShapeError: a mask that is not on the grid of `heads`.
     """
     kept.check(heads)
     wants = torch.is_grad_enabled() and any(t.requires_grad for t in (heads.q, heads.k, heads.v))
-    return _way(heads, kept, wants)(heads, kept)
+    out, lse = _way(heads, kept, wants)(heads, kept)
+    if kept.queries is None:
+        return out, lse
+    return out.masked_fill(~kept.queries.unsqueeze(-1), 0), lse.masked_fill(~kept.queries, -torch.inf)
 
 
 def attend_with_bias(heads: Heads, kept: Kept, bias: Float[Tensor, "batch kv_heads keys"]) -> Output:
@@ -100,8 +119,10 @@ def _way(heads: Heads, kept: Kept, wants: bool) -> Callable[[Heads, Kept], Outpu
         return attend_blocks
     if heads.queries == 1 and not wants:
         return attend_lists
-    if kept.unit.cols == 1 and (kept.unit.rows or 0) > 1 and heads.causal and not wants:
+    if 0 < (kept.unit.cols or 0) < 16 and (kept.unit.rows or 0) > 1 and heads.causal and not wants:
         return attend_columns
+    if kept.unit == Tile(None, 1):
+        return attend_sets
     return attend_masked
 
 
@@ -140,25 +161,31 @@ def attend_lists(heads: Heads, kept: Kept) -> Output:
 
 
 def attend_columns(heads: Heads, kept: Kept) -> Output:
-    """Query blocks, each over columns of its own: those before the block from lists, those inside it masked; merged."""
-    mask = kept.mask.expand(heads.batch, heads.heads, -1, -1)
+    """Query blocks, each over columns of its own: those before the block gathered, those inside it masked; merged."""
+    mask = kept.mask.expand(heads.batch, heads.heads, -1, -1).repeat_interleave(kept.unit.cols or 1, -1)
     outs, lses = [], []
     for row, (first, last) in enumerate(heads.rows_of(kept.unit.rows)):
         start, rows = heads.offset + first, slice(first, last)
-        parts = []
-        for b in range(heads.batch):
-            listed = mask[b, :, row, :start]
-            ptr = F.pad(listed.sum(-1).cumsum(0), (1, 0))
-            parts.append(
-                attend_tokens(
-                    heads.q[b, :, rows], heads.k[b], heads.v[b], ptr, listed.nonzero()[:, 1], scale=heads.scale
-                )
-            )
-        before = tuple(torch.stack(p) for p in zip(*parts, strict=True))
-        out, lse = merge([before, _inside(heads, mask[:, :, row], start, rows)])  # type: ignore[list-item]
+        inside = _inside(heads, mask[:, :, row, : heads.keys], start, rows)
+        before = _gathered(heads, mask[:, :, row, :start], rows)
+        out, lse = inside if before is None else merge([before, inside])
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs, 2), torch.cat(lses, 2)
+
+
+def _gathered(heads: Heads, mask: Tensor, rows: slice) -> Output | None:
+    """Attention of a query block to the marked keys, moved together: they are read once for all its queries."""
+    count = mask.sum(-1)
+    most = int(count.max()) if mask.shape[-1] else 0
+    if not most:
+        return None
+    at = mask.to(torch.uint8).topk(most, dim=-1, sorted=True).indices
+    real = torch.arange(most, device=mask.device) < count.unsqueeze(-1)
+    head = torch.arange(heads.heads, device=mask.device)[:, None] // heads.group
+    each = torch.arange(heads.batch, device=mask.device)[:, None, None]
+    k, v = heads.k[each, head, at], heads.v[each, head, at]
+    return softmax_attend(heads.q[:, :, rows], k, v, real.unsqueeze(-2), heads.factor)
 
 
 def _inside(heads: Heads, mask: Tensor, start: int, rows: slice) -> Output:
@@ -167,6 +194,14 @@ def _inside(heads: Heads, mask: Tensor, start: int, rows: slice) -> Output:
     k, v = (heads.shared(t[:, :, start:end]) for t in (heads.k, heads.v))
     triangle = torch.ones(end - start, end - start, dtype=torch.bool, device=mask.device).tril()
     return softmax_attend(heads.q[:, :, rows], k, v, mask[..., None, start:end] & triangle, heads.factor)
+
+
+def attend_sets(heads: Heads, kept: Kept) -> Output:
+    """Every head over a set of keys of its own, from a sequence that holds nothing else."""
+    queries = kept.queries
+    if queries is None:
+        queries = torch.ones(1, 1, heads.queries, dtype=torch.bool, device=heads.q.device)
+    return attend_compact(heads, queries, kept.mask[:, :, 0])
 
 
 def attend_masked(heads: Heads, kept: Kept) -> Output:

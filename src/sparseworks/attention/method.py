@@ -85,6 +85,11 @@ class AttentionMethod(Published):
         if self.score is None and self.always is None:
             raise RecipeError(f"Method {self.name!r} keeps nothing: give it a score or a mask that is always kept.")
 
+    @property
+    def cache(self) -> str:
+        """The kind of cache behind which it decodes, "" where any will do."""
+        return "" if self.score is None or "decode" not in self.phases else self.score.cache(self)
+
     def with_(self, **changes: Any) -> AttentionMethod:
         """A changed copy. Besides the fields: `density=0.1`, and nouns by name.
 

@@ -26,6 +26,8 @@ def _needs(method: AttentionMethod) -> Iterator[str]:
         if len(method.phases) == 1
         else "It acts in prefill and in decoding."
     )
+    if method.cache:
+        yield f"`generate` is given a cache of kind `{method.cache}`, which keeps what the score looks at beside the keys and values."
 
 
 @particulars.register
@@ -34,6 +36,12 @@ def _cache(method: CacheMethod) -> dict[str, Any]:
         f'with sw.attention(model, sw.method("{method.name}")) as run:\n    model.generate(**inputs)\nrun.held.nbytes'
     )
     where = "a head" if method.pattern.group.rows is not None else "a layer"
+    if method.form is not None:
+        needs = [
+            "A transformers model that generates with a cache; the prompt is attended to whole before tokens are recoded.",
+            f"All tokens stay; the last {method.form.window} as they are, older ones recoded {method.form.group} at a time.",
+        ]
+        return {"needs": needs, "call": call}
     needs = [
         "A transformers model that generates with a cache; the prompt is attended to whole before tokens go.",
         f"Tokens of {where} compete; the cache holds as many for every head as it keeps.",

@@ -12,13 +12,23 @@ RESTS: Registry[type[Rest]] = Registry("rest", "sparseworks.attention")
 
 
 class Rest:
-    """Register a frozen dataclass. The default leaves what was not kept out of the softmax."""
+    """Register a frozen dataclass. The default leaves what was not kept out of the softmax.
+
+    Attributes:
+        uses_scores: whether it reads the scores of units, those of the last selection, in `heads.memory["scores"]`.
+        learns: whether calls that the schedule leaves dense teach it, see `after_dense`.
+    """
 
     registered_name: ClassVar[str] = ""
+    uses_scores: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     def __call__(self, heads: Heads, kept: Kept, found: Output) -> Output:
         """The output and log-sum-exp over the kept units -> those of the whole map, approximately."""
         raise NotImplementedError
 
     def after_dense(self, heads: Heads, kept: Kept, found: Output, dense: Output) -> None:
-        """What a dense call teaches, kept in `heads.memory`; called only where the method asks for dense calls."""
+        """What a dense call teaches, kept in `heads.memory`; called at calls that the schedule leaves dense if it `learns`.
+
+        kept, found: units that the method would have computed, and attention over them.
+        """

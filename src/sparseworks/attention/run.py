@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept, Output, attend_kept, attend_with_bias, whole
 from sparseworks.attention.method import AttentionMethod
-from sparseworks.attention.select import select
+from sparseworks.attention.select import forced, select
 from sparseworks.core.errors import ShapeError
 
 
@@ -17,9 +18,13 @@ def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kep
     Raises:
         ShapeError: the tokens of a causal call cannot be reordered.
     """
-    if heads.phase not in method.phases or not method.schedule.acts(heads):
+    if heads.phase not in method.phases or not (method.schedule.acts(heads) or learns(method)):
         return dense_attention(heads), None
     ordered, back = _ordered(heads, method)
+    if not method.schedule.acts(heads):
+        dense = dense_attention(ordered)
+        _teach(ordered, method, dense)
+        return (dense if back is None else _restored(dense, back)), None
     kept = _kept(ordered, method)
     bias = None if method.score is None else method.score.bias(ordered)
     found = attend_kept(ordered, kept) if bias is None else attend_with_bias(ordered, kept, bias)
@@ -30,13 +35,25 @@ def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kep
     return (found if back is None else _restored(found, back)), kept
 
 
+def learns(method: AttentionMethod) -> bool:
+    """Whether calls at which the method does not act teach it something."""
+    return method.rest is not None and method.rest.learns
+
+
+def _teach(heads: Heads, method: AttentionMethod, dense: Output) -> None:
+    kept = select(heads, method)
+    heads.memory["kept"] = kept
+    assert method.rest is not None
+    method.rest.after_dense(heads, kept, attend_kept(heads, kept), dense)
+
+
 def dense_attention(heads: Heads) -> Output:
     """Output and log-sum-exp over every allowed pair, by the block kernel where it runs, exactly in any case."""
     return attend_kept(heads, whole(heads))
 
 
 def _kept(heads: Heads, method: AttentionMethod) -> Kept:
-    last: Kept | None = heads.memory.get("kept")
+    last = _grown(heads.memory.get("kept"), heads, method)
     fits = last is not None and tuple(last.mask.shape[-2:]) == heads.grid(last.unit)
     again = method.schedule.selects(heads)
     if last is not None and fits and not again:
@@ -44,6 +61,19 @@ def _kept(heads: Heads, method: AttentionMethod) -> Kept:
     kept = select(heads, method)
     heads.memory["kept"] = kept
     return kept
+
+
+def _grown(last: Kept | None, heads: Heads, method: AttentionMethod) -> Kept | None:
+    """Units chosen at an earlier step of decoding, with those of newer tokens that the method keeps in any case."""
+    if last is None or heads.queries != 1 or last.queries is not None or last.mask.shape[-2] != 1:
+        return last
+    more = heads.grid(last.unit)[1] - last.mask.shape[-1]
+    if more <= 0:
+        return last
+    kept = F.pad(last.mask, (0, more)) | forced(heads, method, last.unit)
+    kept[..., -1] = True
+    heads.memory["kept"] = Kept(kept, last.unit)
+    return heads.memory["kept"]
 
 
 def _ordered(heads: Heads, method: AttentionMethod) -> tuple[Heads, Tensor | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -10,6 +10,11 @@ from torch import Tensor
 from sparseworks.attention.heads import Heads
 from sparseworks.core.pattern import Tile
 from sparseworks.core.registry import Registry
+
+if TYPE_CHECKING:
+    from sparseworks.attention.index import KeyIndex
+    from sparseworks.attention.kept import Kept
+    from sparseworks.attention.method import AttentionMethod
 
 ATTENTION_SCORES: Registry[type[AttentionScore]] = Registry("attention score", "sparseworks.attention")
 
@@ -22,12 +27,19 @@ class AttentionScore:
     Attributes:
         probability: whether scores of a row are shares that sum to about 1, so that a mass budget can be taken of them as they
             are. Otherwise a softmax over the row is taken first.
-        shared: how scores of query heads that share keys become one: "sum", "max", "mean", or None where every head keeps its own.
+        shared: how query heads that share keys come to one choice: "sum", "max", "mean" of their scores, "union" of what each
+            keeps, or None where every head keeps its own.
+        INDEX: what it keeps beside the keys of a sequence while decoding, if anything.
     """
 
     registered_name: ClassVar[str] = ""
     probability: ClassVar[bool] = False
+    INDEX: ClassVar[type[KeyIndex] | None] = None
     shared: str | None = None
+
+    def cache(self, method: AttentionMethod) -> str:
+        """The kind of cache (of `KV_LAYERS`) behind which `method`, which scores by this, decodes; "" where any will do."""
+        return "" if self.INDEX is None else "indexed"
 
     def __call__(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch heads rows columns"]:
         """Scores on the grid of `unit`; heads may be 1 where all share them."""
@@ -36,6 +48,14 @@ class AttentionScore:
     def dense(self, heads: Heads) -> Bool[Tensor, "batch heads"] | None:
         """Heads that this score cannot judge and that are computed whole (a guard); None: it judges all."""
         return None
+
+    def attending(self, heads: Heads, kept: Kept) -> Bool[Tensor, "batch heads queries"] | None:
+        """Queries that attend at all, once units are chosen: the others give zeros and pass by; None: all."""
+        return None
+
+    def everything(self) -> AttentionScore:
+        """The same score without a search that throws units out by -inf, so that a full budget is the whole map."""
+        return self
 
     def bias(self, heads: Heads) -> Float[Tensor, "batch kv_heads keys"] | None:
         """What is added to the logits of each key, for scores that were trained that way; None: nothing."""

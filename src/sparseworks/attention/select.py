@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparseworks.attention.budgets import CallBudget
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept
 from sparseworks.attention.masks.base import Extent, Mask, Span
@@ -30,16 +32,22 @@ def select(heads: Heads, method: AttentionMethod) -> Kept:
     """
     unit = method.pattern.unit
     allowed = heads.allowed(unit).to(heads.q.device)
-    forced = _forced(heads, method, unit) & allowed
+    must = forced(heads, method, unit) & allowed
     if method.score is None:
-        mask = forced
+        mask = must
     else:
         scores = _scores(heads, method, unit, allowed)
-        mask = keep(scores, allowed, forced, method.pattern, method.budget, unit)
+        budget = method.budget.at(heads) if isinstance(method.budget, CallBudget) else method.budget
+        mask = keep(scores, allowed, must, method.pattern, budget, unit)
+        if method.score.shared == "union" and heads.group > 1:
+            mask = heads.shared(mask.expand(-1, heads.heads, -1, -1).unflatten(1, (heads.kv_heads, -1)).any(2))
         whole = method.score.dense(heads)
         if whole is not None:
             mask = mask | (whole[..., None, None] & allowed)
-    return Kept(_no_row_empty(mask, allowed), unit)
+        if method.rest is not None and method.rest.uses_scores:
+            heads.memory["scores"] = scores
+    kept = Kept(_no_row_empty(mask, allowed), unit)
+    return kept if method.score is None else replace(kept, queries=method.score.attending(heads, kept))
 
 
 def keep(
@@ -52,16 +60,18 @@ def keep(
 ) -> Bool[Tensor, "batch heads rows columns"]:
     """The best units of every group: a row of units, a head (`group` is the whole map), or a layer (`across`).
 
-    What is forced counts against a density or a count, and is added to what a mass, a threshold or another scored budget keeps.
+    What is forced, or of infinite score, counts against a density or a count, and is added to what a mass, a threshold or another
+    scored budget keeps; of the mass it holds no part.
     A count is of keys per query: ceil(count / keys of a unit) units a row.
     """
     inside = allowed.expand_as(scores)
-    forced = (forced & inside).expand_as(scores)
+    forced = (forced | (scores == torch.inf)) & inside
     if budget.needs_scores:
-        grouped, back = _groups(scores.masked_fill(~inside, 0.0 if _is_mass(budget) else -torch.inf), pattern)
+        open_ = inside & ~scores.isinf()
+        grouped, back = _groups(scores.masked_fill(~open_, 0.0 if _is_mass(budget) else -torch.inf), pattern)
         counts = budget.counts(grouped)
-        ranked, _ = _groups(scores.masked_fill(~inside, -torch.inf), pattern)
-        return (back(top(ranked, counts)) & inside) | forced
+        ranked, _ = _groups(scores.masked_fill(~open_, -torch.inf), pattern)
+        return (back(top(ranked, counts)) & open_) | forced
     ranked, back = _groups(scores.masked_fill(~inside, -torch.inf).masked_fill(forced, torch.inf), pattern)
     may, must = (_groups(m, pattern)[0].sum(-1) for m in (inside, forced))
     rows = _groups(inside, pattern)[0].unflatten(-1, (-1, scores.shape[-1])).any(-1).sum(-1)
@@ -96,17 +106,29 @@ def _scores(heads: Heads, method: AttentionMethod, unit: Tile, allowed: Tensor) 
     score = method.score
     assert score is not None
     found = score(heads, unit)
-    if score.shared is not None and heads.group > 1 and found.shape[1] == heads.heads:
+    if score.shared not in (None, "union") and heads.group > 1 and found.shape[1] == heads.heads:
         found = heads.shared(heads.grouped(found, score.shared))  # type: ignore[arg-type]
     if method.budget.needs_scores and _is_mass(method.budget) and not score.probability:
-        found = found.masked_fill(~allowed, -torch.inf).softmax(-1)
+        sure = found == torch.inf
+        found = found.masked_fill(sure | ~allowed, -torch.inf).softmax(-1).nan_to_num(0.0).masked_fill(sure, torch.inf)
     return found.expand(-1, heads.heads, -1, -1)
 
 
-def _forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Tensor:
-    if method.always is None:
-        return torch.zeros(1, 1, *heads.grid(unit), dtype=torch.bool, device=heads.q.device)
-    return mask_on_grid(method.always, heads, unit).to(heads.q.device)
+def forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Bool[Tensor, "batch heads rows columns"]:
+    """Units that `always` keeps, and those of the text of a clip."""
+    text = heads.clip.text if heads.clip is not None and method.order is None else 0
+    found = _with_text(heads, unit, text)
+    return found if method.always is None else found | mask_on_grid(method.always, heads, unit).to(heads.q.device)
+
+
+def _with_text(heads: Heads, unit: Tile, text: int) -> Bool[Tensor, "1 1 rows columns"]:
+    """Units of the text of a clip: it attends to all and all attend to it. (Orders put it elsewhere, and keep it themselves.)"""
+    rows, columns = (
+        torch.tensor([first < text for first, _ in cuts], device=heads.q.device)
+        for cuts in (heads.rows_of(unit.rows), heads.columns_of(unit.cols))
+    )
+    own = rows if heads.queries == heads.keys else torch.zeros_like(rows)
+    return (own[:, None] | columns)[None, None]
 
 
 def mask_on_grid(mask: Mask, heads: Heads, unit: Tile) -> Bool[Tensor, "1 heads rows columns"]:

@@ -1,4 +1,4 @@
-"""Commands: compress, inspect, plan, bench, methods, evaluate. Each takes `--json`; exit code 0 = done, 1 = error, 2 = usage, 3 = goal not met."""
+"""Commands: compress, inspect, plan, bench, methods, compare, evaluate, attention. Each takes `--json`; exit code 0 = done, 1 = error, 2 = usage, 3 = goal not met."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from sparseworks.cli.attention import attention
 from sparseworks.cli.goals import (
     Allocate,
     Density,
@@ -176,7 +177,7 @@ def prune(
         "allocate": allocate,
         "repair": repair,
     }
-    _show(run_prune(model, given, out, data, length, samples, skip or (), seed, threads), as_json)
+    show(run_prune(model, given, out, data, length, samples, skip or (), seed, threads), as_json)
 
 
 @app.command()
@@ -191,7 +192,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
     """
     from sparseworks.cli.commands import run_inspect
 
-    _show(run_inspect(model), as_json)
+    show(run_inspect(model), as_json)
 
 
 @app.command()
@@ -237,7 +238,7 @@ def plan(
 
     if remeasure:
         forget_timings()
-    _show(run_plan(model, batch, density, pattern, values or (), threads, measure=measure, report=report), as_json)
+    show(run_plan(model, batch, density, pattern, values or (), threads, measure=measure, report=report), as_json)
 
 
 @app.command()
@@ -280,7 +281,7 @@ def bench(
     """
     from sparseworks.cli.commands import run_bench
 
-    _show(run_bench(shape, density, pattern, batch, values or (), rounds, rivals, threads), as_json)
+    show(run_bench(shape, density, pattern, batch, values or (), rounds, rivals, threads), as_json)
 
 
 @app.command()
@@ -302,7 +303,7 @@ def methods(
     """
     from sparseworks.cli.commands import run_method, run_methods
 
-    _show(run_method(name) if name is not None else run_methods(family), as_json)
+    show(run_method(name) if name is not None else run_methods(family), as_json)
 
 
 @app.command()
@@ -346,7 +347,7 @@ def compare(
     from sparseworks.jobs.setting import Wish
 
     wish = Wish(data=data, task=task, task_data=task_data, length=length, samples=samples, limit=limit, seed=seed)
-    _show(run_compare(model, methods, density, pattern, wish, out, jobs, ray, threads), as_json)
+    show(run_compare(model, methods, density, pattern, wish, out, jobs, ray, threads), as_json)
 
 
 @app.command()
@@ -368,10 +369,13 @@ def evaluate(
     """
     from sparseworks.cli.commands import run_evaluate
 
-    _show(run_evaluate(model, task, data, limit, threads), as_json)
+    show(run_evaluate(model, task, data, limit, threads), as_json)
 
 
-def _show(answer: tuple[Any, Any], as_json: bool) -> None:
+app.command()(attention)
+
+
+def show(answer: tuple[Any, Any], as_json: bool) -> None:
     """Print `(data, text or rich renderable)`."""
     data, text = answer
     if as_json:

@@ -30,6 +30,7 @@ class Evidence:
         block: site name -> index of the repeated block it lies in (-1 outside).
         error: `(site name, density) -> relative squared output error` after pruning to that density.
         trial: `(counts, tokens, draw) -> KL(dense || pruned)` of the whole model on about so many calibration tokens.
+        block_error: `(counts, tokens) -> error of the output` of the one block that holds the sites, on about so many tokens.
     """
 
     weight: Callable[[str], Float[Tensor, "rows cols"]]
@@ -38,6 +39,7 @@ class Evidence:
     block: Mapping[str, int] = field(default_factory=dict)
     error: Callable[[str, float], float] | None = None
     trial: Callable[[Mapping[str, int], int, int], float] | None = None
+    block_error: Callable[[Mapping[str, int], int], float] | None = None
 
     def scores(self, name: str) -> Float[Tensor, "rows cols"]:
         """The method's scores of one site on the dense model."""
@@ -53,6 +55,8 @@ class Allocator:
     uses_scores: ClassVar[bool] = False
     uses_error: ClassVar[bool] = False
     uses_trials: ClassVar[bool] = False
+    uses_block: ClassVar[bool] = False
+    """Whether it is asked block by block, each time with that block's share of the budget."""
     registered_name: ClassVar[str]
 
     def __call__(

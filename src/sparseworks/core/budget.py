@@ -201,6 +201,33 @@ class Recall(_Scored):
         return torch.full(grouped.shape[:-1], int(need), device=grouped.device)
 
 
+@BUDGETS.register("elbow")
+@dataclass(frozen=True)
+class Elbow(_Scored):
+    """Per group the entries before the elbow of the sorted scores: the point i farthest from the chord between the first and the last.
+
+    s_0 >= s_1 >= ... Below the chord the point is the foot of a slope, and the first that is left out; above it, the edge of a
+    plateau, and the last that stays. At least one entry stays; of equal scores, or a straight line, all do. Neither scale nor offset
+    of the scores matters.
+
+    Source: after Wang et al., 2025, arXiv 2505.19235 (CoreMatching), who prune visual tokens so; farthest from the chord is the reading.
+    """
+
+    def counts(self, grouped: Float[Tensor, "groups n"]) -> Int[Tensor, " groups"]:
+        """i or i + 1 for the point i of the largest distance."""
+        _no_nan(grouped)
+        n = grouped.shape[-1]
+        if n < 3:
+            return torch.full(grouped.shape[:-1], n, device=grouped.device)
+        order = grouped.double().sort(dim=-1, descending=True).values
+        first, last = order[..., :1], order[..., -1:]
+        above = order - first - (last - first) * torch.arange(n, device=grouped.device) / (n - 1)
+        farthest = above.abs().argmax(dim=-1, keepdim=True)
+        gap = above.gather(-1, farthest)
+        bends = gap.abs() > 1e-9 * (first - last)
+        return (farthest + (gap > 0)).where(bends, n).squeeze(-1)
+
+
 def even_split(total: int, sizes: Sequence[int]) -> list[int]:
     """Integers in proportion to `sizes` that sum to `total` exactly (largest remainders, ties to the earlier)."""
     whole = sum(sizes)

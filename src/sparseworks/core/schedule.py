@@ -75,6 +75,19 @@ class Cubic(Schedule):
         return self.end + (self.start - self.end) * (1.0 - t) ** 3
 
 
+@SCHEDULES.register("quadratic")
+@dataclass(frozen=True)
+class Quadratic(Schedule):
+    """s_f + (s_0 - s_f)(1 - t)^2: the polynomial ramp of shared spatial masks (Grimaldi et al., 2023, arXiv 2309.06626)."""
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def value(self, t: float) -> float:
+        """Fast first, slow at the end, less so than `cubic`."""
+        return self.end + (self.start - self.end) * (1.0 - t) ** 2
+
+
 @SCHEDULES.register("cosine")
 @dataclass(frozen=True)
 class Cosine(Schedule):

@@ -15,7 +15,7 @@ from sparseworks.core.errors import CalibrationError, DtypeError, MissingStatErr
 from sparseworks.core.finite import all_finite
 from sparseworks.core.registry import Registry
 
-STATS: Registry[type[Stat]] = Registry("statistic")
+STATS: Registry[type[Stat]] = Registry("statistic", "sparseworks.core.histogram")
 
 S = TypeVar("S", bound="Stat")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparseworks.core.record import Record, compare, describe
+from sparseworks.evaluate.activation_law import ActivationLaw, fit_activation_law
 from sparseworks.evaluate.agents import IndependentActors
 from sparseworks.evaluate.blobs import BlobNet, Blobs, Detecting
 from sparseworks.evaluate.calibration import calibration_error
@@ -26,6 +27,7 @@ from sparseworks.evaluate.zoo import Twins, compare_twins
 
 __all__ = [
     "TASKS",
+    "ActivationLaw",
     "BlobNet",
     "Blobs",
     "ChannelAccess",
@@ -57,6 +59,7 @@ __all__ = [
     "dirichlet_split",
     "documentation_passages",
     "documentation_retrieval",
+    "fit_activation_law",
     "fit_law",
     "hats",
     "helix",

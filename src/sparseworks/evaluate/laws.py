@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,9 @@ from sparseworks.core.errors import CalibrationError, NonFiniteError, ShapeError
 
 NAMES = ("a_s", "b_s", "c_s", "b_n", "a_d", "b_d", "c")
 _STEPS, _DELTA = 150, 1e-3
+
+Model = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""`model(theta) -> predictions (starts, runs), their derivatives (starts, runs, p)`."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,10 @@ def _predict(theta: Tensor, x: Tensor) -> Float[Tensor, "batch runs"]:
     return torch.stack(_terms(theta, x)).sum(dim=0).log()
 
 
-def _fit(x: Tensor, y: Tensor, theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Levenberg-Marquardt with Huber weights on all starts (or resamples) at once; parameters and losses."""
-    damp = torch.full((len(theta),), 1e-2, dtype=theta.dtype)
-    loss = _huber(_predict(theta, x) - y, weights)
-    for _ in range(_STEPS):
+def _model(x: Tensor) -> Model:
+    """log L of the law and its derivatives, at centred logarithms of the runs."""
+
+    def predicted(theta: Tensor) -> tuple[Tensor, Tensor]:
         sparse, flat, data, floor = _terms(theta, x)
         total = sparse + flat + data + floor
         left, n, d = x
@@ -159,8 +161,28 @@ def _fit(x: Tensor, y: Tensor, theta: Tensor, weights: Tensor) -> tuple[Tensor, 
             sparse, sparse * left * powers[:, 0], flat, -(sparse + flat) * n * powers[:, 1], data,
             -data * d * powers[:, 2], floor,
         )  # fmt: skip
-        jacobian = torch.stack(columns, dim=2) / total.unsqueeze(2)
-        residual = total.log() - y
+        return total.log(), torch.stack(columns, dim=2) / total.unsqueeze(2)
+
+    return predicted
+
+
+def _fit(x: Tensor, y: Tensor, theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    return levenberg(_model(x), y, theta, weights)
+
+
+def levenberg(
+    model: Model, y: Float[Tensor, " runs"], theta: Float[Tensor, "starts p"], weights: Float[Tensor, "starts runs"]
+) -> tuple[Float[Tensor, "starts p"], Float[Tensor, " starts"]]:
+    """Levenberg-Marquardt with Huber weights (delta 1e-3) on all starts (or resamples) at once; parameters and losses.
+
+    Args:
+        model: theta -> (what it predicts for y, the derivatives).
+    """
+    damp = torch.full((len(theta),), 1e-2, dtype=theta.dtype)
+    predicted, jacobian = model(theta)
+    loss = _huber(predicted - y, weights)
+    for _ in range(_STEPS):
+        residual = predicted - y
         w = weights * (_DELTA / residual.abs().clamp(min=1e-300)).clamp(max=1)
         left_side = torch.einsum("brp,br,brq->bpq", jacobian, w, jacobian)
         right_side = torch.einsum("brp,br,br->bp", jacobian, w, residual)
@@ -168,9 +190,14 @@ def _fit(x: Tensor, y: Tensor, theta: Tensor, weights: Tensor) -> tuple[Tensor, 
         damped = left_side + torch.diag_embed(scale * damp.unsqueeze(1) + 1e-14)
         step = torch.linalg.solve_ex(damped, right_side.unsqueeze(2)).result.squeeze(2).nan_to_num()
         moved = (theta - step.clamp(-1, 1)).clamp(-60, 60)
-        after = _huber(_predict(moved, x) - y, weights)
+        there, slope = model(moved)
+        after = _huber(there - y, weights)
         better = after < loss
         theta, loss = torch.where(better.unsqueeze(1), moved, theta), torch.where(better, after, loss)
+        predicted, jacobian = (
+            torch.where(better[:, None], there, predicted),
+            torch.where(better[:, None, None], slope, jacobian),
+        )
         damp = torch.where(better, damp / 3, damp * 4).clamp(1e-12, 1e8)
     return theta, loss
 

@@ -32,11 +32,14 @@ def kept_by_threshold(x: Float[Tensor, "rows in"], threshold: float) -> Float[Te
     return x.where(~(x.abs() <= threshold), 0.0)
 
 
-def kept_by_count(x: Float[Tensor, "rows in"], keep: int) -> Float[Tensor, "rows in"]:
-    """The `keep` largest |x| of each row, ties to the lower index, else 0; a NaN counts as largest."""
+def kept_by_count(
+    x: Float[Tensor, "rows in"], keep: int, size: Float[Tensor, "rows in"] | None = None
+) -> Float[Tensor, "rows in"]:
+    """The `keep` largest |x| of each row (or of what `size` says), ties to the lower index, else 0; a NaN counts as largest."""
     if keep >= x.shape[1]:
         return x
-    order = x.abs().nan_to_num(nan=float("inf")).sort(dim=1, descending=True, stable=True).indices[:, :keep]
+    size = x.abs() if size is None else size
+    order = size.nan_to_num(nan=float("inf")).sort(dim=1, descending=True, stable=True).indices[:, :keep]
     return torch.zeros_like(x).scatter(1, order, x.gather(1, order))
 
 

@@ -12,6 +12,7 @@ from sparseworks.core.errors import ModelError
 from sparseworks.core.site import Site
 from sparseworks.exec.fusion import fuse
 from sparseworks.io import sparsity
+from sparseworks.io.activations import build_activations, execute_activations
 from sparseworks.io.bitmask import decode, stored_mask
 from sparseworks.io.llmcompressor import is_llmcompressor, load_llmcompressor
 from sparseworks.io.models import load_pretrained, resolve
@@ -72,9 +73,12 @@ def _load_saved(
         swap(loaded, path, build_empty(path, meta))
     for path, meta in known.facts.get("operators", {}).items():  # absent in folders of earlier versions
         swap(loaded, path, build_operator(path, meta))
+    masked = known.facts.get("activations", {})
+    build_activations(loaded, masked)
     tensors = read_tensors(folder / sparsity.MODEL)
     fill(loaded, tensors, _values(folder, known, loaded, tensors), known.facts["tied"])
     loaded = loaded.eval() if dtype is None else loaded.eval().to(dtype)
+    execute_activations(loaded, masked, known.supports)
     if known.facts["packed"]:
         fuse(loaded)
     elif planned:

@@ -15,7 +15,9 @@ from sparseworks.core.errors import CheckpointError, ModelError, RecipeError, Sh
 from sparseworks.core.recipe import Recipe
 from sparseworks.core.site import Site
 from sparseworks.core.support import Support
+from sparseworks.exec.executing import as_masked
 from sparseworks.io import sparsity
+from sparseworks.io.activations import describe_activations
 from sparseworks.io.assets import asset_files, config_text
 from sparseworks.io.bitmask import encode, stored_mask
 from sparseworks.io.folder import draft
@@ -66,7 +68,25 @@ def save(
         ModelError: a support names a site that the model lacks, or the model cannot be stored in this layout.
         ShapeError: a support does not fit its site.
     """
-    folder, chosen = Path(folder), _layout(layout)
+    with as_masked(model) as executing:
+        return _save(
+            Path(folder), model, supports, _layout(layout), layout, plan, recipe, meta, assets, overwrite, executing
+        )
+
+
+def _save(
+    folder: Path,
+    model: nn.Module,
+    supports: Mapping[str, Support],
+    chosen: Layout,
+    layout: str,
+    plan: Any,
+    recipe: Recipe | None,
+    meta: Mapping[str, Any] | None,
+    assets: Path | str | None,
+    overwrite: bool,
+    executing: list[str],
+) -> Path:
     packed = packed_layers(model)
     if packed and not chosen.packed:
         raise ModelError(
@@ -83,6 +103,7 @@ def save(
         },
         "packed": {path: describe(layer) for path, layer in packed.items()},
         "operators": {path: operator.describe(layer) for path, layer in factorised_layers(model).items()},
+        "activations": describe_activations(model, executing),
         "tied": tied,
         "plan": _plain("plan", plan.to_json() if plan is not None else None),
         "meta": _plain("meta", dict(meta or {})),

@@ -6,6 +6,7 @@ Each `check_*` takes the registered class, or an instance, and raises AssertionE
 
 from __future__ import annotations
 
+from sparseworks.testing.activations import check_activation_method
 from sparseworks.testing.allocator import check_allocator
 from sparseworks.testing.attention import check_attention_method
 from sparseworks.testing.cache import check_cache_method
@@ -23,6 +24,7 @@ from sparseworks.testing.solver import check_solver
 from sparseworks.testing.stat import check_stat
 
 __all__ = [
+    "check_activation_method",
     "check_allocator",
     "check_attention_method",
     "check_cache_method",

@@ -40,6 +40,9 @@ def toy_evidence(allocator: Allocator, sites: list[Site], score: object = None) 
         block={s.name: i // 2 for i, s in enumerate(sites)},
         error=error,
         trial=trial,
+        block_error=lambda counts, tokens: sum(
+            error(s.name, counts[s.name] / s.size) for s in sites if s.name in counts
+        ),
     )
 
 

@@ -67,7 +67,7 @@ def _check_full_budget(heads: Heads, method: AttentionMethod) -> None:
     if method.score is None:
         return
     dense = heads.scores().softmax(-1) @ heads.shared(heads.v)
-    whole = method.with_(budget=full(method.budget))
+    whole = method.with_(budget=full(method.budget), score=method.score.everything())
     out, kept = _run(heads, whole)
     require(kept is not None and kept.density(heads) > 1 - 1e-6, f"{method.name}: a full budget leaves pairs out.")
     error = float((out - dense).abs().max())
@@ -76,7 +76,8 @@ def _check_full_budget(heads: Heads, method: AttentionMethod) -> None:
 
 def _check_kept(heads: Heads, kept: Kept, method: AttentionMethod) -> None:
     pairs = kept.tokens(heads, slice(0, heads.queries)).expand(heads.batch, heads.heads, -1, -1)
-    require(bool(pairs.any(-1).all()), f"{method.name}: a query keeps no key.")
+    attends = torch.ones_like(pairs[..., 0]) if kept.queries is None else kept.queries.expand_as(pairs[..., 0])
+    require(bool((pairs.any(-1) | ~attends).all()), f"{method.name}: a query keeps no key.")
     counted = pairs.sum().item() / (heads.batch * heads.heads * int(heads.pairs(kept.unit).sum()))
     reported = kept.density(heads)
     require(abs(counted - reported) < 1e-5, f"{method.name}: reports density {reported}, counted are {counted}.")

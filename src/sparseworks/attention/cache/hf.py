@@ -9,9 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.cache_utils import Cache
 
-from sparseworks.attention.cache.layer import KVLayer
-from sparseworks.attention.cache.paged import PagedLayer, reads_pages
-from sparseworks.attention.cache.ragged import RaggedLayer
+from sparseworks.attention.cache.layer import KV_LAYERS, KVLayer
 from sparseworks.core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -19,11 +17,10 @@ if TYPE_CHECKING:
 
 
 def layer_for(run: Attending, layer: int) -> KVLayer:
-    """The kind of cache that the methods of a layer ask for."""
-    method = run.methods.get(layer)
-    if layer not in run.caching and method is not None and reads_pages(method):
-        return PagedLayer(run)
-    return RaggedLayer(run)
+    """The kind of cache that the methods of a layer ask for: a method of the cache goes before one of decoding."""
+    caching, method = run.caching.get(layer), run.methods.get(layer)
+    kind = caching.cache if caching is not None else "" if method is None else method.cache
+    return KV_LAYERS.get(kind or "ragged")(run, layer)
 
 
 class SparseCache(Cache):
@@ -41,6 +38,11 @@ class SparseCache(Cache):
     def tokens(self) -> int:
         """Tokens held, over layers, sequences and heads."""
         return sum(layer.tokens for layer in self.held)
+
+    @property
+    def read(self) -> int:
+        """Bytes of keys, values and indices that the last decoding step read."""
+        return sum(layer.read for layer in self.held)
 
     @property
     def held(self) -> list[KVLayer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from sparseworks.core.errors import ModelError
+from sparseworks.core.registry import Registry
 
 if TYPE_CHECKING:
     from sparseworks.attention.hf import Attending
+
+
+KV_LAYERS: Registry[type[KVLayer]] = Registry("kind of cache", "sparseworks.attention.cache.kinds")
 
 
 @dataclass(frozen=True)
@@ -55,18 +59,23 @@ class KVLayer(CacheLayerMixin):
     Attributes:
         seen: tokens of the text so far, padding included; what positions are counted from.
         count: real tokens of each sequence so far.
+        layer: which one.
         memory: what methods keep for this layer.
+        read: bytes that the last decoding step read of keys, values and what is kept beside them.
     """
+
+    registered_name: ClassVar[str] = ""
 
     is_croppable = True
     supports_early_init = False
     is_sliding = False
 
-    def __init__(self, run: Attending):
+    def __init__(self, run: Attending, layer: int = 0):
         super().__init__()
-        self.run, self.seen = run, 0
+        self.run, self.layer, self.seen = run, layer, 0
         self.count: Tensor | None = None
         self.memory: dict[Any, Any] = {}
+        self.read = 0
 
     # -- what a kind of cache adds ------------------------------------------------------------------------------------
 
@@ -171,7 +180,7 @@ class KVLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Empty."""
-        self.__init__(self.run)
+        self.__init__(self.run, self.layer)
 
     def offload(self) -> None:
         """Nothing: placing tokens elsewhere is for a method to decide."""

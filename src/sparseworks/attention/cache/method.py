@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from sparseworks.attention.cache.form import KV_FORMS, KVForm
 from sparseworks.attention.cache.held import KV_SCORES, MERGES, Held, KVScore, Merge
 from sparseworks.attention.masks.base import Extent, Mask
 from sparseworks.core.budget import Budget, Count, Density
@@ -20,7 +21,7 @@ from sparseworks.core.published import METHODS, Published, Source
 from sparseworks.core.schedule import Constant, Schedule
 from sparseworks.core.select import top
 
-NOUNS |= {"kv_score": (KVScore, KV_SCORES), "merge": (Merge, MERGES)}
+NOUNS |= {"kv_score": (KVScore, KV_SCORES), "merge": (Merge, MERGES), "kv_form": (KVForm, KV_FORMS)}
 
 HEAD, LAYER = Pattern(ELEMENT, ROW), Pattern(ELEMENT, WHOLE)
 """Tokens compete within their head, or within all heads of their layer."""
@@ -39,6 +40,7 @@ class CacheMethod(Published):
         depth: multiplies the budget by layer (progress 0 at the first, 1 at the last); a mean of 1 keeps the sum.
         every: during decoding it is looked at every so many tokens; between, the cache grows.
         merge: what becomes of tokens that go; None: they are dropped.
+        form: how older tokens are stored; with one, none goes: it is told which the score keeps.
         phases: of "prefill" (also between turns) and "decode".
     """
 
@@ -52,6 +54,7 @@ class CacheMethod(Published):
         "always": "mask",
         "depth": "schedule",
         "merge": "merge",
+        "form": "kv_form",
     }
     PLAIN: ClassVar[tuple[str, ...]] = ("floor", "every", "phases")
 
@@ -63,13 +66,19 @@ class CacheMethod(Published):
     depth: Schedule = field(default_factory=lambda: Constant(1.0))
     every: int = 1
     merge: Merge | None = None
+    form: KVForm | None = None
     phases: tuple[str, ...] = ("prefill", "decode")
 
     def __post_init__(self):
-        if self.score is None and self.always is None:
+        if self.score is None and self.always is None and self.form is None:
             raise RecipeError(f"Method {self.name!r} keeps nothing: give it a score or a mask that is always kept.")
         if self.every < 1 or not 0 <= self.floor <= 1:
             raise BudgetError(f"`every` is at least 1 and `floor` in [0, 1]; got {self.every} and {self.floor}.")
+
+    @property
+    def cache(self) -> str:
+        """The kind of cache (of `KV_LAYERS`) that it wants."""
+        return "ragged" if self.form is None else "formed"
 
     def with_(self, **changes: Any) -> CacheMethod:
         """A changed copy. Besides the fields: `density=0.1`, and nouns by name.
@@ -97,7 +106,7 @@ def kept_tokens(held: Held, method: CacheMethod) -> Bool[Tensor, "batch kv_heads
     """
     forced = _forced(held, method)
     if method.score is None:
-        return forced
+        return held.valid if method.form is not None else forced
     scores = method.score(held).float()
     if bool(scores[held.valid].isnan().any()):
         raise NonFiniteError(f"{method.name}: the scores of layer {held.layer} hold NaN.")

@@ -9,28 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.attention.cache.layer import Call, KVLayer
+from sparseworks.attention.cache.layer import KV_LAYERS, Call, KVLayer
 from sparseworks.attention.cache.ragged import among
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import attend_kept, whole
-from sparseworks.attention.method import AttentionMethod
-from sparseworks.attention.scores.pages import PageBound
 from sparseworks.core.budget import Count, Density
 from sparseworks.core.errors import ModelError
 from sparseworks.exec.attention import KeyPages, merge
 from sparseworks.exec.attention.pages import PAGE
-
-
-def reads_pages(method: AttentionMethod) -> bool:
-    """Whether the page kernel does what the method says: page bounds over pages of 64, a density or a count, no other mask."""
-    plain = isinstance(method.score, PageBound) and method.score.shared is None and method.always is None
-    return (
-        plain
-        and method.rest is None
-        and "decode" in method.phases
-        and (method.pattern.unit.rows, method.pattern.unit.cols) == (1, PAGE)
-        and isinstance(method.budget, Density | Count)
-    )
 
 
 class PagedStore:
@@ -90,6 +76,7 @@ def pages_of(budget: Density | Count, tokens: int) -> int:
     return max(1, ceil(budget.value / PAGE) if isinstance(budget, Count) else round(budget.value * pages))
 
 
+@KV_LAYERS.register("pages")
 class PagedLayer(KVLayer):
     """Prefill attends among the new tokens; a decoding step to the pages of the largest bounds; a later turn to everything."""
 

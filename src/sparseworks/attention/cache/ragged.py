@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.attention.cache.held import Held, KVPhase
-from sparseworks.attention.cache.layer import Call, KVLayer
+from sparseworks.attention.cache.layer import KV_LAYERS, Call, KVLayer
 from sparseworks.attention.cache.method import kept_tokens
 from sparseworks.attention.cache.store import RaggedStore
 from sparseworks.attention.heads import Heads
@@ -17,6 +17,7 @@ from sparseworks.exec.attention import merge
 from sparseworks.exec.attention.checks import scale_of
 
 
+@KV_LAYERS.register("ragged")
 class RaggedLayer(KVLayer):
     """Prefill attends among the new tokens; later calls to what is held and to what is new.
 
@@ -51,22 +52,34 @@ class RaggedLayer(KVLayer):
         if first:
             out = call.among()
             store.append(call.k, call.v, positions, call.real)
+            self.stored(call)
         elif call.new == 1:
             store.append(call.k, call.v, positions, call.real)
+            self.stored(call)
             if self.goes_before(call):
                 self.counted(call)
                 self.new += 1
                 self.let_go(call, phase)
-                return store.attend(call.q, scale=call.scale)[0]
-            out, _ = store.attend(call.q, scale=call.scale)
+                return self.next(call)
+            out = self.next(call)
         else:
             call.check_later()
             out = merge([store.attend(call.q, scale=call.scale), among(call)])[0]
             store.append(call.k, call.v, positions)
+            self.stored(call)
         self.counted(call)
         self.new += call.new
         self.let_go(call, phase)
         return out
+
+    def stored(self, call: Call) -> None:
+        """Called as soon as the new tokens of a call lie in the store."""
+
+    def next(self, call: Call) -> Float[Tensor, "batch heads 1 d"]:
+        """A decoding step, its own token stored already."""
+        store = self.holding
+        self.read = store.tokens * store.token_bytes
+        return store.attend(call.q, scale=call.scale)[0]
 
     def goes_before(self, call: Call) -> bool:
         """Whether tokens go before the new query attends."""
@@ -78,12 +91,7 @@ class RaggedLayer(KVLayer):
         method = call.run.caching.get(call.layer)
         if method is None or self.count is None or not method.acts(phase, self.new):
             return
-        k, v, positions = self.holding.padded()
-        now = torch.full((len(call.q),), self.seen - 1)
-        held = Held(
-            k, v, positions, self.holding.valid(), call.q.detach(), now, self.count, scale_of(call.scale, call.q.shape[-1]),
-            phase, call.layer, call.run.count, self.memory, call.module,
-        )  # fmt: skip
+        held = self.held(call, phase)
         mask = kept_tokens(held, method)
         self.new = 0
         if method.merge is not None:
@@ -93,6 +101,16 @@ class RaggedLayer(KVLayer):
         if method.score is not None:
             method.score.kept(mask, held)
         self.holding.keep(mask)
+
+    def held(self, call: Call, phase: KVPhase) -> Held:
+        """What a score sees."""
+        k, v, positions = self.holding.padded()
+        assert self.count is not None
+        now = torch.full((len(call.q),), self.seen - 1)
+        return Held(
+            k, v, positions, self.holding.valid(), call.q.detach(), now, self.count, scale_of(call.scale, call.q.shape[-1]),
+            phase, call.layer, call.run.count, self.memory, call.module,
+        )  # fmt: skip
 
     def forget_from(self, position: int) -> None:
         """Tokens at and after `position` go."""

@@ -61,6 +61,16 @@ class RaggedStore:
         return sum(t.untyped_storage().nbytes() for t in (self._k, self._v, self._at))
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of the key and the value of a token of one head."""
+        return 2 * self.d * self._k.element_size()
+
+    @property
+    def device(self) -> torch.device:
+        """Where keys and values lie."""
+        return self._k.device
+
+    @property
     def even(self) -> bool:
         """Whether all segments hold equally many."""
         return bool((self.length == self.length[:1]).all())
@@ -135,6 +145,8 @@ class RaggedStore:
         Int[Tensor, "batch kv_heads most"],
     ]:
         """Keys, values and positions with all segments as long as the longest; places beyond a segment hold zeros and -1."""
+        if self.even and self._most():
+            return self._views()
         valid = self.valid().reshape(-1)
         rows = self._rows()
         out = []
@@ -143,6 +155,17 @@ class RaggedStore:
             full[valid.to(buffer.device)] = buffer[rows]
             out.append(full.view(self.batch, self.kv_heads, -1, *buffer.shape[1:]))
         return out[0], out[1], out[2]
+
+    def _views(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`padded` where no place is empty and segments have equal room: nothing is copied."""
+        size = len(self._k) // len(self.length)
+        if bool((self._start != torch.arange(len(self.length)) * size).any()):
+            rows = self._rows()
+            parts = [b[rows].view(self.batch, self.kv_heads, -1, *b.shape[1:]) for b in (self._k, self._v, self._at)]
+        else:
+            shape = (self.batch, self.kv_heads, size)
+            parts = [b.view(*shape, *b.shape[1:])[:, :, : self._most()] for b in (self._k, self._v, self._at)]
+        return parts[0], parts[1], parts[2]
 
     def attend(
         self,

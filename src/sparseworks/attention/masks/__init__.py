@@ -6,6 +6,7 @@ from sparseworks.attention.masks.algebra import Complement, Intersection, Union
 from sparseworks.attention.masks.base import MASKS, Extent, Mask, Span
 from sparseworks.attention.masks.columns import Columns, Sink, Stride
 from sparseworks.attention.masks.composed import FrameBand, PowerOfTwo, VerticalSlash
+from sparseworks.attention.masks.elastic import Elastic
 from sparseworks.attention.masks.flex import FlexBlocks, FromMod, from_block_mask, to_block_mask
 from sparseworks.attention.masks.layout import Document, Neighbourhood, Prefix
 from sparseworks.attention.masks.perhead import PerHead
@@ -31,6 +32,7 @@ __all__ = [
     "Complement",
     "Dilated",
     "Document",
+    "Elastic",
     "Extent",
     "FlexBlocks",
     "FrameBand",

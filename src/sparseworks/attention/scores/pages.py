@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,12 @@ from torch import Tensor
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
+from sparseworks.core.budget import Count, Density
 from sparseworks.core.pattern import Tile
+from sparseworks.exec.attention.pages import PAGE
+
+if TYPE_CHECKING:
+    from sparseworks.attention.method import AttentionMethod
 
 
 @ATTENTION_SCORES.register("page_bound")
@@ -22,6 +28,13 @@ class PageBound(AttentionScore):
     """
 
     shared: str | None = None
+
+    def cache(self, method: AttentionMethod) -> str:
+        """`pages` where the page kernel does what the method says: pages of 64, a density or a count, no other mask."""
+        unit = method.pattern.unit
+        plain = self.shared is None and method.always is None and method.rest is None
+        fits = (unit.rows, unit.cols) == (1, PAGE) and isinstance(method.budget, Density | Count)
+        return "pages" if plain and fits else ""
 
     def __call__(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch heads rows columns"]:
         """Upper bounds of pages."""

@@ -1,0 +1,51 @@
+"""k-means of tokens, all heads at once: farthest tokens first, then a few steps of Lloyd."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparseworks.core.errors import BudgetError
+
+
+def kmeans(
+    x: Float[Tensor, "*heads tokens d"], clusters: int, steps: int = 4, start: Float[Tensor, "*heads clusters d"] | None = None
+) -> tuple[Int[Tensor, "*heads tokens"], Float[Tensor, "*heads clusters d"]]:  # fmt: skip
+    """Labels and centroids that lower sum_i |x_i - mu_label(i)|^2 (Lloyd 1957); deterministic.
+
+    Args:
+        x: tokens.
+        clusters: how many; at most as many as tokens are used.
+        steps: of Lloyd; a cluster that runs empty keeps its centroid.
+        start: centroids to go on from, those of the last call; default: from the first token on always the farthest.
+
+    Raises:
+        BudgetError: no cluster asked for.
+    """
+    if clusters < 1:
+        raise BudgetError(f"At least one cluster is needed, got {clusters}.")
+    centres = _farthest(x, min(clusters, x.shape[-2])) if start is None else start
+    for _ in range(steps):
+        label = nearest(x, centres)
+        member = torch.nn.functional.one_hot(label, centres.shape[-2]).to(x.dtype)
+        count = member.sum(-2).unsqueeze(-1)
+        centres = torch.where(count > 0, member.mT @ x / count.clamp(min=1), centres)
+    return nearest(x, centres), centres
+
+
+def nearest(
+    x: Float[Tensor, "*heads tokens d"], centres: Float[Tensor, "*heads clusters d"]
+) -> Int[Tensor, "*heads tokens"]:
+    """Nearest centroid of every token."""
+    return (x @ centres.mT * 2 - centres.square().sum(-1).unsqueeze(-2)).argmax(-1)
+
+
+def _farthest(x: Tensor, count: int) -> Tensor:
+    chosen = [x[..., :1, :]]
+    far = (x - chosen[0]).square().sum(-1)
+    for _ in range(count - 1):
+        at = far.argmax(-1)[..., None, None].expand(*x.shape[:-2], 1, x.shape[-1])
+        chosen.append(x.gather(-2, at))
+        far = torch.minimum(far, (x - chosen[-1]).square().sum(-1))
+    return torch.cat(chosen, -2)

@@ -1,0 +1,90 @@
+"""KeyIndex: what a score keeps beside the keys of one sequence, so that a step need not read them (labels, codes, centroids)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparseworks.attention.heads import Heads
+
+
+class KeyIndex:
+    """Tensors over the tokens of one sequence, grown as keys come; a score that has one names its class in `INDEX`.
+
+    Attributes:
+        score: whose index it is, with its options.
+        parts: name -> tensor; those named in `grows` have tokens along their second axis, the others are made once.
+        inner: the index of the score that this score wraps.
+    """
+
+    grows: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, score: Any, parts: Mapping[str, Tensor] | None = None, inner: KeyIndex | None = None):
+        self.score, self.parts, self.inner = score, dict(parts or {}), inner
+
+    @classmethod
+    def of(cls, score: Any, heads: Heads) -> KeyIndex:
+        """The index over the keys of one sequence, after a prompt or from the keys of any call."""
+        index = cls(score)
+        index.begin(heads)
+        index.extend(heads.k[0])
+        return index
+
+    def begin(self, heads: Heads) -> None:
+        """What is decided once, from the queries and keys of the prompt."""
+
+    def encoded(self, k: Float[Tensor, "kv_heads new d"]) -> dict[str, Tensor]:
+        """The parts that grow, for new keys."""
+        raise NotImplementedError
+
+    def extend(self, k: Float[Tensor, "kv_heads new d"]) -> None:
+        """New keys at the end."""
+        for name, new in self.encoded(k).items():
+            held = self.parts.get(name)
+            self.parts[name] = new.contiguous() if held is None else torch.cat([held, new], 1)
+        if self.inner is not None:
+            self.inner.extend(k)
+
+    def crop(self, tokens: int) -> None:
+        """Keep the first `tokens`."""
+        for name in self.grows:
+            self.parts[name] = self.parts[name][:, :tokens].clone()
+        if self.inner is not None:
+            self.inner.crop(tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        own = sum(t.untyped_storage().nbytes() for t in self.parts.values())
+        return own + (0 if self.inner is None else self.inner.nbytes)
+
+    def state(self) -> dict[str, Tensor]:
+        """All parts by name, those of the inner index after `inner-`."""
+        inner = {} if self.inner is None else {f"inner-{n}": t for n, t in self.inner.state().items()}
+        return self.parts | inner
+
+    @classmethod
+    def restored(cls, score: Any, state: Mapping[str, Tensor]) -> KeyIndex:
+        """Inverse of `state`."""
+        own = {n: t for n, t in state.items() if not n.startswith("inner-")}
+        rest = {n.removeprefix("inner-"): t for n, t in state.items() if n.startswith("inner-")}
+        return cls(score, own, score.base.INDEX.restored(score.base, rest) if rest else None)
+
+
+def indices_of(score: Any, heads: Heads) -> list[KeyIndex]:
+    """The index of every sequence: the one that the cache keeps in `heads.memory`, else one made from these keys."""
+    held = heads.memory.get("index")
+    if held is not None:
+        return [held]
+    return [score.INDEX.of(score, sequence(heads, b)) for b in range(heads.batch)]
+
+
+def sequence(heads: Heads, b: int) -> Heads:
+    """One sequence of a batch, with nothing remembered."""
+    q, k, v = (t[b : b + 1] for t in (heads.q, heads.k, heads.v))
+    hidden = None if heads.hidden is None else heads.hidden[b : b + 1]
+    return heads.with_(q=q, k=k, v=v, hidden=hidden, memory={})

@@ -1,0 +1,36 @@
+"""Centroids: what is not kept is attended to by mean key and mean value, counted as often as it has tokens (SVG-EAR)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sparseworks.attention.heads import Heads
+from sparseworks.attention.kept import Kept, Output
+from sparseworks.attention.rest import RESTS, Rest
+from sparseworks.attention.rests.summaries import attend_summaries, left_out, sizes
+from sparseworks.exec.attention import merge
+
+
+@RESTS.register("centroids")
+@dataclass(frozen=True)
+class Centroids(Rest):
+    """A unit J that is not kept enters as one key mean(k_J) with value mean(v_J) and weight |J| e^(scale q . mean(k_J)).
+
+    Every query uses itself, not the mean of its unit. Exact where the keys of a unit are equal (Zhou et al. 2026,
+    arXiv 2603.08982). Units that reach into the future of a query have no mean it may see and stay left out.
+
+    Attributes:
+        counted: whether the weight holds the number of tokens (False shows what that is worth).
+    """
+
+    counted: bool = True
+
+    def __call__(self, heads: Heads, kept: Kept, found: Output) -> Output:
+        """Merged with the centroids of what was left out."""
+        wide = torch.promote_types(heads.q.dtype, torch.float32)
+        cuts = heads.columns_of(kept.unit.cols)
+        k, v = (heads.pooled(t.to(wide), cuts) for t in (heads.k, heads.v))
+        bias = sizes(cuts, k).log() * self.counted
+        return merge([found, attend_summaries(heads, kept.unit, left_out(heads, kept), k, v, bias)])

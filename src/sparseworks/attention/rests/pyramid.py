@@ -1,0 +1,80 @@
+"""Pyramid: what is not kept is attended to at a coarser resolution, the coarser the less it matters, before it is skipped (PSA)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparseworks.attention.heads import Heads
+from sparseworks.attention.kept import Kept, Output
+from sparseworks.attention.rest import RESTS, Rest
+from sparseworks.attention.rests.summaries import attend_summaries, left_out, sizes
+from sparseworks.core.errors import BudgetError
+from sparseworks.exec.attention import merge
+
+
+@RESTS.register("pyramid")
+@dataclass(frozen=True)
+class Pyramid(Rest):
+    """Units that are not kept have keys and values averaged by 2, 4, 8, ... tokens, with log(tokens) added to the logit.
+
+    Units of a row are ranked by score; those up to `upto[i]` (of the mass, or of their number with `by="share"`) take level
+    `levels[i]`, the rest is skipped (Li et al. 2025, arXiv 2512.04025; the bands are those of their code, after a kept mass of .4).
+
+    Attributes:
+        levels: tokens averaged into one; they divide the keys of a unit.
+        upto: cumulative mass or share at which each level ends.
+        by: "mass" of the scores, or "share" of the units.
+        counted: whether log(tokens) is added (False shows what that is worth).
+    """
+
+    levels: tuple[int, ...] = (2, 4, 8)
+    upto: tuple[float, ...] = (0.5, 0.6, 0.8)
+    by: str = "mass"
+    counted: bool = True
+    uses_scores: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if len(self.levels) != len(self.upto) or min(self.levels, default=0) < 1 or self.by not in ("mass", "share"):
+            raise BudgetError(f'A pyramid has levels, as many ends, and bands by "mass" or "share"; got {self}.')
+
+    def __call__(self, heads: Heads, kept: Kept, found: Output) -> Output:
+        """Merged with every level."""
+        wide = torch.promote_types(heads.q.dtype, torch.float32)
+        level, size = self.level(heads, kept), kept.unit.cols or heads.keys
+        parts = [found]
+        for step in sorted(set(self.levels)):
+            if size % step:
+                raise BudgetError(f"Level {step} of a pyramid does not divide the {size} keys of a unit.")
+            at = level == step
+            if not at.any():
+                continue
+            cuts = heads.columns_of(step)
+            k, v = (heads.pooled(t.to(wide), cuts) for t in (heads.k, heads.v))
+            mask = at.repeat_interleave(size // step, -1)[..., : len(cuts)]
+            parts.append(attend_summaries(heads, kept.unit, mask, k, v, sizes(cuts, k).log() * self.counted))
+        return merge(parts)
+
+    def level(self, heads: Heads, kept: Kept) -> Int[Tensor, "batch heads rows columns"]:
+        """Tokens averaged into one in each unit: 1 where kept, 0 where skipped."""
+        open_ = left_out(heads, kept)
+        scores: Tensor = heads.memory["scores"].expand_as(open_)
+        allowed = heads.allowed(kept.unit).to(scores.device).expand_as(scores)
+        first = scores.masked_fill(kept.mask, torch.inf).masked_fill(~allowed, -torch.inf)
+        order = first.argsort(dim=-1, descending=True, stable=True)
+        weight = allowed.float() if self.by == "share" else scores.clamp(min=0).nan_to_num(posinf=0.0) * allowed
+        ranked = weight.gather(-1, order)
+        upto = (ranked.cumsum(-1) / ranked.sum(-1, keepdim=True).clamp(min=1e-30)).gather(-1, order.argsort(-1))
+        level = torch.zeros_like(order)
+        for step, end in sorted(zip(self.levels, self.upto, strict=True), key=lambda x: -x[1]):
+            level = torch.where(upto <= end + 1e-6, step, level)
+        return torch.where(kept.mask, 1, level * open_)
+
+    def cost(self, heads: Heads, kept: Kept) -> Float[Tensor, ""]:
+        """Products of queries with keys or means of keys, over allowed pairs."""
+        level, pairs = self.level(heads, kept), heads.pairs(kept.unit).to(kept.mask.device)
+        return (torch.where(level > 0, pairs / level.clamp(min=1), 0.0).sum((-2, -1)) / pairs.sum()).mean()

@@ -1,0 +1,91 @@
+"""Statistical top-k, and the layers with a built-in predictor."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sparseworks.activations.trained import (
+    SparkFeedForward,
+    StatisticalKeys,
+    StatisticalTopK,
+    normal_threshold,
+    spark_attention,
+)
+from sparseworks.core.errors import BudgetError, ShapeError
+
+
+def test_count_is_right_for_normal_entries_and_low_for_heavy_tails():
+    g = torch.Generator().manual_seed(0)
+    normal = torch.randn(500, 2048, generator=g)
+    laplace = normal.sign() * -torch.rand(500, 2048, generator=g).log()
+    mean = lambda x: float((x > normal_threshold(x, 163)).sum(dim=1).float().mean())  # noqa: E731
+    assert mean(normal) == pytest.approx(163, abs=2) and mean(3 * normal + 7) == pytest.approx(163, abs=2)
+    assert mean(laplace) == pytest.approx(140, abs=3)
+    assert float((normal > normal_threshold(normal, 163)).sum(dim=1).float().std()) < 12
+
+
+def test_soft_cut_is_the_formula_and_has_a_gradient_of_mean_and_deviation():
+    x = torch.randn(3, 50, dtype=torch.float64, requires_grad=True)
+    theta = x.mean(dim=1, keepdim=True) + x.std(dim=1, correction=0, keepdim=True) * 1.4050715603  # Phi^-1(0.92)
+    torch.testing.assert_close(StatisticalTopK(0.08)(x), (x - theta).clamp(min=0))
+    assert torch.autograd.gradcheck(StatisticalTopK(0.3), x)
+    for share in (0.0, 1.0):
+        with pytest.raises(BudgetError):
+            StatisticalTopK(share)
+
+
+def test_feed_forward_layer_equals_its_formula_and_its_skipping_form_and_an_ungated_layer_in_size():
+    torch.manual_seed(0)
+    layer = SparkFeedForward(32, 256, share=0.1, predictor=12)
+    assert sum(p.numel() for p in layer.parameters()) == 2 * 32 * 256
+    x = torch.randn(4, 5, 32)
+    k1, k2, v = layer.select.weight, layer.value.weight, layer.down.weight
+    h = F.gelu(StatisticalTopK(0.1)(x[..., :12] @ k1.T)) * (x[..., 12:] @ k2.T)
+    torch.testing.assert_close(layer(x), h @ v.T)
+    torch.testing.assert_close(layer.skipping(x), layer(x), atol=1e-6, rtol=1e-5)
+    assert float((h != 0).float().mean()) == pytest.approx(0.1, abs=0.01)
+    with pytest.raises(ShapeError):
+        SparkFeedForward(8, 16, predictor=8)
+
+
+def by_hand(q, k, v, kept, r):
+    d, queries, keys = q.shape[-1], q.shape[-2], k.shape[-2]
+    out = torch.zeros(*q.shape[:-1], v.shape[-1])
+    for b in range(q.shape[0]):
+        for i in range(queries):
+            at = [j for j in range(keys - queries + i + 1) if kept[b, i, j]]
+            first = torch.stack([q[b, i, :r] @ k[b, j, :r] for j in at]) / math.sqrt(r)
+            second = torch.stack([q[b, i, r:] @ k[b, j, r:] for j in at]) / math.sqrt(d - r)
+            out[b, i] = (first.softmax(dim=0) * F.softplus(second)) @ v[b, at]
+    return out
+
+
+def test_attention_equals_a_loop_over_its_own_support():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 20, 16), torch.randn(2, 33, 16), torch.randn(2, 33, 8)
+    out, kept = spark_attention(q, k, v, keep=5, predictor=6)
+    torch.testing.assert_close(out, by_hand(q, k, v, kept, 6), atol=1e-6, rtol=1e-5)
+    seen = torch.arange(33) <= torch.arange(13, 33)[:, None]
+    assert not (kept & ~seen).any() and kept.any(dim=-1).all()
+    whole, every = spark_attention(q, k, v, keep=33, predictor=6)
+    assert every.equal(seen.expand_as(every))
+    torch.testing.assert_close(whole, by_hand(q, k, v, every, 6), atol=1e-6, rtol=1e-5)
+
+
+def test_attention_keeps_about_as_many_keys_as_asked_and_every_row_one():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(4, 600, 32, generator=g) for _ in range(3))
+    _, kept = spark_attention(q, k, v, keep=50)
+    counts = kept.sum(dim=-1).float()
+    assert counts[:, :50].equal(torch.arange(1.0, 51).expand(4, 50))
+    assert float(counts[:, 300:].mean()) == pytest.approx(50, rel=0.1)
+    same, one = spark_attention(torch.ones(1, 4, 4), torch.ones(1, 4, 4), torch.ones(1, 4, 2), keep=1)
+    assert one.any(dim=-1).all() and bool(same.isfinite().all())
+    logits = torch.randn(7, 100, generator=g)
+    assert float((StatisticalKeys(20)(logits) != 0).sum(dim=1).float().mean()) == pytest.approx(20, abs=3)
+    with pytest.raises(ShapeError):
+        spark_attention(q, k[:, :10], v[:, :10])
