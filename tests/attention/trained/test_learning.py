@@ -9,23 +9,20 @@ from sparseworks.attention.trained import attach, training
 
 
 def test_dma_learns_to_keep_what_will_be_asked_for(tools):
-    """A sixth of the keys: by what the values say it finds the mark, without the bias in the logits it does not."""
+    """Eight of 48 keys: by what the values say the layer finds the mark, which the last eight keys never hold."""
     found = {}
-    for name in ("dma", "window", "no bias"):
+    for name in ("dma", "window"):
         model = tools.tiny(num_hidden_layers=1)
         attached = attach(model, sw.method("dma", keep=8))
         (gate,) = attached.modules.values()
         if name == "window":
             near = torch.ones(48, 48).tril().triu(-7) > 0
             gate.bias = lambda heads, near=near: torch.where(near, 0.0, -torch.inf)[None, None]
-        elif name == "no bias":
-            full = gate.bias
-            gate.bias = lambda heads, full=full: torch.where(full(heads).isneginf(), -torch.inf, 0.0)
         with training(attached):
-            found[name] = tools.learn(model, 60)
+            found[name] = tools.learn(model, 50)
         if name == "dma":
             ids, wanted = tools.needles(128, 10**6)
             with torch.no_grad(), sw.attention(model, *attached.method.export()) as run:
                 right = model(ids, use_cache=False).logits[:, -1].argmax(-1) == wanted
             assert float(right.float().mean()) == found["dma"] and run.density() < 0.35
-    assert found["dma"] > 0.9 and found["window"] < 0.3 and found["no bias"] < 0.5, found
+    assert found["dma"] > 0.9 and found["window"] < 0.3, found

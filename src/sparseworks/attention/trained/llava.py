@@ -93,6 +93,8 @@ class TokenGate(Gate):
         if self.layer == spec.layer:
             self.local = nn.Sequential(nn.LayerNorm(sizes.width), nn.Linear(sizes.width, spec.width), nn.GELU())
             self.judge = nn.Sequential(nn.Linear(2 * spec.width, spec.width), nn.GELU(), nn.Linear(spec.width, 2))
+            with torch.no_grad():  # all tokens are kept at first, and the loss lets go those that cost least
+                self.judge[-1].bias.copy_(torch.tensor([0.0, 3.0]))  # type: ignore[union-attr]
 
     def join(self, gates: Mapping[int, Gate]) -> None:
         """Told of the gates of all layers.
