@@ -44,9 +44,8 @@ class HoyerPenalty:
 
     def __init__(self, model: nn.Module):
         self._held: dict[str, Tensor] = {}
-        named = {s.name: s.module for s in find_sites(model)}
-        readers = [named[c.members[-1].site] for c in feed_forwards(model).values()]
-        self._handles = [model.get_submodule(r).register_forward_pre_hook(self._hold(r)) for r in readers]
+        found = {path: _last(model.get_submodule(path), c) for path, c in feed_forwards(model).items()}
+        self._handles = [reader.register_forward_pre_hook(self._hold(path)) for path, reader in found.items()]
 
     def __call__(self) -> Float[Tensor, ""]:
         """The penalty of the last pass, between 1 and the number of neurons."""
@@ -219,7 +218,7 @@ def split_layer(layer: nn.Module, coupling: Coupling, labels: Int[Tensor, " neur
 
 
 def _last(layer: nn.Module, coupling: Coupling) -> nn.Module:
-    return layer.get_submodule(coupling.members[-1].site.removesuffix(".weight"))
+    return layer.get_submodule(coupling.members[-1].site)
 
 
 @torch.no_grad()
