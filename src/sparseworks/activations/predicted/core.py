@@ -39,8 +39,8 @@ class CoreNeurons(Activation):
     built_with: ClassVar[str] = "core_matching(model, method, prompt)"
     free: ClassVar[bool] = True
 
-    alpha: float = 0.2
-    beta: float = 0.4
+    alpha: float = 0.4
+    beta: float = 0.2
     tokens: Budget = Elbow()  # noqa: RUF009 - frozen
 
     def __post_init__(self):
@@ -93,12 +93,10 @@ class CoreRun:
     after: int
     _handles: list[Any] = field(default_factory=list)
 
-    def masked(self) -> Self:
-        """Hook the model: neurons outside the core are zero; what `small` computes without them."""
-        for place, reader in enumerate(self.structures.readers):
-            core = self.neurons[place]
-            take = lambda _m, args, core=core: (args[0] * core[0].to(args[0]), *args[1:])  # noqa: E731
-            self._handles.append(self.model.get_submodule(reader).register_forward_pre_hook(take))
+    def masked(self, following: int | None = None) -> Self:
+        """Hook the model: neurons outside the core are zero, what `small` computes without them; in the last `following` tokens, or all."""
+        for reader, core in zip(self.structures.readers, self.neurons, strict=True):
+            self._handles.append(self.model.get_submodule(reader).register_forward_pre_hook(_only(core[0], following)))
         return self
 
     def shortened(self) -> Self:
@@ -146,6 +144,15 @@ class CoreRun:
             return x
 
         return map_tensors(value, cut)
+
+
+def _only(core: Bool[Tensor, " neurons"], following: int | None) -> Any:
+    def take(module: nn.Module, args: tuple) -> tuple:
+        a = args[0]
+        dense = a.shape[1] - (a.shape[1] if following is None else following)
+        return (torch.cat([a[:, :dense], a[:, dense:] * core.to(a)], dim=1), *args[1:])
+
+    return take
 
 
 def core_matching(

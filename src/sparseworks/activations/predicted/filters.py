@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sparseworks.activations.trained.activation import ACTIVATIONS, Activation, TrainedMethod
 from sparseworks.core.budget import Budget, Mass
-from sparseworks.core.errors import BudgetError, ModelError
+from sparseworks.core.errors import BudgetError, ModelError, RecipeError
 from sparseworks.core.select import top
 
 M = TypeVar("M", bound=nn.Module)
@@ -32,6 +32,11 @@ class FilterMass(Activation):
     built_with: ClassVar[str] = "predict_filters(model, method)"
 
     budget: Budget = Mass(0.9)  # noqa: RUF009 - frozen
+
+    @classmethod
+    def example(cls) -> Self:
+        """Half of the mass: few filters are enough to see zeros."""
+        return cls(Mass(0.5))
 
     def mask(self, y: Float[Tensor, "batch filters h w"]) -> Bool[Tensor, "batch filters"]:
         """True where a filter stays.
@@ -77,7 +82,9 @@ class PredictedFilters(nn.Module):
         super().__init__()
         self.layer, self.target, self.joint = layer, target, joint
         self.masking, self.learning = False, True
-        self.head = nn.Linear(self.conv.in_channels, self.conv.out_channels).to(self.conv.weight)
+        self.head = nn.Sequential(  # softmax lies near 1/channels: standardised, a linear head learns in few steps
+            nn.BatchNorm1d(self.conv.in_channels, affine=False), nn.Linear(self.conv.in_channels, self.conv.out_channels)
+        ).to(self.conv.weight)
 
     @property
     def conv(self) -> nn.Conv2d:
@@ -88,6 +95,8 @@ class PredictedFilters(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch filters h2 w2"]:
         """The layer with zeros for filters that the head leaves out."""
+        if self.training and not self.learning:
+            self.head.eval()
         logits = self.head(x.detach().flatten(2).norm(dim=2).softmax(dim=1))
         self.kept = (logits > 0).detach()
         live = x.detach().ne(0).any(dim=3).any(dim=2)
@@ -142,14 +151,14 @@ def predict_filters(model: M, method: str | TrainedMethod = "ftwt", *, joint: bo
     """
     activation = TrainedMethod.of(method).activation
     if not isinstance(activation, FilterMass):
-        raise ModelError(f"Filters are predicted by a method of `filter_mass`, not by {activation}.")
+        raise RecipeError(f"Filters are predicted by a method of `filter_mass`, not by {activation}.")
     found = 0
     for parent in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
         for first, length in _runs(parent):
             layer = nn.Sequential(*list(parent)[first : first + length])
-            gates: list[nn.Module] = [PredictedFilters(layer, activation, joint=joint)]
-            for offset in range(length):  # later modules keep their names
-                parent[first + offset] = gates[0] if offset == 0 else nn.Identity()
+            parent[first] = PredictedFilters(layer, activation, joint=joint)
+            for after in range(first + 1, first + length):  # later modules keep their names
+                parent[after] = nn.Identity()
             found += 1
     if not found:
         raise ModelError(f"{type(model).__name__} has no sequence of convolution (and batch norm) and ReLU.")
