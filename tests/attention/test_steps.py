@@ -262,6 +262,7 @@ def generated(method, seed: int, chunks: int = 6, per: int = 2):
             out = dense_attention(heads)[0]
             if method is not None:
                 (out, _), kept = sparse_attention(heads, method)
+                assert kept is not None
                 counted += kept.density(heads) * (i + 1)
             h = (h + out) / (h + out).std()
         outs.append(h)
