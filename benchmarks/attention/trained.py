@@ -5,7 +5,7 @@ can find; `mqar` is associative recall, pairs of two tokens of which one is aske
 window that sees as many keys is the baseline. Rows: loss and accuracy on held-out rows, density (pairs over allowed pairs), FLOPs of the
 pairs (forward, a row, all layers: 4 d a pair and head).
 
-    OMP_NUM_THREADS=1 python benchmarks/attention/trained.py --threads 1 --steps 150 --seeds 3 --json attention/trained
+    OMP_NUM_THREADS=1 python benchmarks/attention/trained.py --threads 1 --steps 150 --seeds 3 --tasks needle --json benchmarks/results/attention/trained
 """
 
 from __future__ import annotations

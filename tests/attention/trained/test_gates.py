@@ -27,7 +27,7 @@ METHODS = {
     "dms": (sw.method("dms", window=5), {"w": 0.05}),
     "context_pruning": (sw.method("context_pruning", width=8, bias=1.5), {"q": 0.4, "k": 0.4}),
     "nosa": (sw.method("nosa", block=4, keep=5, aware=2, local=2, span=4, stride=2), {"a": 1.0, "w": 1.0}),
-    "dynamic_llava": (sw.method("dynamic_llava", layer=1, width=16), {"judge.2.weight": 3.0}),
+    "dynamic_llava": (sw.method("dynamic_llava", layer=1, width=16), {"judge.2.weight": 3.0, "judge.2.bias": 0.1}),
 }
 
 

@@ -19,7 +19,7 @@ from sparseworks.models.digits import Digits, train_digits
 METHOD = sw.method("sparsifiner", tokens=65, rank=16, density=0.1)
 
 
-STEPS = 50
+STEPS = 60
 
 
 def fit(model, attached, data, steps, rate=1e-3):
@@ -44,8 +44,8 @@ def data():
 
 @pytest.fixture(scope="module")
 def digits(data):
-    """A dense model, and a copy with predictors that was trained on with them for 50 steps."""
-    dense = train_digits(data, epochs=2, layers=2)
+    """A dense model, and a copy with predictors that was trained on with them for 60 steps."""
+    dense = train_digits(data, epochs=3, layers=2)
     model = copy.deepcopy(dense)
     torch.manual_seed(0)
     attached = attach(model, METHOD)
