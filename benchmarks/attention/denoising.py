@@ -2,9 +2,9 @@
 
 Video: `sparseworks/toydiff` (512 tokens) samples clips from the same noise with and without a method; PSNR is against the dense
 sample. Text, with `--books`: `sparseworks/dlm` fills the gaps of the second half of prose; agreement is with what dense attention
-fills in. Density is the mean over all layers and steps, dense ones included; seconds are of the whole sample, once.
+fills in. Density is the mean over all layers and steps, dense ones included; seconds are processor time of the whole sample, once.
 
-    python benchmarks/attention/denoising.py --threads 2 --json attention/denoising
+    python benchmarks/attention/denoising.py --threads 2 --json benchmarks/results/attention/denoising
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -28,6 +29,7 @@ from sparseworks.attention.masks import Band
 from sparseworks.attention.timing import From, Searches
 from sparseworks.core.budget import Mass, Threshold
 from sparseworks.evaluate.sequences import psnr
+from sparseworks.models import MaskedLM, VideoDiffusion
 from sparseworks.models.masked_lm import MASK, denoise, encode
 from sparseworks.models.video import sample
 
@@ -76,7 +78,7 @@ BLOCK_OF_ALL = blocks(16, group=sw.attention.method.WHOLE)
 
 
 def video(args: Namespace) -> Iterator[Row]:
-    model, clip = sw.load("sparseworks/toydiff").eval(), Clip(8, 8, 8)
+    model, clip = cast(VideoDiffusion, sw.load("sparseworks/toydiff").eval()), Clip(8, 8, 8)
     sample(model, args.samples, steps=2)
     dense, seconds = _timed(lambda: sample(model, args.samples, steps=args.steps))
     for setting, method in list(video_methods())[:: 6 if args.quick else 1]:
@@ -86,7 +88,7 @@ def video(args: Namespace) -> Iterator[Row]:
 
 
 def text(args: Namespace) -> Iterator[Row]:
-    model, ids, start = sw.load("sparseworks/dlm").eval(), _prose(args.books, args.rows), 128
+    model, ids, start = cast(MaskedLM, sw.load("sparseworks/dlm").eval()), _prose(args.books, args.rows), 128
     hidden = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.6
     hidden[:, :start] = False
     masked = torch.where(hidden, MASK, ids)
@@ -118,7 +120,7 @@ def text(args: Namespace) -> Iterator[Row]:
 def _prose(books: Path, rows: int) -> torch.Tensor:
     """Windows of the novel that the model was not trained on."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-    from tiny_lm_text import read_books
+    from tiny_lm_text import read_books  # pyright: ignore[reportMissingImports]
 
     whole = read_books(books)["Bleak House"]
     starts = torch.randint(len(whole) - 256, (rows,), generator=torch.Generator().manual_seed(5)).tolist()
@@ -126,9 +128,9 @@ def _prose(books: Path, rows: int) -> torch.Tensor:
 
 
 def _timed(call):
-    began = time.perf_counter()
+    began = time.process_time()
     found = call()
-    return found, time.perf_counter() - began
+    return found, time.process_time() - began
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import torch
 
 import sparseworks as sw
 from sparseworks.attention import Clip, blocks, select
-from sparseworks.attention.clusters import kmeans
+from sparseworks.solve.clusters import kmeans
 from sparseworks.attention.masks import Full
 from sparseworks.attention.method import ROW, WHOLE
 from sparseworks.attention.orders import Cells, HeadLayout, Semantic

@@ -131,9 +131,9 @@ def test_a_mask_frozen_after_a_fifth_of_the_steps_fills_gaps_as_dense_attention_
 
     def filled(method=None):
         if method is None:
-            return denoise(dlm, masked, start=128, block=128, steps=10)
-        with sw.attention(dlm, method, steps=10, prompt=128):
-            return denoise(dlm, masked, start=128, block=128, steps=10)
+            return denoise(dlm, masked, start=128, block=128, steps=6)
+        with sw.attention(dlm, method, steps=6, prompt=128):
+            return denoise(dlm, masked, start=128, block=128, steps=6)
 
     def agreement(**changes):
         method = sw.method("sparsed", pattern=blocks(16), density=0.5).with_(**changes)
@@ -141,8 +141,8 @@ def test_a_mask_frozen_after_a_fifth_of_the_steps_fills_gaps_as_dense_attention_
 
     dense = filled()
     frozen = agreement()
-    assert frozen > agreement(schedule=Searches((0.0,)))  # by a hundredth at this size
-    assert frozen > agreement(score=None, always=Band(64)) + 0.03
+    assert frozen > agreement(schedule=Searches((0.0,))) + 0.01
+    assert frozen > agreement(score=None, always=Band(64)) + 0.02
     assert frozen > agreement(score=Scattered()) + 0.2
 
 

@@ -70,3 +70,35 @@ def test_what_is_refused(model):
         pass
     with pytest.raises(RecipeError, match=r"sw\.attention"):
         sw.prune(torch.nn.Linear(4, 4), sw.method("quest"))
+
+
+@torch.no_grad()
+def test_layers_with_a_window_of_their_own_keep_it_and_the_others_take_the_method():
+    from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 1, "head_dim": 16}  # fmt: skip
+    ids = torch.randint(0, 50, (2, 40))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    windowed = MistralForCausalLM(MistralConfig(**sizes, sliding_window=9)).eval()
+    expected = windowed(ids, attention_mask=mask).logits
+    with sw.attention(windowed, sw.method("pooled_blocks", density=0.1)):
+        found = windowed(ids, attention_mask=mask).logits
+        torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=0)
+        out = windowed.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    assert torch.equal(out, windowed.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False))
+    with sw.attention(windowed, sw.method("snapkv", density=0.5)) as run, pytest.raises(ModelError, match="window"):
+        windowed(ids, cache=run.cache())
+    soft = Gemma2ForCausalLM(Gemma2Config(**sizes, sliding_window=9)).eval()
+    with sw.attention(soft, "pooled_blocks"), pytest.raises(ModelError, match="softcap"):
+        soft(ids)
+
+
+@torch.no_grad()
+def test_packed_sequences_are_refused(model):
+    ids = torch.randint(5, 4000, (1, 20))
+    positions = torch.cat([torch.arange(12), torch.arange(8)])[None]
+    with sw.attention(model, "pooled_blocks"), pytest.raises(ModelError, match="packed"):
+        model(ids, position_ids=positions, use_cache=False)

@@ -13,6 +13,8 @@ from sparseworks.activations.measure import Nonzeros, measure_nonzeros
 from sparseworks.activations.method import ActivationMethod, ActivationTraining
 from sparseworks.activations.place import ActivationPlace, GateOutputs, LinearInputs
 from sparseworks.activations.predict import Contextual, Predictor, gathered, recall, spearman
+from sparseworks.activations.predicted import CoreNeurons, DynamicExperts, FilterMass, core_matching, predict_filters, split_experts
+from sparseworks.activations.predicted import methods as _predicted  # noqa: F401  registers them
 from sparseworks.activations.rotate import RotateInputs
 from sparseworks.activations.score import ActivationScore, InputContribution, InputMagnitude
 from sparseworks.activations.sparsify import (
@@ -37,9 +39,12 @@ __all__ = [
     "CalibratedThreshold",
     "Contextual",
     "ContextualMethod",
+    "CoreNeurons",
     "Delta",
     "DeltaKeys",
     "DeltaLayer",
+    "DynamicExperts",
+    "FilterMass",
     "GateOutputs",
     "ImportanceLabel",
     "InputContribution",
@@ -58,14 +63,17 @@ __all__ = [
     "Structures",
     "TopInputs",
     "TrainedMethod",
+    "core_matching",
     "delta_attention",
     "gathered",
     "measure_nonzeros",
+    "predict_filters",
     "predict_structures",
     "read_shares",
     "recall",
     "sparsify_activations",
     "spearman",
+    "split_experts",
     "train_sparse",
     "unmask",
 ]

@@ -236,6 +236,20 @@ def attend_dense(heads: Heads) -> Float[Tensor, "batch heads queries d"]:
     return attend_masked(heads, whole(heads))[0]
 
 
+def attend_window(heads: Heads, window: int) -> Float[Tensor, "batch heads queries d"]:
+    """Attention of every query to the last `window` keys, its own among them; some queries at a time."""
+    outs, some = [], 256
+    for first in range(0, heads.queries, some):
+        last = min(first + some, heads.queries)
+        start, end = max(0, heads.offset + first - window + 1), heads.offset + last
+        at, to = torch.arange(heads.offset + first, end), torch.arange(start, end)
+        mask = (to <= at[:, None]) & (to > at[:, None] - window)
+        k, v = (heads.shared(t[:, :, start:end]) for t in (heads.k, heads.v))
+        mask = mask.to(heads.q.device)
+        outs.append(F.scaled_dot_product_attention(heads.q[:, :, first:last], k, v, attn_mask=mask, scale=heads.scale))
+    return torch.cat(outs, 2)
+
+
 def _unit_of(cuts: list[tuple[int, int]], tokens: int) -> Tensor:
     """The unit in which each token lies."""
     sizes = torch.tensor([b - a for a, b in cuts], dtype=torch.long)

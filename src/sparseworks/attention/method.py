@@ -68,6 +68,7 @@ class AttentionMethod(Published):
         "order": "order",
         "schedule": "timing",
     }
+    PLAIN: ClassVar[tuple[str, ...]] = ("phases",)
 
     score: AttentionScore | None = None
     pattern: Pattern = field(default_factory=blocks)

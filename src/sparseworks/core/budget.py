@@ -163,6 +163,29 @@ class Threshold(_Scored):
         return (grouped >= self.value).sum(dim=-1)
 
 
+@BUDGETS.register("peak")
+@dataclass(frozen=True)
+class Peak(_Scored):
+    """Per group every entry whose score is at least this share of the group's largest; scores must not be negative.
+
+    Source: the rule of Szatkowski et al., 2023, arXiv 2310.04361, who call 1 - value tau.
+    """
+
+    value: float
+
+    def __post_init__(self):
+        _in_unit("share of the peak", self.value)
+
+    def counts(self, grouped: Float[Tensor, "groups n"]) -> Int[Tensor, " groups"]:
+        """Number of scores >= value * max."""
+        _no_nan(grouped)
+        if bool((grouped < 0).any()):
+            raise BudgetError("A peak budget needs scores that are not negative.")
+        if not grouped.shape[-1]:
+            return torch.zeros(grouped.shape[:-1], dtype=torch.long, device=grouped.device)
+        return (grouped >= self.value * grouped.amax(dim=-1, keepdim=True)).sum(dim=-1)
+
+
 @BUDGETS.register("residual")
 @dataclass(frozen=True)
 class Residual(_Scored):

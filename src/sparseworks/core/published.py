@@ -48,6 +48,8 @@ class Published:
     """The call that takes it, for messages."""
     PARTS: ClassVar[Mapping[str, str]]
     """Field -> the kind of noun it holds, as `core.config` knows it."""
+    PLAIN: ClassVar[tuple[str, ...]] = ()
+    """Fields that are plain data (numbers, names) and belong into recipes too."""
 
     name: str
     source: Source = field(default_factory=lambda: Source("folklore", 0), kw_only=True)
@@ -113,7 +115,7 @@ class Published:
             if base is None or value != getattr(base, part):
                 data[part] = to_config(value)
         plain = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}
-        for label in _LABELS:
+        for label in (*self.PLAIN, *_LABELS):
             value = getattr(self, label)
             if value != (getattr(base, label) if base else plain[label]):
                 data[label] = asdict(value) if isinstance(value, Source) else to_config(value)
@@ -130,14 +132,15 @@ class Published:
             return cls.of(data)
         if not isinstance(data, dict):
             raise RecipeError(f"A method is a name or a mapping, got {data!r}.")
-        unknown = set(data) - {"name", *cls.PARTS, *_LABELS}
+        labels = (*cls.PLAIN, *_LABELS)
+        unknown = set(data) - {"name", *cls.PARTS, *labels}
         if unknown or "name" not in data:
             raise RecipeError(
-                f"A method is a name or a mapping of name, {', '.join((*cls.PARTS, *_LABELS))}; "
+                f"A method is a name or a mapping of name, {', '.join((*cls.PARTS, *labels))}; "
                 f"got {', '.join(map(repr, sorted(unknown))) or 'no name'}."
             )
         parts = {part: _part_from(cls.PARTS[part], data[part]) for part in cls.PARTS if part in data}
-        parts |= {label: _label_from(label, data[label]) for label in _LABELS if label in data}
+        parts |= {label: _label_from(label, data[label]) for label in labels if label in data}
         if data["name"] in METHODS:
             return cls.of(data["name"]).with_(**parts)
         if any(f.name not in parts and f.default is f.default_factory is MISSING for f in fields(cls)[1:]):

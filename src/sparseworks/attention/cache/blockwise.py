@@ -13,7 +13,7 @@ from sparseworks.attention.cache.method import CacheMethod, kept_tokens
 from sparseworks.core.errors import BudgetError, ModelError
 
 if TYPE_CHECKING:
-    from sparseworks.attention.hf import Attending
+    from sparseworks.attention.attending import Attending
 
 
 class Blockwise:

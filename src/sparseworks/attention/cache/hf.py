@@ -13,7 +13,7 @@ from sparseworks.attention.cache.layer import KV_LAYERS, KVLayer
 from sparseworks.core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from sparseworks.attention.hf import Attending
+    from sparseworks.attention.attending import Attending
 
 
 def layer_for(run: Attending, layer: int) -> KVLayer:

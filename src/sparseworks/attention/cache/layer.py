@@ -15,7 +15,7 @@ from sparseworks.core.errors import ModelError
 from sparseworks.core.registry import Registry
 
 if TYPE_CHECKING:
-    from sparseworks.attention.hf import Attending
+    from sparseworks.attention.attending import Attending
 
 
 KV_LAYERS: Registry[type[KVLayer]] = Registry("kind of cache", "sparseworks.attention.cache.kinds")

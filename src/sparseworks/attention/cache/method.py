@@ -56,6 +56,7 @@ class CacheMethod(Published):
         "merge": "merge",
         "form": "kv_form",
     }
+    PLAIN: ClassVar[tuple[str, ...]] = ("floor", "every", "phases")
 
     score: KVScore | None = None
     pattern: Pattern = HEAD

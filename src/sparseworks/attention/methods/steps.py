@@ -23,7 +23,8 @@ add(
     schedule=Searches((0.2, 0.6)),
     catalog=(39,),
     when="A model denoises over tens of steps and its attention moves little from one to the next.",
-    when_not="There are few steps: each search looks at the whole map.",
+    when_not="There are few steps: each search looks at the whole map. Or attention is flat: heads of low recall then need nothing more, "
+    "and a plain density (`density=0.2`) is nearer to the dense sample.",
 )
 add(
     "lite_attention",
@@ -60,7 +61,7 @@ add(
     schedule=Periodic(0.25, 5),
     catalog=(69,),
     when="Very little is computed (a few percent), and a dense step every few steps can be afforded.",
-    when_not="Attention moves much between dense steps: what is added is out of date.",
+    when_not="Steps are large, so that attention moves much between dense ones: what is added is then out of date, and the band alone is nearer.",
 )
 add(
     "dsv",
@@ -83,7 +84,8 @@ add(
     catalog=(303,),
     status="experimental",
     when="An autoregressive video model feeds on its own chunks, so that errors of the first ones spread to all.",
-    when_not="All frames are denoised together.",
+    when_not="All frames are denoised together, or only the last chunk counts: the video as a whole is nearer to the dense one, its last chunk "
+    "is not. How sparsity depends on the chunk, and how frames are pooled, is our reading.",
 )
 add_cache(
     "sparse_dllm",
@@ -95,5 +97,6 @@ add_cache(
     phases=("prefill",),
     catalog=(114,),
     when="A diffusion language model fills in its text block by block: `denoise(..., call=Blockwise(run, model))`.",
-    when_not="Tokens far apart are filled in together: nothing then is outside the block.",
+    when_not="Tokens far apart are filled in together: nothing then is outside the block. With a small model, waiting one step (`delay=1`) "
+    "gained nothing over thinning out at once.",
 )

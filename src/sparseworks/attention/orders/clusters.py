@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sparseworks.attention.clusters import kmeans
+from sparseworks.solve.clusters import kmeans
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.order import ORDERS, Order
 from sparseworks.core.errors import BudgetError

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseworks.attention.clusters import kmeans
+from sparseworks.solve.clusters import kmeans
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.index import KeyIndex, indices_of
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore

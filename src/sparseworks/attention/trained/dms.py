@@ -137,6 +137,8 @@ add_trained(
     "dms", DMS(), SOURCE,
     "Key heads learn, in a short distillation, which tokens of the cache to let go, some steps after they were read.",
     catalog=(100,),
-    when="A reasoning model writes long answers and the cache limits how many or how long; a short fine-tuning is possible.",
-    when_not="No training is possible, or any token of the text may be asked for later.",
+    status="experimental",
+    when="A reasoning model writes long answers and the cache limits how many or how long; a fine-tuning of about 1000 steps is possible.",
+    when_not="Only the gates can be trained, for some minutes: on recall with a model of four layers they answered 90 % of the questions "
+    "from 30 % of the tokens after 80 steps, no better than eviction at once or by accumulated attention (95 % from 25 %).",
 )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparseworks.attention.heads import Heads
 from sparseworks.core.errors import ModelError
+from sparseworks.core.pattern import ELEMENT
 
 G = TypeVar("G", bound="Gate")
 NAME = "sparse_gate"
@@ -46,9 +47,9 @@ class Gate(nn.Module):
 
     def counted(self, bias: Tensor, heads: Heads) -> Tensor:
         """The same bias; its density is noted."""
-        allowed = heads.scores() > -torch.inf
-        kept = (bias > -torch.inf) & allowed
-        self.density = float(kept.sum() / allowed.sum())
+        allowed = heads.allowed(ELEMENT).to(bias.device)
+        kept = (bias.detach() > -torch.inf) & allowed
+        self.density = float(kept.float().mean() / allowed.float().mean())
         return bias
 
     def read(self, heads: Heads) -> Float[Tensor, "batch keys width"]:

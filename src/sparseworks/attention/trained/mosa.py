@@ -175,6 +175,8 @@ add_trained(
     "mosa", MoSA(), SOURCE,
     "Many heads that each attend among few tokens of their own choice, at the cost of few dense heads.",
     catalog=(147,),
+    status="experimental",
     when="A model is trained from the start at a fixed cost, and what heads look for is rare in the text.",
-    when_not="Text is generated token by token by the rule of training: expert choice looks ahead, see `fit_thresholds`.",
+    when_not="Text is generated token by token by the rule of training: expert choice looks ahead, see `fit_thresholds`. One layer that "
+    "looks for a mark learned it as fast as a dense one at 20 % of the pairs; lower perplexity at equal cost was not measured here.",
 )  # fmt: skip

@@ -195,6 +195,8 @@ add_trained(
     "nsa", NSA(), SOURCE,
     "Three branches mixed by a gate: one key a window, whole blocks that those point at, and the recent keys.",
     catalog=(295,),
+    status="experimental",
     when="A model is trained for long contexts from the start, and training, reading and generation shall all be sparse.",
-    when_not="A model that was trained dense is to be used as it is: the branches have keys and values of their own.",
+    when_not="A model that was trained dense is to be used as it is: the branches have keys and values of their own. Training is short: "
+    "one layer that looks for a mark in 48 tokens had 37 % of them after 150 steps (a window 8 %), a dense one all after 100.",
 )  # fmt: skip

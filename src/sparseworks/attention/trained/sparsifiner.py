@@ -117,6 +117,8 @@ add_trained(
     "sparsifiner", Sparsifiner(197), SOURCE,
     "A low-rank predictor draws the connections of every image; attention is computed over these pairs only.",
     catalog=(184,),
-    when="A vision transformer with a fixed number of tokens is fine-tuned, and which patches belong together differs by image.",
-    when_not="The number of tokens varies, or there is no kernel for single pairs: a pattern of blocks is then the faster one.",
+    status="experimental",
+    when="A vision transformer with a fixed number of tokens is fine-tuned at length, and which patches belong together differs by image.",
+    when_not="Fine-tuning is short: on small digits at 10 % of the pairs, 60 steps with predicted pairs gave 58 % of right names where as "
+    "many with a fixed window gave 71 % and with fixed random pairs 77 %, though the predictor finds more heavy pairs than pooled blocks.",
 )  # fmt: skip

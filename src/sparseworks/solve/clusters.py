@@ -1,4 +1,4 @@
-"""k-means of tokens, all heads at once: farthest tokens first, then a few steps of Lloyd."""
+"""k-means of tokens, all heads at once: farthest tokens first, then a few steps of Lloyd; and clusters of equal size."""
 
 from __future__ import annotations
 
@@ -49,3 +49,36 @@ def _farthest(x: Tensor, count: int) -> Tensor:
         chosen.append(x.gather(-2, at))
         far = torch.minimum(far, (x - chosen[-1]).square().sum(-1))
     return torch.cat(chosen, -2)
+
+
+def balanced_kmeans(x: Float[Tensor, "rows d"], clusters: int, steps: int = 10) -> Int[Tensor, " rows"]:
+    """Labels of k-means in which every cluster has rows/clusters members: of all pairs the nearest first, while there is room.
+
+    Args:
+        x: what is clustered.
+        clusters: how many; divides the number of rows.
+        steps: assignments, each followed by new centroids.
+
+    Raises:
+        BudgetError: clusters of equal size do not come out.
+    """
+    if clusters < 1 or len(x) % clusters:
+        raise BudgetError(f"{len(x)} rows do not fall into {clusters} clusters of equal size.")
+    centres = kmeans(x, clusters)[1]
+    label = _with_room(x, centres)
+    for _ in range(steps - 1):
+        centres = torch.stack([x[label == c].mean(0) for c in range(clusters)])
+        before, label = label, _with_room(x, centres)
+        if label.equal(before):
+            break
+    return label
+
+
+def _with_room(x: Tensor, centres: Tensor) -> Tensor:
+    clusters, size = len(centres), len(x) // len(centres)
+    room, label = [size] * clusters, [-1] * len(x)
+    for pair in torch.cdist(x.double(), centres.double()).flatten().sort(stable=True).indices.tolist():
+        row, cluster = divmod(pair, clusters)
+        if label[row] < 0 and room[cluster]:
+            label[row], room[cluster] = cluster, room[cluster] - 1
+    return torch.tensor(label, device=x.device)
