@@ -75,7 +75,7 @@ class KeyIndex:
         return cls(score, own, score.base.INDEX.restored(score.base, rest) if rest else None)
 
 
-def indices_of(score: Any, heads: Heads) -> list[KeyIndex]:
+def indices_of(score: Any, heads: Heads) -> list[Any]:
     """The index of every sequence: the one that the cache keeps in `heads.memory`, else one made from these keys."""
     held = heads.memory.get("index")
     if held is not None:

@@ -40,7 +40,7 @@ class IndexedLayer(RaggedLayer):
 
     def stored(self, call: Call) -> None:
         """Indices are made from a prompt, and grow with what comes later."""
-        index = type(self.method(call).score).INDEX
+        index = type(self.scored_by()).INDEX
         for b, memory in enumerate(self.memories):
             real = slice(None) if call.real is None else call.real[b].to(call.k.device)
             k, one = call.k[b][:, real], slice(b, b + 1)
@@ -49,7 +49,7 @@ class IndexedLayer(RaggedLayer):
             elif index is not None:
                 parts = (t[one][:, :, real] for t in (call.q, call.k, call.v))
                 q, keys, values = (t.detach() for t in parts)
-                memory["index"] = index.of(self.method(call).score, self.heads(call, q, keys, values, {}, b))
+                memory["index"] = index.of(self.scored_by(), self.heads(call, q, keys, values, {}, b))
 
     def next(self, call: Call) -> Float[Tensor, "batch heads 1 d"]:
         """Select by the index, and attend to what was selected."""
