@@ -73,7 +73,7 @@ def test_the_predictor_finds_more_of_the_heavy_pairs_than_pooled_blocks(digits, 
     for hook in hooks:
         hook.remove()
     mean = {name: sum(s) / len(s) for name, s in shares.items()}
-    assert mean["predictor"] > mean["pooled"] + 0.1, mean
+    assert mean["predictor"] > mean["pooled"] + 0.08, mean
 
 
 def test_inference_agrees_with_training_and_a_full_budget_is_dense(digits, data):

@@ -90,7 +90,7 @@ def attach(model: nn.Module, method: TrainedAttention | str) -> Attached:
             _put(model, name, made)
         else:
             kept = getattr(module, NAME, None)
-            made = kept if type(kept) is type(made) else made
+            made = kept if isinstance(kept, type(made)) else made
             module.add_module(NAME, made)
             hooks += made.watch(module)  # type: ignore[operator]
         modules[layer] = made
