@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -93,6 +93,10 @@ class PredictedFilters(nn.Module):
         assert isinstance(found, nn.Conv2d)
         return found
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the loss, whose graph cannot be copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "loss"}
+
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch filters h2 w2"]:
         """The layer with zeros for filters that the head leaves out."""
         if self.training and not self.learning:
@@ -156,7 +160,7 @@ def predict_filters(model: M, method: str | TrainedMethod = "ftwt", *, joint: bo
     for parent in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
         for first, length in _runs(parent):
             layer = nn.Sequential(*list(parent)[first : first + length])
-            parent[first] = PredictedFilters(layer, activation, joint=joint)
+            parent[first] = PredictedFilters(layer, activation, joint=joint).train(parent.training)
             for after in range(first + 1, first + length):  # later modules keep their names
                 parent[after] = nn.Identity()
             found += 1
