@@ -110,7 +110,7 @@ def test_sparsified_layers_learned_norms_and_dynamic_numbers_each_lose_less():
     least, plain, classes, dynamic, fixed = torch.tensor(found).mean(0).tolist()
     assert least < 0.9 * plain, found
     assert least < 0.8 * classes, found
-    assert dynamic < 0.0 * fixed, found
+    assert dynamic < 0.97 * fixed, found
 
 
 @pytest.mark.parametrize("make", [lambda: Decoder(24, 32, 64, 2, 4, 4, relu=True), Net], ids=["gated", "plain"])

@@ -56,7 +56,7 @@ def test_filters_predicted_for_each_image_beat_fixed_filters_and_random_ones():
         model = net().train()
         train(model, model.parameters(), x, y, 12, 5e-3, F.cross_entropy)
         dense = correct(model)
-        predict_filters(model, sw.method("ftwt", activation=FilterMass(Mass(0.75))))
+        predict_filters(model, sw.method("ftwt", activation=FilterMass(Mass(0.7))))
         before = copy.deepcopy(model.state_dict())
         for layer in predicted(model):  # the net stays as it is: only heads learn
             layer.training = True
@@ -78,7 +78,8 @@ def test_filters_predicted_for_each_image_beat_fixed_filters_and_random_ones():
             layer.masking = False
         other(x)  # fixed filters are those of largest mean response on the training images
         others.append(correct(other))
-    assert False, (dense, found, others, work, accuracy)
+    assert work < 0.52 and min(accuracy) > 0.72, (work, accuracy)
+    assert found > max(others) + 10, (dense, found, others)
 
 
 def fixed(layer, count, g):
@@ -103,7 +104,7 @@ def test_a_gather_is_the_masked_layer():
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.running_mean.normal_(0, 0.2), m.running_var.uniform_(0.5, 2), m.weight.uniform_(0.5, 2), m.bias.normal_(0, 0.3)  # fmt: skip
-    x = torch.randn(4, 1, 8, 8)
+    x = torch.randn(4, 1, 8, 8) * torch.tensor([0.1, 0.5, 1.0, 4.0]).view(4, 1, 1, 1)
     dense = model(x)
     predict_filters(model)
     assert len(predicted(model)) == 3  # the first has one input channel, which says nothing
@@ -112,7 +113,7 @@ def test_a_gather_is_the_masked_layer():
     for layer in predicted(model):
         nn.init.normal_(layer.head[1].weight, 0, 80)
     masked, kept = model(x), [layer.kept for layer in predicted(model)]
-    assert not torch.allclose(masked, dense, atol=1e-3) and len(kept[0].unique(dim=0)) > 1
+    assert not torch.allclose(masked, dense, atol=1e-3) and any(len(k.unique(dim=0)) > 1 for k in kept)
     for i in range(4):
         torch.testing.assert_close(model(x[i : i + 1]), masked[i : i + 1], rtol=1e-4, atol=1e-5)
     for layer in predicted(model):

@@ -202,7 +202,9 @@ def feed_forwards(model: nn.Module) -> dict[str, Coupling]:
             cut = lambda m, n=len(path) + 1: replace(m, site=m.site[n:])  # noqa: E731
             found[path] = replace(c, members=tuple(map(cut, c.members)), norms=tuple(map(cut, c.norms)))
     if not found:
-        raise ModelError(f"{type(model).__name__} has no modules that are one feed-forward layer of two or three matrices.")
+        raise ModelError(
+            f"{type(model).__name__} has no modules that are one feed-forward layer of two or three matrices."
+        )
     return found
 
 
@@ -253,7 +255,9 @@ def split_experts(
         bias = getattr(_last(layer, coupling), "bias", None)
         torch.manual_seed(seed)
         router = Router(x.shape[1], int(labels.max()) + 1, rule.hidden).to(x)
-        made = ExpertFeedForward(split_layer(layer, coupling, labels), None if bias is None else bias.detach().clone(), router, rule)
+        made = ExpertFeedForward(
+            split_layer(layer, coupling, labels), None if bias is None else bias.detach().clone(), router, rule
+        )
         router.fit(x, made.norms(x), classes=classes, steps=steps, seed=seed)
         made.train(layer.training)
         parent, _, name = path.rpartition(".")

@@ -45,7 +45,9 @@ class FilterMass(Activation):
             BudgetError: a budget that does not look at responses.
         """
         if not self.budget.needs_scores:
-            raise BudgetError(f"How many filters stay follows from their responses; {self.budget} does not look at them.")
+            raise BudgetError(
+                f"How many filters stay follows from their responses; {self.budget} does not look at them."
+            )
         response = y.abs().amax(dim=(2, 3))
         return top(response, self.budget.counts(response))
 
@@ -83,7 +85,8 @@ class PredictedFilters(nn.Module):
         self.layer, self.target, self.joint = layer, target, joint
         self.masking, self.learning = False, True
         self.head = nn.Sequential(  # softmax lies near 1/channels: standardised, a linear head learns in few steps
-            nn.BatchNorm1d(self.conv.in_channels, affine=False), nn.Linear(self.conv.in_channels, self.conv.out_channels)
+            nn.BatchNorm1d(self.conv.in_channels, affine=False),
+            nn.Linear(self.conv.in_channels, self.conv.out_channels),
         ).to(self.conv.weight)
 
     @property
@@ -188,7 +191,9 @@ def predicted(model: nn.Module) -> list[PredictedFilters]:
     """
     found = [m for m in model.modules() if isinstance(m, PredictedFilters)]
     if not found:
-        raise ModelError(f"{type(model).__name__} has no layer with predicted filters; make them with `predict_filters`.")
+        raise ModelError(
+            f"{type(model).__name__} has no layer with predicted filters; make them with `predict_filters`."
+        )
     return found
 
 

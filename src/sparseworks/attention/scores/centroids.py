@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseworks.solve.clusters import kmeans
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.index import KeyIndex, indices_of
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.attention.scores.grid import on_grid
 from sparseworks.core.pattern import Tile
+from sparseworks.solve.clusters import kmeans
 
 
 class KeyClusters(KeyIndex):
