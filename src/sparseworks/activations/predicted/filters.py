@@ -125,6 +125,7 @@ class PredictedFilters(nn.Module):
 
     def _gathered(self, x: Tensor, live: Tensor, kept: Tensor) -> Tensor:
         conv, at = self.conv, kept.nonzero().flatten()
+        at = at if len(at) else at.new_zeros(1)  # of no filter one is computed, for the shape of its map
         bias = None if conv.bias is None else conv.bias[at]
         weight = conv.weight[at][:, live]
         if weight.shape[1]:
@@ -133,7 +134,7 @@ class PredictedFilters(nn.Module):
             y = F.conv2d(x[:, :1], conv.weight[at][:, :1] * 0, bias, conv.stride, conv.padding, conv.dilation)
         for module in list(self.layer)[1:]:
             y = _norm(module, y, at) if isinstance(module, nn.BatchNorm2d) else module(y)
-        return y.new_zeros(1, len(kept), *y.shape[2:]).index_copy(1, at, y)
+        return y.new_zeros(1, len(kept), *y.shape[2:]).index_copy(1, at, y * kept[at].to(y)[:, None, None])
 
 
 def _norm(norm: nn.BatchNorm2d, y: Tensor, at: Tensor) -> Tensor:
