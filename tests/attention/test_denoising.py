@@ -7,7 +7,6 @@ import torch
 
 import sparseworks as sw
 from sparseworks.attention import Clip, blocks, select
-from sparseworks.solve.clusters import kmeans
 from sparseworks.attention.masks import Full
 from sparseworks.attention.method import ROW, WHOLE
 from sparseworks.attention.orders import Cells, HeadLayout, Semantic
@@ -28,6 +27,7 @@ from sparseworks.evaluate.sequences import (
     spatial_mask,
     temporal_mask,
 )
+from sparseworks.solve.clusters import kmeans
 
 # -- DraftAttention ---------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from sparseworks.core.budget import (
     Flops,
     Latency,
     Mass,
+    Peak,
     Recall,
     Residual,
     Threshold,
@@ -139,6 +140,17 @@ def test_scored_budgets_on_empty_groups_and_bad_scores():
 def test_values_out_of_range(build):
     with pytest.raises(BudgetError):
         build()
+
+
+def test_a_peak_keeps_what_is_near_the_largest_of_its_group():
+    scores = torch.tensor([[4.0, 2.0, 1.9, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    assert Peak(0.5).counts(scores).tolist() == [2, 4, 4]
+    assert Peak(1.0).counts(scores).tolist() == [1, 4, 4] and Peak(0.0).counts(scores).tolist() == [4, 4, 4]
+    assert Peak(0.5).counts(torch.zeros(2, 0)).tolist() == [0, 0]
+    with pytest.raises(BudgetError, match="not negative"):
+        Peak(0.5).counts(-scores)
+    with pytest.raises(BudgetError, match="peak"):
+        Peak(1.5)
 
 
 def test_budgets_are_never_one_float_with_several_meanings():

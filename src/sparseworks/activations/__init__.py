@@ -13,7 +13,14 @@ from sparseworks.activations.measure import Nonzeros, measure_nonzeros
 from sparseworks.activations.method import ActivationMethod, ActivationTraining
 from sparseworks.activations.place import ActivationPlace, GateOutputs, LinearInputs
 from sparseworks.activations.predict import Contextual, Predictor, gathered, recall, spearman
-from sparseworks.activations.predicted import CoreNeurons, DynamicExperts, FilterMass, core_matching, predict_filters, split_experts
+from sparseworks.activations.predicted import (
+    CoreNeurons,
+    DynamicExperts,
+    FilterMass,
+    core_matching,
+    predict_filters,
+    split_experts,
+)
 from sparseworks.activations.predicted import methods as _predicted  # noqa: F401  registers them
 from sparseworks.activations.rotate import RotateInputs
 from sparseworks.activations.score import ActivationScore, InputContribution, InputMagnitude

@@ -201,7 +201,9 @@ def _neurons(model: nn.Module, after: int) -> tuple[Structures, int]:
     found = [c for c in couplings(model) if c.kind == "neuron"]
     held = [i for i, c in enumerate(found) if 0 <= after < len(listed) and listed[after].holds(c.members[-1].site)]
     if not held:
-        raise ModelError(f"Block {after} of {type(model).__name__} has no feed-forward layer whose neurons could be counted.")
+        raise ModelError(
+            f"Block {after} of {type(model).__name__} has no feed-forward layer whose neurons could be counted."
+        )
     return Structures(tuple(found), tuple(named[c.members[-1].site].module for c in found), ""), held[0]
 
 

@@ -16,7 +16,7 @@ from sparseworks.activations.trained.activation import ACTIVATIONS, Activation, 
 from sparseworks.core.budget import Budget, Mass
 from sparseworks.core.errors import CalibrationError, ModelError, RecipeError
 from sparseworks.core.select import top
-from sparseworks.core.site import Coupling
+from sparseworks.core.site import Coupling, Member
 from sparseworks.solve.clusters import balanced_kmeans
 from sparseworks.stream import couplings, slice_units
 from sparseworks.stream.sites import sites as find_sites
@@ -152,14 +152,17 @@ class ExpertFeedForward(nn.Module):
     Attributes:
         experts: smaller copies of the layer, without the output's bias.
         rule: which run, from the router's norms.
-        run: which did for each token of the last pass; their mean is the share of the layer's multiplications.
+        width: of the output.
+    run: which did for each token of the last pass; their mean is the share of the layer's multiplications.
     """
 
     run: Bool[Tensor, "tokens experts"]
 
-    def __init__(self, experts: Sequence[nn.Module], bias: Tensor | None, router: Router, rule: DynamicExperts):
+    def __init__(
+        self, experts: Sequence[nn.Module], bias: Tensor | None, router: Router, rule: DynamicExperts, width: int
+    ):
         super().__init__()
-        self.experts, self.router, self.rule = nn.ModuleList(experts), router, rule
+        self.experts, self.router, self.rule, self.width = nn.ModuleList(experts), router, rule, width
         self.bias = None if bias is None else nn.Parameter(bias)
 
     @property
@@ -171,13 +174,10 @@ class ExpertFeedForward(nn.Module):
         """The experts' sum."""
         flat = x.reshape(-1, x.shape[-1])
         self.run = self.rule.mask(self.router(flat).detach())
-        y: Tensor | None = None
+        y = x.new_zeros(len(flat), self.width)
         for run, expert in zip(self.run.T, self.experts, strict=True):
             at = run.nonzero().flatten()
-            part = expert(flat[at])
-            y = part.new_zeros(len(flat), part.shape[-1]) if y is None else y
-            y = y.index_add(0, at, part)
-        assert y is not None
+            y = y.index_add(0, at, expert(flat[at]).to(y))
         y = y if self.bias is None else y + self.bias
         return y.unflatten(0, x.shape[:-1]) if x.dim() != 2 else y
 
@@ -199,11 +199,16 @@ def feed_forwards(model: nn.Module) -> dict[str, Coupling]:
         path = modules[-1].rpartition(".")[0]
         inside = {s.module for s in named.values() if s.module.startswith(f"{path}.")}
         if c.kind == "neuron" and path and inside == set(modules):
-            cut = lambda m, n=len(path) + 1: replace(m, site=m.site[n:])  # noqa: E731
-            found[path] = replace(c, members=tuple(map(cut, c.members)), norms=tuple(map(cut, c.norms)))
+            found[path] = replace(c, members=_below(path, c.members), norms=_below(path, c.norms))
     if not found:
-        raise ModelError(f"{type(model).__name__} has no modules that are one feed-forward layer of two or three matrices.")
+        raise ModelError(
+            f"{type(model).__name__} has no modules that are one feed-forward layer of two or three matrices."
+        )
     return found
+
+
+def _below(path: str, members: tuple[Member, ...]) -> tuple[Member, ...]:
+    return tuple(replace(m, site=m.site.removeprefix(f"{path}.")) for m in members)
 
 
 def split_layer(layer: nn.Module, coupling: Coupling, labels: Int[Tensor, " neurons"]) -> list[nn.Module]:
@@ -211,7 +216,7 @@ def split_layer(layer: nn.Module, coupling: Coupling, labels: Int[Tensor, " neur
     made = []
     for e in range(int(labels.max()) + 1):
         expert = copy.deepcopy(layer)
-        _last(expert, coupling).bias = None  # pyright: ignore[reportAttributeAccessIssue]
+        _last(expert, coupling).register_parameter("bias", None)
         slice_units(expert, [coupling], {coupling.name: labels == e})
         made.append(expert)
     return made
@@ -251,9 +256,11 @@ def split_experts(
         rows = F.normalize(makers[coupling.members[0].site], dim=1)
         labels = balanced_kmeans(rows, max(1, coupling.units // rule.neurons))
         bias = getattr(_last(layer, coupling), "bias", None)
+        bias = None if bias is None else bias.detach().clone()
         torch.manual_seed(seed)
         router = Router(x.shape[1], int(labels.max()) + 1, rule.hidden).to(x)
-        made = ExpertFeedForward(split_layer(layer, coupling, labels), None if bias is None else bias.detach().clone(), router, rule)
+        width = makers[coupling.members[-1].site].shape[0]
+        made = ExpertFeedForward(split_layer(layer, coupling, labels), bias, router, rule, width)
         router.fit(x, made.norms(x), classes=classes, steps=steps, seed=seed)
         made.train(layer.training)
         parent, _, name = path.rpartition(".")

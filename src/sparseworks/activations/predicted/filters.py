@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -45,7 +45,9 @@ class FilterMass(Activation):
             BudgetError: a budget that does not look at responses.
         """
         if not self.budget.needs_scores:
-            raise BudgetError(f"How many filters stay follows from their responses; {self.budget} does not look at them.")
+            raise BudgetError(
+                f"How many filters stay follows from their responses; {self.budget} does not look at them."
+            )
         response = y.abs().amax(dim=(2, 3))
         return top(response, self.budget.counts(response))
 
@@ -83,7 +85,8 @@ class PredictedFilters(nn.Module):
         self.layer, self.target, self.joint = layer, target, joint
         self.masking, self.learning = False, True
         self.head = nn.Sequential(  # softmax lies near 1/channels: standardised, a linear head learns in few steps
-            nn.BatchNorm1d(self.conv.in_channels, affine=False), nn.Linear(self.conv.in_channels, self.conv.out_channels)
+            nn.BatchNorm1d(self.conv.in_channels, affine=False),
+            nn.Linear(self.conv.in_channels, self.conv.out_channels),
         ).to(self.conv.weight)
 
     @property
@@ -92,6 +95,10 @@ class PredictedFilters(nn.Module):
         found = self.layer[0]
         assert isinstance(found, nn.Conv2d)
         return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the loss, whose graph cannot be copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "loss"}
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch filters h2 w2"]:
         """The layer with zeros for filters that the head leaves out."""
@@ -118,6 +125,7 @@ class PredictedFilters(nn.Module):
 
     def _gathered(self, x: Tensor, live: Tensor, kept: Tensor) -> Tensor:
         conv, at = self.conv, kept.nonzero().flatten()
+        at = at if len(at) else at.new_zeros(1)  # of no filter one is computed, for the shape of its map
         bias = None if conv.bias is None else conv.bias[at]
         weight = conv.weight[at][:, live]
         if weight.shape[1]:
@@ -126,7 +134,7 @@ class PredictedFilters(nn.Module):
             y = F.conv2d(x[:, :1], conv.weight[at][:, :1] * 0, bias, conv.stride, conv.padding, conv.dilation)
         for module in list(self.layer)[1:]:
             y = _norm(module, y, at) if isinstance(module, nn.BatchNorm2d) else module(y)
-        return y.new_zeros(1, len(kept), *y.shape[2:]).index_copy(1, at, y)
+        return y.new_zeros(1, len(kept), *y.shape[2:]).index_copy(1, at, y * kept[at].to(y)[:, None, None])
 
 
 def _norm(norm: nn.BatchNorm2d, y: Tensor, at: Tensor) -> Tensor:
@@ -156,7 +164,7 @@ def predict_filters(model: M, method: str | TrainedMethod = "ftwt", *, joint: bo
     for parent in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
         for first, length in _runs(parent):
             layer = nn.Sequential(*list(parent)[first : first + length])
-            parent[first] = PredictedFilters(layer, activation, joint=joint)
+            parent[first] = PredictedFilters(layer, activation, joint=joint).train(parent.training)
             for after in range(first + 1, first + length):  # later modules keep their names
                 parent[after] = nn.Identity()
             found += 1
@@ -184,7 +192,9 @@ def predicted(model: nn.Module) -> list[PredictedFilters]:
     """
     found = [m for m in model.modules() if isinstance(m, PredictedFilters)]
     if not found:
-        raise ModelError(f"{type(model).__name__} has no layer with predicted filters; make them with `predict_filters`.")
+        raise ModelError(
+            f"{type(model).__name__} has no layer with predicted filters; make them with `predict_filters`."
+        )
     return found
 
 

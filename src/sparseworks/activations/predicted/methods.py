@@ -16,7 +16,12 @@ add(
         "ftwt",
         FilterMass(Mass(0.75)),
         status="experimental",
-        source=Source("Elkerdawy, Elhoushi, Zhang and Ray", 2021, "2110.08232", "Fire Together Wire Together: A Dynamic Pruning Approach with Self-Supervised Mask Prediction"),
+        source=Source(
+            "Elkerdawy, Elhoushi, Zhang and Ray",
+            2021,
+            "2110.08232",
+            "Fire Together Wire Together: A Dynamic Pruning Approach with Self-Supervised Mask Prediction",
+        ),
         catalog=(90,),
         claims="A linear head for each convolution predicts which filters will answer strongly to this image; up to 24 % more operations are cut at similar accuracy on CIFAR.",
         when="Images are processed one at a time, differ in the filters they need, and the trained filters are all to be kept.",
@@ -52,7 +57,12 @@ add(
     TrainedMethod(
         "corematching",
         CoreNeurons(),
-        source=Source("Wang et al.", 2025, "2505.19235", "CoreMatching: A Co-adaptive Sparse Inference Framework with Token and Neuron Pruning for Comprehensive Acceleration of Vision-Language Models"),
+        source=Source(
+            "Wang et al.",
+            2025,
+            "2505.19235",
+            "CoreMatching: A Co-adaptive Sparse Inference Framework with Token and Neuron Pruning for Comprehensive Acceleration of Vision-Language Models",
+        ),
         catalog=(299,),
         claims="One pass over the prompt gives a core of neurons for decoding, and by overlap with it the tokens that stay; 5 times fewer operations. No training.",
         when="A model with ReLU, and long prompts of which a part matters: pass the tokens of the question as `over`, and score at an early block.",

@@ -197,7 +197,11 @@ def _trained(method: TrainedMethod) -> dict[str, Any]:
     takes = activation.built_with.endswith("method)") or "method, " in activation.built_with  # a function of a model
     if takes:
         call = activation.built_with.replace("method", f'"{method.name}"')
-        needs = "No training." if activation.free else "A trained model; a predictor is trained, and the model itself may be."
+        needs = (
+            "No training."
+            if activation.free
+            else "A trained model; a predictor is trained, and the model itself may be."
+        )
         return {"needs": [needs], "call": call}
     if activation.free:
         return {

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sparseworks.solve.clusters import kmeans
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.order import ORDERS, Order
 from sparseworks.core.errors import BudgetError
+from sparseworks.solve.clusters import kmeans
 
 
 @ORDERS.register("semantic")

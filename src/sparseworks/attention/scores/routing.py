@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseworks.solve.clusters import kmeans
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.core.pattern import Tile
+from sparseworks.solve.clusters import kmeans
 
 
 @ATTENTION_SCORES.register("same_cluster")
