@@ -45,7 +45,9 @@ def methods_page() -> str:
 def benchmarks_page() -> str:
     """The page as written by hand down to the mark, and below it every stored result."""
     written = (HERE / "benchmarks.md").read_text(encoding="utf-8").partition(BEGIN)[0]
-    paths = [p for folder in ("", "avx512/", "attention/", "activations/") for p in sorted(RESULTS.glob(f"{folder}*.json"))]
+    paths = [
+        p for folder in ("", "avx512/", "attention/", "activations/") for p in sorted(RESULTS.glob(f"{folder}*.json"))
+    ]
     stored = [line for path in paths for line in result(path)]
     return written + "\n".join([BEGIN, "", *(stored or ["No results are stored yet.", ""])])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,9 +91,9 @@ def attach(model: nn.Module, method: TrainedAttention | str) -> Attached:
         else:
             kept = getattr(module, NAME, None)
             made = kept if isinstance(kept, type(made)) else made
-            module.add_module(NAME, made)
+            module.add_module(NAME, made)  # type: ignore[arg-type]
             hooks += made.watch(module)  # type: ignore[operator]
-        modules[layer] = made
+        modules[layer] = cast("nn.Module", made)
     gates = {layer: module for layer, module in modules.items() if isinstance(module, Gate)}
     for gate in gates.values():
         gate.join(gates)

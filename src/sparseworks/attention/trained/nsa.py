@@ -149,7 +149,7 @@ class NSAttention(nn.Module):
             raise ModelError("Native sparse attention keeps keys of its own: call the model with use_cache=False.")
         gates = self.gate(hidden_states).sigmoid().unflatten(-1, (3, -1)).permute(2, 0, 3, 1)
         outs = self.branches(hidden_states, past)
-        mixed = (gates.unsqueeze(-1) * torch.stack(outs)).sum(0)
+        mixed = torch.sum(gates.unsqueeze(-1) * torch.stack(outs), dim=0)
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), None
 
     def branches(

@@ -87,7 +87,7 @@ def search_sparse(
         raise CalibrationError("A search needs training data, and validation data where there are cells to choose.")
     if min(steps) < 0:
         raise BudgetError(f"The three steps have lengths of at least 0, got {steps}.")
-    chosen = Method.of(method)
+    chosen = None if method is None else Method.of(method)
     if chosen is not None and chosen.train is None:
         raise ModelError(f"Method {chosen.name!r} learns no mask; take one that does ('dass').")
     steppers = _Steppers(model, loss, optimizer or _weights, _forever(train, seed), _forever(validate, seed + 1))
