@@ -7,7 +7,7 @@ at its last queries expect; `none`: nothing is asked before the cache is cut. By
 kvpress works with older versions of transformers only (0.5.5: below 5.3): give the interpreter of an environment that has it, and the
 same tasks run there on the same model.
 
-    python benchmarks/attention/caches.py --peer-python /path/to/env/bin/python --json attention/caches
+    python benchmarks/attention/caches.py --peer-python /path/to/env/bin/python --json benchmarks/results/attention/caches
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ LLaMA 3.2 1B's shape with random weights; the cache holds `--tokens` random keys
 in bfloat16, over our pages read whole, and over the pages of the largest bounds. Interleaved in one process; the ceiling is the
 bytes of weights, pages and bounds over the memory bandwidth.
 
-    python benchmarks/attention/decode_model.py --threads 2 --json attention/decode_1b
+    python benchmarks/attention/decode_model.py --threads 2 --json benchmarks/results/attention/decode_1b
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Smooth tokens (AR(1)) whose attention is concentrated, causal, head size 64. Eve
 mass recall and error stand beside time; `oracle_blocks` computes the whole map first and is the most that blocks can hold. The
 ceiling is the arithmetic peak on the kept pairs; the dense line says where a method pays.
 
-    python benchmarks/attention/prefill.py --threads 2 --density 0.1 --json attention/prefill
+    python benchmarks/attention/prefill.py --threads 2 --density 0.1 --json benchmarks/results/attention/prefill
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def _check_budget(held: Held, method: CacheMethod) -> None:
     store = stored(held)
     before = store.nbytes
     store.keep(mask)
-    bound = ceil(before * 24 / n) + before * 64 * 2 // n
+    bound = ceil(before * (24 + 16) / n)
     require(store.nbytes <= bound, f"{method.name}: {before} bytes became {store.nbytes}, more than {bound}.")
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from sparseworks.core.errors import DtypeError, ShapeError
 from sparseworks.exec.attention import attend_tokens
 
-_ROOM = 64
+_ROOM = 16
+"""Tokens of room behind a segment, at least; a thirty-second of what is held where that is more."""
 
 
 class RaggedStore:
@@ -118,7 +119,7 @@ class RaggedStore:
         if mask.shape[1] and bool(mask.sum(1).eq(self.length).all()):
             return
         rows = (self._start[:, None] + torch.arange(mask.shape[1]))[mask]
-        self._rebuild(mask.sum(1), rows, _ROOM)
+        self._rebuild(mask.sum(1), rows, _room(mask.sum(1)))
 
     def set_values(self, values: Float[Tensor, "batch kv_heads most d"]) -> None:
         """Overwrite the values of all held tokens (merging); `values` as `padded` gives them."""
@@ -200,7 +201,7 @@ class RaggedStore:
         length, start = self.length[segments], self._start[segments]
         rows = torch.cat([torch.arange(s, s + n) for s, n in zip(start.tolist(), length.tolist(), strict=True)])
         self.batch = len(sequences)
-        self._rebuild(length, rows, _ROOM)
+        self._rebuild(length, rows, _room(length))
 
     def state(self) -> dict[str, Tensor]:
         """What `load` brings back."""
@@ -232,7 +233,7 @@ class RaggedStore:
     def _reserve(self, count: Tensor) -> None:
         ends = torch.cat([self._start[1:], torch.tensor([len(self._k)])])
         if bool((self._start + self.length + count > ends).any()):
-            room = max(_ROOM, int((self.length + count).float().mean()) // 8)
+            room = _room(self.length + count)
             self._rebuild(self.length, self._rows(), room, count)
 
     def _rebuild(self, length: Tensor, rows: Tensor, room: int, extra: Tensor | None = None) -> None:
@@ -247,3 +248,8 @@ class RaggedStore:
             fresh[to] = old[rows]
             setattr(self, name, fresh)
         self.length, self._start, self._lists = length.clone(), start, None
+
+
+def _room(length: Int[Tensor, " segments"]) -> int:
+    """Room behind each segment for tokens to come."""
+    return max(_ROOM, int(length.float().mean()) // 32) if len(length) else _ROOM
