@@ -60,8 +60,9 @@ def result(path: Path) -> Iterator[str]:
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} of {machine['cores']} threads"
     yield f"`{data['command']}`: {data['created'][:10]}, {where},"
     yield from (f"kernels {machine['native']}, torch {machine['torch']}, sparseworks {data['sparseworks']}.", "")
-    if data["lines"]:
-        yield from table([compared(entry) for entry in data["lines"]])
+    if data.get("lines"):
+        timed = all("ours_us" in entry for entry in data["lines"])
+        yield from table([compared(entry) for entry in data["lines"]] if timed else data["lines"])
     plain = {key: value for key, value in data.items() if key not in FACTS and not isinstance(value, Mapping | list)}
     groups = {key: value for key, value in data.items() if key not in FACTS and key not in plain and value}
     for key, value in (groups | ({"setting": plain | dict(groups.get("setting", {}))} if plain else {})).items():

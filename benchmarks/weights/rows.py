@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -299,6 +300,7 @@ def _timed(make: Callable[[], Row | Iterable[Row]]) -> list[Row]:
 
 def reset_peak() -> int | None:
     """Begin a new peak of resident memory, and give what is resident now; None where that cannot be asked for."""
+    gc.collect()  # what others left lying about must not go away in between
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         return resident("VmRSS")
