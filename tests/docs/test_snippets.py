@@ -11,6 +11,7 @@ import pytest
 import sparseworks.weights  # noqa: F401  what the library registers is there before pages add to it
 from sparseworks.core.allocator import ALLOCATORS
 from sparseworks.core.budget import BUDGETS
+from sparseworks.core.config import NOUNS
 from sparseworks.core.form import FORMS
 from sparseworks.core.method import METHODS
 from sparseworks.core.schedule import SCHEDULES
@@ -28,9 +29,11 @@ REGISTRIES = (ALLOCATORS, BUDGETS, FORMATS, FORMS, KERNELS, METHODS, REPAIRS, SC
 @pytest.fixture
 def own_registries():
     """Pages may register plug-ins; other tests must not see them."""
-    before = [dict(r._items) for r in REGISTRIES]
+    METHODS.names()  # every family is imported before, or it would be forgotten afterwards
+    registries = [*REGISTRIES, *(registry for _, registry in NOUNS.values())]
+    before = [dict(r._items) for r in registries]
     yield
-    for registry, items in zip(REGISTRIES, before, strict=True):
+    for registry, items in zip(registries, before, strict=True):
         registry._items.clear()
         registry._items.update(items)
 
