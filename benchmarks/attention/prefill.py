@@ -55,7 +55,7 @@ def recall(heads: Heads, kept: Kept | None) -> float:
 
 def at_length(tokens: int, count: int, args: Namespace) -> tuple[list[Line], list[dict]]:
     q, k, v = qkv(tokens, heads=count, shared=0.7, scale=1.15, seed=0)
-    heads = Heads(q, k, v, layer=1, layers=2)
+    heads = Heads(q, k, v, layer=31, layers=32)  # deep enough for methods that leave the first layers dense
     runs = {"SDPA": lambda: sdpa(q, k, v, is_causal=True)}
     dense, quality = runs["SDPA"](), []
     for method in chosen(args.methods, args.density):

@@ -10,7 +10,7 @@ import sparseworks as sw
 from sparseworks.attention import Heads, Kept
 from sparseworks.attention.explain import _facts, explain
 from sparseworks.cli.app import app
-from sparseworks.core.errors import CalibrationError
+from sparseworks.core.errors import CalibrationError, RecipeError
 from sparseworks.core.pattern import Tile
 
 
@@ -51,6 +51,8 @@ def test_a_dense_model_keeps_everything_and_a_sparse_one_what_it_says():
     assert {h.layer for h in found.heads} == set(range(6)) and found.maps[0].shape == (8, 43, 43)
     with pytest.raises(CalibrationError, match="One text"):
         explain(model, ids[:, :1], "oracle_blocks")
+    with pytest.raises(RecipeError, match="decoding only"):
+        explain(model, ids, "quest")
 
 
 def test_the_command_writes_a_page_and_plain_data(tmp_path):

@@ -14,7 +14,7 @@ from sparseworks.attention.hf import attention
 from sparseworks.attention.kept import Kept
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.scores.exact import block_mass
-from sparseworks.core.errors import CalibrationError
+from sparseworks.core.errors import CalibrationError, RecipeError
 from sparseworks.core.pattern import Tile
 from sparseworks.core.select import top
 
@@ -68,6 +68,7 @@ def explain(model: nn.Module, ids: Int[Tensor, "1 tokens"], method: AttentionMet
 
     Raises:
         CalibrationError: no tokens, or several texts.
+        RecipeError: a method that leaves reading dense.
         ModelError: a model without layers of attention, see `sw.attention`.
     """
     if ids.dim() != 2 or len(ids) != 1 or ids.shape[1] < 2:
@@ -86,6 +87,8 @@ def explain(model: nn.Module, ids: Int[Tensor, "1 tokens"], method: AttentionMet
         shown[heads.layer] = _share(heads, everything, cell)[0]
 
     method = AttentionMethod.of(method)
+    if "prefill" not in method.phases:
+        raise RecipeError(f"Method {method.name!r} acts while decoding only; a text is explained as it is read.")
     with attention(model, method) as run:
         run.watch = look
         model(ids)
