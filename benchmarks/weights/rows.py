@@ -27,6 +27,7 @@ from sparseworks.core.method import Method
 from sparseworks.evaluate import Record, compare, describe
 from sparseworks.exec import measure
 from sparseworks.jobs.journal import Journal
+from sparseworks.stream.memory import trim_heap
 from sparseworks.weights.settings import TrainingFlops
 
 SCHEMA = 1
@@ -301,6 +302,7 @@ def _timed(make: Callable[[], Row | Iterable[Row]]) -> list[Row]:
 def reset_peak() -> int | None:
     """Begin a new peak of resident memory, and give what is resident now; None where that cannot be asked for."""
     gc.collect()  # what others left lying about must not go away in between
+    trim_heap()  # nor be taken instead of new memory, where the process keeps what it freed
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         return resident("VmRSS")

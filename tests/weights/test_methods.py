@@ -28,6 +28,7 @@ def test_the_table_is_plain_data():
         table
     )
     assert json.loads(json.dumps(table)) == table
+    assert table == sorted(table, key=lambda row: (row["family"], row["name"]))
     assert {"magnitude", "wanda", "sparsegpt", "owl", "admm", "snip", "synflow"} <= {row["name"] for row in table}
     assert all(row["status"] in ("stable", "experimental") and row["composition"] for row in table)
 

@@ -16,7 +16,7 @@ _SKIPPED = ("Attributes:", "Args:", "Raises:", "Returns:")
 
 
 def method_table() -> list[dict[str, Any]]:
-    """Every registered method as plain data: name, family, catalog (numbers), source, composition, status."""
+    """Every registered method as plain data, by family and name: name, family, catalog (numbers), source, composition, status."""
     return [
         {
             "name": m.name,
@@ -26,7 +26,7 @@ def method_table() -> list[dict[str, Any]]:
             "composition": m.composition,
             "status": m.status,
         }
-        for m in METHODS
+        for m in sorted(METHODS, key=lambda m: (m.family, m.name))  # whatever was imported first
     ]
 
 
