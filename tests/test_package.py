@@ -21,7 +21,7 @@ HEAVY = {"transformers", "matplotlib", "scipy", "sklearn", "pandas", "pytest", "
 SHARED = {"core", "scores", "allocate", "repair", "solve", "stream", "exec"}
 ARROWS: dict[str, set[str]] = {
     "core": set(),
-    "solve": {"core"},
+    "solve": {"core", "exec"},
     "scores": {"core", "solve"},
     "allocate": {"core", "scores"},
     "repair": {"core", "solve"},
@@ -31,9 +31,9 @@ ARROWS: dict[str, set[str]] = {
     "io": SHARED | {"models"},
     "report": {"core", "exec"},
     "evaluate": SHARED | {"io", "models"},
-    "testing": SHARED | {"weights", "activations", "attention"},
+    "testing": SHARED | {"weights", "activations", "attention", "codes", "retrieval"},
     "jobs": SHARED | {"io", "report", "evaluate", "weights", "activations", "attention"},
-    "cli": SHARED | {"io", "report", "evaluate", "weights", "activations", "attention", "jobs"},
+    "cli": SHARED | {"io", "report", "evaluate", "weights", "activations", "attention", "codes", "retrieval", "jobs"},
 }
 FAMILIES = {"weights", "activations", "attention", "experts", "codes", "retrieval", "tuning", "bayes", "inverse"}
 ARROWS |= {family: SHARED | {"io"} for family in FAMILIES}

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparseworks.activations import sparsify_activations as sparsify_activations
     from sparseworks.attention.hf import attention as attention
+    from sparseworks.codes import code as code
+    from sparseworks.core.codes import Codes as Codes
     from sparseworks.core.method import Method as Method
     from sparseworks.core.operator import LinearOperator as LinearOperator
     from sparseworks.core.pattern import Pattern as Pattern
@@ -54,6 +56,7 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it; modules load on first use so that `import sparseworks` stays light.
 _PUBLIC = {
+    "Codes": "core.codes",
     "Goal": "jobs",
     "Method": "core.method",
     "Pattern": "core.pattern",
@@ -66,6 +69,7 @@ _PUBLIC = {
     "Plan": "exec",
     "attend": "exec.attention",
     "attention": "attention",
+    "code": "codes",
     "Recover": "jobs",
     "Result": "jobs",
     "plan": "exec",

@@ -40,3 +40,28 @@ def test_moves_and_empty_codes():
 def test_refusals(values, indices, width, error):
     with pytest.raises(error):
         Codes(values, indices, width)
+
+
+def test_rows_of_different_length():
+    z = torch.tensor([[0.0, 2.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    codes = Codes.from_dense(z)
+    assert codes.lengths.tolist() == [2, 0, 1] and codes.nnz == 3 and codes.values.shape == (3, 2)
+    assert torch.equal(codes.dense(), z)
+    codes.dense().square().sum().backward()
+    assert torch.equal(z.grad, 2 * z.detach())
+    ptr, indices, values = codes.csr()
+    assert ptr.tolist() == [0, 2, 2, 3] and indices.tolist() == [1, 3, 0] and values.tolist() == [2, -1, 5]
+    kept = Codes.from_mask(torch.zeros(2, 3), torch.tensor([[True, False, True], [False, False, True]]))
+    assert kept.nnz == 3 and kept.lengths.tolist() == [2, 1]  # an entry that is kept may be 0
+    full = Codes(torch.ones(1, 2), torch.tensor([[3, 1]]), 4)
+    assert full.csr()[1].tolist() == [1, 3] and full.nnz == 2
+
+
+def test_damaged_lengths_are_refused():
+    values, indices = torch.tensor([[1.0, 0.0]]), torch.tensor([[2, 0]])
+    assert Codes(values, indices, 4, torch.tensor([1])).nnz == 1
+    for lengths in (torch.tensor([3]), torch.tensor([1, 1]), torch.tensor([1], dtype=torch.int32)):
+        with pytest.raises(ShapeError):
+            Codes(values, indices, 4, lengths)
+    with pytest.raises(ShapeError, match="Beyond"):
+        Codes(torch.tensor([[1.0, 2.0]]), indices, 4, torch.tensor([1]))

@@ -1,4 +1,4 @@
-"""Sparse codes: k values and their positions for each row, what every encoder returns."""
+"""Sparse codes: up to k values and their positions for each row, what every encoder returns."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from sparseworks.core.errors import DtypeError, ShapeError
 
 @dataclass(frozen=True)
 class Codes:
-    """Rows with k entries each out of `width`: z[i, indices[i, j]] = values[i, j].
+    """Rows with up to k entries each out of `width`: z[i, indices[i, j]] = values[i, j] for j < lengths[i].
 
     Attributes:
         values: floating point (rows, k).
         indices: int32 or int64 (rows, k), no index twice in a row, in [0, width).
         width: length of a dense row.
+        lengths: int64 (rows,) where rows differ in length; what lies beyond has value 0 and index 0. None: all k.
 
     Raises:
-        ShapeError: values and indices differ in shape or device, k exceeds the width, an index repeats or lies outside.
+        ShapeError: values and indices differ in shape or device, k exceeds the width, an index repeats or lies outside,
+            lengths that do not fit, or something beyond them.
         DtypeError: values that are not floating point, indices that are not int32 or int64.
     """
 
     values: Float[Tensor, "rows k"]
     indices: Int[Tensor, "rows k"]
     width: int
+    lengths: Int[Tensor, " rows"] | None = None
 
     def __post_init__(self) -> None:
         if not self.values.is_floating_point() or self.indices.dtype not in (torch.int32, torch.int64):
@@ -42,22 +45,84 @@ class Codes:
             raise ShapeError(f"Values are on {self.values.device}, indices on {self.indices.device}: move one of them.")
         if not 0 <= self.values.shape[1] <= self.width:
             raise ShapeError(f"Codes with {self.values.shape[1]} entries a row do not fit a width of {self.width}.")
+        if self.lengths is not None:
+            self._check_lengths(self.lengths)
         if not self.indices.numel():
             return
-        order = self.indices.sort(dim=1).values
-        if int(order[:, 0].min()) < 0 or int(order[:, -1].max()) >= self.width:
+        # Beyond a row's length every place counts as another index, so that only real ones can repeat.
+        order = self.indices.long() if self.lengths is None else self._apart()
+        order = order.sort(dim=1).values
+        if int(self.indices.min()) < 0 or int(self.indices.max()) >= self.width:
             raise ShapeError(f"Indices of codes must lie in [0, {self.width}).")
         if bool((order[:, 1:] == order[:, :-1]).any()):
             raise ShapeError("An index occurs twice in a row of codes; add its values up first.")
 
+    def _check_lengths(self, lengths: Tensor) -> None:
+        if lengths.dtype != torch.int64 or lengths.shape != self.values.shape[:1]:
+            raise ShapeError(f"Lengths of codes are int64 ({len(self)},), got {lengths.dtype} {tuple(lengths.shape)}.")
+        if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= self.values.shape[1]:
+            raise ShapeError(f"Lengths of codes lie in 0..{self.values.shape[1]}.")
+        beyond = ~self.kept()
+        if bool((self.values.detach()[beyond] != 0).any() | (self.indices[beyond] != 0).any()):
+            raise ShapeError("Beyond the length of a row of codes stand values or indices that are not 0.")
+
+    def _apart(self) -> Tensor:
+        places = torch.arange(self.values.shape[1], device=self.indices.device)
+        return torch.where(self.kept(), self.indices.long(), self.width + places)
+
     def __len__(self) -> int:
         return len(self.values)
+
+    def kept(self) -> Tensor:
+        """bool (rows, k): which places hold an entry."""
+        places = torch.arange(self.values.shape[1], device=self.values.device)
+        if self.lengths is None:
+            return torch.ones(self.values.shape, dtype=torch.bool, device=self.values.device)
+        return places < self.lengths.unsqueeze(1)
+
+    @property
+    def nnz(self) -> int:
+        """Entries of all rows together."""
+        return self.values.numel() if self.lengths is None else int(self.lengths.sum())
 
     def dense(self) -> Float[Tensor, "rows width"]:
         """The rows with zeros written out; differentiable in the values."""
         rows = self.values.new_zeros(len(self), self.width)
-        return rows.scatter(1, self.indices.long(), self.values)
+        return rows.scatter_add(1, self.indices.long(), self.values)
+
+    def csr(self) -> tuple[Int[Tensor, " rows+1"], Int[Tensor, " nnz"], Float[Tensor, " nnz"]]:
+        """(ptr, indices, values) with indices ascending in each row, for numpy, scipy and the indexes of `exec.search`."""
+        kept = self.kept()
+        order = self._apart().argsort(dim=1)
+        ordered = kept.gather(1, order)
+        ptr = torch.cat([kept.new_zeros(1, dtype=torch.long), kept.sum(1).cumsum(0)])
+        return ptr, self.indices.long().gather(1, order)[ordered], self.values.gather(1, order)[ordered]
 
     def to(self, device: torch.device | str) -> Codes:
         """The same codes on `device`."""
-        return Codes(self.values.to(device), self.indices.to(device), self.width)
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return Codes(self.values.to(device), self.indices.to(device), self.width, lengths)
+
+    @classmethod
+    def from_mask(cls, z: Float[Tensor, "rows width"], mask: Tensor) -> Codes:
+        """The entries of z on a mask, ascending in each row; differentiable in z. Rows may differ in length.
+
+        Raises:
+            ShapeError: the mask has another shape.
+        """
+        if z.dim() != 2 or mask.shape != z.shape:
+            raise ShapeError(
+                f"Codes and their mask are matrices of one shape, got {tuple(z.shape)}, {tuple(mask.shape)}."
+            )
+        lengths = mask.sum(1)
+        k = int(lengths.max()) if len(z) else 0
+        order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :k]
+        kept = torch.arange(k, device=z.device) < lengths.unsqueeze(1)
+        indices = torch.where(kept, order, 0)
+        values = torch.where(kept, z.gather(1, order), torch.zeros((), dtype=z.dtype, device=z.device))
+        return cls(values, indices, z.shape[1], None if bool((lengths == k).all()) else lengths)
+
+    @classmethod
+    def from_dense(cls, z: Float[Tensor, "rows width"]) -> Codes:
+        """The entries of z that are not 0; only for what comes from elsewhere, since a kept entry may be 0."""
+        return cls.from_mask(z, z != 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -11,7 +11,12 @@ from sparseworks.core.errors import RecipeError
 from sparseworks.core.registry import Registry
 
 METHODS: Registry[Published] = Registry(
-    "method", "sparseworks.activations", "sparseworks.attention", "sparseworks.weights"
+    "method",
+    "sparseworks.activations",
+    "sparseworks.attention",
+    "sparseworks.codes",
+    "sparseworks.retrieval",
+    "sparseworks.weights",
 )
 
 _LABELS = ("source", "claims", "catalog", "status", "when", "when_not")
@@ -158,11 +163,17 @@ def method_from(data: Any) -> Any:
     name = data.get("name") if isinstance(data, dict) else data
     if isinstance(name, str) and name in METHODS:
         return type(METHODS.get(name)).from_config(data)
-    kinds = {kind.kind: kind for kind in Published.__subclasses__()}
+    kinds = {kind.kind: kind for kind in _kinds(Published)}
     kind = data.get("kind", "weights") if isinstance(data, dict) else "weights"
     if kind not in kinds:
         raise RecipeError(f"There is no kind of method {kind!r}; known: {', '.join(kinds)}.")
     return kinds[kind].from_config({k: v for k, v in data.items() if k != "kind"} if isinstance(data, dict) else data)
+
+
+def _kinds(base: type[Published]) -> Iterator[type[Published]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
 
 
 def _part_from(noun: str, data: Any) -> Any:

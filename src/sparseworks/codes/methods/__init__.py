@@ -1,0 +1,1 @@
+"""The registered methods of codes, one file a group."""

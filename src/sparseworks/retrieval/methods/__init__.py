@@ -1,0 +1,1 @@
+"""The registered methods of retrieval, one file a group."""
