@@ -134,3 +134,21 @@ def _synthesis(z: Tensor, n: int) -> Float[Tensor, "frames n"]:
 def _keep(z: Tensor, k: int) -> Tensor:
     """The k coefficients of largest modulus of every frame; of a real signal each stands for a conjugate pair."""
     return torch.where(select_mask(z.abs(), _PER_FRAME, min(k, z.shape[1])), z, 0)
+
+
+def spain(
+    signal: Float[Tensor, " samples"],
+    reliable: Bool[Tensor, " samples"],
+    form: str = "analysis",
+    redundancy: int = 2,
+    grow: int = 1,
+    every: int = 5,
+    frame: int = 2048,
+    hop: int = 512,
+) -> Float[Tensor, " samples"]:
+    """The signal with its unreliable samples filled in by `Spain`; the others are returned as they are.
+
+    Raises:
+        ShapeError, BudgetError, NonFiniteError: as `Spain`.
+    """
+    return Spain(form, redundancy, grow, every, frame=frame, hop=hop)(signal, reliable)

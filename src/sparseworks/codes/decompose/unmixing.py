@@ -25,7 +25,7 @@ class Unmixed:
     Attributes:
         endmembers: M.
         abundances: A, every column about summing to 1.
-        bands: the last weight of every band, the largest 1: small for what was found corrupted.
+        bands: the last weight of every band, the median 1: small for what was found corrupted.
     """
 
     endmembers: Float[Tensor, "bands k"]
@@ -51,7 +51,7 @@ def unmix(
         cube: not negative.
         endmembers: how many (they begin as the pixels that successive projections pick), or what to begin with.
         weights: of the bands, from their residuals, anew every round; see `group_bands` and `correntropy`.
-        shrinkage: see `l1` and `guided`.
+        shrinkage: see `l1`, `root` and `guided`.
         fixed: leave the endmembers as they are.
 
     Raises:
@@ -73,7 +73,7 @@ def unmix(
         if not fixed:
             m = (m * (y @ a.T) / (m @ (a @ a.T)).clamp(min=_LEAST)).clamp(min=_LEAST)
         w = weights((y - m @ a).square().sum(1), step)
-        w = w / w.max().clamp(min=torch.finfo(y.dtype).tiny)
+        w = w / w.median().clamp(min=torch.finfo(y.dtype).tiny)
     return Unmixed(m.to(cube.dtype), a.to(cube.dtype), w.to(cube.dtype))
 
 
@@ -90,14 +90,19 @@ def group_bands(residuals: Tensor, step: int) -> Tensor:
 
 
 def correntropy(residuals: Tensor, step: int) -> Tensor:
-    """exp(-||r_l||^2 / sigma^2); sigma^2 is the mean residual for five rounds, twice the median after."""
-    sigma = residuals.mean() if step < 5 else 2 * residuals.median()
+    """exp(-||r_l||^2 / sigma^2); sigma^2 is the mean residual for a hundred rounds, twice the median after."""
+    sigma = residuals.mean() if step < 100 else 2 * residuals.median()
     return torch.exp(-residuals / sigma.clamp(min=torch.finfo(residuals.dtype).tiny)).clamp(min=1e-12)
 
 
 def l1(weight: float) -> Shrinkage:
     """weight * sum A: the same everywhere."""
     return lambda a: torch.full_like(a, weight)
+
+
+def root(weight: float) -> Shrinkage:
+    """weight * sum A^(1/2): half its derivative. With abundances that sum to one the l1 norm is a constant; this is not."""
+    return lambda a: 0.5 * weight * a.clamp(min=1e-3) ** -0.5
 
 
 def guided(weight: float, shape: tuple[int, int] | None = None) -> Shrinkage:
@@ -121,9 +126,9 @@ def guided(weight: float, shape: tuple[int, int] | None = None) -> Shrinkage:
 def rrlbs(
     cube: Float[Tensor, "bands pixels"],
     endmembers: int | Float[Tensor, "bands k"],
-    weight: float = 0.01,
+    weight: float = 0.05,
     shape: tuple[int, int] | None = None,
-    steps: int = 500,
+    steps: int = 1000,
 ) -> Unmixed:
     """min over M, A >= 0 of sum_bands ||(Y - M A)_band||_2 + weight sum_n sum_k A_kn^(1 - h_n), h learned with A.
 
@@ -141,17 +146,17 @@ def rrlbs(
 def correntropy_nmf(
     cube: Float[Tensor, "bands pixels"],
     endmembers: int | Float[Tensor, "bands k"],
-    weight: float = 0.01,
-    steps: int = 500,
+    weight: float = 0.05,
+    steps: int = 1000,
 ) -> Unmixed:
-    """max over M, A >= 0 of sum_l exp(-||(Y - M A)_l||^2 / sigma^2) - weight ||A||_1, half-quadratically.
+    """max over M, A >= 0 of sum_l exp(-||(Y - M A)_l||^2 / sigma^2) - weight sum A^(1/2), half-quadratically.
 
     Raises:
         ShapeError, BudgetError, NonFiniteError: as `unmix`.
 
     Source: Wang, Pan, Xiang and Zhu, 2015 (correntropy-based sparse NMF for unmixing).
     """
-    return unmix(cube, endmembers, correntropy, l1(weight), steps=steps)
+    return unmix(cube, endmembers, correntropy, root(weight), steps=steps)
 
 
 def purest(cube: Float[Tensor, "bands pixels"], k: int) -> Float[Tensor, "bands k"]:
