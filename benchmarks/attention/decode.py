@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers import DynamicCache
@@ -59,7 +60,7 @@ LOOKED = 8
 CLUSTERS = 256
 """At most, of squeezed attention: finding them takes tokens x clusters."""
 PEER = "SDPA"
-TEXTS = {"single keys": 1 << 30, "smooth": 32768}
+TEXTS = {"single keys": 1 << 30, "smooth": 8192}
 """And the longest prompt at which they are looked at."""
 NAMES = ("quest", "lserve", "double_sparsity", "squeezed_attention", "shadowkv", "snapkv", "streaming_llm", "mustafar")
 
@@ -98,6 +99,7 @@ class Ours:
         self.run = Attending(by(AttentionMethod), LAYERS, by(CacheMethod), first=LAYER)
         self.run.watch = self._saw
         self.kept: Kept | None = None
+        self.held: Tensor | None = None
         self.layer: KVLayer = layer_for(self.run, LAYER)
         q, k, v = (t[:, :, :tokens] for t in given)
         self.layer.lazy_initialization(k, v)
@@ -107,15 +109,25 @@ class Ours:
         self.kept = kept
 
     def step(self, at: int) -> Tensor:
+        """As `timed`, and remembers for `mask` what was held."""
+        if self.evicts:
+            self.held = self.layer.holding.padded()[2][0].long()  # type: ignore[attr-defined]
+        return self.timed(at)
+
+    def timed(self, at: int) -> Tensor:
         """Token `at` of those after the prompt."""
         now = slice(self.tokens + at, self.tokens + at + 1)
         q, k, v = (t[:, :, now] for t in self.given)
         return self.layer.attend(Call(self.run, LAYER, None, q, k, v, None, None, lambda: q))
 
+    @property
+    def evicts(self) -> bool:
+        """Whether what is not held is gone."""
+        return isinstance(self.layer, RaggedLayer) and self.layer.registered_name == "ragged"
+
     def mask(self, q: Tensor, keys: int) -> Tensor:
         """(heads, keys) that the last step, of this query, attended to."""
-        layer, group = self.layer, HEADS // KV_HEADS
-        everything = torch.ones(HEADS, keys, dtype=torch.bool)
+        layer = self.layer
         if isinstance(layer, PagedLayer):
             return self.pages(q).repeat_interleave(PAGE, -1)[:, :keys]
         if isinstance(layer, ShadowedLayer):
@@ -126,11 +138,11 @@ class Ours:
         if self.kept is not None:
             heads = Heads(q, *(t[:, :, :keys] for t in (self.given.k, self.given.v)))
             return self.kept.tokens(heads, slice(0, 1))[0, :, 0].expand(HEADS, -1)
-        if isinstance(layer, RaggedLayer) and layer.registered_name == "ragged":
-            at = layer.holding.padded()[2][0].long()
+        if self.held is not None:
+            at = F.pad(self.held, (0, 1), value=keys - 1)  # the query saw its own token, and what went after it
             found = torch.zeros(KV_HEADS, keys + 1, dtype=torch.bool).scatter_(1, torch.where(at < 0, keys, at), True)
-            return found[:, :keys].repeat_interleave(group, 0)
-        return everything
+            return found[:, :keys].repeat_interleave(HEADS // KV_HEADS, 0)
+        return torch.ones(HEADS, keys, dtype=torch.bool)
 
     def pages(self, q: Tensor) -> Tensor:
         """(heads, pages) of the largest bounds, the last page among them."""
@@ -269,7 +281,7 @@ def behind(tokens: int, args: Namespace) -> dict[str, list[dict[str, Any]]]:
         found = looked_at(ours, given, tokens)
         quality.append({"tokens": tokens, "text": timed, "method": method.name, **found, "dense": whole})
         turn = count(LOOKED)
-        runs[method.name] = lambda ours=ours, turn=turn: ours.step(next(turn) % LATER)
+        runs[method.name] = lambda ours=ours, turn=turn: ours.timed(next(turn) % LATER)
         read[method.name] = found["read"]
         if args.flex and isinstance(ours.layer, PagedLayer):
             chosen = Support.from_mask(ours.pages(given.q[:, :, tokens - 1 : tokens])[:, : -(-tokens // PAGE)])

@@ -4,7 +4,7 @@ Smooth tokens (AR(1)) whose attention is concentrated, causal, head size 64. Eve
 mass recall and error stand beside time; `oracle_blocks` computes the whole map first and is the most that blocks can hold. The
 ceiling is the arithmetic peak on the kept pairs; the dense line says where a method pays. Of methods that keep blocks the attention
 alone stands beside compiled FlexAttention over the same blocks, whose mask is made beforehand. Methods that take over five times as
-long as dense attention are called once. A run that was cut off goes on with the length where it stopped.
+long as dense attention are called once, those that take ten times as long are not tried on longer texts. A run that was cut off goes on with the length where it stopped.
 
     python benchmarks/attention/prefill.py --threads 2 --density 0.1 --json benchmarks/results/attention/prefill
 """
@@ -16,6 +16,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ METHODS_SHOWN = ("sink_window", "pooled_blocks", "spargeattn", "anchor_attention
 ROWS = 64  # queries whose recall is looked at
 BLOCK = 64
 D = 64
-PATIENCE = 5.0
-"""Times dense attention, from which on one call is enough."""
+PATIENCE, HOPELESS = 5.0, 10.0
+"""Times dense attention, from which on one call is enough, and from which on no longer text is tried."""
 
 
 def chosen(names: str, density: float) -> list[AttentionMethod]:
@@ -108,7 +109,7 @@ def flex(heads: Heads, kept: Kept, wanted: torch.Tensor) -> Callable[[], torch.T
     return call
 
 
-def at_length(tokens: int, count: int, args: Namespace) -> dict[str, list[dict[str, Any]]]:
+def at_length(tokens: int, count: int, names: str, args: Namespace) -> dict[str, list[dict[str, Any]]]:
     """Times and losses of every method at one length."""
     q, k, v = qkv(tokens, heads=count, shared=0.7, scale=1.15, seed=0)
     heads = Heads(q, k, v, layer=31, layers=32)  # deep enough for methods that leave the first layers dense
@@ -117,7 +118,7 @@ def at_length(tokens: int, count: int, args: Namespace) -> dict[str, list[dict[s
     dense, quality, pairs = runs["SDPA"](), list[dict[str, Any]](), list[tuple[str, str, float]]()
     slow = dict[str, tuple[float, float]]()
     dense_us = _once(runs["SDPA"])[1]
-    for method in chosen(args.methods, args.density):
+    for method in chosen(names, args.density):
         fresh = lambda m=method: sparse_attention(heads.with_(memory={}), m)  # noqa: E731
         try:
             ((out, _), kept), us = _once(fresh)
@@ -173,8 +174,13 @@ def main() -> None:
         args.rounds, lengths = 2, {1024: 1}
     setting = [args.threads, args.rounds, args.density, args.methods, args.flex]
     journal = Journal(None if args.quick else JOURNAL, f"prefill {setting}")
-    with torch.no_grad():
-        made = [journal.keep(f"{n} x {h}", lambda n=n, h=h: at_length(n, h, args)) for n, h in lengths.items()]
+    made: list[dict[str, list[dict[str, Any]]]] = []
+    for tokens, count in lengths.items():
+        hopeless = {entry["ours"] for m in made for entry in m["lines"] if entry["ratio"] < 1 / HOPELESS}
+        names = ",".join(n for n in args.methods.split(",") if n not in hopeless)
+        with torch.no_grad():
+            one = partial(at_length, tokens, count, names, args)
+            made.append(journal.keep(f"{tokens} x {count}", one))
     lines, quality = [Line(**entry) for m in made for entry in m["lines"]], [q for m in made for q in m["quality"]]
     show(lines, f"Prefill with selection, {args.threads} threads")
     head = ("tokens", "method", "density", "mass recall", "rel. L2")

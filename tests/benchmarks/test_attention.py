@@ -65,12 +65,12 @@ def test_flex_gets_the_kept_blocks_whole_below_the_diagonal(unit):
 
 def test_slow_methods_are_called_once_and_said_so(monkeypatch):
     prefill = script("prefill")
-    args = Namespace(methods="pooled_blocks,sink_window", density=0.4, rounds=1, flex=False)
+    args, names = Namespace(density=0.4, rounds=1, flex=False), "pooled_blocks,sink_window"
     monkeypatch.setattr(prefill, "PATIENCE", 0.0)
     with torch.no_grad():
-        one = prefill.at_length(256, 1, args)
+        one = prefill.at_length(256, 1, names, args)
         monkeypatch.setattr(prefill, "PATIENCE", 1e9)
-        many = prefill.at_length(256, 1, args)
+        many = prefill.at_length(256, 1, names, args)
     assert [entry["case"].endswith("one call") for entry in one["lines"] + many["lines"]] == [True, True, False, False]
     assert [q["method"] for q in many["quality"]] == ["pooled_blocks", "sink_window"]
     first = many["quality"][0]
@@ -157,7 +157,7 @@ def small(vocabulary: int = 96) -> LlamaForCausalLM:
 def test_methods_of_prefill_attend_to_less_when_asked_for_less(name):
     tasks, heads = script("tasks"), Heads(*qkv(512, 16, heads=2, shared=0.5, seed=0), layer=3, layers=4)
     found = [sparse_attention(heads, tasks.sized(name, d))[1].density(heads) for d in (0.5, 0.1)]
-    assert found[1] < 0.3 and found[1] < 0.75 * found[0]
+    assert found[1] < 0.4 and found[1] < 0.75 * found[0]
 
 
 @pytest.mark.parametrize("name", (*script("tasks").DECODE, *script("tasks").CACHE))
