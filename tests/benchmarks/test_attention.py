@@ -196,3 +196,27 @@ def test_of_books_the_one_that_was_held_out_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     found = tasks.novel(path, tokenizer)
     assert torch.equal(found, tasks.lm_stream(["London."], tokenizer))
+
+
+def test_a_run_of_tasks_that_was_cut_off_goes_on(tmp_path, monkeypatch, capsys):
+    tasks, made = script("tasks"), []
+    monkeypatch.setattr(tasks.sw, "load", lambda name: small())
+    monkeypatch.setattr(tasks, "LENGTH", 160)
+    answered = tasks.answered
+
+    def counted(model, name, density, task, examples):
+        made.append((task, name, density))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return answered(model, name, density, task, examples)
+
+    monkeypatch.setattr(tasks, "answered", counted)
+    args = Namespace(quick=True, rows=2, windows=1, data=None, methods="sink_window,snapkv")
+    with pytest.raises(KeyboardInterrupt):
+        tasks.run(tasks.Rows("x", {}, folder=tmp_path), args)
+    rows = tasks.Rows("x", {}, folder=tmp_path)
+    tasks.run(rows, args)
+    assert len(made) == 1 + len(set(made)) == 1 + len(rows.rows)
+    assert {(r.label, r.density) for r in rows.rows} == {("dense", 1.0), ("sink_window", 0.1)}
+    rows.show()
+    assert "majority: exact match" in capsys.readouterr().out
