@@ -48,10 +48,12 @@ class Trainable:
 
     Attributes:
         replaces: whether the module stands in the place of an attention module; otherwise it is a `Gate` inside one.
+        alone: whether it is neither, but a model or a layer of its own kind, whose inputs are no rows of text.
     """
 
     registered_name: ClassVar[str] = ""
     replaces: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
 
     @property
     def pattern(self) -> Pattern:
