@@ -12,7 +12,7 @@ from torch import Tensor
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept, Output
 from sparseworks.attention.rest import RESTS, Rest
-from sparseworks.attention.rests.summaries import attend_summaries, left_out, sizes
+from sparseworks.attention.rests.summaries import attend_summaries, left_out, sizes, summary_pairs
 from sparseworks.core.errors import BudgetError
 from sparseworks.exec.attention import merge
 
@@ -74,7 +74,8 @@ class Pyramid(Rest):
             level = torch.where(upto <= end + 1e-6, step, level)
         return torch.where(kept.mask, 1, level * open_)
 
-    def cost(self, heads: Heads, kept: Kept) -> Float[Tensor, ""]:
-        """Products of queries with keys or means of keys, over allowed pairs."""
-        level, pairs = self.level(heads, kept), heads.pairs(kept.unit).to(kept.mask.device)
-        return (torch.where(level > 0, pairs / level.clamp(min=1), 0.0).sum((-2, -1)) / pairs.sum()).mean()
+    def cost(self, heads: Heads, kept: Kept) -> Float[Tensor, "batch heads"]:
+        """Of each unit at a level as many pairs as the level has means of its keys, for every query."""
+        level = self.level(heads, kept).masked_fill(kept.mask, 0).double()
+        wide = sizes(heads.columns_of(kept.unit.cols), level)
+        return summary_pairs(heads, kept.unit, torch.where(level > 0, (wide / level.clamp(min=1)).ceil(), 0.0))
