@@ -207,6 +207,34 @@ def test_a_pyramid_is_the_mixed_resolution_softmax_of_a_loop(heads_of, call, ass
         assert_close(seen.out[0, h, i], torch.stack(logits).softmax(0) @ torch.stack(values))
 
 
+def test_keys_that_are_not_alike_are_not_averaged(heads_of, call):
+    q, k, v = qkv(72, heads=2, kv_heads=1, seed=0)
+    k[:, :, 32:] = torch.randn(k[:, :, 32:].shape, generator=torch.Generator().manual_seed(1)) * k.std()
+    heads = heads_of((q, k, v), causal=False)
+    plain = Pyramid(levels=(2, 4), upto=(0.5, 1.0), by="share")
+    guarded = replace(plain, alike=(0.5, 0.3))
+    cap = guarded.coarsest(heads, 8)[0, 0].tolist()
+    for column, level in enumerate(cap):
+        mean = {
+            step: sum(
+                float(torch.cosine_similarity(k[0, 0, i], k[0, 0, i + step - 1], dim=0))
+                for i in range(8 * column, 8 * column + 8, step)
+            ) * step / 8
+            for step in (2, 4)
+        }  # fmt: skip
+        assert level == (4 if mean[4] > 0.3 else 2 if mean[2] > 0.5 else 1)
+    assert set(cap[:4]) == {4} and cap[4:].count(1) >= 3
+    free, held = (
+        call(sw.method("psa", pattern=blocks(16, 8), density=0.1, rest=r), heads.with_(memory={}))
+        for r in (plain, guarded)
+    )
+    levels = plain.level(free.heads, free.kept), guarded.level(held.heads, held.kept)
+    assert torch.equal(levels[1], torch.minimum(levels[0], torch.tensor(cap)))
+    assert held.error < 0.7 * free.error and held.density > free.density
+    with pytest.raises(BudgetError, match="one cosine for each level"):
+        Pyramid(alike=(0.5,))
+
+
 def test_sampled_mass_tends_to_the_mass_itself(heads_of, assert_close):
     heads = heads_of(qkv(96, heads=2, seed=0))
     exact = ExactMass()(heads, Tile(16, 16))
