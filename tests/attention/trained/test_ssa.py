@@ -127,3 +127,64 @@ def test_what_does_not_fit_is_said(model):
         made()(torch.randn(3, 32), torch.zeros(4, 3).long())
     with pytest.raises(RecipeError, match="module of its own"):
         attach(model, METHOD)
+
+
+# -- hidden voxels ----------------------------------------------------------------------------------------------------
+
+SIDE = 12
+
+
+class Filler(nn.Module):
+    """Two layers of attention and an MLP that say the values of hidden voxels from those of the others."""
+
+    def __init__(self, make, width=32):
+        super().__init__()
+        self.embed = nn.Linear(2 + 24, width)
+        self.attention = nn.ModuleList(make(Sizes(width, 2, 1, 16, layer=i, layers=2)) for i in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)) for _ in range(2)
+        )
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, x, voxels):
+        angle = (voxels[:, :, None] * 2 ** torch.arange(4) * torch.pi / SIDE).flatten(1)
+        h = self.embed(torch.cat([x, angle.sin(), angle.cos()], 1))
+        for i in range(2):
+            h = h + self.attention[i](self.norms[2 * i](h), voxels)
+            h = h + self.mlps[i](self.norms[2 * i + 1](h))
+        return self.head(h)[:, 0]
+
+
+def volume(seed):
+    """A smooth field at a fifth of the voxels, half of them hidden: what is known, where, the values, what is hidden."""
+    g = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, 1, 4, 4, 4, generator=g)
+    field = F.interpolate(coarse, size=(SIDE,) * 3, mode="trilinear", align_corners=True)[0, 0]
+    voxels = (torch.rand(SIDE, SIDE, SIDE, generator=g) < 0.2).nonzero()
+    y, hidden = field[tuple(voxels.T)], torch.rand(len(voxels), generator=g) < 0.5
+    return torch.stack([y * ~hidden, hidden.float()], 1), voxels, y, hidden
+
+
+def learned(make, steps=100):
+    """Squared error at the hidden voxels of other volumes after training, and the share of pairs computed."""
+    torch.manual_seed(0)
+    model = Filler(make)
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
+    error = lambda x, voxels, y, hidden: (model(x, voxels) - y)[hidden].square().mean()  # noqa: E731
+    for step in range(steps):
+        optimiser.zero_grad()
+        error(*volume(step)).backward()
+        optimiser.step()
+        schedule.step()
+    with torch.no_grad():
+        found = sum(float(error(*volume(10**6 + i))) for i in range(16)) / 16
+    return found, sum(a.density for a in model.attention) / 2
+
+
+def test_hidden_voxels_are_filled_in_as_well_as_by_dense_attention_at_a_fifth_of_the_pairs():
+    method = sw.method("spatial_sparse_attention", cube=4, block=4, keep=2, window=4)
+    dense, _ = learned(lambda sizes: Dense(method.build(sizes)))
+    sparse, density = learned(method.build)
+    assert density < 0.22 and sparse < 1.03 * dense
