@@ -108,7 +108,9 @@ class Cubes:
         asks = (group * torch.bincount(asked, minlength=kv_heads * cubes)).tolist()
         held = zip(rows.split(asks), *(t[:, self.order].flatten(0, 1).split(sizes) for t in (k, v)), strict=True)
         every, scale = torch.ones(1, 1, dtype=torch.bool, device=q.device), scale_of(scale, q.shape[-1])
-        outs, lses = zip(*(softmax_attend(*each, every, scale) for each in held), strict=True)
+        outs, lses = zip(
+            *(softmax_attend(some, keys, values, every, scale) for some, keys, values in held), strict=True
+        )
         shape, back = (kv_heads, tokens, per, group), order.argsort()
         out = torch.cat(outs).unflatten(0, (-1, group))[back].view(*shape, -1)
         lse = torch.cat(lses).unflatten(0, (-1, group))[back].view(shape)

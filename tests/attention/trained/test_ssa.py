@@ -183,8 +183,9 @@ def learned(make, steps=100):
     return found, sum(a.density for a in model.attention) / 2
 
 
-def test_hidden_voxels_are_filled_in_as_well_as_by_dense_attention_at_a_fifth_of_the_pairs():
+def test_hidden_voxels_are_filled_in_better_than_by_dense_attention_as_briefly_trained_at_a_fifth_of_the_pairs():
+    """Dense attention is still where it began, near the variance of the field, having to learn first what is near."""
     method = sw.method("spatial_sparse_attention", cube=4, block=4, keep=2, window=4)
     dense, _ = learned(lambda sizes: Dense(method.build(sizes)))
     sparse, density = learned(method.build)
-    assert density < 0.22 and sparse < 1.03 * dense
+    assert density < 0.22 and sparse < 0.85 * dense
