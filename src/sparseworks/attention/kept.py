@@ -31,11 +31,13 @@ class Kept:
         unit: `Tile(64, 64)` blocks, `Tile(128, 1)` columns of a query block, `Tile(1, 16)` pages of a query, `Tile(None, 1)` a
             set of keys, ...
         queries: those that attend at all (the others give zeros and -inf); None: all.
+        rest: what was computed besides for the units left out, in pairs, see `Rest.cost`; None: nothing.
     """
 
     mask: Bool[Tensor, "batch heads rows columns"]
     unit: Tile
     queries: Bool[Tensor, "batch heads queries"] | None = None
+    rest: Float[Tensor, "batch heads"] | None = None
 
     @property
     def support(self) -> Support:
@@ -43,24 +45,25 @@ class Kept:
         return Support.from_mask(self.mask)
 
     def density(self, heads: Heads) -> float:
-        """Kept pairs over allowed pairs, counted."""
+        """Computed pairs over allowed pairs, counted: the kept ones, and what a rest spent in their terms."""
         return float(self.density_by_head(heads).mean())
 
     def density_by_head(self, heads: Heads) -> Float[Tensor, "batch heads"]:
-        """Kept pairs over allowed pairs of every head."""
-        if self.queries is not None:
-            return self._counted(heads)
-        pairs = heads.pairs(self.unit).to(self.mask.device, torch.float64)
-        share = (self.mask * pairs).sum((-2, -1)) / pairs.sum()
-        return share.expand(heads.batch, heads.heads).float()
+        """The same of every head."""
+        found = self.pairs(heads)
+        found = found if self.rest is None else found + self.rest.to(found)
+        return (found / int(heads.pairs(Tile(None, None)).sum())).float()
 
-    def _counted(self, heads: Heads) -> Float[Tensor, "batch heads"]:
-        """Pairs of the queries that attend, counted row by row of units."""
-        assert self.queries is not None
-        found, pairs = 0, int(heads.pairs(Tile(None, None)).sum())
-        for first, last in heads.rows_of(self.unit.rows or 256):
-            found = found + self.tokens(heads, slice(first, last)).sum((-2, -1))
-        return (found / pairs).expand(heads.batch, heads.heads).float()  # type: ignore[union-attr]
+    def pairs(self, heads: Heads) -> Float[Tensor, "batch heads"]:
+        """Kept pairs of every head."""
+        if self.queries is None:
+            pairs = heads.pairs(self.unit).to(self.mask.device, torch.float64)
+            found = (self.mask * pairs).sum((-2, -1))
+        else:  # row by row of units, since only some queries attend
+            rows = heads.rows_of(self.unit.rows or 256)
+            each = [self.tokens(heads, slice(first, last)).sum((-2, -1)) for first, last in rows]
+            found = torch.stack(each).sum(0, dtype=torch.float64)
+        return found.expand(heads.batch, heads.heads)
 
     def check(self, heads: Heads) -> None:
         """Raise ShapeError unless this lies on the grid of `heads`."""

@@ -37,6 +37,7 @@ class ARMNet(Trainable):
         ensemble: whether a plain MLP on the embeddings is added.
     """
 
+    alone: ClassVar[bool] = True
     fields: int
     size: int = 8
     heads: int = 2

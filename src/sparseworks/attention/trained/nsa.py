@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.masks import Sink, Window
-from sparseworks.attention.method import AttentionMethod, pages
+from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.run import sparse_attention
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.attention.trained.method import add_trained
 from sparseworks.attention.trained.rotary import rotate
-from sparseworks.attention.trained.trainable import TRAINABLES, Sizes, Trainable
+from sparseworks.attention.trained.trainable import TRAINABLES, PagesOfKeys, Sizes, Trainable
 from sparseworks.attention.trained.windows import count, overlaps, visible
-from sparseworks.core.budget import Budget, Count
 from sparseworks.core.errors import ModelError
 from sparseworks.core.pattern import ELEMENT, ROW, Pattern, Tile
 from sparseworks.core.published import Source
@@ -31,7 +30,7 @@ BRANCHES = ("compressed", "selected", "window")
 
 @TRAINABLES.register("nsa")
 @dataclass(frozen=True)
-class NSA(Trainable):
+class NSA(PagesOfKeys, Trainable):
     """o = sum over branches of sigmoid(MLP(x)) Attn; the selected blocks are those whose windows the compressed branch attends to.
 
     Attributes:
@@ -48,16 +47,6 @@ class NSA(Trainable):
     keep: int = 16
     local: int = 2
     window: int = 512
-
-    @property
-    def pattern(self) -> Pattern:
-        """Blocks of keys of each query."""
-        return pages(self.block)
-
-    @property
-    def budget(self) -> Budget:
-        """`keep` blocks, in keys."""
-        return Count(self.keep * self.block)
 
     def build(self, sizes: Sizes) -> NSAttention:
         """A fresh module; each branch has keys and values of its own."""
