@@ -63,12 +63,6 @@ void gather(const float* from, int64_t stride, const int32_t* at, int64_t count,
     }
 }
 
-// What is not a number stays.
-SW_INLINE Lanes larger(Lanes a, Lanes b) {
-    const Lanes best = b <= a ? a : b;
-    return a == a ? best : a;
-}
-
 // A thread's memory: gathered rows, keys and values as the products take them, then what is asked for.
 struct Room {
     float *rows, *keys, *values, *rest;
@@ -119,32 +113,42 @@ void strip(const Columns& a, const Strips& s, int64_t b, int64_t h, int64_t head
     }
 }
 
+// The largest of scores[row][query] over the queries that see a key, for `count` rows of keys at `places`; what is not a number stays.
+void largest_seen(const float* scores, int64_t wide, int64_t queries, const int32_t* places, int64_t count, int64_t start,
+                  bool causal, float scale, bool first, float* to) {
+    for (int64_t j = 0; j < count; ++j) {
+        const float* s = scores + j * wide;
+        const int64_t from = causal ? most(0, least(places[j] - start, queries)) : 0;
+        Lanes high = all(first ? kHidden : to[j]), odd = zero();
+        for (int64_t i = from / W * W; i < queries; i += W) {
+            Lanes v = load(s + i) * scale;
+            if (i + W > queries) v = first_lanes(v, queries - i, all(kHidden));
+            if (i < from) v = lane_numbers() < all(static_cast<float>(from - i)) ? all(kHidden) : v;
+            high = greater(high, v);
+            odd += v == v ? zero() : v;
+        }
+        const float bad = sum(odd), before = first ? 0.0f : to[j];
+        to[j] = bad != bad ? bad : before != before ? before : peak(high);
+    }
+}
+
 void strip_peaks(const Peaks& a, const Strips& s, int64_t b, int64_t h, int64_t row) {
     const Sizes& n = a.n;
-    const int64_t width = up_to(kStep, kPanel), line = (b * n.heads + h) * s.count + row;
-    const Room room(n.d, s.step * width);
+    const int64_t line = (b * n.heads + h) * s.count + row, most_wide = up_to(s.step, kPanel);
+    const Room room(n.d, most_wide * (n.d + kStep));
+    float *queries = room.rest, *found = queries + most_wide * n.d;
     const int32_t* places = a.places + line * a.count;
     for (int64_t part = 0; part < s.parts; ++part) {
         const Range range = s.of(row, part);
-        const int64_t start = a.offset + range.from;
-        Gathered t{range.to - range.from, 0, nullptr};
+        const int64_t rows = range.to - range.from, wide = up_to(rows, kPanel);
+        pack_transposed(a.q.rows(b, h, range.from), a.q.token, rows, n.d, queries);
         for (int64_t first = 0; first < a.count; first += kStep) {
-            t.keys = least(kStep, a.count - first);
-            gather(a.k.rows(b, h / (n.heads / n.kv_heads), 0), a.k.token, places + first, t.keys, n.d, room.rows);
-            pack_transposed(room.rows, n.d, t.keys, n.d, room.keys);
-            scores(t, a.q.rows(b, h, range.from), a.q.token, room.keys, n.d, room.rest, width);
-            for (int64_t j = 0; j < t.keys; j += W) {
-                float seen[W] = {};
-                for (int64_t i = 0; i < least(W, t.keys - j) && a.causal; ++i) seen[i] = places[first + j + i] - start;
-                const Lanes from = load(seen);
-                float* to = a.out + line * a.count + first + j;
-                Lanes high = part > 0 ? load_first(to, t.keys - j) : all(kHidden);
-                for (int64_t r = 0; r < t.rows; ++r) {
-                    const Lanes v = load(room.rest + r * width + j) * a.scale;
-                    high = larger(high, all(static_cast<float>(r)) < from ? all(kHidden) : v);
-                }
-                store_first(to, high, t.keys - j);
-            }
+            const int64_t count = least(kStep, a.count - first);
+            gather(a.k.rows(b, h / (n.heads / n.kv_heads), 0), a.k.token, places + first, count, n.d, room.rows);
+            product<Start::zero>({room.rows, n.d, 1}, count, {queries, n.d * kPanel, wide / kPanel}, found, wide, nullptr,
+                                 [&](int64_t, int64_t, int64_t) { return Range{0, n.d}; });
+            largest_seen(found, wide, rows, places + first, count, a.offset + range.from, a.causal, a.scale, part == 0,
+                         a.out + line * a.count + first);
         }
     }
 }
