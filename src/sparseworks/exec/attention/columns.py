@@ -43,22 +43,22 @@ def attend_columns(
     """
     check_heads(q, k, v, 4)
     _check_rows(q, k, mask, tall, wide, offset)
-    wide_type, factor = torch.promote_types(q.dtype, torch.float32), scale_of(scale, q.shape[3])
-    moved = [t.to(wide_type) for t in (q, k, v)]
-    grad = torch.is_grad_enabled() and any(t.requires_grad for t in moved)
-    if grad or not _runs(moved[0], mask):
-        out, lse = _reference(*moved, mask, tall, wide, offset, causal, factor)
-        return out.to(q.dtype), lse
-    moved = [t if t.stride(3) == 1 else t.contiguous() for t in moved]
+    dtype, factor = q.dtype, scale_of(scale, q.shape[3])
+    q, k, v = (t.to(torch.promote_types(dtype, torch.float32)) for t in (q, k, v))
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+    if grad or not _runs(q, mask):
+        out, lse = _reference(q, k, v, mask, tall, wide, offset, causal, factor)
+        return out.to(dtype), lse
+    q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
     mask = _shared(mask, k.shape[1])
     ptr, columns = _lists(mask)
-    out, lse = _room_like(moved[0]), moved[0].new_empty(q.shape[:3])
+    out, lse = _room_like(q), q.new_empty(q.shape[:3])
     lists = [ptr.data_ptr(), columns.data_ptr(), mask.shape[1], tall, wide, mask.shape[0], offset]
-    views = [_view(t) for t in (*moved, out)]
+    views = [_view(t) for t in (q, k, v, out)]
     native().prefill_columns(  # type: ignore[union-attr]
         *views, lse.data_ptr(), lists, _sizes(q, k), causal, factor, torch.get_num_threads()
     )
-    return out.to(q.dtype), lse
+    return out.to(dtype), lse
 
 
 def peaks(
