@@ -44,7 +44,7 @@ class TreeSearch(AttentionScore):
         tree = _Tree(heads, unit, _ends(heads, rows))
         beam = len(cuts) if self.keys is None else min(len(cuts), max(1, self.keys // tree.size))
         width = tree.widths(beam)
-        nodes = (torch.arange(beam, device=heads.q.device) * width).repeat(heads.batch, heads.heads, 1, 1)
+        nodes = (torch.arange(beam, dtype=torch.int32, device=heads.q.device) * width).repeat(heads.batch, heads.heads, 1, 1)
         scores = torch.full(nodes.shape, -torch.inf, dtype=tree.dtype, device=nodes.device)
         whole = int((width == 1).sum())  # rows that the beam holds whole: the first ones
         scores[:, :, :whole] = tree.scores(nodes[:, :, :whole], 1, slice(0, whole))
@@ -56,7 +56,7 @@ class TreeSearch(AttentionScore):
             nodes[:, :, some] = both.gather(-1, best)
             half //= 2
         found = scores.new_full((*scores.shape[:3], len(cuts) + 1), -torch.inf)  # one more, for nodes beyond the end
-        return found.scatter_(-1, nodes.clamp(max=len(cuts)), scores)[..., :-1]
+        return found.scatter_(-1, nodes.clamp(max=len(cuts)).long(), scores)[..., :-1]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class _Tree:
         """Units of a chunk with which each row begins: the least power of two of which `beam` reach over all it sees."""
         columns, width = -(-self.ends // self.size), torch.ones_like(self.ends)
         while bool((short := -(-columns // width) > beam).any()):
-            width = width * (1 + short.long())
+            width = width * (1 + short.int())
         return width
 
     def scores(self, nodes: Int[Tensor, "batch heads rows count"], width: int, rows: slice) -> Tensor:
@@ -92,9 +92,9 @@ class _Tree:
         q = heads.q[:, :, cuts[0][0] : cuts[-1][1]]
         tall, offset = self.unit.rows or max(1, heads.offset + heads.queries), heads.offset + cuts[0][0]
         found = peaks(q, heads.k, middle, tall=tall, offset=offset, causal=heads.causal, scale=heads.scale)
-        return found.masked_fill(nodes * self.size >= ends, -torch.inf)
+        return found.masked_fill_(nodes * self.size >= ends, -torch.inf)
 
 
 def _ends(heads: Heads, rows: list[tuple[int, int]]) -> Int[Tensor, "rows 1"]:
     ends = [heads.offset + b if heads.causal else heads.keys for _, b in rows]
-    return torch.tensor(ends, dtype=torch.long, device=heads.q.device).view(-1, 1)
+    return torch.tensor(ends, dtype=torch.int32, device=heads.q.device).view(-1, 1)
