@@ -17,7 +17,9 @@ from sparseworks.core.errors import ShapeError
 from sparseworks.core.pattern import Tile
 from sparseworks.core.support import Support
 from sparseworks.exec.attention import attend, attend_columns, attend_tokens
+from sparseworks.exec.attention.checks import STEP
 from sparseworks.exec.attention.reference import softmax_attend
+from sparseworks.exec.native import native
 
 Output = tuple[Float[Tensor, "batch heads queries d"], Float[Tensor, "batch heads queries"]]
 
@@ -117,11 +119,16 @@ def attend_with_bias(heads: Heads, kept: Kept, bias: Float[Tensor, "batch kv_hea
 def _way(heads: Heads, kept: Kept, wants: bool) -> Callable[[Heads, Kept], Output]:
     if _block(kept.unit):
         return attend_blocks
-    if (heads.queries == 1 or kept.unit.rows == 1) and heads.queries and not wants:
+    if wants:
+        return attend_sets if kept.unit == Tile(None, 1) else attend_masked
+    compiled = native() is not None and heads.q.is_cpu and heads.q.dtype is not torch.float64
+    single = kept.unit.rows == 1 and compiled and heads.q.dtype is torch.float32 and heads.d % STEP == 0
+    if heads.queries == 1 or (single and heads.queries):
         return attend_lists
-    if kept.unit == Tile(None, 1) and (kept.queries is not None or wants):
+    if kept.unit == Tile(None, 1) and kept.queries is not None:
         return attend_sets
-    return attend_masked if wants else attend_units
+    # Plain torch takes rows one by one, which pays where they are few.
+    return attend_units if compiled or (kept.unit.rows or heads.queries) >= 16 else attend_masked
 
 
 def _block(unit: Tile) -> int:

@@ -44,7 +44,9 @@ class TreeSearch(AttentionScore):
         tree = _Tree(heads, unit, _ends(heads, rows))
         beam = len(cuts) if self.keys is None else min(len(cuts), max(1, self.keys // tree.size))
         width = tree.widths(beam)
-        nodes = (torch.arange(beam, dtype=torch.int32, device=heads.q.device) * width).repeat(heads.batch, heads.heads, 1, 1)
+        nodes = (torch.arange(beam, dtype=torch.int32, device=heads.q.device) * width).repeat(
+            heads.batch, heads.heads, 1, 1
+        )
         scores = torch.full(nodes.shape, -torch.inf, dtype=tree.dtype, device=nodes.device)
         whole = int((width == 1).sum())  # rows that the beam holds whole: the first ones
         scores[:, :, :whole] = tree.scores(nodes[:, :, :whole], 1, slice(0, whole))
