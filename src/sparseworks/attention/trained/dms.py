@@ -46,6 +46,11 @@ class DMS(Trainable):
     temperature: float = 0.1
     weight: float = 1.0
 
+    @classmethod
+    def example(cls) -> DMS:
+        """For a hundred tokens."""
+        return cls(window=8)
+
     @property
     def pattern(self) -> Pattern:
         """Tokens of a head, all decided alone."""

@@ -45,6 +45,11 @@ class NOSA(Trainable):
     span: int = 32
     stride: int = 16
 
+    @classmethod
+    def example(cls) -> NOSA:
+        """For a hundred tokens."""
+        return cls(block=8, keep=6, aware=2, local=2, span=8, stride=4)
+
     @property
     def pattern(self) -> Pattern:
         """Blocks of keys of each query."""

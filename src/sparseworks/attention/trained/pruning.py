@@ -46,6 +46,11 @@ class ContextPruning(Trainable):
     alpha: float = 8.0
     weight: float = 0.3
 
+    @classmethod
+    def example(cls) -> ContextPruning:
+        """For a hundred tokens."""
+        return cls(width=16)
+
     @property
     def pattern(self) -> Pattern:
         """Tokens of a layer, all decided alone."""
