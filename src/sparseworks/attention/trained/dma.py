@@ -33,6 +33,11 @@ class DMA(Trainable):
 
     keep: int = 2048
 
+    @classmethod
+    def example(cls) -> DMA:
+        """For a hundred tokens."""
+        return cls(keep=16)
+
     @property
     def pattern(self) -> Pattern:
         """Keys of a query."""

@@ -45,6 +45,11 @@ class DMS(Decided, Trainable):
     temperature: float = 0.1
     weight: float = 1.0
 
+    @classmethod
+    def example(cls) -> DMS:
+        """For a hundred tokens."""
+        return cls(window=8)
+
     def build(self, sizes: Sizes) -> DMSGate:
         """A fresh gate: w = 0, nothing goes."""
         return DMSGate(self, sizes)

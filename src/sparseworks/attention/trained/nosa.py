@@ -43,6 +43,11 @@ class NOSA(PagesOfKeys, Trainable):
     span: int = 32
     stride: int = 16
 
+    @classmethod
+    def example(cls) -> NOSA:
+        """For a hundred tokens."""
+        return cls(block=8, keep=6, aware=2, local=2, span=8, stride=4)
+
     def build(self, sizes: Sizes) -> NOSAGate:
         """A fresh gate: A = 0."""
         return NOSAGate(self, sizes)

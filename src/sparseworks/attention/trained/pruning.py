@@ -45,6 +45,11 @@ class ContextPruning(Decided, Trainable):
     alpha: float = 8.0
     weight: float = 0.3
 
+    @classmethod
+    def example(cls) -> ContextPruning:
+        """For a hundred tokens."""
+        return cls(width=16)
+
     def build(self, sizes: Sizes) -> PruningGate:
         """A fresh gate."""
         return PruningGate(self, sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
@@ -48,13 +48,26 @@ class Trainable:
     """Hyperparameters; register a frozen dataclass.
 
     Attributes:
-        replaces: whether the module stands in the place of an attention module; otherwise it is a `Gate` inside one.
+        replaces: whether the module stands in the place of an attention module; otherwise it is a `Gate` inside one. Beside
+            `forward` it has `dense(hidden)`, what it gives where everything is kept.
         alone: whether it is neither, but a model or a layer of its own kind, whose inputs are no rows of text.
+        bidirectional: whether it is for models whose tokens see those behind them.
     """
 
     registered_name: ClassVar[str] = ""
     replaces: ClassVar[bool] = False
     alone: ClassVar[bool] = False
+    bidirectional: ClassVar[bool] = False
+
+    @classmethod
+    def example(cls) -> Self:
+        """One that lets something go among about a hundred tokens, for tests of whatever is registered."""
+        return cls()
+
+    def everything(self, tokens: int) -> Self:
+        """The same with budgets that keep all of `tokens` tokens, where the module acts by itself."""
+        del tokens
+        return self
 
     @property
     def pattern(self) -> Pattern:
