@@ -34,8 +34,10 @@ def check_trained_attention(method: TrainedAttention | str, *, tokens: int = 128
             _Gates(method, tokens).check()
         elif method.trainable.replaces:
             _check_module(method, tokens)
-        else:
+        elif hasattr(method.trainable, "fields"):
             _check_model(method)
+        else:
+            _check_volume(method)
 
 
 class _Gates:
@@ -186,6 +188,30 @@ def _check_model(method: TrainedAttention) -> None:
     other = _built(method, 1)
     other.load_state_dict(model.state_dict())
     require(torch.equal(other(x), out), f"{name}: its weights do not bring it back.")
+
+
+def _check_volume(method: TrainedAttention) -> None:
+    """A layer over occupied voxels: features (tokens, width), coordinates, and the sample of each."""
+    name, spec = method.name, method.trainable
+    g = torch.Generator().manual_seed(3)
+    voxels = (torch.rand(2, 12, 12, 12, generator=g) < 0.1).nonzero()
+    sample, voxels = voxels[:, 0], voxels[:, 1:]
+    x = torch.randn(len(voxels), SIZES.width, generator=g)
+    module = _built(method, 0)
+    out = module(x, voxels, sample)
+    _check_rows(out, name)
+    require(0 < module.density < 1, f"{name}: reports density {module.density}.")  # type: ignore[operator]
+    first = sample == 0
+    alone = torch.cat([module(x[at], voxels[at]) for at in (first, ~first)])
+    require(_close(alone, torch.cat([out[first], out[~first]])), f"{name}: a sample alone differs.")
+    whole = _built(method.with_(trainable=spec.everything(len(x))), 0)
+    selected = whole.branches(x[first], voxels[first])[0][1]  # type: ignore[operator]
+    q, k, v = (getattr(whole, f"{n}_proj")(x[first]).unflatten(1, (-1, SIZES.d)).transpose(0, 1) for n in "qkv")
+    dense = nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], enable_gqa=True)[0]
+    require(_close(selected, dense), f"{name}: with all blocks chosen it differs from dense attention.")
+    other = _built(method, 1)
+    other.load_state_dict(module.state_dict())
+    require(torch.equal(other(x, voxels, sample), out), f"{name}: its weights do not bring it back.")
 
 
 def _built(method: TrainedAttention, seed: int) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -47,6 +47,15 @@ class SpatialSparse(Trainable):
     def __post_init__(self):
         if min(self.cube, self.keep, self.window) < 1 or self.block < 1 or self.block % self.cube:
             raise BudgetError(f"All sizes are at least 1, and cubes divide blocks; got {self}.")
+
+    @classmethod
+    def example(cls) -> SpatialSparse:
+        """For volumes of about twelve voxels a side."""
+        return cls(cube=2, block=4, keep=3, window=4)
+
+    def everything(self, tokens: int) -> SpatialSparse:
+        """Every block of `tokens` voxels."""
+        return replace(self, keep=tokens)
 
     @property
     def pattern(self) -> Pattern:
