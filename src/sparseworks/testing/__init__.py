@@ -16,6 +16,7 @@ from sparseworks.testing.form import check_form
 from sparseworks.testing.format import check_format
 from sparseworks.testing.kernel import check_kernel
 from sparseworks.testing.mask import check_mask
+from sparseworks.testing.operator import check_operator
 from sparseworks.testing.pattern import check_pattern
 from sparseworks.testing.regime import check_training
 from sparseworks.testing.repair import check_repair
@@ -33,6 +34,7 @@ __all__ = [
     "check_format",
     "check_kernel",
     "check_mask",
+    "check_operator",
     "check_pattern",
     "check_repair",
     "check_score",

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from sparseworks.solve.penalties import CEL0, L0, Half
 
 PENALTIES = [L0(0.7), CEL0(0.7), CEL0(0.5, norm=1.6), CEL0(0.5, norm=0.4), Half(0.6)]
-GRID = torch.cat([torch.linspace(-6, 6, 240_001, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)]).unsqueeze(1)
+GRID = torch.cat([torch.linspace(-6, 6, 240_001, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)]).unsqueeze(
+    1
+)
 
 
 def objective(penalty, u, v, step):
@@ -37,7 +39,10 @@ def test_the_result_of_prox_violates_nothing_and_zero_is_kept_from_the_largest_f
     factor = float(penalty.largest(torch.tensor([[0.3, -2.0]], dtype=torch.float64)))
     for share, zero in ((1.001, True), (0.999, False)):
         scaled = type(penalty)(**{**vars(penalty), "weight": penalty.weight * factor * share})
-        assert bool((scaled.prox(torch.tensor([[2.0]], dtype=torch.float64), 1.0) == 0).all()) is zero or penalty.__class__ is CEL0
+        assert (
+            bool((scaled.prox(torch.tensor([[2.0]], dtype=torch.float64), 1.0) == 0).all()) is zero
+            or penalty.__class__ is CEL0
+        )
 
 
 def test_steps_may_differ_by_row_and_float32_stays():

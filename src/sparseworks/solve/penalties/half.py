@@ -44,7 +44,9 @@ class Half(Penalty):
     def violation(self, z: Float[Tensor, "*rows n"], gradient: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
         """|gradient + weight sign(z) / (2 sqrt(|z|))| on the support, 0 off it: the slope at 0 is infinite."""
         size = z.abs()
-        on = (gradient + self.weight * torch.sgn(z) / (2 * torch.where(z != 0, size, torch.ones_like(size)).sqrt())).abs()
+        on = (
+            gradient + self.weight * torch.sgn(z) / (2 * torch.where(z != 0, size, torch.ones_like(size)).sqrt())
+        ).abs()
         return torch.where(z != 0, on, torch.zeros_like(on))
 
     def largest(self, gradient: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows"]:
