@@ -17,8 +17,6 @@ from sparseworks.core.codes import Codes
 from sparseworks.core.errors import DtypeError, ShapeError
 from sparseworks.testing.pursuit import planted
 
-SPARSE = "codes are sparse matrices, which this check cannot take"
-
 
 @pytest.mark.parametrize("estimator", [SparseCoder(), DictionaryLearning(max_iter=2)], ids=lambda e: type(e).__name__)
 def test_scikit_learns_own_checks(estimator):

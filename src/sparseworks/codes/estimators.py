@@ -68,7 +68,8 @@ class _Coding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _read(self, X: Any, *, reset: bool) -> Tensor:
         if not isinstance(X, Tensor):
-            return torch.from_numpy(validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], order="C"))
+            array = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], order="C")
+            return torch.from_numpy(array if array.flags.writeable else array.copy())  # torch has no read-only tensors
         if X.dim() != 2 or X.dtype not in (torch.float32, torch.float64):
             wrong = ShapeError if X.dim() != 2 else DtypeError
             raise wrong(f"Signals are (samples, features) of float32 or float64, got {tuple(X.shape)} of {X.dtype}.")

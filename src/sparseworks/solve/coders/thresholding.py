@@ -122,8 +122,10 @@ class CoSaMP(Hard):
     def step(
         self, problem: Problem, y: Shaped[Tensor, "rows m"], z: Shaped[Tensor, "rows n"], r: Shaped[Tensor, "rows m"]
     ) -> Shaped[Tensor, "rows n"]:
-        """Least squares on the merged support; where it is as large as a signal, the solution of least norm."""
-        merged = (keep(problem.adjoint(r), 2 * self.size(problem)) != 0) | (z != 0)
+        """Least squares on the merged support, of no more atoms than a signal has samples."""
+        s = self.size(problem)
+        new = min(2 * s, max(problem.features - s, 0))
+        merged = (keep(problem.adjoint(r), new) != 0) | (z != 0)
         return problem.fit(y, merged)
 
     def refit(
