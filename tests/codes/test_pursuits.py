@@ -71,7 +71,7 @@ def test_every_method_is_found_by_name_and_written_into_recipes(name):
     assert method.when and method.when_not and method.claims
     recipe = Recipe.of(method, kind=CodeMethod)
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
-    d, z, y = sensed(3, m=40, n=60)
+    d, _, y = sensed(3, m=40, n=60)
     options = {"budget": Count(3)} if hasattr(method.coder, "budget") else {}
     solution = sw.code(y, d, name, **options)
     assert float((y - solution.z @ d).norm() / y.norm()) < 0.7

@@ -25,6 +25,8 @@ from sparseworks.solve.coder import Coder
 class _Coding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """What both share: from `components_` to codes."""
 
+    components_: Any
+
     def __init__(
         self, method: str = "omp", n_nonzero_coefs: int | None = None, options: Mapping[str, Any] | None = None
     ):
@@ -68,7 +70,7 @@ class _Coding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _read(self, X: Any, *, reset: bool) -> Tensor:
         if not isinstance(X, Tensor):
-            array = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], order="C")
+            array: Any = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], order="C")
             return torch.from_numpy(array if array.flags.writeable else array.copy())  # torch has no read-only tensors
         if X.dim() != 2 or X.dtype not in (torch.float32, torch.float64):
             wrong = ShapeError if X.dim() != 2 else DtypeError

@@ -51,5 +51,5 @@ class CEL0(Penalty):
         return torch.where(z != 0, on, off)
 
     def largest(self, gradient: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows"]:
-        """max_i |gradient_i|^2 / (2 w a^2)."""
-        return gradient.abs().square().amax(-1) / (2 * self.weight * self.norm**2)
+        """max_i |gradient_i| / (sqrt(2 w) a): from here on 0 is stationary."""
+        return gradient.abs().amax(-1) / (sqrt(2 * self.weight) * self.norm)
