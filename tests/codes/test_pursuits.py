@@ -32,9 +32,9 @@ OURS = [
 ]
 
 
-def sensed(s: int, m: int = 200, n: int = 400, signals: int = 10) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def sensed(s: int, m: int = 200, n: int = 400, signals: int = 20) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gaussian atoms, Gaussian codes with s entries, and their signals."""
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(1)
     d = torch.randn(n, m, generator=draw, dtype=torch.float64) / m**0.5
     at = torch.rand(signals, n, generator=draw).argsort(1)[:, :s]
     z = torch.zeros(signals, n, dtype=torch.float64)
@@ -43,26 +43,31 @@ def sensed(s: int, m: int = 200, n: int = 400, signals: int = 10) -> tuple[torch
 
 
 def found(method: str, s: int, **options: Any) -> tuple[int, torch.Tensor]:
-    """How many of ten codes come back exactly, and the steps."""
+    """How many of twenty codes come back exactly, and the steps."""
     d, z, y = sensed(s)
     solution = sw.code(y, d, method, **options)
     return int(((solution.z - z).norm(dim=1) <= 1e-4 * z.norm(dim=1)).sum()), solution.steps
 
 
 def test_null_space_tuning_recovers_where_omp_and_iht_fail():
-    assert found("nst_ht_fb", 70, budget=Count(70))[0] == 10
-    assert found("omp", 70, budget=Count(70))[0] == 0
-    assert found("iht", 70, budget=Count(70))[0] == 0
+    ours, theirs, plain = (
+        found("nst_ht_fb", 70, budget=Count(70))[0],
+        found("omp", 70, budget=Count(70))[0],
+        found("iht", 70, budget=Count(70), normalised=False)[0],
+    )
+    assert ours >= 16 and theirs <= 8 and plain <= 4, (ours, theirs, plain)
 
 
 def test_null_space_tuning_takes_few_steps_where_both_recover():
     ours, steps = found("nst_ht_fb", 40, budget=Count(40))
     theirs, slow = found("iht", 40, budget=Count(40), normalised=False, rounds=2000)
-    assert ours == theirs == 10 and int(steps.max()) * 10 < int(slow.min())
+    assert ours == 20 and theirs >= 12 and int(steps.max()) * 10 < int(slow.min())
 
 
-def test_null_space_tuning_needs_no_sparsity():
-    assert found("nst_ht_fb", 60, budget=Residual(0.0), growth=2)[0] == 10
+def test_a_growing_support_needs_no_sparsity_and_goes_further():
+    grown = found("nst_ht_fb", 85, budget=Residual(0.0), growth=6)[0]
+    fixed = found("nst_ht_fb", 85, budget=Count(85))[0]
+    assert grown >= 17 and grown >= fixed + 5, (grown, fixed)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -94,8 +99,8 @@ def at_mean_count(
     coder: Thresholding, d: torch.Tensor, y: torch.Tensor, wanted: float
 ) -> tuple[Thresholding, torch.Tensor]:
     """The coder with the weight that gives so many entries on average, by bisection; and its codes."""
-    low, high = 1e-4, 1.0
-    for _ in range(10):
+    low, high = 1e-3, 1.0
+    for _ in range(8):
         weight = (low * high) ** 0.5
         tried = replace(coder, penalty=replace(coder.penalty, weight=weight))  # type: ignore[type-var]
         z = tried(d, y).z
@@ -105,14 +110,12 @@ def at_mean_count(
 
 def learnt_error(coder: Thresholding) -> float:
     """Relative error on other patches at 8 entries a patch, with a dictionary learnt by this coder."""
-    x = patches(900)
-    train, test = x[:700], x[700:]
+    train, test = patches(600).split([500, 100])
     d = learn_dictionary(train, 128, coder, epochs=0).dictionary
-    for _ in range(2):
-        coder, _ = at_mean_count(coder, d, train[:100], 8)
-        d = learn_dictionary(train, 128, coder, start=d, epochs=4, batch=100, rate=3e-3).dictionary
+    coder, _ = at_mean_count(coder, d, train[:60], 8)
+    d = learn_dictionary(train, 128, coder, start=d, epochs=6, batch=100, rate=5e-3).dictionary
     _, z = at_mean_count(coder, d, test, 8)
-    assert abs(float((z != 0).sum(1).double().mean()) - 8) < 0.5
+    assert abs(float((z != 0).sum(1).double().mean()) - 8) < 0.6
     return float((test - z @ d).norm() / test.norm())
 
 
@@ -120,7 +123,7 @@ def test_thresholds_near_l0_represent_photographs_better_than_the_soft_one():
     coder = Thresholding(rounds=40, tolerance=1e-3)
     errors = {type(p): learnt_error(replace(coder, penalty=p)) for p in (L1(), L0(), CEL0(), Half())}
     for near in (L0, CEL0, Half):
-        assert errors[near] < 0.9 * errors[L1], errors
+        assert errors[near] < 0.85 * errors[L1], errors
 
 
 def noisy(atoms: int, features: int, k: int, signals: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,11 +137,11 @@ def noisy(atoms: int, features: int, k: int, signals: int) -> tuple[torch.Tensor
 
 def test_hidden_coordinates_help_a_dictionary_that_is_too_large_and_harm_one_that_is_not():
     d, y = noisy(60, 40, 3, 1000)
-    masked = sw.method("masked_coding", coder=OMP(Count(3)), epochs=60, rate=3e-3)
+    masked = sw.method("masked_coding", coder=OMP(Count(3)), epochs=40, rate=5e-3)
     errors = {
         (size, loss): recovery_error(d, masked(y, size, loss=loss).dictionary)
-        for size in (300, 60)
+        for size in (450, 60)
         for loss in ("masked", "plain")
     }
-    assert errors[300, "masked"] < 0.9 * errors[300, "plain"], errors
-    assert errors[60, "plain"] < 0.9 * errors[60, "masked"], errors
+    assert errors[450, "masked"] < 0.9 * errors[450, "plain"], errors
+    assert errors[60, "plain"] < 0.7 * errors[60, "masked"], errors

@@ -82,7 +82,7 @@ class Splicing(Coder):
             cost = self._cost(problem, y, found, s)
             better = cost < best
             best, z = torch.where(better, cost, best), torch.where(better.unsqueeze(1), found, z)
-            steps, gain = steps + rounds, torch.where(better, last, gain)
+            steps, gain = steps + rounds + 1, torch.where(better, last, gain)
         return solution(problem, z, steps, gain, least, "change")
 
     def _least(self, problem: Problem, s: int) -> float:
