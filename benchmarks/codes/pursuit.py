@@ -66,7 +66,7 @@ def theirs(columns: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     """scikit-learn's pursuit on inner products, codes in columns."""
     from sklearn.linear_model import orthogonal_mp_gram
 
-    return orthogonal_mp_gram(columns.T @ columns, columns.T @ targets, n_nonzero_coefs=k)
+    return np.asarray(orthogonal_mp_gram(columns.T @ columns, columns.T @ targets, n_nonzero_coefs=k))
 
 
 if __name__ == "__main__":

@@ -113,14 +113,14 @@ def learnt_error(coder: Thresholding) -> float:
     train, test = patches(600).split([500, 100])
     d = learn_dictionary(train, 128, coder, epochs=0).dictionary
     coder, _ = at_mean_count(coder, d, train[:60], 8)
-    d = learn_dictionary(train, 128, coder, start=d, epochs=6, batch=100, rate=5e-3).dictionary
+    d = learn_dictionary(train, 128, coder, start=d, epochs=4, batch=100, rate=7e-3).dictionary
     _, z = at_mean_count(coder, d, test, 8)
     assert abs(float((z != 0).sum(1).double().mean()) - 8) < 0.6
     return float((test - z @ d).norm() / test.norm())
 
 
 def test_thresholds_near_l0_represent_photographs_better_than_the_soft_one():
-    coder = Thresholding(rounds=40, tolerance=1e-3)
+    coder = Thresholding(rounds=25, tolerance=1e-3)
     errors = {type(p): learnt_error(replace(coder, penalty=p)) for p in (L1(), L0(), CEL0(), Half())}
     for near in (L0, CEL0, Half):
         assert errors[near] < 0.85 * errors[L1], errors

@@ -62,7 +62,8 @@ class ThresholdLoop(Coder):
             met = self.enough(share_left(r, seen))
             change[on[met]] = 0
             still = ~met & (change[on] > tolerance)
-            on, now, seen, r = on[still], now[still], seen[still], r[still]
+            if not bool(still.all()):
+                on, now, seen, r = on[still], now[still], seen[still], r[still]
             if not len(on):
                 break
             new = self.refit(problem, seen, self.threshold(problem, self.step(problem, seen, now, r), n))
