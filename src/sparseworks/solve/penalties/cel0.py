@@ -42,7 +42,9 @@ class CEL0(Penalty):
         curve = torch.as_tensor(self.norm**2 * step, dtype=size.dtype, device=z.device)
         slope = (size - sqrt(2 * self.weight) * self.norm * step).clamp(min=0) / torch.where(curve < 1, 1 - curve, 1.0)
         hard = torch.where(size.square() > 2 * self.weight * step, size, torch.zeros_like(size))
-        return torch.sgn(z) * torch.where(curve < 1, torch.minimum(size, slope), hard)
+        # Not the sign: that of a complex number below the smallest normal one is NaN.
+        left = torch.where(curve < 1, torch.minimum(size, slope), hard)
+        return z * (left / size.clamp(min=torch.finfo(size.dtype).tiny))
 
     def violation(self, z: Float[Tensor, "*rows n"], gradient: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
         """|gradient + a^2 (knee - |z|)_+ sign(z)| on the support, (|gradient| - sqrt(2 w) a)_+ off it."""
