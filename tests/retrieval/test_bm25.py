@@ -47,6 +47,12 @@ def test_words_are_lower_case_without_stop_words():
     assert BM25(stop_words=None).words("the cat") == ["the", "cat"]
 
 
+def test_stems_bring_forms_of_a_word_together():
+    bm25 = BM25(stem="english").fit(["pruned weights", "attention"])
+    assert bm25.words("Pruning a weight") == ["prune", "weight"]
+    assert len(bm25.queries(["pruning"]).values) == 1 and len(BM25().fit(["pruned"]).queries(["pruning"]).values) == 0
+
+
 def test_unknown_words_and_empty_texts_have_no_terms():
     bm25 = BM25().fit(["alpha beta", "beta gamma gamma"])
     rows = bm25.queries(["delta", "", "gamma gamma delta"])

@@ -224,5 +224,7 @@ def _stemmer(language: str) -> Callable[[list[str]], list[str]]:
     try:
         from Stemmer import Stemmer  # type: ignore[import-not-found]
     except ImportError:
-        raise RecipeError("Stemming needs PyStemmer: `pip install PyStemmer`, or leave `stem` out.") from None
+        raise RecipeError(
+            "Stemming needs PyStemmer: `pip install sparseworks[retrieval]`, or leave `stem` out."
+        ) from None
     return Stemmer(language).stemWords

@@ -24,7 +24,8 @@ _add(
     catalog=(11,),
     when="Embeddings of a large graph are wanted in seconds, and weights of the powers can be tuned on a task.",
     when_not="Nodes without edges, directed graphs, or attributes of nodes that should count. On block models of 600 to 1,500 nodes with skewed "
-    "degrees, turning hubs down (beta below 0) gained nothing and cost up to 3 points at 64 numbers a node: try beta=0 beside it.",
+    "degrees, turning hubs down (beta below 0) gained nothing and cost up to 3 points at 64 numbers a node, and on BlogCatalog (128 numbers, "
+    "micro-F1 from a tenth of the labels, the authors' weights) beta=-0.3 gave 29.9, 0 gave 29.6 and -0.628 gave 29.5: try beta=0 beside it.",
 )
 _add(
     "svd_update",

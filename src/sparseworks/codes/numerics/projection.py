@@ -47,7 +47,7 @@ def fastrp(
     graph: Any,
     size: int = 128,
     weights: Sequence[float] = (0.0, 0.0, 1.0, 6.0),
-    beta: float = -0.6,
+    beta: float = -0.3,
     density: float | None = None,
     normalise: bool = False,
     seed: int = 0,
