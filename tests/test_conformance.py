@@ -21,6 +21,9 @@ from sparseworks.core.score import SCORES
 from sparseworks.core.solver import REPAIRS, SOLVERS
 from sparseworks.core.stats import STATS
 from sparseworks.exec import FORMATS, KERNELS
+from sparseworks.solve.coders import CODERS
+from sparseworks.solve.maps import MAPS
+from sparseworks.testing.operator import OPERATORS
 
 
 @pytest.mark.parametrize("name", SCORES.names())
@@ -63,6 +66,17 @@ def test_format(name):
 @pytest.mark.parametrize("name", KERNELS.names())
 def test_kernel(name):
     testing.check_kernel(KERNELS.get(name))
+
+
+@pytest.mark.parametrize("name", MAPS.names())
+def test_operator(name):
+    assert name in OPERATORS, "a registered map needs a small example in sparseworks.testing.operator.OPERATORS"
+    testing.check_operator(name)
+
+
+@pytest.mark.parametrize("name", [n for n, kind in CODERS.items() if hasattr(kind, "budget")])
+def test_pursuit(name):
+    testing.check_pursuit(name)
 
 
 @pytest.mark.parametrize("name", [m.name for m in AttentionMethod.all()])

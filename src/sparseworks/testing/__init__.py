@@ -16,7 +16,9 @@ from sparseworks.testing.form import check_form
 from sparseworks.testing.format import check_format
 from sparseworks.testing.kernel import check_kernel
 from sparseworks.testing.mask import check_mask
+from sparseworks.testing.operator import check_operator
 from sparseworks.testing.pattern import check_pattern
+from sparseworks.testing.pursuit import check_pursuit
 from sparseworks.testing.regime import check_training
 from sparseworks.testing.repair import check_repair
 from sparseworks.testing.score import check_score
@@ -34,7 +36,9 @@ __all__ = [
     "check_format",
     "check_kernel",
     "check_mask",
+    "check_operator",
     "check_pattern",
+    "check_pursuit",
     "check_repair",
     "check_score",
     "check_solver",

@@ -1,4 +1,7 @@
 """The registered methods of codes, one file a group."""
 
+from __future__ import annotations
+
 from sparseworks.codes.methods import decompose as decompose
 from sparseworks.codes.methods import numerics as numerics
+from sparseworks.codes.methods import pursuits as pursuits
