@@ -13,6 +13,8 @@ import sparseworks.solve  # noqa: F401
 from sparseworks import testing
 from sparseworks.attention import AttentionMethod
 from sparseworks.attention.cache.method import CacheMethod
+from sparseworks.codes.autoencoders import AutoencoderMethod
+from sparseworks.codes.autoencoders.metrics import METRICS
 from sparseworks.core.allocator import ALLOCATORS
 from sparseworks.core.method import Method
 from sparseworks.core.patterns import EXAMPLES
@@ -72,6 +74,17 @@ def test_method_of_attention(name):
 @pytest.mark.parametrize("name", [m.name for m in CacheMethod.all()])
 def test_method_of_the_cache(name):
     testing.check_cache_method(name)
+
+
+@pytest.mark.parametrize("name", [m.name for m in AutoencoderMethod.all()])
+def test_method_of_autoencoders(name):
+    testing.check_encoder(name)
+    testing.check_auxiliary_reaches(name)
+
+
+@pytest.mark.parametrize("name", METRICS.names())
+def test_metric_of_autoencoders(name):
+    testing.check_metric(METRICS.get(name))
 
 
 @pytest.mark.parametrize("name", [m.name for m in Method.all() if m.train is not None and m.form is None])

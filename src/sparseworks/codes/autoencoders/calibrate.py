@@ -36,6 +36,7 @@ def thresholds(sae: SparseAutoencoder, batches: Iterable[Batch]) -> Float[Tensor
         sae.train(was)
     if not count:
         raise CalibrationError("Thresholds need at least one batch of activations.")
-    # One batch gives back its own least value exactly, so that codes agree.
-    mean = (total / seen.clamp(min=1)).to(sae.threshold.dtype)
+    # A hair below, since the least value kept may round otherwise in a batch of another size.
+    slack = 1 - 8 * torch.finfo(sae.W_dec.dtype).eps
+    mean = (total / seen.clamp(min=1) * slack).to(sae.threshold.dtype)
     return torch.where(seen > 0, mean, torch.inf)

@@ -27,7 +27,7 @@ class JumpReLU(LatentRule):
         weight: of the penalty.
         l0: mean latents a token that the weight is steered to; None: the weight stays.
         threshold: theta at the beginning.
-        width: eps, on activations of unit mean square.
+        bandwidth: eps, on activations of unit mean square.
 
     Source: Rajamanoharan et al., 2024, arXiv 2407.14435, threshold and eps 0.001 as there.
     """
@@ -35,7 +35,7 @@ class JumpReLU(LatentRule):
     weight: float = 1e-3
     l0: float | None = None
     threshold: float = 1e-3
-    width: float = 1e-3
+    bandwidth: float = 1e-3
 
     def parameters(self, width: int) -> dict[str, Tensor]:
         """log_threshold."""
@@ -49,11 +49,11 @@ class JumpReLU(LatentRule):
         on = scores > theta.detach()
         if not sae.training:
             return Coded(chosen(x, sae.encoder, sae.b_enc, on))
-        near = on | ((scores - theta.detach()).abs() <= self.width / 2)
+        near = on | ((scores - theta.detach()).abs() <= self.bandwidth / 2)
         pre = chosen(x, sae.encoder, sae.b_enc, near)
         at, kept = pre.indices.long(), pre.kept()
         on = on.gather(1, at) & kept
-        values, count = _Jump.apply(pre.values, theta[at], on, kept, self.width)
+        values, count = _Jump.apply(pre.values, theta[at], on, kept, self.bandwidth)
         return Coded(Codes(values, pre.indices, pre.width, pre.lengths), count.sum() / max(len(x), 1), on=on)
 
     def pressure(self) -> float:
