@@ -28,7 +28,7 @@ class Gated(LatentRule):
     Source: Rajamanoharan et al., 2024, arXiv 2404.16014.
     """
 
-    weight: float = 1e-2
+    weight: float = 1e-1
     l0: float | None = None
 
     def parameters(self, width: int) -> dict[str, Tensor]:

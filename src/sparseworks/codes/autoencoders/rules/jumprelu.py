@@ -32,7 +32,7 @@ class JumpReLU(LatentRule):
     Source: Rajamanoharan et al., 2024, arXiv 2407.14435, threshold and eps 0.001 as there.
     """
 
-    weight: float = 1e-3
+    weight: float = 3e-2
     l0: float | None = None
     threshold: float = 1e-3
     bandwidth: float = 1e-3

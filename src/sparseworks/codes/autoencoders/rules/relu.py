@@ -23,7 +23,7 @@ class ReLU(LatentRule):
     Source: Bricken et al., 2023, Towards Monosemanticity; Cunningham et al., 2023, arXiv 2309.08600.
     """
 
-    weight: float = 1e-2
+    weight: float = 1e-1
     l0: float | None = None
 
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
