@@ -208,7 +208,7 @@ class SparseAutoencoder(nn.Module):
         """Take from each decoder row's gradient what would change its norm."""
         grad, atoms = self.W_dec.grad, self.W_dec
         if grad is not None:
-            along = torch.einsum("ij,ij->i", grad, atoms) / torch.einsum("ij,ij->i", atoms, atoms).clamp(min=1e-30)
+            along = (grad * atoms).sum(1)  # the rows have unit norm
             grad.addcmul_(along.unsqueeze(1), atoms, value=-1)
 
     @torch.no_grad()
