@@ -11,7 +11,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_it_runs_and_stores_its_lines(tmp_path):
-    command = [sys.executable, "benchmarks/codes/autoencoder.py", "--quick", "--threads", "1", "--json", str(tmp_path / "a")]
+    command = [
+        sys.executable,
+        "benchmarks/codes/autoencoder.py",
+        "--quick",
+        "--threads",
+        "1",
+        "--json",
+        str(tmp_path / "a"),
+    ]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     found = json.loads((tmp_path / "a.json").read_text())

@@ -182,7 +182,7 @@ def check_auxiliary_reaches(method: str | AutoencoderMethod) -> None:
     auxiliary = chosen.auxiliary
     if auxiliary is None or not hasattr(auxiliary, "weight"):
         return
-    sae = _built(chosen.with_(auxiliary=replace(auxiliary, k=WIDTH)))
+    sae = _built(chosen.with_(auxiliary=replace(auxiliary, k=WIDTH)))  # type: ignore[type-var]
     sae.silent.fill_(10**9)
     sae.density.zero_()
     sae.batches.fill_(1)

@@ -34,6 +34,8 @@ class BilinearAutoencoder(nn.Module):
     Source: Dooms and Gauderis, 2025, arXiv 2510.16820.
     """
 
+    scale: Tensor
+
     def __init__(self, method: AutoencoderMethod, d_in: int, width: int, *, seed: int = 0) -> None:
         super().__init__()
         if min(d_in, width) < 1:

@@ -88,6 +88,21 @@ class SparseAutoencoder(nn.Module):
     Source: Gao et al., 2024, arXiv 2406.04093 (initialisation, pre-bias, dead latents); Bricken et al., 2023 (unit-norm decoder).
     """
 
+    # Of rules: parameters of their own.
+    log_threshold: Tensor
+    r_mag: Tensor
+    b_gate: Tensor
+    # State that is not learned, see `_counters`.
+    silent: Tensor
+    density: Tensor
+    threshold: Tensor
+    pressure: Tensor
+    l0_fast: Tensor
+    l0_slow: Tensor
+    scale: Tensor
+    batches: Tensor
+    b_enc: Tensor
+
     def __init__(
         self, method: AutoencoderMethod, d_in: int, width: int, d_out: int | None = None, *, seed: int = 0
     ) -> None:
@@ -228,8 +243,16 @@ class SparseAutoencoder(nn.Module):
             self.threshold.copy_(torch.where(self.threshold > 0, self.threshold.lerp(new, 1 - DECAY), new))
         target = self.rule.target_l0()
         if target is not None:
-            self.pressure.mul_(torch.exp(0.02 * ((l0 - target) / target).clamp(-1, 1)))
+            self._steer(l0, target)
         self.batches.add_(1)
+
+    def _steer(self, l0: Tensor, target: float) -> None:
+        """More pressure where L0 will be above its target: thresholds move long after the pressure did, so that its trend counts too."""
+        first = self.batches == 0
+        self.l0_fast.lerp_(l0, 1.0 if first else 0.1)
+        self.l0_slow.lerp_(l0, 1.0 if first else 0.02)
+        ahead = self.l0_fast + 2 * (self.l0_fast - self.l0_slow)
+        self.pressure.mul_(torch.exp(0.02 * ((ahead - target) / target).clamp(-1, 1)))
 
     # -- afterwards ---------------------------------------------------------------------------------------------------
 
@@ -279,12 +302,15 @@ def _unit(rows: int, columns: int, seed: int) -> Tensor:
 
 
 def _counters(width: int, pressure: float) -> dict[str, Tensor]:
-    """State that is not learned: tokens since a latent was on, its running density and threshold, the sparsity weight, the scale."""
+    """State that is not learned: tokens since a latent was on, its running density and threshold, the sparsity weight
+    and the two running means of L0 that steer it, the scale."""
     return {
         "silent": torch.zeros(width, dtype=torch.long),
         "density": torch.zeros(width, dtype=torch.float64),
         "threshold": torch.zeros(width),
         "pressure": torch.tensor(pressure, dtype=torch.float64),
+        "l0_fast": torch.tensor(0.0, dtype=torch.float64),
+        "l0_slow": torch.tensor(0.0, dtype=torch.float64),
         "scale": torch.tensor(1.0, dtype=torch.float64),
         "batches": torch.tensor(0, dtype=torch.long),
     }

@@ -64,9 +64,10 @@ class Optimiser:
                 master.grad = None if p.grad is None else p.grad.float()
         if self.clip:
             grads = [m.grad for m in self.masters if m.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(grads))
+            norm = float(nn.utils.get_total_norm(grads))
             if norm > self.clip:  # one pass less where nothing is to be clipped
-                torch._foreach_mul_(grads, self.clip / norm)
+                for grad in grads:
+                    grad.mul_(self.clip / norm)
         for group in self.adam.param_groups:
             group["lr"] = self.rate(step)
         self.adam.step()

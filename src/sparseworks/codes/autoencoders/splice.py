@@ -159,9 +159,10 @@ def next_token_loss(output: Any, batch: Any) -> Float[Tensor, " tokens"]:
         CalibrationError: no token ids in the batch.
     """
     logits = output if isinstance(output, Tensor) else output["logits"]
-    ids = batch["input_ids"] if hasattr(batch, "keys") else batch[0] if isinstance(batch, tuple | list) else batch
+    named: Any = batch if hasattr(batch, "keys") else {}
+    ids = named["input_ids"] if named else batch[0] if isinstance(batch, tuple | list) else batch
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.shape != logits.shape[:2]:
         raise CalibrationError("Next-token loss needs token ids of the logits' first two dimensions; give `loss`.")
     losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    mask = batch["attention_mask"] if hasattr(batch, "keys") and "attention_mask" in batch else None
+    mask = named["attention_mask"] if "attention_mask" in named else None
     return losses if mask is None else losses[(mask[:, 1:].bool() & mask[:, :-1].bool()).flatten()]

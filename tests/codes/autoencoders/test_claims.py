@@ -1,0 +1,236 @@
+"""What each method of autoencoders is said to be better at, against its baseline on planted data; a baseline in its place fails."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import sparseworks as sw
+from sparseworks.codes.autoencoders import ActivationStream, Rows, ce_recovered, hoyer_density
+from sparseworks.codes.autoencoders.metrics import atom_recovery
+from sparseworks.codes.autoencoders.stream import Batch, passes
+from sparseworks.core.codes import Codes
+
+
+def _fvu(x, rebuilt):
+    rebuilt = rebuilt.detach()
+    return float((x - rebuilt).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def _planted(rows, atoms, l0, seed, d, zipf=1.0):
+    """Sparse sums of atoms whose frequencies follow Zipf's law, and which differ in how many there are."""
+    g = torch.Generator().manual_seed(seed)
+    dictionary = F.normalize(torch.randn(atoms, d, generator=g), dim=1)
+    share = (torch.arange(atoms) + 2.0) ** -zipf
+    share = share / share.sum() * l0 * torch.rand(rows, 1, generator=g) * 2
+    z = (torch.rand(rows, atoms, generator=g) < share) * (0.5 + torch.rand(rows, atoms, generator=g))
+    return z @ dictionary + 0.02 * torch.randn(rows, d, generator=g)
+
+
+def _used(sae, x):
+    codes = sae.encode(x)
+    return len(codes.indices[codes.values != 0].unique()) / sae.width
+
+
+@pytest.fixture(scope="module")
+def zipf():
+    x = _planted(2000, 48, 3, 0, 48)
+    names = ("topk_sae", "mutual_choice", "feature_choice")
+    methods = [sw.method(n, k=3).with_(auxiliary=None) for n in names]
+    found = sw.train_autoencoders(x, methods, width=192, steps=250, batch=256, lr=3e-3)
+    return x, dict(zip(names, found, strict=True))
+
+
+def test_mutual_choice_explains_more_at_equal_l0_where_complexity_varies(zipf):
+    x, found = zipf
+    fvu, l0 = {}, {}
+    for name in ("topk_sae", "mutual_choice"):
+        sae = found[name].train()
+        with torch.no_grad():
+            codes = [sae.encode(part) for part in x.split(250)]
+            fvu[name] = _fvu(x, torch.cat([sae.decode(c) for c in codes]))
+            l0[name] = sum(int((c.values != 0).sum()) for c in codes) / len(x)
+        sae.eval()
+    assert l0["mutual_choice"] <= l0["topk_sae"] + 1e-9 and l0["topk_sae"] == pytest.approx(3, abs=0.02)
+    assert fvu["mutual_choice"] < 0.8 * fvu["topk_sae"], fvu
+
+
+def test_feature_choice_leaves_no_latent_dead(zipf):
+    x, found = zipf
+    used = {}
+    for name, sae in found.items():
+        out = sae.export(passes(Rows(x), 256)) if sae.rule.across else sae
+        used[name] = _used(out, x)
+    assert used["feature_choice"] == 1
+    assert max(used["topk_sae"], used["mutual_choice"]) < 0.97, used
+
+
+def test_gated_and_jumprelu_do_not_shrink():
+    x = _planted(2000, 48, 3, 1, 32)
+    methods = [sw.method(n, l0=4.0).with_(auxiliary=None) for n in ("relu_sae", "gated_sae")]
+    methods.append(sw.method("jumprelu_sae", l0=4.0, bandwidth=0.2, threshold=0.1))
+    found = sw.train_autoencoders(x, methods, width=96, steps=350, batch=128, lr=5e-3)
+    l0 = [sae.encode(x).nnz / len(x) for sae in found]
+    fvu = [_fvu(x, sae(x)) for sae in found]
+    assert max(l0[1:]) <= l0[0] + 0.7, l0
+    assert max(fvu[1:]) < 0.8 * fvu[0], (fvu, l0)
+
+
+def _tree(rows, seed, d=32):
+    """Two of eight parents, and one of three children each: orthogonal to the parent, and alike among siblings."""
+    g = torch.Generator().manual_seed(seed)
+    parents, children = F.normalize(torch.randn(8, d, generator=g), dim=1), []
+    for p in parents:
+        common = F.normalize(torch.randn(d, generator=g), dim=0)
+        for _ in range(3):
+            c = 0.9 * common + 0.6 * F.normalize(torch.randn(d, generator=g), dim=0)
+            children.append(F.normalize(c - (c @ p) * p, dim=0))
+    atoms = torch.cat([parents, torch.stack(children)])
+    pair = torch.stack([torch.randperm(8, generator=g)[:2] for _ in range(rows)])
+    child = 8 + pair * 3 + torch.randint(0, 3, (rows, 2), generator=g)
+    z = torch.zeros(rows, 32).scatter(1, pair, 1 + torch.rand(rows, 2, generator=g))
+    z = z.scatter(1, child, 0.7 + 0.5 * torch.rand(rows, 2, generator=g))
+    return z @ atoms + 0.01 * torch.randn(rows, d, generator=g), atoms
+
+
+def test_pursuit_finds_a_tree_and_serves_any_k():
+    x, atoms = _tree(2500, 0)
+    methods = [sw.method("mp_sae", k=4), sw.method("topk_sae", k=4), sw.method("batch_topk_sae", k=4)]
+    found = sw.train_autoencoders(x[:2000], methods, width=32, steps=300, batch=256, lr=1e-2)
+    missed = [float(atom_recovery(sae.W_dec, atoms).mean()) for sae in found]
+    assert missed[0] < 0.85 * min(missed[1:]), missed
+    mp, topk = ([_fvu(x[2000:], sae.at(k=k)(x[2000:])) for k in (1, 2, 4, 6, 8, 12)] for sae in found[:2])
+    assert mp == sorted(mp, reverse=True), mp
+    assert topk != sorted(topk, reverse=True), topk
+
+
+def test_one_hierarchical_autoencoder_serves_all_budgets():
+    x = _planted(2500, 96, 8, 0, 32, zipf=0.7)
+    methods = [sw.method("hierarchical_topk", k=32), sw.method("topk_sae", k=32)]
+    methods += [sw.method("topk_sae", k=k) for k in (4, 16)]
+    one, cut, four, sixteen = sw.train_autoencoders(x[:2000], methods, width=128, steps=250, batch=128, lr=3e-3)
+    held = x[2000:]
+    for k, own in ((4, four), (8, None), (16, sixteen)):
+        fvu = _fvu(held, one.at(k=k)(held))
+        assert fvu < 0.9 * _fvu(held, cut.at(k=k)(held)), k
+        if own is not None:
+            assert fvu < 1.25 * _fvu(held, own(held)), (k, fvu, _fvu(held, own(held)))
+
+
+def test_the_first_latents_of_a_matryoshka_explain_more_alone():
+    x = _planted(2000, 96, 6, 0, 32)
+    methods = [sw.method(n, k=6) for n in ("matryoshka_sae", "batch_topk_sae")]
+    found = sw.train_autoencoders(x, methods, width=128, steps=250, batch=128, lr=3e-3)
+    alone = []
+    for sae in found:
+        c = sae.train().encode(x)
+        alone.append(_fvu(x, sae.decode(Codes(c.values * (c.indices < 32), c.indices, c.width, c.lengths))))
+    assert alone[0] < 0.8 * alone[1], alone
+
+
+def test_features_of_a_k_sparse_autoencoder_serve_a_classifier_better_than_dense_and_denoising_ones():
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = load_digits(return_X_y=True)
+    x = torch.tensor(x, dtype=torch.float32) / 16
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    labelled, unlabelled, test = order[:200], order[:1200], order[1200:]
+    sae = sw.train_autoencoder(
+        x[unlabelled], sw.method("k_sparse_ae", k=10, start=60), width=256, steps=400, batch=128, lr=2e-3
+    )
+    features = {"k-sparse": lambda z: sae.at(k=15).encode(z).dense()}
+    for noise in (0.0, 0.3):
+        encoder = _dense_autoencoder(Rows(x[unlabelled]), noise)
+        features[f"dense, noise {noise}"] = lambda z, encoder=encoder: encoder(z).relu()
+    score = {}
+    for name, of in features.items():
+        with torch.no_grad():
+            a, b = of(x[labelled]).numpy(), of(x[test]).numpy()
+        fits = [LogisticRegression(C=c, max_iter=1000).fit(a / a.std(), y[labelled]) for c in (0.3, 3.0)]
+        score[name] = max(fit.score(b / a.std(), y[test]) for fit in fits)
+    own = score.pop("k-sparse")
+    assert own > max(score.values()), (own, score)
+
+
+def _dense_autoencoder(stream, noise):
+    torch.manual_seed(0)
+    encoder, decoder = nn.Linear(64, 256), nn.Linear(256, 64)
+    adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=2e-3)
+    for i in range(400):
+        x = stream.batch(i, 128, 0).x
+        loss = (decoder(encoder(x + noise * torch.randn(x.shape)).relu()) - x).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return encoder
+
+
+class _Language(nn.Module):
+    """Two residual layers over the last two tokens; `mid` is between them."""
+
+    def __init__(self, tokens=32, d=32):
+        super().__init__()
+        self.embed, self.mid, self.out = nn.Embedding(tokens, d), nn.Identity(), nn.Linear(64, tokens)
+        self.first, self.second, self.last = nn.Linear(2 * d, 64), nn.Linear(64, d), nn.Linear(d, 64)
+
+    def forward(self, ids):
+        e = self.embed(ids)
+        before = torch.cat([torch.zeros_like(e[:, :1]), e[:, :-1]], 1)
+        h = self.mid(e + self.second(self.first(torch.cat([e, before], -1)).relu()))
+        return self.out(self.last(h).relu())
+
+
+def test_gradients_choose_latents_that_keep_the_models_loss(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    table = torch.softmax(3 * torch.randn(8, 8, 32, generator=g), -1)
+    ids = torch.randint(0, 32, (160, 32), generator=g)
+    for i in range(2, 32):
+        ids[:, i] = torch.multinomial(table[ids[:, i - 1] % 8, ids[:, i - 2] // 4], 1, generator=g).flatten()
+    torch.manual_seed(0)
+    model = _Language()
+    adam = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        some = ids[torch.randint(0, 128, (32,), generator=g)]
+        loss = F.cross_entropy(model(some)[:, :-1].flatten(0, 1), some[:, 1:].flatten())
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    stream = ActivationStream.record(model, list(ids[:128].split(32)), "mid", tmp_path, gradients=True)
+    methods = [sw.method("topk_sae", k=5).with_(auxiliary=None), sw.method("g_sae", k=5, beta=3.0).with_(auxiliary=None)]
+    found = sw.train_autoencoders(stream, methods, width=96, steps=250, batch=256, lr=3e-3)
+    rise = []
+    for sae in found:
+        r = ce_recovered(model, "mid", sae, [ids[128:]])
+        rise.append(r["spliced"] - r["model"])
+    assert rise[1] < 0.95 * rise[0], rise
+
+
+def test_few_quadratic_latents_explain_a_circle_and_alpha_lowers_density_at_small_cost():
+    g = torch.Generator().manual_seed(0)
+    angle, on = 6.2832 * torch.rand(2048, generator=g), (torch.rand(2048, 1, generator=g) < 0.3).float()
+    basis = torch.linalg.qr(torch.randn(12, 12, generator=g))[0]
+    x = 2 * on * torch.stack([angle.cos(), angle.sin()], 1) @ basis[:2]
+    x = x + 0.2 * torch.randn(2048, 10, generator=g) @ basis[2:]
+    found, inside = {}, {}
+    for alpha in (0.0, 0.3):
+        sae = sw.train_autoencoder(x, sw.method("bilinear_ae", alpha=alpha), width=48, steps=250, batch=256, lr=1e-2)
+        with torch.no_grad():
+            f = sae.latents(x)
+            found[alpha] = float(sae.errors(f).mean()), float(hoyer_density(f).mean())
+            inside[alpha] = _circle_by(sae, Batch(x[on[:, 0] > 0]), basis[:2])
+    assert found[0.3][1] < 0.9 * found[0.0][1], found
+    assert found[0.3][0] < found[0.0][0] + 0.1, found
+    assert inside[0.3] > 0.8, inside
+
+
+def _circle_by(sae, batch, plane, most=4):
+    """Share of the circle's own xx^T that the `most` latents that use the plane most rebuild."""
+    x = F.normalize(batch.x @ plane.T, dim=1)
+    use = ((sae.left @ plane.T).norm(dim=1) * (sae.right @ plane.T).norm(dim=1)).topk(most).indices
+    f = sae.latents(batch.x)[:, use]
+    rebuilt = torch.einsum("bk,ki,kj->bij", f, sae.left[use] @ plane.T, sae.right[use] @ plane.T)
+    rebuilt = (rebuilt + rebuilt.mT) / 2
+    return 1 - float((torch.einsum("bi,bj->bij", x, x) - rebuilt).square().sum() / len(x))
