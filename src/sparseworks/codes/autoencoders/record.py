@@ -190,7 +190,8 @@ def _fingerprint(model: nn.Module, batches: Sequence[Any], settings: list[Any]) 
     for name, p in model.named_parameters():
         found.update(f"{name} {tuple(p.shape)} {float(p.detach().double().sum())!r}".encode())
     for batch in batches:
-        parts = batch.values() if hasattr(batch, "values") else batch if isinstance(batch, tuple | list) else [batch]
+        named = hasattr(batch, "keys")
+        parts = batch.values() if named else batch if isinstance(batch, tuple | list) else [batch]
         for part in parts:
             if isinstance(part, Tensor):
                 found.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
