@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sparseworks as sw
-from sparseworks.codes.autoencoders import ActivationStream, Rows, ce_recovered, hoyer_density
+from sparseworks.codes.autoencoders import Rows, hoyer_density
 from sparseworks.codes.autoencoders.metrics import atom_recovery
 from sparseworks.codes.autoencoders.stream import passes
 from sparseworks.core.codes import Codes
@@ -131,7 +131,8 @@ def test_the_first_latents_of_a_matryoshka_explain_more_alone():
     assert alone[0] < 0.8 * alone[1], alone
 
 
-def test_features_of_a_k_sparse_autoencoder_serve_a_classifier_better_than_dense_and_denoising_ones():
+def test_features_of_a_k_sparse_autoencoder_serve_a_classifier_of_few_labels_better_than_dense_ones():
+    """Mean accuracy of six draws of a hundred labels; twice as many latents at test as in training, as the paper does."""
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression
 
@@ -139,72 +140,31 @@ def test_features_of_a_k_sparse_autoencoder_serve_a_classifier_better_than_dense
     x = torch.tensor(x, dtype=torch.float32) / 16
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     train, test = order[:1200], order[1200:]
-    sae = sw.train_autoencoder(x[train], sw.method("k_sparse_ae", k=25, start=100), width=256, steps=300, batch=128, lr=2e-3)
-    features = {"k-sparse": lambda z: sae.at(k=50).encode(z).dense()}  # at test twice as many, as the paper does
-    for noise in (0.0, 0.3):
-        encoder = _dense_autoencoder(Rows(x[train]), noise)
-        features[f"dense, noise {noise}"] = lambda z, encoder=encoder: encoder(z).relu()
-    score = {}
-    for name, of in features.items():
+    method = sw.method("k_sparse_ae", k=25, start=100)
+    sae = sw.train_autoencoder(x[train], method, width=256, steps=250, batch=128, lr=2e-3)
+    encoder, score = _dense_autoencoder(Rows(x[train])), {}
+    for name, of in {"sparse": lambda z: sae.at(k=50).encode(z).dense(), "dense": lambda z: encoder(z).relu()}.items():
         with torch.no_grad():
             a, b = of(x[train]).numpy(), of(x[test]).numpy()
-        fits = [LogisticRegression(C=c, max_iter=300).fit(a / a.std(), y[train]) for c in (0.1, 1.0)]
-        score[name] = max(fit.score(b / a.std(), y[test]) for fit in fits)
-    own = score.pop("k-sparse")
-    assert own > max(score.values()), (own, score)
+        fits = [
+            LogisticRegression(C=0.3, max_iter=200).fit(a[i : i + 100] / a.std(), y[train[i : i + 100]])
+            for i in range(0, 600, 100)
+        ]
+        score[name] = sum(fit.score(b / a.std(), y[test]) for fit in fits) / 6
+    assert score["sparse"] > score["dense"] + 0.01, score
 
 
-def _dense_autoencoder(stream, noise):
+def _dense_autoencoder(stream):
     torch.manual_seed(0)
     encoder, decoder = nn.Linear(64, 256), nn.Linear(256, 64)
     adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=2e-3)
-    for i in range(400):
+    for i in range(250):
         x = stream.batch(i, 128, 0).x
-        loss = (decoder(encoder(x + noise * torch.randn(x.shape)).relu()) - x).square().mean()
+        loss = (decoder(encoder(x).relu()) - x).square().mean()
         adam.zero_grad()
         loss.backward()
         adam.step()
     return encoder
-
-
-class _Language(nn.Module):
-    """Two residual layers over the last two tokens; `mid` is between them."""
-
-    def __init__(self, tokens=32, d=32):
-        super().__init__()
-        self.embed, self.mid, self.out = nn.Embedding(tokens, d), nn.Identity(), nn.Linear(64, tokens)
-        self.first, self.second, self.last = nn.Linear(2 * d, 64), nn.Linear(64, d), nn.Linear(d, 64)
-
-    def forward(self, ids):
-        e = self.embed(ids)
-        before = torch.cat([torch.zeros_like(e[:, :1]), e[:, :-1]], 1)
-        h = self.mid(e + self.second(self.first(torch.cat([e, before], -1)).relu()))
-        return self.out(self.last(h).relu())
-
-
-def test_gradients_choose_latents_that_keep_the_models_loss(tmp_path):
-    g = torch.Generator().manual_seed(0)
-    table = torch.softmax(3 * torch.randn(8, 8, 32, generator=g), -1)
-    ids = torch.randint(0, 32, (160, 32), generator=g)
-    for i in range(2, 32):
-        ids[:, i] = torch.multinomial(table[ids[:, i - 1] % 8, ids[:, i - 2] // 4], 1, generator=g).flatten()
-    torch.manual_seed(0)
-    model = _Language()
-    adam = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(200):
-        some = ids[torch.randint(0, 128, (32,), generator=g)]
-        loss = F.cross_entropy(model(some)[:, :-1].flatten(0, 1), some[:, 1:].flatten())
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-    stream = ActivationStream.record(model, list(ids[:128].split(32)), "mid", tmp_path, gradients=True)
-    methods = [sw.method("topk_sae", k=5).with_(auxiliary=None), sw.method("g_sae", k=5, beta=3.0).with_(auxiliary=None)]
-    found = sw.train_autoencoders(stream, methods, width=96, steps=250, batch=256, lr=3e-3)
-    rise = []
-    for sae in found:
-        r = ce_recovered(model, "mid", sae, [ids[128:]])
-        rise.append(r["spliced"] - r["model"])
-    assert rise[1] < 0.95 * rise[0], rise
 
 
 def test_few_quadratic_latents_explain_a_circle_and_alpha_lowers_density_at_small_cost():

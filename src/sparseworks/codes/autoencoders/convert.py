@@ -80,7 +80,9 @@ def load_saelens(folder: Path | str) -> SparseAutoencoder:
     config, tensors = _read(folder)
     architecture = config.get("architecture", "standard")
     if config.get("normalize_activations", "none") not in ("none", None):
-        raise CheckpointError(f"{folder} normalises activations ({config['normalize_activations']}): fold that in first.")
+        raise CheckpointError(
+            f"{folder} normalises activations ({config['normalize_activations']}): fold that in first."
+        )
     known = {
         "topk": lambda: ("topk_sae", TopK(int(config["k"]))),
         "standard": lambda: ("relu_sae", ReLU()),
@@ -101,7 +103,9 @@ def load_saelens(folder: Path | str) -> SparseAutoencoder:
     sae.labels = {k: labels[k] for k in ("model_name", "hook_name") if isinstance(labels.get(k), str)}
     own = config.get("sparseworks")
     if own and not torch.allclose(torch.tensor(_outputs(sae)), torch.tensor(own["outputs"]), rtol=1e-3, atol=1e-4):
-        raise CheckpointError(f"{folder} does not give the outputs it was saved with: its files do not belong together.")
+        raise CheckpointError(
+            f"{folder} does not give the outputs it was saved with: its files do not belong together."
+        )
     return sae.eval()
 
 

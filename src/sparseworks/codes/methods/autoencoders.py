@@ -24,10 +24,11 @@ add_autoencoder(
     "k_sparse_ae",
     TopK(k=32, start=128),
     Source("Makhzani and Frey", 2013, "1312.5663", "k-sparse autoencoders"),
-    "features for a linear classifier better than those of dense and denoising autoencoders",
+    "features for a linear classifier better than those of a dense autoencoder",
     catalog=(143,),
     when="Features of data for a classifier, or a first dictionary without any auxiliary loss.",
-    when_not="Very small k (below about 5): features become global and weak; with many latents use `topk_sae`, which revives dead ones.",
+    when_not="Very small k (below about 5): features become global and weak. On 8 x 8 digits its features beat those of a dense autoencoder "
+    "(+1.7 and +2.1 points of accuracy with 100 labels), not those of a denoising one (-0.8 and +0.2). With many latents use `topk_sae`.",
 )
 add_autoencoder(
     "topk_sae",
@@ -65,7 +66,8 @@ add_autoencoder(
     auxiliary=AuxZipf(),
     catalog=(24,),
     when="Dead latents must not be: every feature has its share of each batch.",
-    when_not="Batches of fewer tokens than it takes for rare features to occur, or frequencies far from Zipf's law.",
+    when_not="Error matters more: on planted data it left 1.4 to 1.9 times the variance of TopK at equal L0 (no latent was dead). Batches "
+    "of fewer tokens than it takes for rare features to occur.",
 )
 add_autoencoder(
     "jumprelu_sae",
@@ -101,7 +103,9 @@ add_autoencoder(
     auxiliary=AuxK(),
     catalog=(25,),
     when="The autoencoder is to be spliced in or steered with, and gradients of the model can be recorded.",
-    when_not="Only reconstruction counts: its error is no better than TopK's.",
+    when_not="Only reconstruction counts. On small models of Markov text (32 features, k of 1 to 5, beta 1 to 30) the spliced-in loss was "
+    "sometimes below TopK's and more often above: chosen by gradients in training and by size at inference, latents do not match.",
+    status="experimental",
 )
 add_autoencoder(
     "mp_sae",
