@@ -147,7 +147,7 @@ def test_features_of_a_k_sparse_autoencoder_serve_a_classifier_of_few_labels_bet
         with torch.no_grad():
             a, b = of(x[train]).numpy(), of(x[test]).numpy()
         fits = [
-            LogisticRegression(C=0.3, max_iter=200).fit(a[i : i + 100] / a.std(), y[train[i : i + 100]])
+            LogisticRegression(C=0.3, max_iter=5000).fit(a[i : i + 100] / a.std(), y[train[i : i + 100]])
             for i in range(0, 600, 100)
         ]
         score[name] = sum(fit.score(b / a.std(), y[test]) for fit in fits) / 6

@@ -164,5 +164,5 @@ def next_token_loss(output: Any, batch: Any) -> Float[Tensor, " tokens"]:
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.shape != logits.shape[:2]:
         raise CalibrationError("Next-token loss needs token ids of the logits' first two dimensions; give `loss`.")
     losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    mask = named["attention_mask"] if "attention_mask" in named else None
+    mask = named.get("attention_mask")
     return losses if mask is None else losses[(mask[:, 1:].bool() & mask[:, :-1].bool()).flatten()]
