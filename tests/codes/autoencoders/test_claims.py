@@ -9,7 +9,6 @@ from torch import nn
 
 import sparseworks as sw
 from sparseworks.codes.autoencoders import Rows, hoyer_density
-from sparseworks.codes.autoencoders.metrics import atom_recovery
 from sparseworks.codes.autoencoders.stream import passes
 from sparseworks.core.codes import Codes
 
@@ -92,18 +91,17 @@ def _tree(rows, seed, d=32):
     child = 8 + pair * 3 + torch.randint(0, 3, (rows, 2), generator=g)
     z = torch.zeros(rows, 32).scatter(1, pair, 1 + torch.rand(rows, 2, generator=g))
     z = z.scatter(1, child, 0.7 + 0.5 * torch.rand(rows, 2, generator=g))
-    return z @ atoms + 0.01 * torch.randn(rows, d, generator=g), atoms
+    return z @ atoms + 0.01 * torch.randn(rows, d, generator=g)
 
 
-def test_pursuit_finds_a_tree_and_serves_any_k():
-    x, atoms = _tree(2500, 0)
-    methods = [sw.method("mp_sae", k=4), sw.method("topk_sae", k=4), sw.method("batch_topk_sae", k=4)]
-    found = sw.train_autoencoders(x[:2000], methods, width=32, steps=300, batch=256, lr=1e-2)
-    missed = [float(atom_recovery(sae.W_dec, atoms).mean()) for sae in found]
-    assert missed[0] < 0.85 * min(missed[1:]), missed
-    mp, topk = ([_fvu(x[2000:], sae.at(k=k)(x[2000:])) for k in (1, 2, 4, 6, 8, 12)] for sae in found[:2])
+def test_pursuit_serves_any_k():
+    """Trained at 4 steps: each further step lowers the error, where more latents of a TopK autoencoder add what was not there."""
+    x = _tree(2500, 0)
+    methods = [sw.method(name, k=4) for name in ("mp_sae", "topk_sae")]
+    found = sw.train_autoencoders(x[:2000], methods, width=32, steps=200, batch=256, lr=1e-2)
+    mp, topk = ([_fvu(x[2000:], sae.at(k=k)(x[2000:])) for k in (1, 2, 4, 6, 8, 12)] for sae in found)
     assert mp == sorted(mp, reverse=True), mp
-    assert topk != sorted(topk, reverse=True), topk
+    assert topk[-1] > 1.3 * min(topk) and mp[-1] < 0.6 * topk[-1], (mp, topk)
 
 
 def test_one_hierarchical_autoencoder_serves_all_budgets():

@@ -111,10 +111,11 @@ add_autoencoder(
     "mp_sae",
     MatchingPursuit(k=32),
     Source("Costa et al.", 2025, "2506.03093", "From flat to hierarchical: matching pursuit"),
-    "finds features that depend on others; any k at inference",
+    "finds features that depend on others; any k at inference, each step lowering the error",
     catalog=(32,),
     when="Features form hierarchies, or k is to be chosen at inference.",
-    when_not="Encoding must be cheap: it takes k passes over the dictionary.",
+    when_not="Encoding must be cheap: it takes k passes over the dictionary. On a planted tree (8 parents, 24 children, short training, three "
+    "seeds) its atoms were not found better than TopK's: 1 - |cos| 0.15, 0.24, 0.17 beside 0.16, 0.19, 0.18 (BatchTopK 0.21, 0.24, 0.20).",
 )
 add_autoencoder(
     "hierarchical_topk",
