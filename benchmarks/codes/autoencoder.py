@@ -103,11 +103,12 @@ def main() -> None:
         features={"type": int, "default": 512, "help": "d"},
         k={"type": int, "default": 32, "help": "latents a token"},
         batch={"type": int, "default": 1024, "help": "tokens a step"},
+        others={"nargs": "*", "default": ["batch_topk_sae", "hierarchical_topk"], "help": "further methods to time"},
     )
     width, d, k, batch = (512, 16, 4, 32) if args.quick else (args.width, args.features, args.k, args.batch)
     rounds = 2 if args.quick else args.rounds
     lines = decoding(d, width, k, batch, rounds)
-    lines += steps(d, width, k, batch, rounds, ["batch_topk_sae", "hierarchical_topk"])
+    lines += steps(d, width, k, batch, rounds, args.others)
     show(lines, f"Autoencoders, {args.threads} threads")
     store("codes/autoencoder", lines, args.json)
 

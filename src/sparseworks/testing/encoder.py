@@ -12,7 +12,7 @@ from sparseworks.codes.autoencoders.method import AutoencoderMethod
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.rules import BatchTopK, Bilinear, FeatureChoice, JumpReLU
 from sparseworks.codes.autoencoders.stream import Batch
-from sparseworks.codes.autoencoders.train import Schedule, Trainer
+from sparseworks.codes.autoencoders.trainer import Schedule, Trainer
 from sparseworks.core.select import select_across
 from sparseworks.testing.examples import require
 

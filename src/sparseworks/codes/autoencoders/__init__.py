@@ -7,13 +7,15 @@ from sparseworks.codes.autoencoders.bilinear import BilinearAutoencoder, hoyer_d
 from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment
 from sparseworks.codes.autoencoders.median import geometric_median
 from sparseworks.codes.autoencoders.method import AutoencoderMethod, add_autoencoder
-from sparseworks.codes.autoencoders.module import Config, SparseAutoencoder
+from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.prefixes import PREFIXES, Prefixes
+from sparseworks.codes.autoencoders.protocol import Config
 from sparseworks.codes.autoencoders.record import ActivationStream
 from sparseworks.codes.autoencoders.splice import ce_recovered, splice
 from sparseworks.codes.autoencoders.stream import Batch, Rows, Stream
 from sparseworks.codes.autoencoders.target import TARGETS, Target
-from sparseworks.codes.autoencoders.train import Schedule, Trainer, train_autoencoder, train_autoencoders
+from sparseworks.codes.autoencoders.train import train_autoencoder, train_autoencoders
+from sparseworks.codes.autoencoders.trainer import Schedule, Trainer
 
 __all__ = [
     "AUXILIARIES",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparseworks.codes.autoencoders.module import Config, Losses
+from sparseworks.codes.autoencoders.protocol import Config, Losses
 from sparseworks.core.errors import NonFiniteError, ShapeError
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparseworks.codes.autoencoders.median import geometric_median
+from sparseworks.codes.autoencoders.protocol import Config, Losses
 from sparseworks.core.codes import Codes
 from sparseworks.core.errors import DtypeError, NonFiniteError, ShapeError
 from sparseworks.exec.codes import decode
@@ -23,49 +23,6 @@ if TYPE_CHECKING:
     from sparseworks.codes.autoencoders.stream import Batch
 
 DECAY = 0.99  # of running densities and thresholds, a batch
-
-
-@dataclass
-class Config:
-    """What evaluations ask of an autoencoder (the SAEBench protocol).
-
-    Attributes:
-        d_in, d_sae, d_out: features in, latents, features out.
-        architecture: name of the method.
-        hook_name, hook_layer, model_name: where the activations come from, if the stream knows.
-        dtype, device: of the parameters.
-    """
-
-    d_in: int
-    d_sae: int
-    d_out: int
-    architecture: str
-    hook_name: str = ""
-    hook_layer: int = -1
-    model_name: str = ""
-    dtype: str = "float32"
-    device: str = "cpu"
-
-    def to_dict(self) -> dict[str, int | str]:
-        """Plain data."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Of one batch.
-
-    Attributes:
-        total: what is differentiated.
-        error: mean squared error of an entry.
-        coded: what the rule made.
-        residual: target minus reconstruction, no gradient.
-    """
-
-    total: Tensor
-    error: Tensor
-    coded: Coded
-    residual: Float[Tensor, "rows d_out"]
 
 
 class SparseAutoencoder(nn.Module):
