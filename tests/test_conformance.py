@@ -14,6 +14,8 @@ from sparseworks import testing
 from sparseworks.attention import AttentionMethod
 from sparseworks.attention.cache.method import CacheMethod
 from sparseworks.attention.trained import TrainedAttention
+from sparseworks.codes.autoencoders import AutoencoderMethod
+from sparseworks.codes.autoencoders.metrics import METRICS
 from sparseworks.core.allocator import ALLOCATORS
 from sparseworks.core.method import Method
 from sparseworks.core.patterns import EXAMPLES
@@ -93,6 +95,17 @@ def test_method_of_the_cache(name):
 def test_method_of_trained_attention(name):
     method = TrainedAttention.of(name)
     testing.check_trained_attention(method.with_(trainable=type(method.trainable).example()))
+
+
+@pytest.mark.parametrize("name", [m.name for m in AutoencoderMethod.all()])
+def test_method_of_autoencoders(name):
+    testing.check_encoder(name)
+    testing.check_auxiliary_reaches(name)
+
+
+@pytest.mark.parametrize("name", METRICS.names())
+def test_metric_of_autoencoders(name):
+    testing.check_metric(METRICS.get(name))
 
 
 @pytest.mark.parametrize("name", [m.name for m in Method.all() if m.train is not None and m.form is None])

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparseworks.activations import sparsify_activations as sparsify_activations
     from sparseworks.attention.hf import attention as attention
+    from sparseworks.codes import SparseAutoencoder as SparseAutoencoder
     from sparseworks.codes import code as code
+    from sparseworks.codes import train_autoencoder as train_autoencoder
+    from sparseworks.codes import train_autoencoders as train_autoencoders
     from sparseworks.core.codes import Codes as Codes
     from sparseworks.core.method import Method as Method
     from sparseworks.core.operator import LinearOperator as LinearOperator
@@ -95,6 +98,9 @@ _PUBLIC = {
     "select_across": "core.select",
     "select_bounded": "core.select",
     "sites": "stream",
+    "SparseAutoencoder": "codes",
+    "train_autoencoder": "codes",
+    "train_autoencoders": "codes",
     "sparsify_activations": "activations",
 }
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from sparseworks.testing.activations import check_activation_method
 from sparseworks.testing.allocator import check_allocator
 from sparseworks.testing.attention import check_attention_method
+from sparseworks.testing.autoencoder_metric import check_metric
 from sparseworks.testing.cache import check_cache_method
 from sparseworks.testing.composition import check_composition
+from sparseworks.testing.encoder import check_auxiliary_reaches, check_encoder
 from sparseworks.testing.examples import example, gathered, random_weight
 from sparseworks.testing.form import check_form
 from sparseworks.testing.format import check_format
@@ -30,12 +32,15 @@ __all__ = [
     "check_activation_method",
     "check_allocator",
     "check_attention_method",
+    "check_auxiliary_reaches",
     "check_cache_method",
     "check_composition",
+    "check_encoder",
     "check_form",
     "check_format",
     "check_kernel",
     "check_mask",
+    "check_metric",
     "check_operator",
     "check_pattern",
     "check_pursuit",
