@@ -86,7 +86,7 @@ class Blocks:
             starts = place % math.ceil(1 / fraction) == 0
         begin = starts.nonzero().flatten()
         of = torch.cat([begin, torch.tensor([len(posting)])])
-        return cls(torch.searchsorted(begin, list_ptr), of, posting, *_summaries(forward, of, posting, mass, threads))
+        return cls(torch.searchsorted(begin, list_ptr), of, posting, *summaries(forward, of, posting, mass, threads))
 
     def search(
         self,
@@ -161,7 +161,7 @@ class Blocks:
         return ranked
 
 
-def _summaries(
+def summaries(
     forward: Forward, of: Tensor, posting: Tensor, mass: float, threads: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Pointers, terms, codes, least values and steps of the summaries, made in parts that fit memory."""

@@ -9,6 +9,10 @@
 namespace sparseworks::SW_ISA {
 namespace {
 
+// Templates over types of the library would be merged by the linker with copies for other instruction sets: only own types.
+SW_INLINE int64_t lesser(int64_t x, int64_t y) { return x < y ? x : y; }
+SW_INLINE int32_t lesser(int32_t x, int32_t y) { return x < y ? x : y; }
+
 constexpr int32_t kEnd = 1 << 30;
 constexpr float kRound = 1.00001f;  // sums in another order differ by less
 
@@ -18,6 +22,7 @@ struct Cursor {
     int64_t n, at;
     float weight, upper;
     const float* block_max;
+    float prefix;  // of the bounds up to this one
 
     int32_t doc() const { return at < n ? local[at] : kEnd; }
     float score() const { return weight * values[at]; }
@@ -26,7 +31,7 @@ struct Cursor {
         if (doc() >= d) return;
         int64_t step = 1, low = at;
         while (low + step < n && local[low + step] < d) low += step, step *= 2;
-        int64_t high = std::min(n, low + step);
+        int64_t high = lesser(n, low + step);
         while (low + 1 < high) {
             const int64_t middle = (low + high) / 2;
             (local[middle] < d ? low : high) = middle;
@@ -38,7 +43,6 @@ struct Cursor {
 struct Range {
     const Bounded& a;
     std::vector<Cursor> cursors;
-    std::vector<float> prefix;
     Best best;
     int64_t first, opened;
 
@@ -51,20 +55,19 @@ struct Range {
             const int64_t list = a.terms[t] * a.ranges + r, from = a.ptr_of[list], n = a.ptr_of[list + 1] - from;
             if (!n || a.weights[t] == 0) continue;
             cursors.push_back({a.local + from, a.values + from, n, 0, a.weights[t], a.weights[t] * a.list_max[list] * kRound,
-                               a.block_max ? a.block_max + a.block_ptr[list] : nullptr});
+                               a.block_max ? a.block_max + a.block_ptr[list] : nullptr, 0});
         }
     }
 
     void max_score() {
         std::stable_sort(cursors.begin(), cursors.end(), [](const Cursor& x, const Cursor& y) { return x.upper < y.upper; });
         const int64_t m = cursors.size();
-        prefix.assign(m, 0);
-        for (int64_t i = 0; i < m; ++i) prefix[i] = cursors[i].upper + (i ? prefix[i - 1] : 0);
+        for (int64_t i = 0; i < m; ++i) cursors[i].prefix = cursors[i].upper + (i ? cursors[i - 1].prefix : 0);
         int64_t least = 0;  // lists before it cannot make a result by themselves
         for (;;) {
-            while (least < m && prefix[least] <= best.bar()) ++least;
+            while (least < m && cursors[least].prefix <= best.bar()) ++least;
             int32_t d = kEnd;
-            for (int64_t i = least; i < m; ++i) d = std::min(d, cursors[i].doc());
+            for (int64_t i = least; i < m; ++i) d = lesser(d, cursors[i].doc());
             if (d == kEnd) return;
             float score = 0;
             for (int64_t i = least; i < m; ++i) {
@@ -73,7 +76,7 @@ struct Range {
             if (!allowed(d)) continue;
             bool in = true;
             for (int64_t i = least - 1; in && i >= 0; --i) {
-                if ((in = score * kRound + prefix[i] > best.bar())) {
+                if ((in = score * kRound + cursors[i].prefix > best.bar())) {
                     cursors[i].seek(d);
                     if (cursors[i].doc() == d) score += cursors[i].score();
                 }
@@ -86,7 +89,7 @@ struct Range {
     float block_of(const Cursor& c, int32_t d, int32_t& last) const {
         int64_t b = c.at / a.block;
         for (;; ++b) {
-            const int64_t end = std::min(c.n, (b + 1) * a.block);
+            const int64_t end = lesser(c.n, (b + 1) * a.block);
             last = c.local[end - 1];
             if (last >= d) return c.weight * c.block_max[b] * kRound;
             if (end == c.n) break;
@@ -118,7 +121,7 @@ struct Range {
             for (int64_t i = 0; i <= pivot; ++i) {
                 int32_t last;
                 bound += block_of(cursors[i], d, last);
-                if (last < kEnd) next = std::min(next, last + 1);
+                if (last < kEnd) next = lesser(next, last + 1);
             }
             if (bound <= best.bar()) {
                 for (int64_t i = pivot; i >= 0; --i) cursors[i].seek(next), settle(i);
@@ -140,7 +143,7 @@ struct Range {
 
 void search_bounded(const Bounded& a) {
     split(a.queries, a.threads, a.queries * a.documents, [&](int64_t begin, int64_t end) {
-        Range range{a, {}, {}, {}, 0, 0};
+        Range range{a, {}, {}, 0, 0};
         for (int64_t q = begin; q < end; ++q) {
             range.best = {a.scores + q * a.k, a.ids + q * a.k, a.k, 0};
             range.opened = 0;

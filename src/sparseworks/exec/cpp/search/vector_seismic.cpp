@@ -28,13 +28,14 @@ struct Opening {
 template <class Term>
 struct Search {
     const Seismic& a;
-    float* query;  // (width), zero between queries
-    std::vector<uint64_t> seen;
-    std::vector<int32_t> touched;
+    float* query;    // (width), zero between queries
+    uint64_t* seen;  // a bit a document, zero between queries
     std::vector<Opening> blocks;
     int64_t strong[64];
 
     const Term* terms() const { return static_cast<const Term*>(a.rows.terms); }
+
+    int64_t words() const { return a.rows.documents / 64 + 1; }
 
     float bound(int64_t b) const {
         const int64_t from = a.summary[b], n = a.summary[b + 1] - from;
@@ -83,7 +84,6 @@ struct Search {
                     uint64_t& word = seen[d >> 6];
                     if (word >> (d & 63) & 1) continue;
                     word |= uint64_t{1} << (d & 63);
-                    touched.push_back(d);
                     if (a.allowed && !a.allowed[d]) continue;
                     const int64_t row = a.rows.ptr[d], length = a.rows.ptr[d + 1] - row;
                     ahead(terms() + row, length), ahead(a.rows.values + row, length);
@@ -99,8 +99,7 @@ struct Search {
         best.sort();
         for (int64_t i = best.size; i < a.k; ++i) best.score[i] = -INFINITY, best.id[i] = -1;
         a.opened[q] = opened;
-        for (int32_t d : touched) seen[d >> 6] = 0;
-        touched.clear();
+        std::memset(seen, 0, words() * sizeof(uint64_t));
         for (int64_t t = from; t < to; ++t) query[a.terms[t]] = 0;
     }
 };
@@ -108,8 +107,11 @@ struct Search {
 template <class Term>
 void run(const Seismic& a) {
     split(a.queries, a.threads, a.queries << 15, [&](int64_t begin, int64_t end) {
-        std::vector<float> query(a.rows.width + 1);
-        Search<Term> search{a, query.data(), std::vector<uint64_t>(a.rows.documents / 64 + 1), {}, {}, {}};
+        thread_local Scratch scratch;
+        const int64_t words = a.rows.documents / 64 + 1, whole = 2 * words + a.rows.width;
+        float* memory = scratch.floats(whole);
+        std::memset(memory, 0, whole * sizeof(float));
+        Search<Term> search{a, memory + 2 * words, reinterpret_cast<uint64_t*>(memory), {}, {}};
         for (int64_t q = begin; q < end; ++q) search.one(q);
     });
 }
