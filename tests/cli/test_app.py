@@ -20,7 +20,7 @@ from sparseworks.cli.machine import forget_timings, value_types
 from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, SparseworksError
 
 RUN = CliRunner()
-COMMANDS = ("compress", "prune", "inspect", "plan", "bench", "methods", "compare", "evaluate", "attention")
+COMMANDS = ("compress", "prune", "inspect", "plan", "bench", "methods", "compare", "evaluate", "attention", "index", "search", "serve")
 TINY = "sparseworks/tiny-lm"
 
 

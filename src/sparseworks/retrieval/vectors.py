@@ -108,7 +108,9 @@ class SparseVectors(Rows):
             width = int(facts["width"])
             vectors = cls(tensors["ptr"], tensors["indices"], tensors["values"], width)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{path} holds no sparse vectors ({error}): write it with SparseVectors.save.") from error
+            raise CheckpointError(
+                f"{path} holds no sparse vectors ({error}): write it with SparseVectors.save."
+            ) from error
         return vectors, names_from(tensors) if "ids" in tensors else None
 
 

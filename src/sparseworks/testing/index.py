@@ -55,9 +55,7 @@ def _check_answers(method: IndexMethod, vectors: SparseVectors, queries: SparseV
 def _check_ranked(method: IndexMethod, ranked: Ranked, truth: Tensor, k: int) -> None:
     name, there = method.name, ranked.scores > 0
     at = ranked.ids.clamp(min=0)
-    require(
-        torch.equal(truth.gather(1, at)[there], ranked.scores[there]), f"{name}: a score is not <query, document>."
-    )
+    require(torch.equal(truth.gather(1, at)[there], ranked.scores[there]), f"{name}: a score is not <query, document>.")
     keys = ranked.scores.double() * (truth.shape[1] + 1) - ranked.ids
     keys = keys.where(there, -torch.inf)
     require(bool((keys[:, 1:] <= keys[:, :-1]).all()), f"{name}: not best first, or ties not to the lower id.")
@@ -91,12 +89,15 @@ def _check_folder(method: IndexMethod, folder: Path, documents: int) -> None:
     _same(parts.search(queries, 9), want, f"{method.name}: merging changes what is found")
     _same(held.search(queries, 9), want, f"{method.name}: merging disturbs a reader")
     want = anew.search(queries, 9, method=method)
-    _same(parts.search(queries, 9, method=method), want, f"{method.name}: it differs after adding, deleting and merging")
+    _same(
+        parts.search(queries, 9, method=method), want, f"{method.name}: it differs after adding, deleting and merging"
+    )
     again = Index.open(folder / "parts")
     _same(again.search(queries, 9, method=method), want, f"{method.name}: opening again changes what is found")
     some = again.search(queries, 9, filter={"third": 1}, method=method)
     require(
-        all(int(i.split()[1]) % 3 == 1 for row in some.ids for i in row), f"{method.name}: a filter lets others through."
+        all(int(i.split()[1]) % 3 == 1 for row in some.ids for i in row),
+        f"{method.name}: a filter lets others through.",
     )
 
 
@@ -123,3 +124,24 @@ def _products(queries: SparseVectors, vectors: SparseVectors) -> Tensor:
 
 def _lists(ids: Tensor, there: Tensor) -> list[list[int]]:
     return [row[kept].tolist() for row, kept in zip(ids, there, strict=True)]
+
+
+def topic_mixtures(
+    rows: int, *, seed: int, terms: int = 1500, topics: int = 40, entries: int = 40, background: float = 0.2
+) -> SparseVectors:
+    """Vectors like learned sparse ones: log-normal weights at terms of one or two topics and, in part, at terms of any.
+
+    Topics are the same for every seed: documents and queries are drawn with different ones.
+    """
+    known, draw = torch.Generator().manual_seed(7), torch.Generator().manual_seed(seed)
+    vocabulary = torch.stack([torch.randperm(terms, generator=known)[: terms // 12] for _ in range(topics)])
+    strength = torch.exp(1.2 * torch.randn(vocabulary.shape, generator=known))
+    first, second = torch.randint(0, topics, (2, rows), generator=draw)
+    blend = 0.5 + 0.5 * torch.rand(rows, 1, generator=draw)
+    weight = torch.full((rows, terms), background * float(strength.mean()) * topics / terms)
+    weight.scatter_add_(1, vocabulary[first], blend * strength[first])
+    weight.scatter_add_(1, vocabulary[second], (1 - blend) * strength[second])
+    drawn = weight.multinomial(entries, generator=draw).sort(dim=1).values
+    values = weight.gather(1, drawn).sqrt() * torch.exp(0.4 * torch.randn(drawn.shape, generator=draw))
+    ptr = torch.arange(0, rows * entries + 1, entries)
+    return SparseVectors(ptr, drawn.flatten(), values.flatten(), terms)  # pyright: ignore[reportCallIssue]

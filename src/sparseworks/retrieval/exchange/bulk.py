@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def write_bulk(
 
     def both() -> Iterator[str]:
         ends = vectors.ptr.tolist()
-        for i, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
+        for i, (a, b) in enumerate(itertools.pairwise(ends)):
             names = [terms[t] if terms else str(t) for t in vectors.indices[a:b].tolist()]
             yield json.dumps({"index": {"_index": index, "_id": ids[i]}})
             yield json.dumps({field: dict(zip(names, vectors.values[a:b].tolist(), strict=True))})

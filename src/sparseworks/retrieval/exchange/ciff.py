@@ -5,6 +5,7 @@ A header, then one message a posting list, then one a document. The four wire fo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def write_ciff(
         CheckpointError: the disk is full or not writable.
     """
     if len(ids) != len(vectors) or (terms is not None and len(terms) != vectors.width):
-        raise ShapeError(f"Needs an id for each of {len(vectors)} vectors, and a name for each of {vectors.width} terms.")
+        raise ShapeError(
+            f"Needs an id for each of {len(vectors)} vectors, and a name for each of {vectors.width} terms."
+        )
     if bool((vectors.values < 0).any()):
         raise CalibrationError("CIFF holds frequencies, which are not negative.")
     counts = (vectors.values.double() * scale).round().clamp(min=1).long()
@@ -42,8 +45,8 @@ def write_ciff(
     lengths = torch.zeros(len(vectors), dtype=torch.long).index_add(0, vectors.row_of(), counts).tolist()
     used = sorted(set(term))
     names = {t: terms[t] if terms else str(t) for t in used}
-    starts = [0, *(i + 1 for i, (a, b) in enumerate(zip(term, term[1:], strict=False)) if a != b), len(term)]
-    spans = {term[a]: (a, b) for a, b in zip(starts, starts[1:], strict=False) if b > a}
+    starts = [0, *(i + 1 for i, (a, b) in enumerate(itertools.pairwise(term)) if a != b), len(term)]
+    spans = {term[a]: (a, b) for a, b in itertools.pairwise(starts) if b > a}
 
     def messages() -> Iterator[bytes]:
         mean = sum(lengths) / max(len(lengths), 1)

@@ -15,7 +15,7 @@ import torch
 from sparseworks.core.errors import CheckpointError, ShapeError
 from sparseworks.retrieval.index import calibrate
 from sparseworks.retrieval.index.lock import locked
-from sparseworks.retrieval.index.manifest import NAME, Entry, Manifest
+from sparseworks.retrieval.index.manifest import Entry, Manifest
 from sparseworks.retrieval.index.segment import Metadata, Segment, write_built, write_segment, write_tombstones
 from sparseworks.retrieval.index.snapshot import Filter, Hits, Snapshot
 from sparseworks.retrieval.method import IndexMethod
@@ -56,7 +56,7 @@ class Index:
         folder = Path(path)
         if width < 1:
             raise ShapeError(f"Vectors have at least one term, not {width}.")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
             raise CheckpointError(f"{folder} exists already: open it with Index.open, or choose another folder.")
         Manifest(width).write(folder)
         return cls(folder)
@@ -213,9 +213,7 @@ class Index:
         outcomes, settings = [], []
         if queries is not None:
             local, most = segment.local(queries), min(k, len(segment))
-            outcomes = list(
-                calibrate.tried(segment.forward, segment.lists, local, most, built, grid, threads)
-            )
+            outcomes = list(calibrate.tried(segment.forward, segment.lists, local, most, built, grid, threads))
             settings = calibrate.settings_of(outcomes, recalls, k)
         stay = {s.building for s in named}
         built = {s: p for s, p in built.items() if s.building in stay} | calibrate.kept(built, settings)
@@ -312,7 +310,9 @@ class Index:
         segments = []
         for entry in manifest.segments:
             old = known.get(entry.file.name)
-            new = Segment(self.path, entry, verify=self.verify) if old is None else old.changed(entry, verify=self.verify)
+            new = (
+                Segment(self.path, entry, verify=self.verify) if old is None else old.changed(entry, verify=self.verify)
+            )
             segments.append(new)
         return Snapshot(manifest, tuple(segments))
 

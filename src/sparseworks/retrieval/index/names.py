@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -55,7 +56,7 @@ class Texts:
     def all(self) -> list[str]:
         """Every text."""
         whole, ends = self.data.numpy().tobytes(), self.ptr.tolist()
-        return [whole[a:b].decode() for a, b in zip(ends, ends[1:], strict=False)]
+        return [whole[a:b].decode() for a, b in itertools.pairwise(ends)]
 
 
 @dataclass(frozen=True)
