@@ -127,7 +127,7 @@ def _lists(ids: Tensor, there: Tensor) -> list[list[int]]:
 
 
 def topic_mixtures(
-    rows: int, *, seed: int, terms: int = 1500, topics: int = 40, entries: int = 40, background: float = 0.2
+    rows: int, *, seed: int, terms: int = 1500, topics: int = 40, entries: int = 120, background: float = 1.0
 ) -> SparseVectors:
     """Vectors like learned sparse ones: log-normal weights at terms of one or two topics and, in part, at terms of any.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -51,7 +53,12 @@ class Texts:
         return cls(tensors[name], tensors[f"{name}_ptr"]) if name in tensors else None
 
     def __getitem__(self, i: int) -> str:
-        return bytes(self.data[int(self.ptr[i]) : int(self.ptr[i + 1])].tolist()).decode()
+        data, ptr = self._arrays
+        return data[ptr[i] : ptr[i + 1]].tobytes().decode()
+
+    @cached_property
+    def _arrays(self) -> tuple[Any, Any]:
+        return self.data.numpy(), self.ptr.numpy()  # read one by one these are much faster than tensors
 
     def all(self) -> list[str]:
         """Every text."""

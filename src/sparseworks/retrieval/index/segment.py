@@ -27,6 +27,7 @@ from sparseworks.retrieval.vectors import SparseVectors, taken
 
 Metadata = Mapping[str, Any]
 ENDING = ".safetensors"
+_COUNTED = 2**22  # terms up to which they are counted in a table
 
 
 def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], **facts: Any) -> File:
@@ -43,10 +44,8 @@ def write_segment(
     Raises:
         CheckpointError: the disk is full or not writable; nothing is left.
     """
-    vocabulary = vectors.indices.unique()
-    local = torch.searchsorted(vocabulary, vectors.indices)
-    rows = Rows(vectors.ptr, local, vectors.values, max(len(vocabulary), 1))
-    forward = Forward.of(rows)
+    vocabulary, local = _vocabulary(vectors)
+    forward = Forward.of(Rows(vectors.ptr, local, vectors.values, max(len(vocabulary), 1)))
     lists = Lists.of(forward)
     tensors = {
         "vocabulary": vocabulary, "ptr": forward.ptr, "terms": forward.terms, "values": forward.values,
@@ -56,6 +55,17 @@ def write_segment(
         tensors |= texts_tensors("metadata", [json.dumps(m, separators=(",", ":")) if m else "" for m in metadata])
     name = f"segment-{uuid.uuid4().hex[:12]}{ENDING}"
     return Entry(write_tensors(folder, name, tensors), len(ids))
+
+
+def _vocabulary(vectors: Rows) -> tuple[Tensor, Tensor]:
+    """The terms that occur, int32 and rising, and the place of each entry's term among them."""
+    if vectors.width > _COUNTED:
+        vocabulary = vectors.indices.unique()
+        return vocabulary, torch.searchsorted(vocabulary, vectors.indices, out_int32=True)
+    vocabulary = torch.bincount(vectors.indices, minlength=vectors.width).nonzero().flatten()
+    places = torch.zeros(vectors.width, dtype=torch.int32)
+    places[vocabulary] = torch.arange(len(vocabulary), dtype=torch.int32)
+    return vocabulary.int(), places.index_select(0, vectors.indices)
 
 
 def write_tombstones(folder: Path, deleted: Bool[Tensor, " documents"]) -> File:
