@@ -35,7 +35,7 @@ def index(
     queries: Annotated[
         Path | None,
         typer.Option(
-            help="With --merge: queries (as --add takes them) on which `search --recall` is calibrated.",
+            help="With --merge: queries (as --add takes them) on which `search --recall` is calibrated, 50 or more.",
             exists=True,
             show_default=False,
         ),

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from sparseworks.core.errors import CheckpointError, ShapeError
+from sparseworks.core.errors import BudgetError, CheckpointError, ShapeError
 from sparseworks.retrieval.index import calibrate
 from sparseworks.retrieval.index.lock import locked
 from sparseworks.retrieval.index.manifest import Entry, Manifest
@@ -24,6 +24,8 @@ from sparseworks.retrieval.vectors import SparseVectors
 
 _OURS = re.compile(r"(segment|deleted|built)-[0-9a-f]{12}\.safetensors")
 _MANY = 16  # segments from which small ones at the end are merged by `add`
+_FEWEST = 50  # queries that a recall can be read from
+_FEW = 5000  # documents below which exact search is taken without trying others
 _TRIES = 20  # a manifest may be replaced while its segments are opened
 
 
@@ -178,9 +180,12 @@ class Index:
 
         Raises:
             ShapeError: queries of another width.
+            BudgetError: fewer than 50 queries.
             CheckpointError: the disk is full or not writable; the index is as it was.
         """
         asked = None if queries is None else SparseVectors.of(queries, self.width)
+        if asked is not None and len(asked) < _FEWEST:
+            raise BudgetError(f"{len(asked)} queries say little of the recall on others: calibrate on {_FEWEST} or more.")
         named = [IndexMethod.of(m).search for m in methods]
         with locked(self.path, "merging"):
             self.refresh()
@@ -207,7 +212,8 @@ class Index:
         if queries is None and not named:
             return entry, []
         segment = Segment(self.path, entry, verify=False)
-        grid = calibrate.sized(calibrate.CANDIDATES, len(segment)) if searches is None else tuple(searches)
+        tries = calibrate.CANDIDATES if len(segment) >= _FEW else ()
+        grid = calibrate.sized(tries, len(segment)) if searches is None else tuple(searches)
         wanted = (*named, *(grid if queries is not None else ()))
         built = calibrate.build(segment.forward, segment.lists, wanted, threads)
         outcomes, settings = [], []
