@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sparseworks.core.errors import CheckpointError, RecipeError
-from sparseworks.retrieval.exchange.lines import write_lines
+from sparseworks.retrieval.exchange.lines import lines, write_lines
 from sparseworks.retrieval.index import Hits, Index
 from sparseworks.retrieval.index.snapshot import Filter
 from sparseworks.retrieval.vectors import SparseVectors
 
 NAME = "encoder.json"
+_STATE, _FITTED = "encoder", "encoder-texts.jsonl"
 
 
 class TextEncoder(Protocol):
@@ -72,7 +73,9 @@ class TextIndex:
         index = Index.create(path, vectors.width)
         write_lines(Path(path) / NAME, [json.dumps({"encoder": "bm25", "options": options})])
         if hasattr(encoder, "save"):
-            encoder.save(Path(path) / "encoder")
+            encoder.save(Path(path) / _STATE)
+        else:  # what it was fitted on says what it is
+            write_lines(Path(path) / _FITTED, (json.dumps(t) for t in texts.values()))
         made = cls(index, encoder)
         index.add(list(texts), vectors, [{"text": t} for t in texts.values()])
         return made
@@ -92,12 +95,10 @@ class TextIndex:
                 f"{path} is an index of vectors, not of texts: search it with vectors ({error})."
             ) from error
         encoder = bm25(**known["options"])
-        saved = Path(path) / "encoder"
-        if hasattr(encoder, "load") and saved.exists():
-            encoder = type(encoder).load(saved)
-        else:
-            encoder = encoder.fit(_texts(index))
-        return cls(index, encoder)
+        saved = Path(path) / _STATE
+        if saved.exists():
+            return cls(index, type(encoder).load(saved))
+        return cls(index, encoder.fit([json.loads(line) for _, line in lines(Path(path) / _FITTED)]))
 
     def add(self, texts: Mapping[str, str]) -> int:
         """Add texts: words that those of `create` did not have are unknown. How many documents there are then.
@@ -125,10 +126,3 @@ class TextIndex:
         """The text of a hit of the current snapshot."""
         return str(self.index.snapshot.metadata(int(hits.positions[query, rank])).get("text", ""))
 
-
-def _texts(index: Index) -> list[str]:
-    texts = []
-    for s in index.snapshot.segments:
-        kept = range(len(s)) if s.live is None else s.live.nonzero().flatten().tolist()
-        texts += [str(s.metadata_of(i).get("text", "")) for i in kept]
-    return texts
