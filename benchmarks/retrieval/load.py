@@ -44,7 +44,9 @@ def main() -> None:
         index.add([str(i) for i in range(n)], SparseVectors.of(data.draw(n, 126, 0)))
         queries = data.draw(200, 39, 2, spread=1.4)
         wishes = [
-            json.dumps({"vector": dict(zip(map(str, q.indices.tolist()), q.data.tolist(), strict=True)), "k": K}).encode()
+            json.dumps(
+                {"vector": dict(zip(map(str, q.indices.tolist()), q.data.tolist(), strict=True)), "k": K}
+            ).encode()
             for q in queries
         ]
         rows = [load(Path(folder) / "index", wishes, clients, seconds) for clients in given.clients]
@@ -66,7 +68,8 @@ def load(path: Path, wishes: list[bytes], clients: int, seconds: float) -> dict[
         failed = [0] * clients
         end = time.perf_counter() + seconds
         threads = [
-            threading.Thread(target=ask, args=(port, wishes[i::clients] or wishes, end, times[i], failed, i)) for i in range(clients)
+            threading.Thread(target=ask, args=(port, wishes[i::clients] or wishes, end, times[i], failed, i))
+            for i in range(clients)
         ]
         for thread in threads:
             thread.start()

@@ -104,7 +104,9 @@ def to_a_recall(n: int, asked: int, given: Any, recall: float = 0.95) -> tuple[l
     index = Index.open(folder / "index", verify=False)
     setting: dict[str, Any] = {
         "settings": [s.to_dict() for s in index.snapshot.segments[0].settings],
-        "build_seconds": json.loads((folder / "seconds.json").read_text()) if (folder / "seconds.json").is_file() else None,
+        "build_seconds": json.loads((folder / "seconds.json").read_text())
+        if (folder / "seconds.json").is_file()
+        else None,
         "bytes": sum(f.bytes for e in index.snapshot.manifest.segments for f in e.files),
         "seismic": {"postings": given.postings} if seismic else "absent",
     }
@@ -135,7 +137,9 @@ def _build(path: Path, documents: sp.csr_matrix, calibrating: sp.csr_matrix) -> 
     index.add([str(i) for i in range(n)], SparseVectors.of(documents))
     added = time.perf_counter()
     for tried in index.merge(SparseVectors.of(calibrating), threads=2):
-        print(f"{tried.seconds / calibrating.shape[0] * 1e6:8.0f} us  {tried.recall:.4f}  {tried.search}", file=sys.stderr)
+        print(
+            f"{tried.seconds / calibrating.shape[0] * 1e6:8.0f} us  {tried.recall:.4f}  {tried.search}", file=sys.stderr
+        )
     return {"add": added - start, "merge and calibrate": time.perf_counter() - added}
 
 
@@ -153,7 +157,14 @@ def _best(seismic: peers.Seismic, queries: sp.csr_matrix, truth: np.ndarray, rec
 
 
 def _lines(
-    case: str, contenders: dict[str, Contender], others: list[str], asked: int, given: Any, *, truth: Any = None, exact: bool = False
+    case: str,
+    contenders: dict[str, Contender],
+    others: list[str],
+    asked: int,
+    given: Any,
+    *,
+    truth: Any = None,
+    exact: bool = False,
 ) -> list[Line]:
     first = {name: run() for name, run in contenders.items()}
     recalls = {} if exact else {name: _recall(ids, truth) for name, ids in first.items()}
@@ -167,9 +178,7 @@ def _lines(
     timings = measure.Comparison({name: measure.Timing.of(s) for name, s in seconds.items()})
     shown = {n: n if exact else f"{n}, recall {recalls[n]:.4f}" for n in contenders}
     named = measure.Comparison({shown[n]: timings[n] for n in contenders})
-    return [
-        common.line(case, named, shown[m], shown[p]) for m in contenders if m not in others for p in others
-    ]
+    return [common.line(case, named, shown[m], shown[p]) for m in contenders if m not in others for p in others]
 
 
 def _ours(built: Any, queries: sp.csr_matrix) -> Contender:

@@ -14,7 +14,12 @@ from sparseworks.retrieval.exchange import read_ciff, read_run, write_beir
 from sparseworks.testing.index import example_vectors
 
 RUN = CliRunner()
-TEXTS = {"tides": "moon and sun raise tides", "moon": "the moon turns", "bread": "bread rises by yeast", "beer": "beer is made by yeast"}
+TEXTS = {
+    "tides": "moon and sun raise tides",
+    "moon": "the moon turns",
+    "bread": "bread rises by yeast",
+    "beer": "beer is made by yeast",
+}
 
 
 class Words:
@@ -37,7 +42,9 @@ class Words:
 @pytest.fixture
 def beir(tmp_path, monkeypatch):
     monkeypatch.setattr("sparseworks.retrieval.texts.bm25", lambda **options: Words(**options))
-    return write_beir(tmp_path / "beir", TEXTS, {"q1": "moon tides", "q2": "yeast"}, {"q1": {"tides": 1}, "q2": {"beer": 1}})
+    return write_beir(
+        tmp_path / "beir", TEXTS, {"q1": "moon tides", "q2": "yeast"}, {"q1": {"tides": 1}, "q2": {"beer": 1}}
+    )
 
 
 def run(*args):

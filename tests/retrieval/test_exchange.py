@@ -35,7 +35,9 @@ def test_trec_runs_and_judgements(tmp_path, vectors, queries, ids):
     hits = index.search(queries, 5)
     names = [f"q{i}" for i in range(len(queries))]
     run = exchange.read_run(exchange.write_run(tmp_path / "run.trec", names, hits))
-    assert {q: [d for d, _ in found] for q, found in run.items()} == {q: i for q, i in zip(names, hits.ids, strict=True) if i}
+    assert {q: [d for d, _ in found] for q, found in run.items()} == {
+        q: i for q, i in zip(names, hits.ids, strict=True) if i
+    }
     exchange.write_qrels(tmp_path / "qrels.txt", {"q1": {"d1": 2}})
     assert exchange.read_qrels(tmp_path / "qrels.txt") == {"q1": {"d1": 2}}
     with pytest.raises(CalibrationError, match="white space"):

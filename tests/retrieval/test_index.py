@@ -46,7 +46,9 @@ def test_exact_with_ties_to_the_document_added_first(made, vectors, queries):
 def test_filters_by_ids_metadata_and_predicate(made, vectors, queries):
     at = torch.arange(90)
     by_id = made.search(queries, 9, filter=["d3", "d60", "d61", "unknown"])
-    assert by_id.ids == expected(vectors, queries, 9, torch.isin(at, torch.tensor([3, 60, 61]))) and by_id.documents == 3
+    assert (
+        by_id.ids == expected(vectors, queries, 9, torch.isin(at, torch.tensor([3, 60, 61]))) and by_id.documents == 3
+    )
     even = expected(vectors, queries, 9, (at < 50) & (at % 2 == 0))
     assert made.search(queries, 9, filter={"even": True}).ids == even
     assert made.search(queries, 9, filter=lambda m: m.get("even", False)).ids == even
@@ -58,9 +60,9 @@ def test_an_id_that_is_there_is_replaced(made, vectors, queries):
     made.add(["d5", "d70"], vectors.take(torch.tensor([8, 9])))
     assert len(made) == 90 and made.snapshot.ids()[-2:] == ["d5", "d70"]
     made.merge()
-    assert len(made.snapshot.segments) == 1 and made.snapshot.segments[0].vectors(50).take(slice(-2, None)).indices.tolist() == (
-        vectors.take(torch.tensor([8, 9])).indices.tolist()
-    )
+    assert len(made.snapshot.segments) == 1 and made.snapshot.segments[0].vectors(50).take(
+        slice(-2, None)
+    ).indices.tolist() == (vectors.take(torch.tensor([8, 9])).indices.tolist())
 
 
 def test_a_reader_keeps_its_snapshot_and_another_process_sees_the_next(made, queries):
@@ -166,7 +168,12 @@ def test_requested_recall_holds_on_queries_that_were_held_out(tmp_path):
 
 def test_the_fastest_search_that_surely_reaches_the_recall_is_kept():
     slow, fast, unsure = PostingBlocks(cut=9), PostingBlocks(cut=3), TwoStage()
-    tried = [Tried(Postings(), 1, 0, 9.0), Tried(slow, 0.99, 0, 3.0), Tried(fast, 0.92, 0, 1.0), Tried(unsure, 0.951, 0.01, 0.5)]
+    tried = [
+        Tried(Postings(), 1, 0, 9.0),
+        Tried(slow, 0.99, 0, 3.0),
+        Tried(fast, 0.92, 0, 1.0),
+        Tried(unsure, 0.951, 0.01, 0.5),
+    ]
     chosen = {s.recall: s.search for s in settings_of(tried, (0.9, 0.95, 0.999), 10)}
     assert chosen == {0.9: unsure, 0.95: slow, 0.999: Postings()}
 

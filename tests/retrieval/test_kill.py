@@ -24,7 +24,9 @@ def script():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_ten_kills_lose_nothing():
-    done = subprocess.run([sys.executable, SCRIPT, "--kills", "10", "--longest", "0.2"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--kills", "10", "--longest", "0.2"], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert '"kills": 10' in done.stdout and '"lost": 0' in done.stdout
 

@@ -37,6 +37,7 @@ def test_seismic_scores_few_documents_at_high_recall(mixtures):
     same = ranked.ids == truth.ids
     assert torch.allclose(ranked.scores[same], truth.scores[same])
 
+
 def test_the_share_that_seismic_scores_falls_with_the_number_of_documents(mixtures):
     documents, queries, _, _ = mixtures
     few = sw.method("seismic", postings=600).build(documents.take(slice(0, 1000))).search(queries, 10)
@@ -57,7 +58,9 @@ def test_blocks_of_like_documents_beat_blocks_of_like_values(mixtures):
 def test_more_of_everything_is_more_recall_and_all_of_it_is_exact(mixtures):
     documents, queries, truth, _ = mixtures
     built = sw.method("seismic", postings=100, mass=0.1).build(documents)
-    rising = [recall(built.search(queries, 10, cut=c, heap=h), truth) for c, h in ((1, 1.0), (3, 1.0), (3, 0.7), (16, 0.5))]
+    rising = [
+        recall(built.search(queries, 10, cut=c, heap=h), truth) for c, h in ((1, 1.0), (3, 1.0), (3, 0.7), (16, 0.5))
+    ]
     assert rising == sorted(rising) and rising[0] < 0.85 < 0.95 < rising[-1]
     small, asked = example_vectors(150, 40, 0), example_vectors(9, 40, 1)
     whole = sw.method("seismic", postings=150, mass=1.0, cut=40, heap=1.0).build(small).search(asked, 10)
@@ -87,7 +90,9 @@ def summarised(items):
     groups, units, _ = items.shape
     of = torch.arange(0, groups * units + 1, units)
     none = torch.zeros(0, dtype=torch.long)
-    return Blocks(none, of, of, *summaries(forward_of(items), of, torch.arange(groups * units, dtype=torch.int32), 1.0, 1))
+    return Blocks(
+        none, of, of, *summaries(forward_of(items), of, torch.arange(groups * units, dtype=torch.int32), 1.0, 1)
+    )
 
 
 def test_summaries_of_all_their_mass_are_bounds():
@@ -119,7 +124,9 @@ def test_methods_compose_and_refuse(mixtures):
     documents, queries, _, _ = mixtures
     method = sw.method("seismic", cut=5, postings=50)
     assert method.search.cut == 5 and "posting_blocks(postings=50, cut=5)" in method.composition
-    assert method.catalog == (201,) and "seismic" in sw.method("seismic").name and set(SEARCHES.names()) >= {"two_stage"}
+    assert (
+        method.catalog == (201,) and "seismic" in sw.method("seismic").name and set(SEARCHES.names()) >= {"two_stage"}
+    )
     with pytest.raises(RecipeError, match="no option 'cuts'"):
         sw.method("seismic", cuts=5)
     with pytest.raises(UnknownNameError):

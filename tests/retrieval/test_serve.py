@@ -73,7 +73,13 @@ def test_the_service(client, texts):
     refused = client.post("/search", json={"query": "yeast", "k": -1})
     assert refused.status_code == 422 and "whole number" in refused.json()["error"]
     assert client.post("/search", content=b"{").status_code == 422
-    assert client.get("/status").json() == {"documents": 6, "terms": texts.index.width, "segments": 1, "texts": True, "generation": 1}
+    assert client.get("/status").json() == {
+        "documents": 6,
+        "terms": texts.index.width,
+        "segments": 1,
+        "texts": True,
+        "generation": 1,
+    }
     texts.add({"mould": "mould spoils bread"})
     assert client.get("/status").json()["documents"] == 6
     assert client.post("/refresh").json()["documents"] == 7
@@ -88,7 +94,9 @@ def test_the_page_shows_hits_and_errors(texts, tmp_path, chromium):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(service(texts.index.path), host="127.0.0.1", port=port, log_level="error", ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(service(texts.index.path), host="127.0.0.1", port=port, log_level="error", ws="none")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -98,7 +106,9 @@ def test_the_page_shows_hits_and_errors(texts, tmp_path, chromium):
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                  "--virtual-time-budget=4000", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]  # fmt: skip
         address = f"http://127.0.0.1:{port}/?q={query}"
-        return subprocess.run([chromium, *flags, address], capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(
+            [chromium, *flags, address], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
 
     try:
         page = shown("bread")

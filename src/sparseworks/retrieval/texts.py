@@ -125,4 +125,3 @@ class TextIndex:
     def text(self, hits: Hits, query: int, rank: int) -> str:
         """The text of a hit of the current snapshot."""
         return str(self.index.snapshot.metadata(int(hits.positions[query, rank])).get("text", ""))
-

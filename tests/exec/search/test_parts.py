@@ -64,7 +64,9 @@ def test_lists_hold_each_posting_in_order(forward):
     assert inverted.ranges == 3 and len(inverted.values) == forward.entries
     rows = forward.rows()
     order = rows.indices.argsort(stable=True)
-    assert torch.equal(inverted.document_of(), rows.row_of()[order]) and torch.equal(inverted.values, rows.values[order])
+    assert torch.equal(inverted.document_of(), rows.row_of()[order]) and torch.equal(
+        inverted.values, rows.values[order]
+    )
     assert torch.equal(inverted.term_of(), rows.indices[order].long())
     ptr, most = inverted.blocks
     for l in np.flatnonzero(inverted.ptr.diff().numpy())[:20]:
@@ -78,7 +80,9 @@ def test_long_lists_have_several_blocks_and_are_skipped_in():
     ptr = torch.arange(0, 2 * n + 1, 2)
     values = torch.stack([torch.ones(n), (torch.arange(n) // 200 % 5).float() + 1], 1).flatten()
     forward = Forward.of(example_vectors(0, 2, 0).__class__(ptr, torch.tensor([0, 1]).repeat(n), values, 2))
-    queries = example_vectors(0, 2, 0).__class__(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([1.0, 1.0]), 2)
+    queries = example_vectors(0, 2, 0).__class__(
+        torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([1.0, 1.0]), 2
+    )
     inverted = Lists.of(forward)
     want = inverted.search(queries, 10)
     for blocks_too in (False, True):

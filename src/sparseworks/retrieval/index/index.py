@@ -185,7 +185,9 @@ class Index:
         """
         asked = None if queries is None else SparseVectors.of(queries, self.width)
         if asked is not None and len(asked) < _FEWEST:
-            raise BudgetError(f"{len(asked)} queries say little of the recall on others: calibrate on {_FEWEST} or more.")
+            raise BudgetError(
+                f"{len(asked)} queries say little of the recall on others: calibrate on {_FEWEST} or more."
+            )
         named = [IndexMethod.of(m).search for m in methods]
         with locked(self.path, "merging"):
             self.refresh()
