@@ -83,15 +83,15 @@ def test_everything_deleted_and_nothing_there(made, queries, ids):
 
 
 def test_documents_deleted_and_added_while_a_merge_runs_are_not_lost(made, vectors, queries, monkeypatch):
-    joined, other = module.Index._joined, Index.open(made.path)
+    joined, other = module.merging.joined, Index.open(made.path)
 
-    def slowly(self, segments):
-        entry = joined(self, segments)
+    def slowly(path, width, segments):
+        entry = joined(path, width, segments)
         other.delete(["d1", "d80"])
         other.add(["new"], vectors.take(slice(0, 1)))
         return entry
 
-    monkeypatch.setattr(module.Index, "_joined", slowly)
+    monkeypatch.setattr(module.merging, "joined", slowly)
     made.merge()
     assert len(made) == 89 and len(made.snapshot.segments) == 2
     assert not {"d1", "d80"} & set(made.snapshot.ids()) and made.snapshot.ids()[-1] == "new"

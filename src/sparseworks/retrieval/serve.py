@@ -26,8 +26,8 @@ def service(path: Path | str) -> Any:
         CheckpointError: no index, or damage.
     """
     try:
-        from fastapi import Body, FastAPI
-        from fastapi.responses import HTMLResponse, JSONResponse
+        from fastapi import Body, FastAPI  # pyright: ignore[reportMissingImports]
+        from fastapi.responses import HTMLResponse, JSONResponse  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ModelError("The search service needs FastAPI: pip install 'sparseworks[serve]'.") from None
     texts = TextIndex.open(path) if (Path(path) / NAME).is_file() else None
@@ -122,7 +122,7 @@ def serve(path: Path | str, host: str = "127.0.0.1", port: int = 8000) -> None:
     """
     app = service(path)
     try:
-        import uvicorn
+        import uvicorn  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ModelError("The search service needs uvicorn: pip install 'sparseworks[serve]'.") from None
     uvicorn.run(app, host=host, port=port, log_level="warning")

@@ -178,7 +178,8 @@ def summaries(
             made = [_summary(forward, posting[int(of[b]) : int(of[b + 1])], mass) for b in range(begin, end)]
             for i, (t, c, least, width) in enumerate(made, start=begin):
                 counts[i], low[i], step[i] = len(t), least, width
-                terms.append(t), codes.append(c)
+                terms.append(t)
+                codes.append(c)
         else:
             t = torch.empty(int(place[-1]), dtype=torch.int32)
             c = torch.empty(int(place[-1]), dtype=torch.uint8)

@@ -44,7 +44,7 @@ def write_ciff(
     term, count = vectors.indices[order].tolist(), counts[order].tolist()
     lengths = torch.zeros(len(vectors), dtype=torch.long).index_add(0, vectors.row_of(), counts).tolist()
     used = sorted(set(term))
-    names = {t: terms[t] if terms else str(t) for t in used}
+    names: dict[int, str] = {t: str(terms[t]) if terms else str(t) for t in used}
     starts = [0, *(i + 1 for i, (a, b) in enumerate(itertools.pairwise(term)) if a != b), len(term)]
     spans = {term[a]: (a, b) for a, b in itertools.pairwise(starts) if b > a}
 

@@ -13,10 +13,10 @@ from typing import Any, Self
 import torch
 
 from sparseworks.core.errors import BudgetError, CheckpointError, ShapeError
-from sparseworks.retrieval.index import calibrate
+from sparseworks.retrieval.index import calibrate, merging
 from sparseworks.retrieval.index.lock import locked
 from sparseworks.retrieval.index.manifest import Entry, Manifest
-from sparseworks.retrieval.index.segment import Metadata, Segment, write_built, write_segment, write_tombstones
+from sparseworks.retrieval.index.segment import Segment, write_segment, write_tombstones
 from sparseworks.retrieval.index.snapshot import Filter, Hits, Snapshot
 from sparseworks.retrieval.method import IndexMethod
 from sparseworks.retrieval.search import Search
@@ -25,7 +25,6 @@ from sparseworks.retrieval.vectors import SparseVectors
 _OURS = re.compile(r"(segment|deleted|built)-[0-9a-f]{12}\.safetensors")
 _MANY = 16  # segments from which small ones at the end are merged by `add`
 _FEWEST = 50  # queries that a recall can be read from
-_FEW = 5000  # documents below which exact search is taken without trying others
 _TRIES = 20  # a manifest may be replaced while its segments are opened
 
 
@@ -192,70 +191,11 @@ class Index:
         with locked(self.path, "merging"):
             self.refresh()
             before = self._snapshot
-            entry, outcomes = self._merged(before, asked, k, recalls, searches, named, threads)
+            entry, outcomes = merging.merged(self.path, before, asked, k, recalls, searches, named, threads)
             with self._writing() as now:
-                self._commit(now.manifest.then(self._replaced(before, now, entry)))
+                self._commit(now.manifest.then(merging.replaced(self.path, before, now, entry)))
                 self._sweep()
         return outcomes
-
-    def _merged(
-        self,
-        before: Snapshot,
-        queries: SparseVectors | None,
-        k: int,
-        recalls: Sequence[float],
-        searches: Sequence[Search] | None,
-        named: list[Search],
-        threads: int | None,
-    ) -> tuple[Entry | None, list[calibrate.Tried]]:
-        if not len(before):
-            return None, []
-        entry = self._joined(before.segments)
-        if queries is None and not named:
-            return entry, []
-        segment = Segment(self.path, entry, verify=False)
-        tries = calibrate.CANDIDATES if len(segment) >= _FEW else ()
-        grid = calibrate.sized(tries, len(segment)) if searches is None else tuple(searches)
-        wanted = (*named, *(grid if queries is not None else ()))
-        built = calibrate.build(segment.forward, segment.lists, wanted, threads)
-        outcomes, settings = [], []
-        if queries is not None:
-            local, most = segment.local(queries), min(k, len(segment))
-            outcomes = list(calibrate.tried(segment.forward, segment.lists, local, most, built, grid, threads))
-            settings = calibrate.settings_of(outcomes, recalls, k)
-        stay = {s.building for s in named}
-        built = {s: p for s, p in built.items() if s.building in stay} | calibrate.kept(built, settings)
-        if built:
-            entry = replace(entry, built=write_built(self.path, built))
-        return replace(entry, settings=tuple(s.to_dict() for s in settings)), outcomes
-
-    def _joined(self, segments: Sequence[Segment]) -> Entry:
-        vectors = SparseVectors.join([s.vectors(self.width) for s in segments])
-        ids: list[str] = []
-        metadata: list[Metadata | None] = []
-        for s in segments:
-            kept = range(len(s)) if s.live is None else s.live.nonzero().flatten().tolist()
-            names = s.names.all()
-            ids += [names[i] for i in kept]
-            metadata += [s.metadata_of(i) or None for i in kept] if s.metadata is not None else [None] * len(kept)
-        return write_segment(self.path, ids, vectors, metadata)
-
-    def _replaced(self, before: Snapshot, now: Snapshot, entry: Entry | None) -> list[Entry]:
-        """The merged segment in place of those it was made of, without what was deleted from these meanwhile."""
-        old = {s.entry.file.name: s for s in before.segments}
-        later = [e for e in now.manifest.segments if e.file.name not in old]
-        if entry is None:
-            return later
-        kept = []
-        for s in now.segments:
-            first = old.get(s.entry.file.name)
-            if first is not None:
-                gone = torch.zeros(len(s), dtype=torch.bool) if s.deleted is None else s.deleted
-                kept.append(gone if first.live is None else gone[first.live])
-        gone = torch.cat(kept)
-        if bool(gone.any()):
-            entry = replace(entry, deleted=int(gone.sum()), tombstones=write_tombstones(self.path, gone))
-        return [entry, *later]
 
     def _fold(self) -> None:
         """Merge small segments at the end once there are many; what is large or calibrated stays."""
@@ -273,7 +213,7 @@ class Index:
             if len(segments) < 2:
                 return
             live = sum(e.documents - e.deleted for e in entries[first:])
-            made = [self._joined(segments)] if live else []
+            made = [merging.joined(self.path, self.width, segments)] if live else []
             self._commit(self._snapshot.manifest.then((*entries[:first], *made)))
             self._sweep()
 
