@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,9 @@ Search = Callable[[sp.csr_matrix], np.ndarray]
 def torch_csr(documents: sp.csr_matrix) -> Search:
     """torch.sparse CSR times dense queries, then topk."""
     parts = (torch.from_numpy(documents.indptr), torch.from_numpy(documents.indices), torch.from_numpy(documents.data))
-    matrix = torch.sparse_csr_tensor(*parts, size=documents.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the layout is in beta
+        matrix = torch.sparse_csr_tensor(*parts, size=documents.shape)
 
     def search(queries: sp.csr_matrix) -> np.ndarray:
         dense = torch.from_numpy(queries.toarray()).T.contiguous()
