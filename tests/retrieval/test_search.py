@@ -24,24 +24,29 @@ def mixtures():
     return documents, queries, everything.search(queries, 10), everything.search(queries, 4000)
 
 
+@pytest.fixture(scope="module")
+def seismic(mixtures):
+    return sw.method("seismic", postings=600).build(mixtures[0])
+
+
 def recall(ranked, truth):
     return float(recall_at(ranked.ids, truth.found).mean())
 
 
-def test_seismic_scores_few_documents_at_high_recall(mixtures):
+def test_seismic_scores_few_documents_at_high_recall(mixtures, seismic):
     documents, queries, truth, everything = mixtures
     assert 0.7 < float((everything.scores > 0).float().mean()) < 0.8, "three quarters share a term with a query"
-    ranked = sw.method("seismic", postings=600).build(documents).search(queries, 10)
+    ranked = seismic.search(queries, 10)
     assert recall(ranked, truth) >= 0.99
     assert float(ranked.opened.float().mean()) <= 0.2 * len(documents)
     same = ranked.ids == truth.ids
     assert torch.allclose(ranked.scores[same], truth.scores[same])
 
 
-def test_the_share_that_seismic_scores_falls_with_the_number_of_documents(mixtures):
+def test_the_share_that_seismic_scores_falls_with_the_number_of_documents(mixtures, seismic):
     documents, queries, _, _ = mixtures
     few = sw.method("seismic", postings=600).build(documents.take(slice(0, 1000))).search(queries, 10)
-    many = sw.method("seismic", postings=600).build(documents).search(queries, 10)
+    many = seismic.search(queries, 10)
     assert float(many.opened.float().mean()) / 4000 < 0.7 * float(few.opened.float().mean()) / 1000
 
 

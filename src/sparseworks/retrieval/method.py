@@ -13,8 +13,7 @@ from sparseworks.core.errors import KernelError
 from sparseworks.core.published import METHODS, Published, Source
 from sparseworks.core.routine import Routine
 from sparseworks.exec.search import Forward, Lists, Ranked
-from sparseworks.retrieval.search import Search
-from sparseworks.retrieval.search import Source as Searched
+from sparseworks.retrieval.search import Search, Searched
 from sparseworks.retrieval.vectors import SparseVectors
 
 

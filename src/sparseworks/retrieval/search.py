@@ -17,7 +17,7 @@ from sparseworks.exec.search import Blocks, Forward, Impacts, Lists, Ranked, Row
 
 
 @dataclass(frozen=True)
-class Source:
+class Searched:
     """The documents that are searched: as rows, as lists, and what a search has built beside them."""
 
     forward: Forward
@@ -48,7 +48,7 @@ class Search(ABC):
     @abstractmethod
     def __call__(
         self,
-        source: Source,
+        source: Searched,
         queries: Rows,
         k: int,
         allowed: Bool[Tensor, " documents"] | None = None,
@@ -77,7 +77,7 @@ class Postings(Search):
 
     def __call__(
         self,
-        source: Source,
+        source: Searched,
         queries: Rows,
         k: int,
         allowed: Bool[Tensor, " documents"] | None = None,
@@ -98,7 +98,7 @@ class _Bounded(Search):
 
     def __call__(
         self,
-        source: Source,
+        source: Searched,
         queries: Rows,
         k: int,
         allowed: Bool[Tensor, " documents"] | None = None,
@@ -162,7 +162,7 @@ class PostingBlocks(_Pruned):
 
     def __call__(
         self,
-        source: Source,
+        source: Searched,
         queries: Rows,
         k: int,
         allowed: Bool[Tensor, " documents"] | None = None,
@@ -190,7 +190,7 @@ class TwoStage(_Pruned):
 
     def __call__(
         self,
-        source: Source,
+        source: Searched,
         queries: Rows,
         k: int,
         allowed: Bool[Tensor, " documents"] | None = None,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparseworks.exec.search import Forward, Lists, Rows
 from sparseworks.retrieval.index.segment import Setting
-from sparseworks.retrieval.search import PostingBlocks, Postings, Search, Source, TwoStage
+from sparseworks.retrieval.search import PostingBlocks, Postings, Search, Searched, TwoStage
 
 RECALLS = (0.9, 0.95, 0.99)
 _SURE = 2.0  # standard errors by which the recall on calibration queries must be above what is asked
@@ -74,7 +74,7 @@ def tried(
     for search in (Postings(), *searches):
         if search.refuses(lists, queries) or (search.BUILD and search.building not in parts):
             continue
-        source = Source(forward, lists, parts.get(search.building))
+        source = Searched(forward, lists, parts.get(search.building))
         search(source, queries, k, threads=threads)  # pages come into memory
         start = time.perf_counter()
         ranked = search(source, queries, k, threads=threads)

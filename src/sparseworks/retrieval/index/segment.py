@@ -22,7 +22,7 @@ from sparseworks.io.tensors import Entry as TensorEntry
 from sparseworks.io.tensors import read_tensors, safetensors_chunks
 from sparseworks.retrieval.index.manifest import Entry, File
 from sparseworks.retrieval.index.names import Names, Texts, names_tensors, texts_tensors
-from sparseworks.retrieval.search import BUILT, Search, Source, built_tensors
+from sparseworks.retrieval.search import BUILT, Search, Searched, built_tensors
 from sparseworks.retrieval.vectors import SparseVectors, taken
 
 Metadata = Mapping[str, Any]
@@ -151,10 +151,10 @@ class Segment:
         ends = torch.cat([torch.zeros(1, dtype=torch.long), known.cumsum(0)])
         return Rows(ends[queries.ptr], at[known], queries.values[known], max(len(self.vocabulary), 1))
 
-    def source(self, search: Search) -> Source | None:
+    def source(self, search: Search) -> Searched | None:
         """What a search needs, if it was built or needs nothing."""
         built = self._built.get(search.building)
-        return Source(self.forward, self.lists, built) if built is not None or not search.BUILD else None
+        return Searched(self.forward, self.lists, built) if built is not None or not search.BUILD else None
 
     def vectors(self, width: int) -> SparseVectors:
         """Its live documents in the terms of the index."""
