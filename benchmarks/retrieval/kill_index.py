@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import platform
 import random
 import signal
 import sys
@@ -159,7 +160,9 @@ def main() -> None:
         found = run(Path(folder) / "index", given.kills, given.seed, given.longest)
     print(json.dumps(found, indent=1), file=sys.stdout)
     if given.json:
-        given.json.write_text(json.dumps({"benchmark": "kill_index", **found}, indent=1) + "\n", encoding="utf-8")
+        kind = platform.system(), platform.machine()
+        stored = {"benchmark": "kill_index", "created": time.strftime("%Y-%m-%d"), "machine": " ".join(kind), **found}
+        given.json.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_blocks_of_like_documents_beat_blocks_of_like_values(mixtures):
     documents, queries, truth, _ = mixtures
     found = {}
     for geometric in (True, False):
-        built = sw.method("seismic", postings=600, mass=0.2, heap=1.0, geometric=geometric).build(documents)
+        built = sw.method("seismic", postings=250, mass=0.2, heap=1.0, geometric=geometric).build(documents)
         ranked = built.search(queries, 10)
         found[geometric] = recall(ranked, truth), float(ranked.opened.float().mean())
     assert found[True][0] > found[False][0] + 0.01 and found[True][1] < 1.15 * found[False][1]
