@@ -43,6 +43,7 @@ from sparseworks.cli.options import (
     starting,
 )
 from sparseworks.cli.retrieval import index, search, serve
+from sparseworks.io.models import EMBEDDED_NAMES
 
 INTERRUPTED = "sparseworks: interrupted. Run the same command again to go on from the last finished block."
 
@@ -65,7 +66,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make PyTorch models sparse, and measurably faster. MODEL is a local folder, a hub id, `minilm`, or `sparseworks/tiny-lm`.",
+    help=f"Make PyTorch models sparse, and measurably faster. MODEL is a local folder, a hub id, or one of {EMBEDDED_NAMES}.",
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseworks.core.errors import ModelError, RecipeError, SparseworksError
+from sparseworks.exec.search import Rows
 from sparseworks.retrieval.index import Hits, Index
 from sparseworks.retrieval.texts import NAME, TextIndex
 from sparseworks.retrieval.vectors import SparseVectors
@@ -87,7 +88,7 @@ def answer(index: Index, texts: TextIndex | None, wish: dict[str, Any]) -> dict[
     }  # fmt: skip
 
 
-def _vector(index: Index, texts: TextIndex | None, wish: dict[str, Any]) -> SparseVectors:
+def _vector(index: Index, texts: TextIndex | None, wish: dict[str, Any]) -> Rows:
     query, vector = wish.get("query"), wish.get("vector")
     if (query is None) == (vector is None):
         raise RecipeError("A request has either a query or a vector.")

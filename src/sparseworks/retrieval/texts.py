@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sparseworks.core.errors import CheckpointError, RecipeError
+from sparseworks.exec.search import Rows
 from sparseworks.retrieval.exchange.lines import lines, write_lines
 from sparseworks.retrieval.index import Hits, Index
 from sparseworks.retrieval.index.snapshot import Filter
-from sparseworks.retrieval.vectors import SparseVectors
 
 NAME = "encoder.json"
 _STATE, _FITTED = "encoder", "encoder-texts.jsonl"
@@ -22,11 +22,11 @@ _STATE, _FITTED = "encoder", "encoder-texts.jsonl"
 class TextEncoder(Protocol):
     """What makes vectors of texts: documents and queries of one width."""
 
-    def documents(self, texts: Sequence[str]) -> SparseVectors:
+    def documents(self, texts: Sequence[str]) -> Rows:
         """One vector a document."""
         ...
 
-    def queries(self, texts: Sequence[str]) -> SparseVectors:
+    def queries(self, texts: Sequence[str]) -> Rows:
         """One vector a query."""
         ...
 

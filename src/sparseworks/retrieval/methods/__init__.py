@@ -2,4 +2,5 @@
 
 from __future__ import annotations
 
+from sparseworks.retrieval.methods import fusion as fusion
 from sparseworks.retrieval.methods import indexes as indexes
