@@ -20,7 +20,7 @@ MAX_SCORE = add_index(
     Source("Turtle, Flood", 1995, title="Query evaluation: strategies and optimizations"),
     "Exact, scoring only documents that a bound over whole lists does not rule out.",
     when="Few terms a query, of very different weight, as in BM25 over raw text.",
-    when_not="Learned sparse queries of dozens of terms: their bounds rule out little, and adding every posting up is faster.",
+    when_not="Up to 100,000 documents (BM25 queries of 8 words: 178 against 64 µs for all postings), and learned sparse queries of dozens of terms at any size: their bounds rule out little.",
 )
 BLOCK_MAX_WAND = add_index(
     "block_max_wand",
@@ -28,7 +28,7 @@ BLOCK_MAX_WAND = add_index(
     Source("Ding, Suel", 2011, title="Faster top-k document retrieval using block-max indexes"),
     "Exact, skipping documents whose blocks of postings cannot reach the k-th score.",
     when="As max_score, where values within a list differ much and k is small.",
-    when_not="Learned sparse queries of dozens of terms, or large k: most blocks are opened.",
+    when_not="Up to 100,000 documents (BM25 queries of 8 words: 339 against 64 µs for all postings), queries of dozens of terms, or large k.",
 )
 SEISMIC = add_index(
     "seismic",
