@@ -23,6 +23,7 @@ from sparseworks.core.score import SCORES
 from sparseworks.core.solver import REPAIRS, SOLVERS
 from sparseworks.core.stats import STATS
 from sparseworks.exec import FORMATS, KERNELS
+from sparseworks.retrieval.method import IndexMethod
 from sparseworks.solve.coders import CODERS
 from sparseworks.solve.maps import MAPS
 from sparseworks.testing.operator import OPERATORS
@@ -89,6 +90,11 @@ def test_method_of_attention(name):
 @pytest.mark.parametrize("name", [m.name for m in CacheMethod.all()])
 def test_method_of_the_cache(name):
     testing.check_cache_method(name)
+
+
+@pytest.mark.parametrize("name", [m.name for m in IndexMethod.all()])
+def test_method_of_indexes(name):
+    testing.check_index(name)
 
 
 @pytest.mark.parametrize("name", [m.name for m in TrainedAttention.all()])

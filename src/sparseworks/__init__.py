@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from sparseworks.jobs import Recover as Recover
     from sparseworks.jobs import Result as Result
     from sparseworks.jobs import compress as compress
+    from sparseworks.retrieval import Index as Index
+    from sparseworks.retrieval import SparseVectors as SparseVectors
     from sparseworks.stream import sites as sites
     from sparseworks.weights import Sparsifier as Sparsifier
     from sparseworks.weights import cycles as cycles
@@ -61,12 +63,14 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Codes": "core.codes",
     "Goal": "jobs",
+    "Index": "retrieval",
     "Method": "core.method",
     "Pattern": "core.pattern",
     "Recipe": "core.recipe",
     "Site": "core.site",
     "Support": "core.support",
     "SparseLinear": "exec",
+    "SparseVectors": "retrieval",
     "SparseConv1x1": "exec",
     "SparseConv2d": "exec",
     "Plan": "exec",

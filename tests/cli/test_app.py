@@ -21,7 +21,20 @@ from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, S
 from sparseworks.io import EMBEDDED
 
 RUN = CliRunner()
-COMMANDS = ("compress", "prune", "inspect", "plan", "bench", "methods", "compare", "evaluate", "attention")
+COMMANDS = (
+    "compress",
+    "prune",
+    "inspect",
+    "plan",
+    "bench",
+    "methods",
+    "compare",
+    "evaluate",
+    "attention",
+    "index",
+    "search",
+    "serve",
+)
 TINY = "sparseworks/tiny-lm"
 
 

@@ -10,12 +10,14 @@ from sparseworks.testing.activations import check_activation_method
 from sparseworks.testing.allocator import check_allocator
 from sparseworks.testing.attention import check_attention_method
 from sparseworks.testing.autoencoder_metric import check_metric
+from sparseworks.testing.bound import check_bound
 from sparseworks.testing.cache import check_cache_method
 from sparseworks.testing.composition import check_composition
 from sparseworks.testing.encoder import check_auxiliary_reaches, check_encoder
 from sparseworks.testing.examples import example, gathered, random_weight
 from sparseworks.testing.form import check_form
 from sparseworks.testing.format import check_format
+from sparseworks.testing.index import check_index
 from sparseworks.testing.kernel import check_kernel
 from sparseworks.testing.mask import check_mask
 from sparseworks.testing.operator import check_operator
@@ -33,11 +35,13 @@ __all__ = [
     "check_allocator",
     "check_attention_method",
     "check_auxiliary_reaches",
+    "check_bound",
     "check_cache_method",
     "check_composition",
     "check_encoder",
     "check_form",
     "check_format",
+    "check_index",
     "check_kernel",
     "check_mask",
     "check_metric",

@@ -3,3 +3,4 @@
 from __future__ import annotations
 
 from sparseworks.retrieval.methods import fusion as fusion
+from sparseworks.retrieval.methods import indexes as indexes
