@@ -29,7 +29,7 @@ def certify(
     back = a.adjoint(slope.reshape(u.shape))
     correlation, codes = _flat(back), _flat(z)
     try:
-        return _gap(datafit, penalty, codes, _flat(u), _flat(y), slope, correlation), "duality gap"
+        return duality_gap(datafit, penalty, codes, _flat(u), _flat(y), slope, correlation), "duality gap"
     except NotImplementedError:
         pass
     zero = torch.zeros_like(_flat(u))
@@ -38,9 +38,20 @@ def certify(
     return penalty.violation(codes, correlation).amax(-1) / scale, "violation"
 
 
-def _gap(
-    datafit: Datafit, penalty: Penalty, z: Tensor, u: Tensor, y: Tensor, slope: Tensor, correlation: Tensor
-) -> Tensor:
+def duality_gap(
+    datafit: Datafit,
+    penalty: Penalty,
+    z: Float[Tensor, "rows n"],
+    u: Float[Tensor, "rows m"],
+    y: Float[Tensor, "rows m"],
+    slope: Float[Tensor, "rows m"],
+    correlation: Float[Tensor, "rows n"],
+) -> Float[Tensor, " rows"]:
+    """The gap as `certify` has it, from products that are known: u = A z, slope = grad f(u), correlation = A* slope.
+
+    Raises:
+        NotImplementedError: a conjugate is not known.
+    """
     scale = torch.ones_like(correlation[..., 0].real)
     polar = penalty.conjugate(-correlation)
     if bool(polar.isinf().any()):

@@ -30,8 +30,8 @@ class Datafit:
         """df / du."""
         raise NotImplementedError
 
-    def hessian(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows m"]:
-        """d2f / du2 where f is a sum over coordinates: what prox-Newton steps need.
+    def bend(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows m"]:
+        """d2f / du2 where f is a sum over coordinates, or what makes a quadratic model that lies above f: for prox-Newton steps.
 
         Raises:
             NotImplementedError: not a sum, or not known.

@@ -33,9 +33,9 @@ class Huber(Datafit):
         """u - y, cut at delta."""
         return (u - y).clamp(-self.delta, self.delta)
 
-    def hessian(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows m"]:
-        """1 up to delta, 0 beyond."""
-        return ((u - y).abs() <= self.delta).to(u.dtype)
+    def bend(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows m"]:
+        """min(1, delta / |u - y|): the parabola through u that lies above, since the second derivative is 0 beyond delta."""
+        return self.delta / (u - y).abs().clamp(min=self.delta)
 
     def conjugate(self, v: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows"]:
         """sum v^2 / 2 + v y where no |v| exceeds delta."""

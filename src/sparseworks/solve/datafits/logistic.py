@@ -26,7 +26,7 @@ class Logistic(Datafit):
         """-y / (1 + exp(y u))."""
         return -y * torch.sigmoid(-y * u)
 
-    def hessian(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows m"]:
+    def bend(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows m"]:
         """p (1 - p) with p = 1 / (1 + exp(-u))."""
         p = torch.sigmoid(u)
         return p * (1 - p)
@@ -45,7 +45,7 @@ class Logistic(Datafit):
         for _ in range(_ROUNDS):
             slope = v - u + step * self.gradient(v, y)
             low, high = torch.where(slope < 0, v, low), torch.where(slope < 0, high, v)
-            v = v - slope / (1 + step * self.hessian(v, y))
+            v = v - slope / (1 + step * self.bend(v, y))
             v = torch.where((v < low) | (v > high), (low + high) / 2, v)
         return v
 

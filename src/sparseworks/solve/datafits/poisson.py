@@ -26,7 +26,7 @@ class Poisson(Datafit):
         """exp(u) - y."""
         return u.exp() - y
 
-    def hessian(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows m"]:
+    def bend(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows m"]:
         """exp(u)."""
         del y
         return u.exp()

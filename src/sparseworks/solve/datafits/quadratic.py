@@ -26,7 +26,7 @@ class Quadratic(Datafit):
         """u - y."""
         return u - y
 
-    def hessian(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows m"]:
+    def bend(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows m"]:
         """1."""
         del y
         return torch.ones_like(u)
