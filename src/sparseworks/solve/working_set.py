@@ -16,7 +16,8 @@ from sparseworks.solve.inner_products import descend_quadratic, restrict
 from sparseworks.solve.penalties import L1, NonNegativeL1, WeightedL1
 from sparseworks.solve.penalty import Penalty
 
-_FIRST = 100
+_FIRST = 100  # atoms in the first working set
+_INSIDE = 0.03  # violation left in a working set, of the worst among all atoms
 
 
 @dataclass
@@ -44,17 +45,19 @@ def solve_one(
 ) -> Found:
     """argmin f(z D; y) + g(z), g separable, one z.
 
-    Each round looks at all atoms once (gap, screening, violations), takes the worst into the working set, which at least
-    doubles with the support, and solves there: exactly the quadratic, by prox-Newton steps any other datafit.
+    Each round looks at all atoms once (gap, screening, violations), takes as many of the worst into the working set as the
+    support is large, and solves there: the quadratic by its inner products, any other datafit by prox-Newton steps.
 
     Source: working sets as Massias, Gramfort and Salmon, 2018, arXiv 1802.07481; sphere as Ndiaye, Fercoq, Gramfort and
     Salmon, 2017, arXiv 1611.05780.
     """
     problem = _One(atoms, norms, y, datafit, penalty)
-    z, steps, size = start.clone(), 0, _FIRST
+    begun = (start != 0).to(y.dtype)
+    problem.take(torch.where(begun > 0, begun, -torch.inf), len(start))
+    z, steps, stuck = start.clone(), 0, 0
     left = None  # atoms that are not screened, once so few that a copy of them pays
     screened = torch.zeros(len(atoms), dtype=torch.bool, device=atoms.device)
-    level = tolerance
+    before = torch.inf
     while True:
         u = problem.predict(z)
         slope = datafit.gradient(u, y)
@@ -69,15 +72,18 @@ def solve_one(
                 kept = (~screened).nonzero()[:, 0]
                 left = (kept, atoms[kept])
         violation = penalty.violation(z, correlation).masked_fill(screened, 0)
-        alive = int((z != 0).sum())
-        size = min(max(size, 2 * alive), len(atoms) - int(screened.sum()))
-        if bool(((violation > 0) & (z == 0)).sum() == 0):
-            level /= 10  # nothing outside is missing: what is left is rounding inside
-        chosen = top(torch.where(z != 0, torch.inf, problem.urgency(correlation, screened)).unsqueeze(0), size)[0]
-        kept = chosen.nonzero()[:, 0]
-        z[kept], used = problem.descend(kept, z[kept], level, passes - steps)
+        worst = float(violation.max())
+        stuck = stuck + 1 if worst >= before else 0
+        if stuck > 3:
+            break  # rounding allows no more
+        before = min(worst, before)
+        missing = violation > worst * _INSIDE
+        missing[problem.kept] = False
+        if bool(missing.any()):
+            room = max(int((z != 0).sum()), _FIRST)
+            problem.take(problem.urgency(correlation, screened), room)
+        z, used = problem.descend(z, worst * _INSIDE, passes - steps)
         steps += max(used, 1)
-        size = min(2 * size, max(size, 4 * alive, _FIRST)) if alive * 2 > size else size
     return Found(z, steps, number, proves, int(screened.sum()))
 
 
@@ -93,7 +99,9 @@ class _One:
         self.atoms, self.norms, self.y, self.datafit, self.penalty = atoms, norms, y, datafit, penalty
         zero = torch.zeros_like(y)
         self.worth = max(float(datafit.value(zero, y)), torch.finfo(y.dtype).tiny)
-        self.steepest = float((atoms @ datafit.gradient(zero, y)).abs().max())
+        self.kept = torch.zeros(0, dtype=torch.long, device=y.device)
+        self.some = atoms[:0]
+        self.gram, self.right = y.new_zeros(0, 0), y.new_zeros(0)
 
     def predict(self, z: Tensor) -> Tensor:
         at = z.nonzero()[:, 0]
@@ -105,7 +113,11 @@ class _One:
             return float(duality_gap(self.datafit, self.penalty, *rows)), "duality gap"
         except NotImplementedError:
             worst = float(self.penalty.violation(z, correlation).max())
-            return worst / max(self.steepest, torch.finfo(z.dtype).tiny), "violation"
+            return worst / max(self._steepest(), torch.finfo(z.dtype).tiny), "violation"
+
+    def _steepest(self) -> float:
+        first = self.datafit.gradient(torch.zeros_like(self.y), self.y)
+        return float((self.atoms @ first).abs().max())
 
     def _slopes(self, like: Tensor) -> Tensor | None:
         """Of the penalty at 0, where the bound of screening knows it."""
@@ -126,22 +138,34 @@ class _One:
         return facing * scale + radius * self.norms < slopes
 
     def urgency(self, correlation: Tensor, screened: Tensor) -> Tensor:
-        """How far an atom at 0 is from being left there, nearest first; screened ones last."""
-        zero = torch.zeros_like(correlation)
-        violation = self.penalty.violation(zero, correlation)
-        size = (-correlation if type(self.penalty) is NonNegativeL1 else correlation.abs()) / self.norms.clamp(min=1e-30)
-        return torch.where(violation > 0, violation / self.norms.clamp(min=1e-30) + size.max(), size).masked_fill(
-            screened, -torch.inf
-        )
+        """How near an atom at 0 is to leaving it, in units of its norm; what is screened or in the working set comes last."""
+        size = -correlation if type(self.penalty) is NonNegativeL1 else correlation.abs()
+        slopes = self._slopes(correlation)
+        size = (size if slopes is None else size - slopes) / self.norms.clamp(min=torch.finfo(size.dtype).tiny)
+        return size.masked_fill(screened, -torch.inf).index_fill(0, self.kept, -torch.inf)
 
-    def descend(self, kept: Tensor, z: Tensor, level: float, passes: int) -> tuple[Tensor, int]:
-        """The problem on some atoms, to a violation of `level` times the smaller of its slope and its steepest gradient."""
-        some, penalty = self.atoms[kept], restrict(self.penalty, kept)
-        reach = min(float(getattr(self.penalty, "weight", 1.0)) or self.steepest, self.steepest)
-        goal = level * reach
+    def take(self, urgency: Tensor, more: int) -> None:
+        """Let this many more atoms into the working set; inner products of those inside are kept."""
+        more = min(more, int((urgency > -torch.inf).sum()))
+        new = top(urgency.unsqueeze(0), more)[0].nonzero()[:, 0]
+        fresh = self.atoms[new]
+        self.kept, self.some = torch.cat([self.kept, new]), torch.cat([self.some, fresh])
         if isinstance(self.datafit, Quadratic):
-            return _quadratic(some @ some.T, some @ self.y, penalty, z, goal, passes)
-        return self._newton(some, penalty, z, goal, passes)
+            beside = self.some @ fresh.T
+            known = len(self.gram)
+            gram = self.gram.new_empty(len(self.kept), len(self.kept))
+            gram[:known, :known], gram[:, known:], gram[known:] = self.gram, beside, beside.T
+            self.gram, self.right = gram, torch.cat([self.right, fresh @ self.y])
+
+    def descend(self, z: Tensor, goal: float, passes: int) -> tuple[Tensor, int]:
+        """The problem on the working set, to a violation of `goal`."""
+        penalty = restrict(self.penalty, self.kept)
+        inside = z[self.kept]
+        if isinstance(self.datafit, Quadratic):
+            inside, used = _quadratic(self.gram, self.right, penalty, inside, goal, passes)
+        else:
+            inside, used = self._newton(self.some, penalty, inside, goal, passes)
+        return torch.zeros_like(z).index_copy(0, self.kept, inside), used
 
     def _newton(self, some: Tensor, penalty: Penalty, z: Tensor, goal: float, passes: int) -> tuple[Tensor, int]:
         """Penalised quadratic models of the datafit, and a line search on the cost."""

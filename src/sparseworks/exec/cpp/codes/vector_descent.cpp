@@ -40,7 +40,7 @@ struct Row {
     std::vector<int64_t> set;  // the working set, and of it: inner products, gradient, coefficients, slopes
     std::vector<T> h, gradient, x, slope;
     std::vector<int64_t> alive;
-    std::vector<T> factor, step;
+    std::vector<T> factor, step, moved_gradient;
     const T ridge, gamma;
 
     Row(const Descent<T>& given, int64_t r)
@@ -145,6 +145,7 @@ struct Row {
             step[i] *= factor[i * s + i];
             add(step.data(), factor.data() + i * s, -step[i], i);
         }
+        if (clipped()) return true;
         T length = 1;
         int64_t first = -1;
         for (int64_t i = 0; i < s; ++i) {
@@ -160,16 +161,46 @@ struct Row {
         return true;
     }
 
+    // The whole step, with 0 where a sign would change; false, and nothing moves, where that goes up.
+    bool clipped() {
+        const int64_t n = set.size(), s = alive.size();
+        moved_gradient.assign(n, 0);
+        T change = 0, bend = 0;
+        for (int64_t i = 0; i < s; ++i) {
+            const int64_t at = alive[i];
+            const T next = x[at] * (x[at] + step[i]) < 0 ? 0 : x[at] + step[i], moved = next - x[at];
+            add(moved_gradient.data(), h.data() + at * n, moved, n);
+            change += (gradient[at] + ridge * x[at]) * moved + slope[at] * (std::fabs(next) - std::fabs(x[at]));
+            bend += ridge * moved * moved;
+        }
+        const auto moved_at = [&](int64_t i) { return x[alive[i]] * (x[alive[i]] + step[i]) < 0 ? -x[alive[i]] : step[i]; };
+        for (int64_t i = 0; i < s; ++i) bend += moved_at(i) * moved_gradient[alive[i]];
+        if (!(change + bend / 2 < 0)) return false;
+        for (int64_t i = 0; i < s; ++i) {
+            const int64_t at = alive[i];
+            x[at] = x[at] * (x[at] + step[i]) < 0 ? 0 : x[at] + step[i];
+        }
+        add(gradient.data(), moved_gradient.data(), T(1), n);
+        return true;
+    }
+
     // Descent in the working set until nothing in it violates by more than `goal`; false if nothing moved, as rounding allows no more.
     bool descend(T goal) {
         bool definite = Kind != 2, any = false;
+        double work = 0;
         for (int64_t pass_number = 1; a.epochs[row] < a.most; ++pass_number) {
             bool changed = false, moves = false;
             const T most = pass(changed, moves);
             ++a.epochs[row];
             any |= moves;
+            const double n = set.size(), alive_now = std::count_if(x.begin(), x.end(), [](T v) { return v != 0; });
             if (most <= goal || !moves) break;
-            if (definite && pass_number > 1 && !changed) definite = newton();
+            // A factor costs s^3 / 6: a large one waits until the passes since the last have cost a share of that.
+            work += n * alive_now;
+            if (definite && pass_number > 1 && !changed && (alive_now < 64 || 8 * work >= alive_now * alive_now * alive_now)) {
+                definite = newton();
+                work = 0;
+            }
         }
         for (size_t i = 0; i < set.size(); ++i) {
             const T moved = x[i] - z[set[i]];
