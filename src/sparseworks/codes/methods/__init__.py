@@ -1,1 +1,3 @@
 """The registered methods of codes, one file a group."""
+
+from sparseworks.codes.methods import convex as convex

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from sparseworks.solve.inner_products import descend_quadratic
 from sparseworks.solve.linear import LinearMap
 from sparseworks.solve.maps import Atoms
 from sparseworks.solve.penalties import L1
+from sparseworks.solve.penalty import Penalty
 
 Rule = Literal["cyclic", "gs", "gsl", "gsq", "gsd"]
 
@@ -38,8 +39,8 @@ class GreedyBlocks(Coder):
     """
 
     datafit: Datafit = field(default_factory=Quadratic)
-    penalty: L1 = field(default_factory=L1)
-    rule: Rule = "gsd"
+    penalty: Penalty = field(default_factory=L1)
+    rule: str = "gsd"
     block: int = 5
     settle: int = 5
     tolerance: float = 1e-5
@@ -50,6 +51,8 @@ class GreedyBlocks(Coder):
         """It needs columns, the l1 norm and a bounded curvature."""
         if not isinstance(dictionary, Atoms) or dictionary.dtype.is_complex:
             return "Greedy blocks need a real matrix of atoms; for other maps use proximal_gradient."
+        if self.rule not in get_args(Rule):
+            return f"Greedy blocks have no rule {self.rule!r}: {', '.join(get_args(Rule))}."
         if type(self.penalty) is not L1 or self.datafit.curvature == float("inf"):
             return "Greedy blocks minimise the l1 norm with a datafit of bounded curvature; use coordinate_descent."
         return None
