@@ -90,7 +90,7 @@ add_coder(
     when_not="Speed is what matters: a proximal map sorts and pools, row by row.",
 )
 add_coder(
-    "group_lasso",
+    "group_lasso_fista",
     ProximalGradient(penalty=Group(2)),
     Source("Yuan and Lin", 2006, title="Model selection and estimation in regression with grouped variables"),
     "Groups of atoms are kept or dropped as a whole.",
