@@ -20,6 +20,7 @@ from sparseworks.core.score import SCORES
 from sparseworks.core.solver import REPAIRS, SOLVERS
 from sparseworks.core.stats import STATS
 from sparseworks.exec import FORMATS, KERNELS
+from sparseworks.solve.penalty import PENALTIES
 
 
 @pytest.mark.parametrize("name", SCORES.names())
@@ -62,6 +63,11 @@ def test_format(name):
 @pytest.mark.parametrize("name", KERNELS.names())
 def test_kernel(name):
     testing.check_kernel(KERNELS.get(name))
+
+
+@pytest.mark.parametrize("name", PENALTIES.names())
+def test_penalty(name):
+    testing.check_penalty(PENALTIES.get(name))
 
 
 @pytest.mark.parametrize("name", [m.name for m in AttentionMethod.all()])

@@ -120,7 +120,8 @@ class SparseRegressor(RegressorMixin, BaseEstimator):
                 )
             if not penalty.convex:
                 raise RecipeError("Penalties that are not convex are fitted with the quadratic datafit only.")
-            penalty = replace(penalty, weight=penalty.weight * samples)  # type: ignore[type-var, attr-defined]
+            if hasattr(penalty, "weight"):
+                penalty = replace(penalty, weight=penalty.weight * samples)  # type: ignore[type-var, attr-defined]
         bounded = isinstance(datafit, Quadratic) or type(datafit).bend is not Datafit.bend
         kind = CoordinateDescent if penalty.separable and bounded else ProximalGradient
         return kind(datafit=datafit, penalty=penalty, tolerance=self.tol, iterations=self.max_iter)

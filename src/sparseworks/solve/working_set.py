@@ -63,10 +63,11 @@ def solve_one(
         slope = datafit.gradient(u, y)
         correlation = atoms @ slope if left is None else _scattered(atoms, left, slope)
         number, proves = problem.number(z, u, slope, correlation)
-        if number <= tolerance or steps >= passes:
-            break
         if screen and proves == "duality gap":
             screened |= problem.unneeded(u, slope, correlation, number)
+        if number <= tolerance or steps >= passes:
+            break
+        if bool(screened.any()):
             z[screened] = 0
             if left is None and int(screened.sum()) > 0.7 * len(screened):
                 kept = (~screened).nonzero()[:, 0]

@@ -17,6 +17,7 @@ from sparseworks.testing.format import check_format
 from sparseworks.testing.kernel import check_kernel
 from sparseworks.testing.mask import check_mask
 from sparseworks.testing.pattern import check_pattern
+from sparseworks.testing.penalty import check_penalty
 from sparseworks.testing.regime import check_training
 from sparseworks.testing.repair import check_repair
 from sparseworks.testing.score import check_score
@@ -34,6 +35,7 @@ __all__ = [
     "check_kernel",
     "check_mask",
     "check_pattern",
+    "check_penalty",
     "check_repair",
     "check_score",
     "check_solver",
