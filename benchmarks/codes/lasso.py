@@ -107,7 +107,9 @@ def case(name: str, x: np.ndarray, y: np.ndarray, share: float, rounds: int) -> 
 def signals_of(rows: int, features: int, support: int, atoms: np.ndarray, seed: int = 1) -> np.ndarray:
     """Columns: sums of a few atoms, and noise."""
     rng = np.random.default_rng(seed)
-    codes = rng.standard_normal((atoms.shape[1], rows)) * (rng.random((atoms.shape[1], rows)) < support / atoms.shape[1])
+    codes = rng.standard_normal((atoms.shape[1], rows)) * (
+        rng.random((atoms.shape[1], rows)) < support / atoms.shape[1]
+    )
     return atoms @ codes + 0.1 * rng.standard_normal((features, rows))
 
 

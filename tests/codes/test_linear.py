@@ -43,10 +43,11 @@ def test_the_elastic_net_is_scikit_learns_and_targets_are_apart():
 
 
 def test_cross_validation_chooses_near_scikit_learns_alpha():
-    ours, theirs = LassoCV(n_alphas=30, cv=5).fit(X, Y), linear_model.LassoCV(alphas=30, cv=5).fit(X, Y)
+    ours = LassoCV(n_alphas=10, cv=3, tol=1e-8).fit(X, Y)
+    theirs = linear_model.LassoCV(alphas=10, cv=3, tol=1e-8, max_iter=100000).fit(X, Y)
     assert np.allclose(ours.alphas_, theirs.alphas_, rtol=1e-4)
-    assert np.allclose(ours.mse_path_, theirs.mse_path_, rtol=0.02)
-    assert ours.alpha_ == pytest.approx(theirs.alpha_, rel=0.5)
+    assert np.allclose(ours.mse_path_, theirs.mse_path_, rtol=0.01)
+    assert ours.alpha_ == pytest.approx(theirs.alpha_, rel=1e-4)
 
 
 def test_tensors_in_tensors_out():
@@ -65,7 +66,7 @@ def test_tensors_in_tensors_out():
 def test_penalties_by_name_and_penalties_that_couple():
     mcp = SparseRegressor({"mcp": {"weight": 0.3, "gamma": 5.0}}).fit(X, Y)
     assert np.flatnonzero(mcp.coef_).tolist() == [0, 1, 2, 3]
-    assert np.allclose(mcp.coef_[:4], [3, -2, 1, 4], atol=0.15)
+    assert np.allclose(mcp.coef_[:4], [3, -2, 1, 4], atol=0.25)
     assert SparseRegressor(MCP(0.3, 5.0)).fit(X, Y).coef_ == pytest.approx(mcp.coef_)
     group = SparseRegressor(Group(2, 0.3)).fit(X, Y)
     assert bool(((group.coef_.reshape(-1, 2) != 0).sum(1) != 1).all())
@@ -76,7 +77,9 @@ def test_other_datafits_take_no_intercept():
     labels = np.sign(Y - 5)
     fitted = SparseRegressor(L1(0.05), "logistic", fit_intercept=False).fit(X, labels)
     assert (np.sign(fitted.predict(X)) == labels).mean() > 0.9
-    theirs = linear_model.LogisticRegression(l1_ratio=1, C=1 / (0.05 * 60), fit_intercept=False, solver="liblinear", tol=1e-8)
+    theirs = linear_model.LogisticRegression(
+        l1_ratio=1, C=1 / (0.05 * 60), fit_intercept=False, solver="liblinear", tol=1e-8
+    )
     assert np.allclose(fitted.coef_, theirs.fit(X, labels).coef_[0], atol=1e-2)
     with pytest.raises(RecipeError, match="fit_intercept=False"):
         SparseRegressor(datafit="huber").fit(X, Y)

@@ -72,4 +72,6 @@ def test_cox_is_blind_to_a_shift_and_to_censored_times_alone():
     assert torch.allclose(Cox().value(U, SEEN["cox"]), Cox().value(U + 3, SEEN["cox"]))
     assert float(Cox().value(U, -SEEN["cox"].abs()).abs().max()) == 0
     first = U[0] * 0
-    assert torch.allclose(Cox().value(first, torch.tensor([1.0, 2.0, 3.0, 4.0]).double()), torch.tensor(24.0).double().log())
+    assert torch.allclose(
+        Cox().value(first, torch.tensor([1.0, 2.0, 3.0, 4.0]).double()), torch.tensor(24.0).double().log()
+    )

@@ -9,8 +9,22 @@ from hypothesis import strategies as st
 
 from sparseworks import testing
 from sparseworks.core.errors import BudgetError
-from sparseworks.solve.penalties import L1, L21, MCP, SCAD, SLOPE, TV1D, Group, L1Ball, LInf, LogSum, Nuclear, WeightedL1
-from sparseworks.solve.penalties import ElasticNet, NonNegativeL1
+from sparseworks.solve.penalties import (
+    L1,
+    L21,
+    MCP,
+    SCAD,
+    SLOPE,
+    TV1D,
+    ElasticNet,
+    Group,
+    L1Ball,
+    LInf,
+    LogSum,
+    NonNegativeL1,
+    Nuclear,
+    WeightedL1,
+)
 from sparseworks.solve.penalty import Penalty, project_l1_ball
 
 V = torch.randn(8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
@@ -61,7 +75,9 @@ def test_projection_on_the_l1_ball_keeps_what_is_inside_and_ends_on_the_sphere()
 def test_total_variation_leaves_a_dual_that_says_it_is_optimal(values, weight):
     y = torch.tensor(values, dtype=torch.float64)
     z = TV1D(weight).prox(y, 1.0)
-    dual = (y - z).cumsum(0)  # y - z = D' p, so that the running sums are -p, which lie in the tube and touch it at jumps
+    dual = (y - z).cumsum(
+        0
+    )  # y - z = D' p, so that the running sums are -p, which lie in the tube and touch it at jumps
     assert abs(float(dual[-1])) < 1e-8
     assert float(dual.abs().max()) <= weight + 1e-8
     jump = z.diff()
@@ -101,7 +117,7 @@ def test_the_suite_sees_a_wrong_proximal_map():
         def prox(self, z, step):
             return super().prox(z, step) * 0.99
 
-    with pytest.raises(AssertionError, match="better point|not the minimiser"):
+    with pytest.raises(AssertionError, match=r"better point|not the minimiser"):
         testing.check_penalty(Shrinking(0.5))
 
 

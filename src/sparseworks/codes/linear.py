@@ -91,7 +91,10 @@ class SparseRegressor(RegressorMixin, BaseEstimator):
         if isinstance(X, Tensor):
             if X.dim() != 2 or X.shape[1] != self.n_features_in_:
                 raise ShapeError(f"X must be (samples, {self.n_features_in_}), got {tuple(X.shape)}.")
-            return X @ torch.as_tensor(self.coef_).to(X).mT + torch.as_tensor(self.intercept_).to(X)
+            coefficients = torch.as_tensor(self.coef_).to(X)
+            return X @ (coefficients.mT if coefficients.dim() == 2 else coefficients) + torch.as_tensor(
+                self.intercept_
+            ).to(X)
         data = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         return data @ np.asarray(self.coef_).T + np.asarray(self.intercept_)
 
@@ -105,8 +108,13 @@ class SparseRegressor(RegressorMixin, BaseEstimator):
             if not bool(torch.isfinite(target).all()):
                 raise NonFiniteError("The targets hold NaN or infinity.")
         else:
-            data, values = validate_data(self, X, y, multi_output=self._several, y_numeric=True, dtype=[np.float64, np.float32])
-            x, target = torch.from_numpy(np.array(data)), torch.from_numpy(np.asarray(values, dtype=data.dtype))
+            data, values = validate_data(
+                self, X, y, multi_output=self._several, y_numeric=True, dtype=[np.float64, np.float32]
+            )
+            x, target = (
+                torch.from_numpy(np.array(data)),
+                torch.from_numpy(np.asarray(values, dtype=np.asarray(data).dtype)),
+            )
         self._flat = target.dim() == 1
         return x, target.reshape(len(target), -1)
 
@@ -224,12 +232,13 @@ class LassoCV(SparseRegressor):
         x, target = self._read(X, y)
         if target.shape[1] != 1:
             raise ValueError(f"LassoCV takes one target, got y with {target.shape[1]}.")
-        self.alphas_, _ = self._path(x, target, self.n_alphas)
-        folds = list(check_cv(self.cv).split(x.cpu().numpy(), target.cpu().numpy()))
-        errors = [self._errors(x, target, *map(torch.from_numpy, fold)) for fold in folds]
+        alphas, _ = self._path(x, target, self.n_alphas)
+        splitter: Any = check_cv(self.cv)
+        folds = list(splitter.split(x.cpu().numpy(), target.cpu().numpy()))
+        errors = [self._errors(x, target, alphas, *map(torch.from_numpy, fold)) for fold in folds]
         self.mse_path_ = torch.stack(errors, dim=1).numpy()
-        self.alpha_ = float(self.alphas_[int(self.mse_path_.mean(1).argmin())])
-        self.alphas_ = self.alphas_.numpy()
+        self.alpha_ = float(alphas[int(self.mse_path_.mean(1).argmin())])
+        self.alphas_ = alphas.numpy()
         return super().fit(X, y if isinstance(X, Tensor) else np.asarray(y))
 
     def _penalty(self) -> Penalty:
@@ -243,8 +252,8 @@ class LassoCV(SparseRegressor):
         weights, found = path(atoms, signal, coder, alphas, self.eps)
         return weights, torch.cat([solution.z for solution in found])
 
-    def _errors(self, x: Tensor, target: Tensor, train: Tensor, test: Tensor) -> Tensor:
-        _, coefficients = self._path(x[train], target[train], self.alphas_)
+    def _errors(self, x: Tensor, target: Tensor, alphas: Tensor, train: Tensor, test: Tensor) -> Tensor:
+        _, coefficients = self._path(x[train], target[train], alphas)
         means = self._means(x[train], target[train])
         predicted = (x[test] - means[0]) @ coefficients.T + means[1]
         return (predicted - target[test]).square().mean(0).cpu()

@@ -132,7 +132,8 @@ def _optimality(subject: Penalty, name: str, generator: torch.Generator) -> None
     violation = subject.violation(z, (z @ a.T - y) @ a)
     require(violation.shape == z.shape, f"The violation of {name} is not one number a coordinate.")
     require(
-        bool((violation <= 1e-6).all()), f"{name} has a violation of {float(violation.max()):.2g} at a stationary point."
+        bool((violation <= 1e-6).all()),
+        f"{name} has a violation of {float(violation.max()):.2g} at a stationary point.",
     )
     near = subject.prox(z + 0.3 * torch.randn(z.shape, generator=generator, dtype=z.dtype), 1e-9)
     off = subject.violation(near, (near @ a.T - y) @ a)

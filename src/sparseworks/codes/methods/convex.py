@@ -76,7 +76,9 @@ add_coder(
 add_coder(
     "scad",
     CoordinateDescent(penalty=SCAD()),
-    Source("Fan and Li", 2001, title="Variable selection via nonconcave penalized likelihood and its oracle properties"),
+    Source(
+        "Fan and Li", 2001, title="Variable selection via nonconcave penalized likelihood and its oracle properties"
+    ),
     "Large coefficients are not shrunk, small ones as by the lasso.",
     when="As mcp, with a flat part around the threshold.",
     when_not="Many signals: its inner loop is not compiled; mcp's is.",
@@ -100,7 +102,9 @@ add_coder(
 add_coder(
     "nuclear_norm",
     ProximalGradient(penalty=Nuclear(1)),
-    Source("Toh and Yun", 2010, title="An accelerated proximal gradient algorithm for nuclear norm regularized problems"),
+    Source(
+        "Toh and Yun", 2010, title="An accelerated proximal gradient algorithm for nuclear norm regularized problems"
+    ),
     "Codes that are matrices of low rank.",
     when="The code of a signal is a matrix with few singular values.",
     when_not="Large matrices: every iteration takes a full decomposition.",

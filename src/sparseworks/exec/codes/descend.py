@@ -47,11 +47,20 @@ def descend(
     module = native()
     if module is None or not gram.is_cpu:
         raise KernelError(f"Coordinate descent is compiled for the CPU only: {why_missing() or gram.device}.")
-    shapes = ((len(gram),) * 2, (len(right), len(gram)), (len(gram),), (len(right),), (len(right), len(gram)), (len(right),))
+    shapes = (
+        (len(gram),) * 2,
+        (len(right), len(gram)),
+        (len(gram),),
+        (len(right),),
+        (len(right), len(gram)),
+        (len(right),),
+    )
     operands = (gram, right, slopes, scale, start, tolerance)
     for operand, shape in zip(operands, shapes, strict=True):
         if tuple(operand.shape) != shape:
-            raise ShapeError(f"Operands of {len(right)} rows and {len(gram)} atoms: {tuple(operand.shape)} must be {shape}.")
+            raise ShapeError(
+                f"Operands of {len(right)} rows and {len(gram)} atoms: {tuple(operand.shape)} must be {shape}."
+            )
         if operand.dtype != gram.dtype or gram.dtype not in (torch.float32, torch.float64):
             raise DtypeError(f"Operands are all float32 or all float64, got {gram.dtype} and {operand.dtype}.")
     held = [operand.detach().contiguous() for operand in (gram, right, slopes, scale, tolerance)]

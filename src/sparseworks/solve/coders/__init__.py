@@ -8,4 +8,13 @@ from sparseworks.solve.coders.greedy_blocks import GreedyBlocks
 from sparseworks.solve.coders.proximal import ProximalGradient
 from sparseworks.solve.coders.splitting import GraphADMM, PrimalDual
 
-__all__ = ["CODERS", "Coder", "CoordinateDescent", "GraphADMM", "GreedyBlocks", "PrimalDual", "ProximalGradient", "Solution"]
+__all__ = [
+    "CODERS",
+    "Coder",
+    "CoordinateDescent",
+    "GraphADMM",
+    "GreedyBlocks",
+    "PrimalDual",
+    "ProximalGradient",
+    "Solution",
+]

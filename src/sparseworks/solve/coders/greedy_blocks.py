@@ -73,7 +73,8 @@ class _Walk:
 
     def __init__(self, coder: GreedyBlocks, a: Atoms, y: Tensor, z: Tensor):
         self.coder, self.a, self.atoms, self.y, self.z = coder, a, a.matrix, y, z.clone()
-        self.weight, self.curvature = coder.penalty.weight, coder.datafit.curvature
+        self.curvature = coder.datafit.curvature
+        self.weight = float(coder.penalty.weight)  # type: ignore[attr-defined]  # `refuses` lets nothing but L1 pass
         self.bounds = self.curvature * self.atoms.square().sum(1).clamp(min=torch.finfo(y.dtype).tiny)
         self.steps = self.still = 0
         n, b = len(self.atoms), coder.block

@@ -37,7 +37,7 @@ class GraphADMM(Coder):
     datafit: Datafit = field(default_factory=Quadratic)
     penalty: Penalty = field(default_factory=L1)
     tolerance: float = 1e-5
-    iterations: int = 2000
+    iterations: int = 5000
     rho: float = 1.0
     every: int = 10
 
