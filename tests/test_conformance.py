@@ -13,6 +13,7 @@ import sparseworks.solve  # noqa: F401
 from sparseworks import testing
 from sparseworks.attention import AttentionMethod
 from sparseworks.attention.cache.method import CacheMethod
+from sparseworks.attention.trained import TrainedAttention
 from sparseworks.core.allocator import ALLOCATORS
 from sparseworks.core.method import Method
 from sparseworks.core.patterns import EXAMPLES
@@ -78,6 +79,12 @@ def test_method_of_attention(name):
 @pytest.mark.parametrize("name", [m.name for m in CacheMethod.all()])
 def test_method_of_the_cache(name):
     testing.check_cache_method(name)
+
+
+@pytest.mark.parametrize("name", [m.name for m in TrainedAttention.all()])
+def test_method_of_trained_attention(name):
+    method = TrainedAttention.of(name)
+    testing.check_trained_attention(method.with_(trainable=type(method.trainable).example()))
 
 
 @pytest.mark.parametrize("name", [m.name for m in Method.all() if m.train is not None and m.form is None])

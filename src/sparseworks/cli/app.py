@@ -42,6 +42,7 @@ from sparseworks.cli.options import (
     share,
     starting,
 )
+from sparseworks.io.models import EMBEDDED_NAMES
 
 INTERRUPTED = "sparseworks: interrupted. Run the same command again to go on from the last finished block."
 
@@ -64,7 +65,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make PyTorch models sparse, and measurably faster. MODEL is a local folder, a hub id, `minilm`, or `sparseworks/tiny-lm`.",
+    help=f"Make PyTorch models sparse, and measurably faster. MODEL is a local folder, a hub id, or one of {EMBEDDED_NAMES}.",
 )
 
 

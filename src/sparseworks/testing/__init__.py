@@ -23,6 +23,7 @@ from sparseworks.testing.repair import check_repair
 from sparseworks.testing.score import check_score
 from sparseworks.testing.solver import check_solver
 from sparseworks.testing.stat import check_stat
+from sparseworks.testing.trained import check_trained_attention
 
 __all__ = [
     "check_activation_method",
@@ -40,6 +41,7 @@ __all__ = [
     "check_score",
     "check_solver",
     "check_stat",
+    "check_trained_attention",
     "check_training",
     "example",
     "gathered",

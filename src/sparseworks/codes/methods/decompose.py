@@ -1,0 +1,51 @@
+"""Sums of simple parts: low rank plus sparse, spectra times abundances, signals with gaps."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from sparseworks.codes.method import CodesRoutine
+from sparseworks.core.published import Source
+from sparseworks.core.routine import add_routine
+
+_add = partial(add_routine, CodesRoutine)
+
+_add(
+    "robust_pca",
+    "codes.decompose.robust_pca:robust_pca",
+    "object=matrix_entry score=magnitude pattern=unstructured+low_rank budget=weight(1/sqrt(n)) schedule=alternating execution=svd",
+    Source("Candes, Li, Ma, Wright", 2011, "0912.3599", "Robust Principal Component Analysis?"),
+    "A matrix as low rank plus sparse, exactly where both are.",
+    when="A few entries are grossly wrong, or a small foreground moves over a background of low rank.",
+    when_not="Every entry is a little noisy: a truncated SVD is the answer then.",
+)
+_add(
+    "spain",
+    "codes.decompose.inpaint:spain",
+    "object=time_frequency_coefficient score=|Ax+u| pattern=unstructured(conjugate pairs) budget=count(grows) schedule=every_r_rounds repair=dual execution=fft",
+    Source("Mokry, Zaviska, Rajmic, Vesely", 2019, "1810.13137", "Introducing SPAIN (SParse Audio INpainter)"),
+    "Audio inpainting by ADMM with a growing number of time-frequency coefficients, analysis or synthesis form.",
+    catalog=(160,),
+    when="Gaps of up to about 50 ms in tonal sound.",
+    when_not="Gaps as long as a frame, or noise-like sound, which no few coefficients describe.",
+)
+_add(
+    "rrlbs",
+    "codes.decompose.unmixing:rrlbs",
+    "object=abundance score=none pattern=l_p_per_pixel budget=guidance_map schedule=alternating repair=band_weights(l21) execution=multiplicative",
+    Source("Zhu, Wang, Fan, Meng, Xiang, Pan", 2014, "1409.0685", "Spectral Unmixing via Data-guided Sparsity"),
+    "Spectral unmixing with an l2,1 loss over bands and a sparsity of every pixel that is learned with its abundances.",
+    catalog=(59,),
+    when="Some bands are corrupted, and pixels differ in how many materials they hold.",
+    when_not="Endmembers are known and clean: non-negative least squares is enough.",
+)
+_add(
+    "correntropy_nmf",
+    "codes.decompose.unmixing:correntropy_nmf",
+    "object=abundance score=none pattern=l_1/2 budget=weight schedule=half_quadratic repair=band_weights(correntropy) execution=multiplicative",
+    Source("Wang, Pan, Xiang, Zhu", 2015, "", "Robust Hyperspectral Unmixing with Correntropy-Based Metric"),
+    "Spectral unmixing that turns noisy bands down exponentially.",
+    catalog=(281,),
+    when="Some bands are so noisy that they should not count at all.",
+    when_not="Noise is even: weights then only lose data.",
+)

@@ -1,0 +1,1 @@
+"""Sparse numerics: projections, updated factors, transport, binary codes, graphs."""
