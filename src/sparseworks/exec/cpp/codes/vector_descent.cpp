@@ -186,8 +186,8 @@ struct Row {
 
     // Descent in the working set until nothing in it violates by more than `goal`; false if nothing moved, as rounding allows no more.
     bool descend(T goal) {
-        bool definite = Kind != 2, any = false;
-        double work = 0;
+        bool any = false;
+        double work = 0, singular = Kind == 2 ? 0 : INFINITY;  // a support of this size had dependent atoms
         for (int64_t pass_number = 1; a.epochs[row] < a.most; ++pass_number) {
             bool changed = false, moves = false;
             const T most = pass(changed, moves);
@@ -197,8 +197,8 @@ struct Row {
             if (most <= goal || !moves) break;
             // A factor costs s^3 / 6: a large one waits until the passes since the last have cost a share of that.
             work += n * alive_now;
-            if (definite && pass_number > 1 && !changed && (alive_now < 64 || 8 * work >= alive_now * alive_now * alive_now)) {
-                definite = newton();
+            if (alive_now < singular && pass_number > 1 && !changed && (alive_now < 64 || 8 * work >= alive_now * alive_now * alive_now)) {
+                if (!newton()) singular = alive_now;
                 work = 0;
             }
         }
