@@ -26,6 +26,7 @@ from sparseworks.exec import FORMATS, KERNELS
 from sparseworks.retrieval.method import IndexMethod
 from sparseworks.solve.coders import CODERS
 from sparseworks.solve.maps import MAPS
+from sparseworks.solve.penalty import PENALTIES
 from sparseworks.testing.operator import OPERATORS
 
 
@@ -80,6 +81,11 @@ def test_operator(name):
 @pytest.mark.parametrize("name", [n for n, kind in CODERS.items() if hasattr(kind, "budget")])
 def test_pursuit(name):
     testing.check_pursuit(name)
+
+
+@pytest.mark.parametrize("name", PENALTIES.names())
+def test_penalty(name):
+    testing.check_penalty(PENALTIES.get(name))
 
 
 @pytest.mark.parametrize("name", [m.name for m in AttentionMethod.all()])

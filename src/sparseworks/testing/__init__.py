@@ -22,6 +22,7 @@ from sparseworks.testing.kernel import check_kernel
 from sparseworks.testing.mask import check_mask
 from sparseworks.testing.operator import check_operator
 from sparseworks.testing.pattern import check_pattern
+from sparseworks.testing.penalty import check_penalty
 from sparseworks.testing.pursuit import check_pursuit
 from sparseworks.testing.regime import check_training
 from sparseworks.testing.repair import check_repair
@@ -47,6 +48,7 @@ __all__ = [
     "check_metric",
     "check_operator",
     "check_pattern",
+    "check_penalty",
     "check_pursuit",
     "check_repair",
     "check_score",

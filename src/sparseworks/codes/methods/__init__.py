@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparseworks.codes.methods import autoencoders as autoencoders
+from sparseworks.codes.methods import convex as convex
 from sparseworks.codes.methods import decompose as decompose
 from sparseworks.codes.methods import numerics as numerics
 from sparseworks.codes.methods import pursuits as pursuits

@@ -26,4 +26,18 @@ __all__ = [
     "Splicing",
     "ThresholdLoop",
     "Thresholding",
+from sparseworks.solve.coders.descent import CoordinateDescent
+from sparseworks.solve.coders.greedy_blocks import GreedyBlocks
+from sparseworks.solve.coders.proximal import ProximalGradient
+from sparseworks.solve.coders.splitting import GraphADMM, PrimalDual
+
+__all__ = [
+    "CODERS",
+    "Coder",
+    "CoordinateDescent",
+    "GraphADMM",
+    "GreedyBlocks",
+    "PrimalDual",
+    "ProximalGradient",
+    "Solution",
 ]
