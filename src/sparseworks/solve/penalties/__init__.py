@@ -20,8 +20,9 @@ from sparseworks.solve.penalties.total_variation import TV1D
 from sparseworks.solve.penalties.weighted_l1 import WeightedL1
 from sparseworks.solve.penalty import PENALTIES, Norm, Penalty
 
-__all__ = ["CEL0", "L0", "L1", "PENALTIES", "Half", "Penalty"]
 __all__ = [
+    "CEL0",
+    "L0",
     "L1",
     "L21",
     "MCP",
@@ -32,6 +33,7 @@ __all__ = [
     "Box",
     "ElasticNet",
     "Group",
+    "Half",
     "L1Ball",
     "LInf",
     "LogSum",
