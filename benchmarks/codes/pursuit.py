@@ -22,7 +22,7 @@ from sparseworks.core.budget import Count
 from sparseworks.exec import measure
 from sparseworks.solve.coders import OMP
 
-SHAPES = [(2000, 512, 64, 8), (512, 256, 64, 8), (512, 1024, 128, 16), (512, 1024, 256, 32), (64, 2048, 256, 16)]
+SHAPES = [(512, 512, 64, 8), (512, 256, 64, 8), (256, 1024, 128, 16), (64, 2048, 256, 16)]
 """(signals, atoms, features, atoms a signal)"""
 
 
