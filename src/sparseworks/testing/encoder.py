@@ -158,9 +158,9 @@ def _moves(method: AutoencoderMethod) -> None:
     went = {}
     x = _inputs(64, torch.float32)
     for dtype in (torch.float32, torch.bfloat16):
-        trainer = Trainer(method, Batch(x), WIDTH, Schedule(60, 64, lr=1e-4, warmup=0, decay=0), dtype=dtype)
+        trainer = Trainer(method, Batch(x), WIDTH, Schedule(20, 64, lr=1e-4, warmup=0, decay=0), dtype=dtype)
         first = {n: p.detach().float().clone() for n, p in trainer.model.named_parameters()}
-        for i in range(60):
+        for i in range(20):
             trainer.step(i, Batch(x))
         moved = dict(zip(trainer.optimiser.names, trainer.optimiser.masters, strict=True))
         went[dtype] = {n: float((moved[n].detach().float() - first[n]).norm()) for n in first}

@@ -95,7 +95,8 @@ def load_saelens(folder: Path | str) -> SparseAutoencoder:
         name, rule = known[architecture]()
         target = None if config.get("apply_b_dec_to_input", True) else Transcode()
         method = AutoencoderMethod.of(name).with_(latents=rule, auxiliary=None, target=target)
-        sae = SparseAutoencoder(method, *tensors["W_enc"].shape, tensors["W_dec"].shape[1]).to(tensors["W_dec"].dtype)
+        (d_in, width), d_out = tensors["W_enc"].shape, tensors["W_dec"].shape[1]
+        sae = SparseAutoencoder(method, d_in, width, d_out).to(tensors["W_dec"].dtype)
         _fill(sae, tensors, bool(config.get("rescale_acts_by_decoder_norm", False)))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} has weights that do not fit its configuration ({error!r}).") from error
