@@ -123,9 +123,9 @@ class Histogram(Densities):
 
 
 def measure(
-    sae: Any, batches: Iterable[Batch], metrics: Sequence[str] = ("fvu", "l0", "dead")
+    sae: Any, batches: Iterable[Batch] | Float[Tensor, "rows d"], metrics: Sequence[str] = ("fvu", "l0", "dead")
 ) -> dict[str, Float[Tensor, "..."]]:
-    """Metrics of an autoencoder on batches of activations.
+    """Metrics of an autoencoder on batches of activations, or on a matrix of them.
 
     Raises:
         CalibrationError: no tokens.
@@ -133,7 +133,7 @@ def measure(
     """
     found = {name: METRICS.get(name)() for name in metrics}
     with torch.no_grad():
-        for batch in batches:
+        for batch in [Batch(batches)] if isinstance(batches, Tensor) else batches:
             codes = sae.encode(batch.x)
             rebuilt, y = sae.decode(codes), sae.goal(batch) if hasattr(sae, "goal") else batch.x
             for metric in found.values():
