@@ -1,0 +1,44 @@
+"""Models whose codes are learnt: truncated posteriors, predicted codes, predicted embeddings."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from sparseworks.codes.method import CodesRoutine
+from sparseworks.core.published import Source
+from sparseworks.core.routine import add_routine
+
+_add = partial(add_routine, CodesRoutine)
+
+_add(
+    "prosper",
+    "codes.prosper.em:prosper",
+    "object=posterior score=truncated_log_joint pattern=at_most_g_ones budget=entries+candidates+learnt_share schedule=annealed_em execution=state_table",
+    Source(
+        "Exarchakis, Bornschein, Sheikh, Dai, Henniges, Drefs, Lucke",
+        2019,
+        "1908.06843",
+        "ProSper -- A Python Library for Probabilistic Sparse Coding with Non-Standard Priors and Superpositions",
+    ),
+    "Probabilistic sparse coding with binary, ternary, discrete or Gaussian units that add up or hide each other, by EM over few states.",
+    catalog=(13,),
+    when="Causes are few per signal, their number and noise are unknown, or they hide each other instead of adding up (mca, mmca).",
+    when_not="Codes are needed fast, or more than about five units are on at once. Runs end in local optima (one or two of ten bars short) when the "
+    "first temperature does not suit: try 2 and 4, several seeds, and keep the best likelihood.",
+)
+_add(
+    "psd",
+    "codes.psd:psd",
+    "object=code score=l1_least_squares pattern=unstructured budget=weight schedule=online_alternating repair=encoder_on_optimal_codes execution=one_product",
+    Source(
+        "Kavukcuoglu, Ranzato, LeCun",
+        2010,
+        "1010.3467",
+        "Fast Inference in Sparse Coding Algorithms with Applications to Object Recognition",
+    ),
+    "A dictionary and an encoder learnt together, so that codes cost one product.",
+    catalog=(154,),
+    when="Codes serve as features and have to be computed for every patch of every image.",
+    when_not="Exact zeros or exact codes are needed: predictions are dense. With weights of 0.5 and more on 8 x 8 digits, probes on predicted codes "
+    "fell 1 to 2 points behind exact codes, no better than tanh of random products; with 0.2 they were level (96.6%, random 95.5%).",
+)
