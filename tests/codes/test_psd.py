@@ -10,6 +10,12 @@ from sparseworks.codes.psd import Predictor, psd
 from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
 
 
+@pytest.fixture(scope="module")
+def learnt():
+    train, test = digits()
+    return sw.method("psd")(train[0], 64, epochs=30, rate=6e-3), train, test
+
+
 def digits():
     x, labels = load_digits(return_X_y=True)
     x = torch.tensor(x, dtype=torch.float32)
@@ -24,9 +30,8 @@ def probe(encode, train, test):
     return head.score(encode(test[0]).detach().numpy(), test[1].numpy())
 
 
-def test_a_probe_reads_predicted_codes_about_as_well_as_exact_ones():
-    train, test = digits()
-    found = sw.method("psd")(train[0], 64, epochs=30, rate=6e-3)
+def test_a_probe_reads_predicted_codes_about_as_well_as_exact_ones(learnt):
+    found, train, test = learnt
     exact = probe(found.exact, train, test)
     predicted = probe(found.predictor, train, test)
     raw = probe(Predictor(64, 64), train, test)
@@ -35,9 +40,8 @@ def test_a_probe_reads_predicted_codes_about_as_well_as_exact_ones():
     assert predicted > raw + 0.005, (predicted, exact, raw)
 
 
-def test_the_predictor_foretells_the_codes_of_new_signals():
-    train, test = digits()
-    found = psd(train[0], 64, epochs=30, rate=6e-3)
+def test_the_predictor_foretells_the_codes_of_new_signals(learnt):
+    found, _, test = learnt
     exact, predicted = found.exact(test[0]), found.predictor(test[0])
     away = (predicted - exact).square().sum() / exact.square().sum()
     untrained = (Predictor(64, 64)(test[0]) - exact).square().sum() / exact.square().sum()

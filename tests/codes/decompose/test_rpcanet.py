@@ -9,7 +9,7 @@ from sparseworks.codes.decompose.rpcanet import Contrast, RPCANet, Training, iou
 from sparseworks.core.errors import BudgetError, CalibrationError, NonFiniteError, ShapeError
 
 
-def scenes(count, n=32, seed=0):
+def scenes(count, n=24, seed=0):
     """Smooth backgrounds of rank 2, one to four small blobs, noise; and the blobs' pixels."""
     g = torch.Generator().manual_seed(seed)
     t = torch.linspace(0, 1, n)
@@ -39,10 +39,10 @@ def pcp_at_its_best(images, masks):
 
 
 def test_a_short_training_finds_small_objects_better_than_pcp_with_its_best_threshold():
-    images, masks = scenes(160, seed=0)
-    test, truth = scenes(40, seed=1)
+    images, masks = scenes(120, seed=0)
+    test, truth = scenes(20, seed=1)
     network = sw.method("rpcanet")(stages=2, channels=8, object_layers=2, merge_layers=1, reach=9)
-    history = Training(steps=120, rate=3e-3)(network, images, masks)
+    history = Training(steps=90, batch=4, rate=5e-3)(network, images, masks)
     with torch.no_grad():
         _, target = network(test)
     ours, pcp = iou(target > 0, truth), pcp_at_its_best(test, truth)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex
 from torch import Tensor
 
 from sparseworks.codes.decompose.robust_pca import shrink_spectrum
@@ -33,8 +33,8 @@ class Sequence:
 def rdledm(
     samples: Complex[Tensor, "frames rows cols"],
     sampled: Bool[Tensor, "frames rows cols"],
-    variation: tuple[float, float] = (0.002, 0.01),
-    nuclear: tuple[float, float] = (0.05, 0.05),
+    variation: tuple[float, float] = (0.005, 0.01),
+    nuclear: tuple[float, float] = (0.01, 0.05),
     error_weight: float = 5.0,
     *,
     steps: int = 200,
@@ -65,8 +65,9 @@ def rdledm(
     x = torch.fft.ifft2(b, norm="ortho")
     ahead, duals = x, [torch.zeros_like(x) for _ in range(5)]
     weights = (variation[0], variation[0], variation[1])
+    # Duals are bounded by the weights, about a fiftieth of the images: a small dual step and a large one for the images.
     # Condat's rule with the Lipschitz constant 1 of the data term: 1 / t - s ||K||^2 >= 1 / 2, ||K||^2 <= 3 * 4 + 2.
-    sigma = 0.5
+    sigma = 0.05
     tau = 1 / (0.5 + sigma * 14)
     change, done = float("inf"), 0
     while done < steps and change > tolerance:

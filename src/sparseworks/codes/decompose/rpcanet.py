@@ -90,11 +90,11 @@ class Stage(nn.Module):
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """(image, target, state) after the stage."""
         x = image - target
-        state = self.memory(self.before(self.enter(x)), state)
-        background = x + self.leave(self.after(state[0]))
+        seen, cell = self.memory(self.before(self.enter(x)), state)
+        background = x + self.leave(self.after(seen))
         x = target + image - background
         target = x - self.step * self.object(x + self.contrast(x))
-        return self.merge(background + target), target, state
+        return self.merge(background + target), target, (seen, cell)
 
 
 class RPCANet(nn.Module):

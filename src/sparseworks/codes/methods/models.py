@@ -42,3 +42,19 @@ _add(
     when_not="Exact zeros or exact codes are needed: predictions are dense. With weights of 0.5 and more on 8 x 8 digits, probes on predicted codes "
     "fell 1 to 2 points behind exact codes, no better than tanh of random products; with 0.2 they were level (96.6%, random 95.5%).",
 )
+_add(
+    "sparse_jepa",
+    "codes.sparse_jepa:sparse_jepa",
+    "object=latent_to_group_column score=column_norm pattern=group budget=weight schedule=every_step(proximal) execution=dense",
+    Source(
+        "Hartman, Varshney",
+        2025,
+        "2504.16140",
+        "SparseJEPA: Sparse Representation Learning of Joint Embedding Predictive Architectures",
+    ),
+    "A joint-embedding predictor whose groups of outputs read only some latents: a group lasso on the map between them.",
+    catalog=(251,),
+    status="experimental",
+    when="Which latents serve which group of features is to be read off a joint-embedding model.",
+    when_not="JEPANOTE",
+)

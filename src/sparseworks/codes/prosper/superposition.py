@@ -166,7 +166,7 @@ class Spike(Signed):
         zero = -e.signals.square().sum(1, keepdim=True) / (2 * e.noise)
         b, spread_ = (e.signals @ e.atoms.mT) / e.noise, 1 + e.atoms.square().sum(1) / e.noise
         one = zero + b.square() / (2 * spread_) - spread_.log() / 2
-        cov, mean, log_det = self._moments(e)
+        _, mean, log_det = self._moments(e)
         many = zero + (mean * b.gather(1, e.candidates).unsqueeze(1)).sum(2) / 2 - log_det / 2
         return torch.cat([zero, one, many], 1)
 
