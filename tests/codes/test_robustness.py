@@ -113,7 +113,7 @@ def test_without_a_weight_it_is_pca_and_scores_are_standard():
 def written(writers=10, pages=40, glyphs=4, seed=0):
     """Digits of the test set as writers of a fixed slant and stroke write them: (page, glyph, 64), writer of each page."""
     g = torch.Generator().manual_seed(seed)
-    images = torch.tensor(load_digits().images / 16, dtype=torch.float32)
+    images = torch.tensor(load_digits(return_X_y=True)[0].reshape(-1, 8, 8) / 16, dtype=torch.float32)
     rows = []
     for w in range(writers):
         slant, stroke = (w % 5 - 2) * 0.2, 0.6 + 0.5 * (w // 5)

@@ -10,7 +10,7 @@ from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
 
 
 def patches(rows=200):
-    images = torch.tensor(load_digits().images[:rows] / 16, dtype=torch.float32)
+    images = torch.tensor(load_digits(return_X_y=True)[0][:rows] / 16, dtype=torch.float32)
     return images.view(-1, 4, 2, 4, 2).transpose(2, 3).reshape(-1, 16, 4)
 
 

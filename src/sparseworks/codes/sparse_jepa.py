@@ -111,7 +111,13 @@ def sparse_jepa(
         raise ShapeError(f"Patches are (rows, tokens, features) with two tokens or more, got {tuple(patches.shape)}.")
     if not bool(torch.isfinite(patches).all()):
         raise NonFiniteError("Patches hold NaN or infinity.")
-    if min(width, groups, latents, layers, steps, batch) < 1 or width % groups or width % 4 or weight < 0 or not 0 < hidden < 1:
+    if (
+        min(width, groups, latents, layers, steps, batch) < 1
+        or width % groups
+        or width % 4
+        or weight < 0
+        or not 0 < hidden < 1
+    ):
         raise BudgetError(
             f"Width ({width}) is a multiple of 4 and of the groups ({groups}), weights are not negative, sizes at least 1, a share hidden in (0, 1)."
         )
@@ -140,7 +146,11 @@ def _train(
     mask_token = nn.Parameter(torch.zeros(width))
     out = GroupedMap(latents, groups, width // groups)
     optimizer = torch.optim.AdamW(
-        [{"params": [*encoder.parameters(), *predictor.parameters(), mask_token]}, {"params": out.parameters(), "weight_decay": 0.0}], lr=rate
+        [
+            {"params": [*encoder.parameters(), *predictor.parameters(), mask_token]},
+            {"params": out.parameters(), "weight_decay": 0.0},
+        ],
+        lr=rate,
     )
     hide = min(tokens - 1, max(1, round(hidden * tokens)))
     history = []
@@ -165,5 +175,7 @@ def _train(
 
 
 def _transformer(width: int, layers: int) -> nn.TransformerEncoder:
-    layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    layer = nn.TransformerEncoderLayer(
+        width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
     return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)

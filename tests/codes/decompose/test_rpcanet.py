@@ -5,7 +5,7 @@ import torch
 
 import sparseworks as sw
 from sparseworks.codes.decompose.robust_pca import robust_pca
-from sparseworks.codes.decompose.rpcanet import Contrast, RPCANet, Training, iou, soft_iou
+from sparseworks.codes.decompose.rpcanet import Contrast, RPCANet, Stage, Training, iou, soft_iou
 from sparseworks.core.errors import BudgetError, CalibrationError, NonFiniteError, ShapeError
 
 
