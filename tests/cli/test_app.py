@@ -137,7 +137,7 @@ def test_usage_errors_exit_with_2():
 
 def test_prune_never_loads_the_model_and_writes_one_that_others_read(tmp_path: Path, text: Path, monkeypatch):
     import sparseworks.io
-    import sparseworks.jobs.setting  # noqa: F401  whoever binds `load` when imported is to bind the real one
+    import sparseworks.jobs.setting  # whoever binds `load` when imported is to bind the real one
 
     monkeypatch.setattr(sparseworks.io, "load", lambda *_: pytest.fail("the model was loaded"))
     out = tmp_path / "half"
