@@ -3,3 +3,4 @@
 from __future__ import annotations
 
 from sparseworks.retrieval import methods as methods
+from sparseworks.retrieval import pages as pages
