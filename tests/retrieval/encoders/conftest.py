@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from sparseworks.evaluate import ndcg, recall
 from sparseworks.exec.search import InvertedIndex
 from sparseworks.retrieval.encoders import TermEncoder, rows_of
 
 
-def masked(width: int, seed: int = 0, hidden: int = 64) -> BertForMaskedLM:
+def bert(width: int, seed: int = 0, hidden: int = 64):
+    from transformers import BertConfig, BertForMaskedLM
+
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=width, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=4, intermediate_size=2 * hidden,
@@ -19,18 +23,19 @@ def masked(width: int, seed: int = 0, hidden: int = 64) -> BertForMaskedLM:
     return BertForMaskedLM(config)
 
 
-def causal(width: int, seed: int = 0, hidden: int = 64) -> LlamaForCausalLM:
+def llama(width: int, seed: int = 0, hidden: int = 64):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=width, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
-            intermediate_size=2 * hidden, max_position_embeddings=128, tie_word_embeddings=True,
-        )
+    config = LlamaConfig(
+        vocab_size=width, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        intermediate_size=2 * hidden, max_position_embeddings=128, tie_word_embeddings=True,
     )  # fmt: skip
+    return LlamaForCausalLM(config)
 
 
-def measure(encoder: TermEncoder, collection) -> dict:
-    """Mean nDCG@10, recall@1 and @10, and what the codes look like."""
+def measure(encoder: TermEncoder, collection) -> SimpleNamespace:
+    """Mean nDCG@10, recall@1 and @10, entries of codes, and the codes."""
     ids, asked = list(collection.documents), collection.judged
     documents = encoder.encode_documents([collection.documents[i] for i in ids])
     queries = encoder.encode_queries([collection.queries[q] for q in asked])
@@ -38,12 +43,13 @@ def measure(encoder: TermEncoder, collection) -> dict:
     ranked = [[ids[j] for j in row] for row in found.tolist()]
     judged = [collection.qrels[q] for q in asked]
     mean = lambda f: sum(map(f, ranked, judged)) / len(asked)  # noqa: E731
-    return {
-        "ndcg": mean(ndcg),
-        "recall@1": mean(lambda r, j: recall(r, j, 1)),
-        "recall@10": mean(lambda r, j: recall(r, j, 10)),
-        "nnz": documents.nnz / len(documents),
-        "nnz_q": queries.nnz / len(queries),
-        "documents": documents,
-        "queries": queries,
-    }
+    return SimpleNamespace(
+        ndcg=mean(ndcg), first=mean(lambda r, j: recall(r, j, 1)), recall=mean(lambda r, j: recall(r, j, 10)),
+        nnz=documents.nnz / len(documents), asked=queries.nnz / len(queries), documents=documents, queries=queries,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """`bert`, `llama` and `measure`."""
+    return SimpleNamespace(bert=bert, llama=llama, measure=measure)

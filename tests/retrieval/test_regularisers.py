@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparseworks.core.errors import BudgetError, CalibrationError, NonFiniteError, ShapeError
+from sparseworks.retrieval.losses import DistillKL, InfoNCE, MarginMSE, ensemble
+from sparseworks.retrieval.regularisers import (
+    L0,
+    L1,
+    REGULARISERS,
+    Flops,
+    IdfFlops,
+    MaskedFlops,
+    expected_flops,
+    quadratic_ramp,
+)
+
+W = torch.tensor([[1.0, 0.0, 3.0], [1.0, 2.0, 0.0]])
+
+
+def test_values():
+    assert L1()(W) == 3.5 and Flops()(W) == 1 + 1 + 2.25
+    assert MaskedFlops(above=1)(W) == Flops()(W) and MaskedFlops(above=2)(W) == 0
+    assert MaskedFlops(above=1)(torch.tensor([[1.0, 0.0], [2.0, 2.0]])) == 1 + 1
+    assert torch.allclose(IdfFlops()(W, torch.tensor([1.0, 1.0, 4.0])), torch.tensor(4 + 4 + 2.25 / 4))
+    assert torch.allclose(L0(width=1e-6)(W), torch.tensor(2.0), atol=1e-4)
+    assert Flops()(torch.stack([W, 2 * W])) == (4.25 + 17) / 2  # the mean over n, then over groups
+    assert quadratic_ramp(1, 4) == 1 / 16 and quadratic_ramp(9, 4) == 1 and quadratic_ramp(0, 0) == 1
+    for kind in REGULARISERS:
+        with pytest.raises(BudgetError):
+            kind(weight=-1.0)
+    with pytest.raises(BudgetError, match="idf"):
+        IdfFlops()(W)
+    with pytest.raises(BudgetError):
+        L0(width=0)
+
+
+def test_flops_pushes_busy_dimensions_most_and_l1_all_alike():
+    w = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([4.0, 1, 1, 1, 1, 0.1])
+    w.requires_grad_()
+    (flops,) = torch.autograd.grad(Flops()(w), w)
+    (l1,) = torch.autograd.grad(L1()(w), w)
+    assert flops[0, 0] > 3 * flops[0, 1] > 20 * flops[0, 5] and torch.allclose(l1, l1[0, 0].expand_as(l1))
+
+
+def test_evenly_used_dimensions_need_nnz_squared_over_d():
+    w = torch.zeros(64, 32)
+    for i in range(64):
+        w[i, [(4 * i + j) % 32 for j in range(4)]] = 1
+    assert expected_flops(w) == pytest.approx(4**2 / 32)
+    assert expected_flops(w, torch.ones(3, 32)) == pytest.approx(4)
+
+
+SCORES, OWN = torch.tensor([[3.0, 1.0, 0.0], [0.5, 2.0, 4.0]]), torch.tensor([0, 1])
+
+
+def test_losses_have_their_minima_at_the_teacher():
+    teacher = SCORES + torch.tensor([[5.0], [-2.0]])
+    for loss in (MarginMSE(), DistillKL()):
+        assert loss(SCORES, OWN, teacher).abs() < 1e-6 and loss(SCORES, OWN, teacher * 2) > 0.1
+        with pytest.raises(CalibrationError):
+            loss(SCORES, OWN)
+        with pytest.raises(ShapeError):
+            loss(SCORES, OWN, teacher[:1])
+    margins = [(3 - 1) - (1 - 1), (3 - 0) - (1 - 0), (2 - 0.5) - (0 - 0), (2 - 4) - (0 - 1)]
+    other = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert MarginMSE()(SCORES, OWN, other) == pytest.approx(sum(m * m for m in margins) / 4)
+    assert InfoNCE()(SCORES, OWN) == pytest.approx(float(-SCORES.log_softmax(1)[[0, 1], OWN].mean()))
+    with pytest.raises(BudgetError):
+        InfoNCE(0.0)
+
+
+def test_an_ensemble_is_on_one_scale():
+    a, b = torch.tensor([[0.0, 5.0, 10.0]]), torch.tensor([[0.3, 0.2, 0.1]])
+    assert torch.allclose(ensemble([a, b]), torch.full((1, 3), 15.0))
+    assert torch.allclose(ensemble([a]), torch.tensor([[0.0, 15.0, 30.0]]))
+    assert torch.allclose(ensemble([a, b], [0.75, 0.25]), torch.tensor([[7.5, 15.0, 22.5]]))
+    for teachers, weights in (([], None), ([a], [1.0, 2.0])):
+        with pytest.raises(CalibrationError):
+            ensemble(teachers, weights)
+    with pytest.raises(NonFiniteError):
+        ensemble([a * torch.nan])
