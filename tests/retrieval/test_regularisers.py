@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from sparseworks.core.errors import BudgetError, CalibrationError, NonFiniteError, ShapeError
+from sparseworks.retrieval.encoders import Log1p, Log1pTwice
 from sparseworks.retrieval.losses import DistillKL, InfoNCE, MarginMSE, ensemble
 from sparseworks.retrieval.regularisers import (
     L0,
     L1,
     REGULARISERS,
+    CodeRegulariser,
     Flops,
     IdfFlops,
     MaskedFlops,
@@ -81,3 +83,37 @@ def test_an_ensemble_is_on_one_scale():
             ensemble(teachers, weights)
     with pytest.raises(NonFiniteError):
         ensemble([a * torch.nan])
+
+
+def fitted(regulariser: CodeRegulariser, seed: int):
+    """Codes fitted to targets of 2 to 79 entries under a regulariser: their numbers of entries, and the error's share."""
+    g = torch.Generator().manual_seed(seed)
+    n = torch.randint(2, 80, (200, 1), generator=g)
+    target = torch.rand(200, 100, generator=g) * (torch.rand(200, 100, generator=g).argsort(1) < n)
+    w = (target + 0.05).requires_grad_()
+    optimizer = torch.optim.Adam([w], 0.02)
+    for step in range(250):
+        z = w.relu()
+        loss = (z - target).square().sum(1).mean()
+        loss = loss + regulariser.weight * quadratic_ramp(step + 1, 125) * regulariser(z)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    z = w.detach().relu()
+    return (z != 0).sum(1).float(), float((z - target).square().sum() / target.square().sum())
+
+
+def test_masked_flops_shortens_long_codes_and_leaves_short_ones():
+    for seed in range(2):
+        plain, error = fitted(Flops(6.0), seed)
+        masked, less = fitted(MaskedFlops(10.0, above=20), seed)
+        assert abs(plain.mean() - masked.mean()) < 1  # as many entries on average
+        assert masked.std() < 0.88 * plain.std() and masked.quantile(0.95) < plain.quantile(0.95)
+        assert (masked < 15).sum() < 0.7 * (plain < 15).sum() and less < 0.97 * error
+
+
+def test_a_second_logarithm_brings_the_largest_weight_nearer_to_the_mean():
+    h = torch.randn(50, 300, generator=torch.Generator().manual_seed(0)) * 5
+    once, twice = Log1p()(h), Log1pTwice()(h)
+    peak = lambda w: (w.amax(1) / (w.sum(1) / (w > 0).sum(1))).mean()  # noqa: E731
+    assert peak(twice) < 0.85 * peak(once)
