@@ -42,6 +42,8 @@ class TermEncoder(nn.Module):
         CalibrationError: not such a tokenizer.
     """
 
+    _terms: Tensor
+
     def __init__(
         self,
         model: nn.Module | None,
