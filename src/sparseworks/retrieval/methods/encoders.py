@@ -162,7 +162,9 @@ add_encoder(
     document_regulariser=Flops(0.08),
     loss=InfoNCE(),
     when="The model at hand is causal: with one reading its early tokens know only what stands before them.",
-    when_not="The model reads both ways: the second copy doubles the cost. The adapters and quantised base of the paper are not part of this.",
+    status="experimental",
+    when_not="The model reads both ways: the second copy doubles the cost. Of two-layer models trained from nothing on a corpus of "
+    "synonyms, the one that reads once ranked better (nDCG@10 0.90 against 0.58 after 250 steps). Adapters and the quantised base are not here.",
 )
 add_encoder(
     "prosper_lsr",
@@ -175,5 +177,7 @@ add_encoder(
     document_regulariser=Flops(0.01),
     loss=InfoNCE(),
     when="Texts hold names and numbers that training never saw, and must be found by them.",
-    when_not="All terms are common ones: plain SPLADE weighs them as well.",
+    status="experimental",
+    when_not="All terms are common ones: plain SPLADE weighs them as well. The residual was seen to help, 0.90 against 0.26 of unseen "
+    "names found first; that the window saves trainings which collapse without it was not.",
 )
