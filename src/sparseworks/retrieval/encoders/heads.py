@@ -132,7 +132,7 @@ class TermSide:
         head: what scores terms.
         pooling, activation, normalise, importance: the four slots.
         window: only the best so many terms of a text pass, with their gradients (lexical focusing window, arXiv 2510.18527);
-            None: all. Whether M is fixed or shrinks the paper leaves open: here it is fixed until `with_window`.
+            None: all. Whether M is fixed or shrinks the paper leaves open: here it is fixed.
 
     Raises:
         BudgetError: a window below 1.

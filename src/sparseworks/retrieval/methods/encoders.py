@@ -1,4 +1,7 @@
-"""Learned sparse retrievers: sides, regularisers and losses as their papers combine them."""
+"""Learned sparse retrievers: sides, regularisers and losses as their papers combine them.
+
+Weights of regularisers are those of the papers where they say; those of `prosper_lsr`, and its window, are ours.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,7 @@ add_encoder(
 add_encoder(
     "idf_flops",
     Source(
-        "Geng, Ru, Yang",
+        "Geng, Wang, Ru, Yang",
         2024,
         "2411.04403",
         "Towards Competitive Search Relevance For Inference-Free Learned Sparse Retrievers",
@@ -144,7 +147,8 @@ add_encoder(
     document_regulariser=MaskedFlops(0.08, above=150),
     loss=DistillKL(),
     when="As `idf_flops`, with documents of very different lengths.",
-    when_not="Documents have far fewer terms than `above`: then nothing is penalised.",
+    when_not="Documents have far fewer terms than `above`: then nothing is penalised. Seen on fitted codes, where at equal length the "
+    "spread narrows and the error falls; ranking quality beside plain FLOPS was not measured here.",
 )
 add_encoder(
     "mistral_splade",
