@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparseworks.core.pages import particulars
-from sparseworks.retrieval.method import TermMethod
+from sparseworks.retrieval.encoders.method import TermMethod
 
 
 @particulars.register

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sparseworks.core.errors import BudgetError, CalibrationError, CheckpointError, NonFiniteError
 from sparseworks.retrieval.encoders.encoder import TermEncoder, bar
+from sparseworks.retrieval.encoders.method import TermMethod
 from sparseworks.retrieval.losses import ensemble
-from sparseworks.retrieval.method import TermMethod
 from sparseworks.retrieval.regularisers import CodeRegulariser, quadratic_ramp
 
 Teacher = Callable[[Sequence[str], Sequence[str]], Float[Tensor, "queries documents"]]

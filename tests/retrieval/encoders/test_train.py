@@ -7,8 +7,8 @@ import sparseworks as sw
 from sparseworks.core.errors import BudgetError, CalibrationError, CheckpointError, RecipeError
 from sparseworks.core.published import method_from
 from sparseworks.evaluate import TopicCorpus
+from sparseworks.retrieval.encoders.method import TermMethod
 from sparseworks.retrieval.losses import InfoNCE
-from sparseworks.retrieval.method import TermMethod
 from sparseworks.retrieval.train import DenseTeacher, train_retriever
 
 CORPUS = TopicCorpus(topics=2, concepts=3, own=2, asked=1, passing=1, stop=2)

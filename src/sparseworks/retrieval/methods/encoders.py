@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sparseworks.core.published import Source
 from sparseworks.retrieval.encoders.heads import Binary, ExpMlp, Mlm, Mlp, TermSide
+from sparseworks.retrieval.encoders.method import add_encoder
 from sparseworks.retrieval.encoders.slots import (
     EchoPooling,
     Idf,
@@ -17,7 +18,6 @@ from sparseworks.retrieval.encoders.slots import (
     Relu,
 )
 from sparseworks.retrieval.losses import DistillKL, InfoNCE, MarginMSE
-from sparseworks.retrieval.method import add_encoder
 from sparseworks.retrieval.regularisers import Flops, MaskedFlops
 
 _FRAMEWORK = Source("Nguyen, MacAvaney, Yates", 2023, "2303.13416", "A Unified Framework for Learned Sparse Retrieval")
