@@ -13,6 +13,9 @@ import sparseworks.solve  # noqa: F401
 from sparseworks import testing
 from sparseworks.attention import AttentionMethod
 from sparseworks.attention.cache.method import CacheMethod
+from sparseworks.attention.trained import TrainedAttention
+from sparseworks.codes.autoencoders import AutoencoderMethod
+from sparseworks.codes.autoencoders.metrics import METRICS
 from sparseworks.core.allocator import ALLOCATORS
 from sparseworks.core.method import Method
 from sparseworks.core.patterns import EXAMPLES
@@ -20,6 +23,11 @@ from sparseworks.core.score import SCORES
 from sparseworks.core.solver import REPAIRS, SOLVERS
 from sparseworks.core.stats import STATS
 from sparseworks.exec import FORMATS, KERNELS
+from sparseworks.retrieval.method import IndexMethod
+from sparseworks.solve.coders import CODERS
+from sparseworks.solve.maps import MAPS
+from sparseworks.solve.penalty import PENALTIES
+from sparseworks.testing.operator import OPERATORS
 
 
 @pytest.mark.parametrize("name", SCORES.names())
@@ -64,6 +72,22 @@ def test_kernel(name):
     testing.check_kernel(KERNELS.get(name))
 
 
+@pytest.mark.parametrize("name", MAPS.names())
+def test_operator(name):
+    assert name in OPERATORS, "a registered map needs a small example in sparseworks.testing.operator.OPERATORS"
+    testing.check_operator(name)
+
+
+@pytest.mark.parametrize("name", [n for n, kind in CODERS.items() if hasattr(kind, "budget")])
+def test_pursuit(name):
+    testing.check_pursuit(name)
+
+
+@pytest.mark.parametrize("name", PENALTIES.names())
+def test_penalty(name):
+    testing.check_penalty(PENALTIES.get(name))
+
+
 @pytest.mark.parametrize("name", [m.name for m in AttentionMethod.all()])
 def test_method_of_attention(name):
     testing.check_attention_method(name)
@@ -72,6 +96,28 @@ def test_method_of_attention(name):
 @pytest.mark.parametrize("name", [m.name for m in CacheMethod.all()])
 def test_method_of_the_cache(name):
     testing.check_cache_method(name)
+
+
+@pytest.mark.parametrize("name", [m.name for m in IndexMethod.all()])
+def test_method_of_indexes(name):
+    testing.check_index(name)
+
+
+@pytest.mark.parametrize("name", [m.name for m in TrainedAttention.all()])
+def test_method_of_trained_attention(name):
+    method = TrainedAttention.of(name)
+    testing.check_trained_attention(method.with_(trainable=type(method.trainable).example()))
+
+
+@pytest.mark.parametrize("name", [m.name for m in AutoencoderMethod.all()])
+def test_method_of_autoencoders(name):
+    testing.check_encoder(name)
+    testing.check_auxiliary_reaches(name)
+
+
+@pytest.mark.parametrize("name", METRICS.names())
+def test_metric_of_autoencoders(name):
+    testing.check_metric(METRICS.get(name))
 
 
 @pytest.mark.parametrize("name", [m.name for m in Method.all() if m.train is not None and m.form is None])

@@ -1,7 +1,8 @@
 """Which trained forms of sparse attention learn to find what is far away, at equal training and about equal density?
 
 A small decoder is trained from nothing to find one thing in filler and say what it is. `needle` is one mark of ten kinds, which one layer
-can find; `mqar` is associative recall, pairs of two tokens of which one is asked for, which takes two layers. All forms have the same steps, batches and learning rate; a
+can find; `mqar` is associative recall, pairs of two tokens of which one is asked for, which takes two layers; `early` has the mark
+in the first 20 tokens and asks for it at each of the last 16. All forms have the same steps, batches and learning rate; a
 window that sees as many keys is the baseline. Rows: loss and accuracy on held-out rows, density (pairs over allowed pairs), FLOPs of the
 pairs (forward, a row, all layers: 4 d a pair and head).
 
@@ -33,9 +34,11 @@ WIDTH, HEADS, D = 64, 4, 16
 FORMS = {
     "dense": None,
     "window": ("dma", {"keep": 12}),  # its bias replaced by a window of as many keys
+    "window of 33": ("dma", {"keep": 33}),  # as many pairs as NSA
     "dma": ("dma", {"keep": 12}),
     "nosa": ("nosa", {"block": 4, "keep": 5, "aware": 2, "local": 1, "span": 4, "stride": 2}),
-    "nsa": ("nsa", {"block": 8, "keep": 2, "local": 1, "span": 8, "stride": 4, "window": 8}),
+    "nsa": ("nsa", {"block": 4, "keep": 4, "local": 1, "span": 4, "stride": 4, "window": 4}),
+    "nsa, nothing chosen": ("nsa", {"block": 4, "keep": 2, "local": 1, "span": 4, "stride": 4, "window": 4}),
     "mosa": ("mosa", {"heads": 12, "dense": 1, "ratio": 4.0}),
 }
 
@@ -55,22 +58,32 @@ class Row:
 
 
 def needle(rows: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows with one mark (16 + kind) in filler (from 60), a question (2) at the end, and its answer (3 + kind)."""
+    """Rows with one mark (16 + kind) in filler (from 60), a question (2) at the end, and its answer (3 + kind), for the last token."""
     g = torch.Generator().manual_seed(seed)
     ids = torch.randint(60, 96, (rows, length), generator=g)
     kind = torch.randint(0, KINDS, (rows,), generator=g)
     ids[torch.arange(rows), torch.randint(1, length - 12, (rows,), generator=g)] = 16 + kind
     ids[:, 0], ids[:, -1] = 0, 2
-    return ids, 3 + kind
+    return ids, 3 + kind[:, None]
+
+
+def early(rows: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows with one mark among the first 20 tokens; its name is the answer at each of the last 16."""
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(60, 96, (rows, length), generator=g)
+    kind = torch.randint(0, KINDS, (rows,), generator=g)
+    ids[torch.arange(rows), torch.randint(1, 21, (rows,), generator=g)] = 16 + kind
+    ids[:, 0] = 0
+    return ids, (3 + kind)[:, None].expand(-1, 16)
 
 
 def recall(rows: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
     """The last of four questions of `mqar`."""
     ids = mqar(rows, length + 1, pairs=4, turns=1, gathered=False, seed=seed).ids
-    return ids[:, :-1], ids[:, -1]
+    return ids[:, :-1], ids[:, -1:]
 
 
-TASKS = {"needle": (needle, 1), "mqar": (recall, 2)}
+TASKS = {"needle": (needle, 1), "early": (early, 1), "mqar": (recall, 2)}
 
 
 def run(form: str, task: str, seed: int, steps: int, length: int = 48) -> Row:
@@ -86,7 +99,7 @@ def run(form: str, task: str, seed: int, steps: int, length: int = 48) -> Row:
     named = FORMS[form]
     attached = None if named is None else attach(model, sw.method(named[0], **named[1]))
     gates = [] if attached is None else [m for m in attached.modules.values() if isinstance(m, Gate)]
-    if form == "window" and named is not None:
+    if form.startswith("window") and named is not None:
         near = torch.ones(length, length).tril().triu(1 - int(named[1]["keep"])) > 0
         for gate in gates:
             gate.bias = lambda heads: torch.where(near, 0.0, -torch.inf)[None, None]  # type: ignore[method-assign]
@@ -94,14 +107,15 @@ def run(form: str, task: str, seed: int, steps: int, length: int = 48) -> Row:
     with training(attached) if attached is not None and gates else nullcontext():
         for step in range(steps):
             ids, wanted = draw(32, length, 10_000 * seed + step)
-            loss = F.cross_entropy(model(ids, use_cache=False, logits_to_keep=1).logits[:, -1], wanted)
+            logits = model(ids, use_cache=False, logits_to_keep=wanted.shape[1]).logits
+            loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
         ids, wanted = draw(512, length, 10**8 + seed)
         model.eval()
         with torch.no_grad():
-            logits = model(ids, use_cache=False, logits_to_keep=1).logits[:, -1]
+            logits = model(ids, use_cache=False, logits_to_keep=wanted.shape[1]).logits
     density = 1.0 if attached is None else attached.density
     heads = HEADS if form != "mosa" or named is None else named[1]["heads"] + named[1]["dense"]
     flops = density * layers * heads * 4 * D * length * (length + 1) / 2
@@ -110,7 +124,7 @@ def run(form: str, task: str, seed: int, steps: int, length: int = 48) -> Row:
         form,
         task,
         seed,
-        float(F.cross_entropy(logits, wanted)),
+        float(F.cross_entropy(logits.flatten(0, 1), wanted.flatten())),
         accuracy,
         density,
         flops,

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparseworks.activations import sparsify_activations as sparsify_activations
     from sparseworks.attention.hf import attention as attention
+    from sparseworks.codes import SparseAutoencoder as SparseAutoencoder
     from sparseworks.codes import code as code
+    from sparseworks.codes import train_autoencoder as train_autoencoder
+    from sparseworks.codes import train_autoencoders as train_autoencoders
     from sparseworks.core.codes import Codes as Codes
     from sparseworks.core.method import Method as Method
     from sparseworks.core.operator import LinearOperator as LinearOperator
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from sparseworks.jobs import Recover as Recover
     from sparseworks.jobs import Result as Result
     from sparseworks.jobs import compress as compress
+    from sparseworks.retrieval import Index as Index
+    from sparseworks.retrieval import SparseVectors as SparseVectors
     from sparseworks.stream import sites as sites
     from sparseworks.weights import Sparsifier as Sparsifier
     from sparseworks.weights import cycles as cycles
@@ -58,12 +63,14 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Codes": "core.codes",
     "Goal": "jobs",
+    "Index": "retrieval",
     "Method": "core.method",
     "Pattern": "core.pattern",
     "Recipe": "core.recipe",
     "Site": "core.site",
     "Support": "core.support",
     "SparseLinear": "exec",
+    "SparseVectors": "retrieval",
     "SparseConv1x1": "exec",
     "SparseConv2d": "exec",
     "Plan": "exec",
@@ -95,6 +102,9 @@ _PUBLIC = {
     "select_across": "core.select",
     "select_bounded": "core.select",
     "sites": "stream",
+    "SparseAutoencoder": "codes",
+    "train_autoencoder": "codes",
+    "train_autoencoders": "codes",
     "sparsify_activations": "activations",
 }
 

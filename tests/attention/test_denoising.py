@@ -179,7 +179,7 @@ def test_a_pyramid_errs_less_than_dropping_at_equal_compute_and_needs_its_bias(h
     drop = sw.method("psa", score=SampledMass(), pattern=blocks(32), density=compute, rest=None, always=None)
     pyramid = Pyramid(upto=upto, by="share")
     found = call(drop.with_(density=full, rest=pyramid), heads)
-    assert float(pyramid.cost(heads, found.kept)) <= compute + 0.01
+    assert found.density <= compute + 0.01
     assert found.error < 0.5 * call(drop, heads).error
     biasless = call(drop.with_(density=full, rest=replace(pyramid, counted=False)), heads)
     assert biasless.error > 2 * found.error
@@ -205,6 +205,34 @@ def test_a_pyramid_is_the_mixed_resolution_softmax_of_a_loop(heads_of, call, ass
                 logits.append(heads.factor * heads.q[0, h, i] @ key + torch.tensor(float(stop - start)).log())
                 values.append(value)
         assert_close(seen.out[0, h, i], torch.stack(logits).softmax(0) @ torch.stack(values))
+
+
+def test_keys_that_are_not_alike_are_not_averaged(heads_of, call):
+    q, k, v = qkv(72, heads=2, kv_heads=1, seed=0)
+    k[:, :, 32:] = torch.randn(k[:, :, 32:].shape, generator=torch.Generator().manual_seed(1)) * k.std()
+    heads = heads_of((q, k, v), causal=False)
+    plain = Pyramid(levels=(2, 4), upto=(0.5, 1.0), by="share")
+    guarded = replace(plain, alike=(0.5, 0.3))
+    cap = guarded.coarsest(heads, 8)[0, 0].tolist()
+    for column, level in enumerate(cap):
+        mean = {
+            step: sum(
+                float(torch.cosine_similarity(k[0, 0, i], k[0, 0, i + step - 1], dim=0))
+                for i in range(8 * column, 8 * column + 8, step)
+            ) * step / 8
+            for step in (2, 4)
+        }  # fmt: skip
+        assert level == (4 if mean[4] > 0.3 else 2 if mean[2] > 0.5 else 1)
+    assert set(cap[:4]) == {4} and cap[4:].count(1) >= 3
+    free, held = (
+        call(sw.method("psa", pattern=blocks(16, 8), density=0.1, rest=r), heads.with_(memory={}))
+        for r in (plain, guarded)
+    )
+    levels = plain.level(free.heads, free.kept), guarded.level(held.heads, held.kept)
+    assert torch.equal(levels[1], torch.minimum(levels[0], torch.tensor(cap)))
+    assert held.error < 0.7 * free.error and held.density > free.density
+    with pytest.raises(BudgetError, match="one cosine for each level"):
+        Pyramid(alike=(0.5,))
 
 
 def test_sampled_mass_tends_to_the_mass_itself(heads_of, assert_close):

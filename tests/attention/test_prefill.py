@@ -7,12 +7,22 @@ import sparseworks as sw
 from sparseworks.attention import Kept, blocks, select, stripes
 from sparseworks.attention.boundaries import BoundaryPredictor, labels, novelty, peaks
 from sparseworks.attention.masks import Sink, Window
-from sparseworks.attention.scores import AnchorGap, ExactMass, RaggedChunks, SelfSimilar, TreeSearch, TwoStageIndexer
+from sparseworks.attention.scores import (
+    AnchorGap,
+    ExactMass,
+    RaggedChunks,
+    SelfSimilar,
+    TreeSearch,
+    TwoStageIndexer,
+    VerticalSlash,
+)
+from sparseworks.attention.scores.slashes import profiles
 from sparseworks.attention.scores.sparge import self_similarity
 from sparseworks.attention.skipping import attend_skipping
 from sparseworks.core.budget import Count, Mass, Threshold
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.pattern import Tile
+from sparseworks.core.select import top
 from sparseworks.evaluate.sequences import iou, qkv, rel_l2
 
 # -- SpargeAttn -------------------------------------------------------------------------------------------------------
@@ -134,6 +144,55 @@ def test_a_beam_scores_few_units_and_only_of_the_past(heads_of, assert_close):
     assert not bool((found & ~heads.allowed(unit)).any())
     with pytest.raises(BudgetError, match="beam"):
         TreeSearch(0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("queries", "unit"), [(200, Tile(32, 4)), (77, Tile(16, 1)), (1, Tile(8, 2)), (200, Tile(None, 3))]
+)
+def test_rows_that_search_together_find_what_each_finds_alone(heads_of, causal, queries, unit, assert_close):
+    q, k, v = qkv(200, heads=4, kv_heads=2, seed=1)
+    heads = heads_of((q[:, :, -queries:], k, v), causal=causal)
+    found, logits = TreeSearch(24)(heads, unit), heads.scores()
+    for row, (a, b) in enumerate(heads.rows_of(unit.rows)):
+        end = heads.offset + b if causal else heads.keys
+        for h in range(4):
+            expected = _beam(logits[0, h, a:b].amax(0), end, unit.cols, 24 // unit.cols)
+            assert_close(found[0, h, row], expected, atol=1e-4)
+
+
+def _beam(best, end, size, beam):
+    """The search of one row, written out: `best` is the largest score of each key."""
+    columns, width = -(-end // size), 1
+    while -(-columns // width) > beam:
+        width *= 2
+    score = lambda node: float(best[min(node * size + width * size // 2, end - 1)])  # noqa: E731
+    nodes = list(range(0, columns, width))
+    while width > 1:
+        width //= 2
+        both = [n for n in nodes + [n + width for n in nodes] if n < columns]
+        nodes = sorted(both, key=score, reverse=True)[:beam]
+    found = torch.full((-(-len(best) // size),), -torch.inf)
+    for node in nodes:
+        found[node] = score(node)
+    return found
+
+
+# -- vertical and slash ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("unit", [Tile(16, 1), Tile(8, 4), Tile(32, 32)])
+def test_units_of_columns_and_diagonals_are_those_that_hold_a_pair_of_one(heads_of, causal, unit):
+    q, k, v = qkv(90, heads=2, seed=2)
+    heads = heads_of((q[:, :, -70:], k, v) if causal else (q, k, v), causal=causal)
+    found = VerticalSlash(3, 2, 20)(heads, unit) > 0
+    columns, diagonals = (top(p, n) for p, n in zip(profiles(heads, 20), (3, 2), strict=True))
+    place, key = torch.arange(heads.offset, 90)[:, None], torch.arange(90)
+    wanted = diagonals[:, :, (place - key).abs()] & ((key <= place) | (not causal)) | columns.unsqueeze(2)
+    for i, (a, b) in enumerate(heads.rows_of(unit.rows)):
+        for j, (c, d) in enumerate(heads.columns_of(unit.cols)):
+            assert torch.equal(found[:, :, i, j], wanted[:, :, a:b, c:d].any(-1).any(-1))
 
 
 # -- HISA -------------------------------------------------------------------------------------------------------------

@@ -137,3 +137,37 @@ def test_a_model_trained_with_summaries_knows_what_the_same_pattern_without_them
             optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[0] < 0.6 * losses[1]
+
+
+# -- what they spend ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("name", ["svg_ear", "psa", "combiner", "scatterbrain"])
+def test_the_density_counts_what_stands_in_for_the_rest(heads_of, name, causal):
+    heads = heads_of(qkv(60, d=8, heads=2, kv_heads=1, seed=0), causal=causal)
+    unit = Tile(16, 8)
+    method = sw.method(name, order=None, score=ExactMass(), pattern=Pattern(unit=unit, group=ROW), density=0.3)
+    _, kept = sparse_attention(heads, method)
+    pairs = kept.tokens(heads, slice(0, 60)).sum().item()
+    spent = [0.0, 0.0]
+    for h in range(2):
+        levels = method.rest.level(heads, kept)[0, h] if name == "psa" else torch.ones(4, 8)
+        for i in range(60):
+            for column, (a, b) in enumerate(heads.columns_of(8)):
+                if kept.mask[0, h, i // 16, column] or (causal and b > i // 16 * 16 + 1):
+                    continue
+                level = int(levels[i // 16, column])
+                means = -(-(b - a) // level) if level else 0
+                spent[h] += means if name == "psa" else 0 if name == "scatterbrain" else 1
+                if name == "scatterbrain" and i % 16 == 0:
+                    spent[h] += 64 * 9 / 16  # phi(k) v' of the unit, 64 features x (8 + 1), at 2 x 8 a pair
+        if name == "combiner":
+            spent[h] += 60 / 2  # a key head serves two heads
+        if name == "scatterbrain":
+            spent[h] += 64 * (60 * 8 + 30 * 8 + 30 * 9 + 60 * 9) / 16
+    allowed = 2 * (60 * 61 // 2 if causal else 3600)
+    assert kept.density(heads) == pytest.approx((pairs + sum(spent)) / allowed, rel=1e-6)
+    assert kept.rest.tolist() == [pytest.approx(spent, rel=1e-6)] and sum(spent) > 0
+    bare = sparse_attention(heads.with_(memory={}), method.with_(rest=None))[1]
+    assert bare.rest is None and bare.density(heads) == pytest.approx(pairs / allowed, rel=1e-6)

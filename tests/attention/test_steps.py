@@ -220,9 +220,10 @@ def test_reshaped_rows_by_hand():
     memory: dict = {}
     first, _, third = (Heads(*x, causal=False, step=t, steps=9, memory=memory) for t, x in enumerate(trace))
     (out, _), kept = sparse_attention(first, method)
-    assert kept is None and torch.allclose(out, dense_attention(first)[0], atol=1e-6)
+    assert kept is not None and kept.mask.all() and torch.allclose(out, dense_attention(first)[0], atol=1e-6)
+    taught = kept.density(first) - 1
     (out, lse), kept = sparse_attention(third, method)
-    assert kept is not None
+    assert kept is not None and taught == pytest.approx(kept.density(third), rel=1e-6)
     then = first.scores().masked_fill(~kept.tokens(first, slice(None)), -torch.inf)
     ratio = (then.logsumexp(-1) - first.scores().logsumexp(-1)).exp()
     residual = dense_attention(first)[0] - ratio[..., None] * (then.softmax(-1) @ first.v)

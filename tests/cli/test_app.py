@@ -18,9 +18,23 @@ from sparseworks.cli.app import app
 from sparseworks.cli.compress import read_share
 from sparseworks.cli.machine import forget_timings, value_types
 from sparseworks.core.errors import BudgetError, CheckpointError, RecipeError, SparseworksError
+from sparseworks.io import EMBEDDED
 
 RUN = CliRunner()
-COMMANDS = ("compress", "prune", "inspect", "plan", "bench", "methods", "compare", "evaluate", "attention")
+COMMANDS = (
+    "compress",
+    "prune",
+    "inspect",
+    "plan",
+    "bench",
+    "methods",
+    "compare",
+    "evaluate",
+    "attention",
+    "index",
+    "search",
+    "serve",
+)
 TINY = "sparseworks/tiny-lm"
 
 
@@ -35,6 +49,12 @@ def test_help_teaches(command: str):
     result = RUN.invoke(app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert "--json" in result.stdout
+
+
+def test_help_names_every_model_that_comes_with_the_library():
+    for words in (["--help"], ["inspect", "--help"]):
+        shown = RUN.invoke(app, words, env={"COLUMNS": "400"}).stdout
+        assert all(name in shown for name in EMBEDDED), shown
 
 
 def test_the_shell_completes_names():

@@ -10,7 +10,7 @@ from sparseworks.activations.delta import Delta, DeltaKeys, DeltaLayer, delta_at
 from sparseworks.activations.labels import ActivationNorm, ImportanceLabel, PlainAct, Structures
 from sparseworks.activations.lowrank import LowRankPath
 from sparseworks.activations.measure import Nonzeros, measure_nonzeros
-from sparseworks.activations.method import ActivationMethod, ActivationTraining
+from sparseworks.activations.method import ActivationMethod
 from sparseworks.activations.place import ActivationPlace, GateOutputs, LinearInputs
 from sparseworks.activations.predict import Contextual, Predictor, gathered, recall, spearman
 from sparseworks.activations.predicted import (
@@ -42,7 +42,6 @@ __all__ = [
     "ActivationRepair",
     "ActivationRow",
     "ActivationScore",
-    "ActivationTraining",
     "CalibratedThreshold",
     "Contextual",
     "ContextualMethod",

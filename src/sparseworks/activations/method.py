@@ -12,34 +12,20 @@ from sparseworks.activations.score import ActivationScore, InputMagnitude
 from sparseworks.activations.transform import ActivationRepair, ModelTransform
 from sparseworks.core.allocator import Allocator, Uniform
 from sparseworks.core.budget import Budget, Density
-from sparseworks.core.config import NOUNS
 from sparseworks.core.published import METHODS as METHODS
 from sparseworks.core.published import Published
 from sparseworks.core.published import Source as Source
-from sparseworks.core.registry import Registry
-
-ACTIVATION_TRAININGS: Registry[type[ActivationTraining]] = Registry("activation training", "sparseworks.activations")
-
-
-class ActivationTraining:
-    """How training makes activations sparse."""
-
-    registered_name: ClassVar[str]
-
-
-NOUNS["activation_training"] = (ActivationTraining, ACTIVATION_TRAININGS)
 
 
 @dataclass(frozen=True)
 class ActivationMethod(Published):
-    """score x cut x budget x allocation x place (x transform, repair, training), and its provenance.
+    """score x cut x budget x allocation x place (x transform, repair), and its provenance.
 
     Attributes:
         budget: a Density is the share of all weights that a token reads, a Count the inputs that every token keeps in every layer,
             a Threshold what a score must exceed.
         transform: an equivalent model in which masks cost less, made beforehand; None = the model as it is.
         repair: what becomes of dropped inputs; None = they are zero.
-        train: how training makes activations sparse; None = the method takes a finished model.
     """
 
     family: ClassVar[str] = "activations"
@@ -53,7 +39,6 @@ class ActivationMethod(Published):
         "place": "activation_place",
         "transform": "model_transform",
         "repair": "activation_repair",
-        "train": "activation_training",
     }
 
     name: str
@@ -64,7 +49,6 @@ class ActivationMethod(Published):
     place: ActivationPlace = field(default_factory=LinearInputs)
     transform: ModelTransform | None = None
     repair: ActivationRepair | None = None
-    train: ActivationTraining | None = None
 
     def with_(self, **changes: Any) -> ActivationMethod:
         """A changed copy. Besides the fields: `density=0.6`, the share of weights a token reads.

@@ -95,14 +95,12 @@ def sparsify_activations(
         memory_limit: bytes of hidden states in main memory; the rest lies in memory-mapped files.
 
     Raises:
-        ModelError: nothing can be masked, or the method trains.
+        ModelError: nothing can be masked.
         CalibrationError: data are needed and missing, or a score never exceeds zero.
         BudgetError: a budget out of range.
     """
     chosen = ActivationMethod.of(method)
     chosen = chosen if density is None else chosen.with_(density=density)
-    if chosen.train is not None:
-        raise ModelError(f"Method {chosen.name!r} acts while a model trains; it does not take a finished one.")
     batches = list(data) if data is not None else []
     unmask(model)
     with _evaluating(model):

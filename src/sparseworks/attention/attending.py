@@ -125,7 +125,7 @@ class Attending:
         self.common.clear()
 
     def density(self, phase: str = "prefill") -> float:
-        """Kept pairs over allowed pairs, the mean of all layers and calls, dense ones counted as 1."""
+        """Computed pairs over allowed pairs, the mean of all layers and calls, dense ones counted as 1; what a rest spends included."""
         found = [d for seen in self.layers.values() if (d := seen.density(phase)) is not None]
         return sum(found) / len(found) if found else 1.0
 

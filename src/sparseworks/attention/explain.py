@@ -27,7 +27,7 @@ class HeadFacts:
     """One head of one layer.
 
     Attributes:
-        density: kept pairs over allowed pairs.
+        density: computed pairs over allowed pairs, what a rest spends included.
         recall: attention mass on kept pairs, the mean over queries.
         best: the most that as many units could hold, chosen by their true mass.
         pattern: which static pattern of the same size holds most, and how much.

@@ -154,11 +154,11 @@ class Heads:
     def scores(self, rows: slice = slice(None)) -> Float[Tensor, "batch heads rows keys"]:
         """scale q k' of these queries, -inf for keys of the future, at least in float32."""
         wide = torch.promote_types(self.q.dtype, torch.float32)
-        found = self.q[:, :, rows].to(wide) @ self.shared(self.k.to(wide)).mT * self.factor
+        found = (self.q[:, :, rows].to(wide) * self.factor) @ self.shared(self.k.to(wide)).mT
         if not self.causal:
             return found
         at = torch.arange(self.offset, self.offset + self.queries, device=self.q.device)[rows]
-        return found.masked_fill(torch.arange(self.keys, device=self.q.device) > at[:, None], -torch.inf)
+        return found.masked_fill_(torch.arange(self.keys, device=self.q.device) > at[:, None], -torch.inf)
 
     # -- on the grid of units -------------------------------------------------------------------------------------
 
@@ -189,8 +189,10 @@ class Heads:
         return seen(columns[:, 1]) - seen(columns[:, 0])
 
     def allowed(self, unit: Tile) -> Bool[Tensor, "rows columns"]:
-        """Units with at least one such pair."""
-        return self.pairs(unit) > 0
+        """Units with at least one such pair: where causal, those that begin at or before the last query of their row."""
+        rows, columns = (torch.tensor(c).view(-1, 2) for c in (self.rows_of(unit.rows), self.columns_of(unit.cols)))
+        seen = self.offset + rows[:, 1:] if self.causal else torch.full((len(rows), 1), self.keys)
+        return columns[:, 0] < seen
 
     def pooled(
         self, x: Float[Tensor, "batch some tokens d"], cuts: list[tuple[int, int]], how: Literal["mean", "max", "min"] = "mean"

@@ -16,8 +16,10 @@ from sparseworks.attention.heads import Heads
 from sparseworks.core.errors import ShapeError
 from sparseworks.core.pattern import Tile
 from sparseworks.core.support import Support
-from sparseworks.exec.attention import attend, attend_tokens, merge
+from sparseworks.exec.attention import attend, attend_columns, attend_tokens
+from sparseworks.exec.attention.checks import STEP
 from sparseworks.exec.attention.reference import softmax_attend
+from sparseworks.exec.native import native
 
 Output = tuple[Float[Tensor, "batch heads queries d"], Float[Tensor, "batch heads queries"]]
 
@@ -31,11 +33,13 @@ class Kept:
         unit: `Tile(64, 64)` blocks, `Tile(128, 1)` columns of a query block, `Tile(1, 16)` pages of a query, `Tile(None, 1)` a
             set of keys, ...
         queries: those that attend at all (the others give zeros and -inf); None: all.
+        rest: what was computed besides for the units left out, in pairs, see `Rest.cost`; None: nothing.
     """
 
     mask: Bool[Tensor, "batch heads rows columns"]
     unit: Tile
     queries: Bool[Tensor, "batch heads queries"] | None = None
+    rest: Float[Tensor, "batch heads"] | None = None
 
     @property
     def support(self) -> Support:
@@ -43,24 +47,25 @@ class Kept:
         return Support.from_mask(self.mask)
 
     def density(self, heads: Heads) -> float:
-        """Kept pairs over allowed pairs, counted."""
+        """Computed pairs over allowed pairs, counted: the kept ones, and what a rest spent in their terms."""
         return float(self.density_by_head(heads).mean())
 
     def density_by_head(self, heads: Heads) -> Float[Tensor, "batch heads"]:
-        """Kept pairs over allowed pairs of every head."""
-        if self.queries is not None:
-            return self._counted(heads)
-        pairs = heads.pairs(self.unit).to(self.mask.device, torch.float64)
-        share = (self.mask * pairs).sum((-2, -1)) / pairs.sum()
-        return share.expand(heads.batch, heads.heads).float()
+        """The same of every head."""
+        found = self.pairs(heads)
+        found = found if self.rest is None else found + self.rest.to(found)
+        return (found / int(heads.pairs(Tile(None, None)).sum())).float()
 
-    def _counted(self, heads: Heads) -> Float[Tensor, "batch heads"]:
-        """Pairs of the queries that attend, counted row by row of units."""
-        assert self.queries is not None
-        found, pairs = 0, int(heads.pairs(Tile(None, None)).sum())
-        for first, last in heads.rows_of(self.unit.rows or 256):
-            found = found + self.tokens(heads, slice(first, last)).sum((-2, -1))
-        return (found / pairs).expand(heads.batch, heads.heads).float()  # type: ignore[union-attr]
+    def pairs(self, heads: Heads) -> Float[Tensor, "batch heads"]:
+        """Kept pairs of every head."""
+        if self.queries is None:
+            pairs = heads.pairs(self.unit).to(self.mask.device, torch.float64)
+            found = (self.mask * pairs).sum((-2, -1))
+        else:  # row by row of units, since only some queries attend
+            rows = heads.rows_of(self.unit.rows or 256)
+            each = [self.tokens(heads, slice(first, last)).sum((-2, -1)) for first, last in rows]
+            found = torch.stack(each).sum(0, dtype=torch.float64)
+        return found.expand(heads.batch, heads.heads)
 
     def check(self, heads: Heads) -> None:
         """Raise ShapeError unless this lies on the grid of `heads`."""
@@ -88,8 +93,8 @@ class Kept:
 def attend_kept(heads: Heads, kept: Kept) -> Output:
     """softmax over the kept pairs times v, and its log-sum-exp; the way is chosen by the shape of the units.
 
-    One query: lists of tokens. Blocks of a common size of at least 16: the block kernel. Narrower columns: gathered. A set of keys: compacted.
-    Anything else: row of units by row of units, masked. Differentiable where gradients are wanted (lists and gathered columns are then masked).
+    Blocks of a common size of at least 16: the block kernel. Units of one query: lists of tokens. A set of queries: compacted.
+    Anything else: the keys of a row of units, gathered. Differentiable where gradients are wanted (lists and rows of units are then masked).
 
     Raises:
         ShapeError: a mask that is not on the grid of `heads`.
@@ -117,13 +122,16 @@ def attend_with_bias(heads: Heads, kept: Kept, bias: Float[Tensor, "batch kv_hea
 def _way(heads: Heads, kept: Kept, wants: bool) -> Callable[[Heads, Kept], Output]:
     if _block(kept.unit):
         return attend_blocks
-    if heads.queries == 1 and not wants:
+    if wants:
+        return attend_sets if kept.unit == Tile(None, 1) else attend_masked
+    compiled = native() is not None and heads.q.is_cpu and heads.q.dtype is not torch.float64
+    single = kept.unit.rows == 1 and compiled and heads.q.dtype is torch.float32 and heads.d % STEP == 0
+    if heads.queries == 1 or (single and heads.queries):
         return attend_lists
-    if 0 < (kept.unit.cols or 0) < 16 and (kept.unit.rows or 0) > 1 and heads.causal and not wants:
-        return attend_columns
-    if kept.unit == Tile(None, 1):
+    if kept.unit == Tile(None, 1) and kept.queries is not None:
         return attend_sets
-    return attend_masked
+    # Plain torch takes rows one by one, which pays where they are few.
+    return attend_units if compiled or (kept.unit.rows or heads.queries) >= 16 else attend_masked
 
 
 def _block(unit: Tile) -> int:
@@ -150,50 +158,38 @@ def attend_blocks(heads: Heads, kept: Kept) -> Output:
 
 
 def attend_lists(heads: Heads, kept: Kept) -> Output:
-    """One query: the tokens that each head keeps, read one by one."""
-    mask = kept.tokens(heads, slice(0, 1))[:, :, 0].expand(heads.batch, heads.heads, -1)
-    parts = []
-    for b in range(heads.batch):
-        ptr = F.pad(mask[b].sum(-1).cumsum(0), (1, 0))
-        parts.append(attend_tokens(heads.q[b], heads.k[b], heads.v[b], ptr, mask[b].nonzero()[:, 1], scale=heads.scale))
+    """The tokens that each query keeps, read one by one; some queries at a time."""
+    some = max(1, (1 << 24) // max(1, heads.batch * heads.heads * heads.keys))
+    k, v = heads.k.contiguous(), heads.v.contiguous()
+    parts = [
+        _listed(heads, k, v, kept, slice(first, min(first + some, heads.queries)))
+        for first in range(0, heads.queries, some)
+    ]
     outs, lses = zip(*parts, strict=True)
-    return torch.stack(outs), torch.stack(lses)
-
-
-def attend_columns(heads: Heads, kept: Kept) -> Output:
-    """Query blocks, each over columns of its own: those before the block gathered, those inside it masked; merged."""
-    mask = kept.mask.expand(heads.batch, heads.heads, -1, -1).repeat_interleave(kept.unit.cols or 1, -1)
-    outs, lses = [], []
-    for row, (first, last) in enumerate(heads.rows_of(kept.unit.rows)):
-        start, rows = heads.offset + first, slice(first, last)
-        inside = _inside(heads, mask[:, :, row, : heads.keys], start, rows)
-        before = _gathered(heads, mask[:, :, row, :start], rows)
-        out, lse = inside if before is None else merge([before, inside])
-        outs.append(out)
-        lses.append(lse)
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
-def _gathered(heads: Heads, mask: Tensor, rows: slice) -> Output | None:
-    """Attention of a query block to the marked keys, moved together: they are read once for all its queries."""
-    count = mask.sum(-1)
-    most = int(count.max()) if mask.shape[-1] else 0
-    if not most:
-        return None
-    at = mask.to(torch.uint8).topk(most, dim=-1, sorted=True).indices
-    real = torch.arange(most, device=mask.device) < count.unsqueeze(-1)
-    head = torch.arange(heads.heads, device=mask.device)[:, None] // heads.group
-    each = torch.arange(heads.batch, device=mask.device)[:, None, None]
-    k, v = heads.k[each, head, at], heads.v[each, head, at]
-    return softmax_attend(heads.q[:, :, rows], k, v, real.unsqueeze(-2), heads.factor)
+def _listed(heads: Heads, k: Tensor, v: Tensor, kept: Kept, rows: slice) -> Output:
+    """Every query of every head as a head of one query."""
+    mask = kept.tokens(heads, rows).expand(heads.batch, heads.heads, -1, -1)
+    outs, lses = [], []
+    for b in range(heads.batch):
+        lists = mask[b].flatten(0, 1)
+        ptr = F.pad(lists.sum(-1).cumsum(0), (1, 0))
+        q = heads.q[b, :, rows].flatten(0, 1).unsqueeze(1)
+        out, lse = attend_tokens(q, k[b], v[b], ptr, lists.nonzero()[:, 1], scale=heads.scale)
+        outs.append(out.view(heads.heads, -1, heads.d))
+        lses.append(lse.view(heads.heads, -1))
+    return torch.stack(outs), torch.stack(lses)
 
 
-def _inside(heads: Heads, mask: Tensor, start: int, rows: slice) -> Output:
-    """Attention of a query block to the kept columns within itself."""
-    end = start + rows.stop - rows.start
-    k, v = (heads.shared(t[:, :, start:end]) for t in (heads.k, heads.v))
-    triangle = torch.ones(end - start, end - start, dtype=torch.bool, device=mask.device).tril()
-    return softmax_attend(heads.q[:, :, rows], k, v, mask[..., None, start:end] & triangle, heads.factor)
+def attend_units(heads: Heads, kept: Kept) -> Output:
+    """Rows of queries, each over keys of its own that are read once for all of them."""
+    unit = kept.unit
+    tall, wide = unit.rows or max(1, heads.offset + heads.queries), unit.cols or max(1, heads.keys)
+    return attend_columns(
+        heads.q, heads.k, heads.v, kept.mask, tall=tall, wide=wide, offset=heads.offset, causal=heads.causal, scale=heads.scale
+    )  # fmt: skip
 
 
 def attend_sets(heads: Heads, kept: Kept) -> Output:

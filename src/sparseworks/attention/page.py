@@ -52,12 +52,12 @@ def _cache(method: CacheMethod) -> dict[str, Any]:
 
 @particulars.register
 def _trained(method: TrainedAttention) -> dict[str, Any]:
-    inner, exported = method.trainable, method.export()
+    inner = method.trainable
     needs = ["Training: what it selects by is learned, with the model or beside it."]
-    if not inner.replaces and not exported:
+    if inner.alone:
         call = f'module = sw.method("{method.name}").build(sizes)'
         return {
-            "needs": [*needs, "It is a model of its own: `build` makes it, and it is trained as any module."],
+            "needs": [*needs, "It is a module of its own: `build` makes it, and it is trained as any module."],
             "call": call,
         }
     needs.append(

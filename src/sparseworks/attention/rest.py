@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from jaxtyping import Float
+from torch import Tensor
+
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept, Output
 from sparseworks.core.registry import Registry
@@ -25,6 +28,14 @@ class Rest:
 
     def __call__(self, heads: Heads, kept: Kept, found: Output) -> Output:
         """The output and log-sum-exp over the kept units -> those of the whole map, approximately."""
+        raise NotImplementedError
+
+    def cost(self, heads: Heads, kept: Kept) -> Float[Tensor, "batch heads"]:
+        """What this call computes in pairs, of every head; it counts in the density that is reported.
+
+        A pair is a product of a query with a key and of its weight with a value, 2 d multiply-adds; other products are converted
+        by that. What key heads compute once is shared by the heads of their group. Sums and means of tokens are not counted.
+        """
         raise NotImplementedError
 
     def after_dense(self, heads: Heads, kept: Kept, found: Output, dense: Output) -> None:

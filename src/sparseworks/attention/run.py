@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +17,8 @@ from sparseworks.core.errors import ShapeError
 def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kept | None]:
     """Output and log-sum-exp of `method` on one call, and the units it computed (None: all, it does not act here).
 
+    What its rest spent beside them is noted in `Kept.rest`.
+
     Raises:
         ShapeError: the tokens of a causal call cannot be reordered.
     """
@@ -23,8 +27,8 @@ def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kep
     ordered, back = _ordered(heads, method)
     if not method.schedule.acts(heads):
         dense = dense_attention(ordered)
-        _teach(ordered, method, dense)
-        return (dense if back is None else _restored(dense, back)), None
+        taught = _teach(ordered, method, dense)
+        return (dense if back is None else _restored(dense, back)), replace(whole(ordered), rest=taught)
     kept = _kept(ordered, method)
     bias = None if method.score is None else method.score.bias(ordered)
     found = attend_kept(ordered, kept) if bias is None else attend_with_bias(ordered, kept, bias)
@@ -32,6 +36,7 @@ def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kep
         method.score.learn(ordered, lse=found[1], kept=kept)
     if method.rest is not None:
         found = method.rest(ordered, kept, found)
+        kept = replace(kept, rest=method.rest.cost(ordered, kept))
     return (found if back is None else _restored(found, back)), kept
 
 
@@ -40,11 +45,13 @@ def learns(method: AttentionMethod) -> bool:
     return method.rest is not None and method.rest.learns
 
 
-def _teach(heads: Heads, method: AttentionMethod, dense: Output) -> None:
+def _teach(heads: Heads, method: AttentionMethod, dense: Output) -> Tensor:
+    """The pairs attended to for that, of every head."""
     kept = select(heads, method)
     heads.memory["kept"] = kept
     assert method.rest is not None
     method.rest.after_dense(heads, kept, attend_kept(heads, kept), dense)
+    return kept.pairs(heads)
 
 
 def dense_attention(heads: Heads) -> Output:

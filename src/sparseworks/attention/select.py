@@ -14,7 +14,7 @@ from sparseworks.attention.budgets import CallBudget
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept
 from sparseworks.attention.masks.base import Extent, Mask, Span
-from sparseworks.core.budget import Budget, Count, Density
+from sparseworks.core.budget import Budget, Count, Density, Threshold
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.pattern import Pattern, Tile
 from sparseworks.core.select import top
@@ -66,17 +66,36 @@ def keep(
     """
     inside = allowed.expand_as(scores)
     forced = (forced | (scores == torch.inf)) & inside
+    if isinstance(budget, Threshold):
+        return _reached(scores, inside, budget) | forced
     if budget.needs_scores:
         open_ = inside & ~scores.isinf()
         grouped, back = _groups(scores.masked_fill(~open_, 0.0 if _is_mass(budget) else -torch.inf), pattern)
         counts = budget.counts(grouped)
         ranked, _ = _groups(scores.masked_fill(~open_, -torch.inf), pattern)
         return (back(top(ranked, counts)) & open_) | forced
-    ranked, back = _groups(scores.masked_fill(~inside, -torch.inf).masked_fill(forced, torch.inf), pattern)
-    may, must = (_groups(m, pattern)[0].sum(-1) for m in (inside, forced))
-    rows = _groups(inside, pattern)[0].unflatten(-1, (-1, scores.shape[-1])).any(-1).sum(-1)
-    counts = torch.maximum(_counts(budget, may, rows, unit), must).minimum(may)
-    return back(top(ranked, counts)) & (scores > -torch.inf).logical_or(forced) & inside
+    dead = ~(inside & (scores > -torch.inf)) & ~forced
+    ranked, back = _groups(scores.masked_fill(forced, torch.inf).masked_fill_(dead, -torch.inf), pattern)
+    may, rows = (m.expand(ranked.shape[:-1]) for m in _room(allowed, scores.shape[1], pattern))
+    must, live = (_groups(m, pattern)[0].sum(-1, dtype=torch.int32) for m in (forced, ~dead))
+    counts = torch.maximum(_counts(budget, may, rows, unit), must).minimum(live)
+    return back(top(ranked, counts.long())) & ~dead
+
+
+def _reached(scores: Tensor, inside: Tensor, budget: Threshold) -> Tensor:
+    """Units that reach a threshold: nothing needs to be sorted, or counted."""
+    if scores.numel() and bool(scores.amax().isnan()):
+        budget.counts(scores.masked_fill(~inside, -torch.inf))  # refuses what is not a number
+    return (scores >= max(budget.value, torch.finfo(scores.dtype).min)) & inside
+
+
+def _room(allowed: Bool[Tensor, "rows columns"], heads: int, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """Units that each group may keep, and rows of it that may keep any."""
+    may = allowed.sum(-1)
+    if pattern.group.rows is not None and not pattern.across:
+        return may, (may > 0).long()
+    many = heads if pattern.across else 1
+    return may.sum() * many, (may > 0).sum() * many
 
 
 def _counts(budget: Budget, may: Int[Tensor, "*groups"], rows: Int[Tensor, "*groups"], unit: Tile) -> Tensor:
@@ -151,7 +170,9 @@ def mask_on_grid(mask: Mask, heads: Heads, unit: Tile) -> Bool[Tensor, "1 heads 
 
 def _no_row_empty(mask: Tensor, allowed: Tensor) -> Tensor:
     """The last allowed unit of a row (the diagonal, where causal) is added where nothing was kept."""
-    last = allowed.shape[-1] - 1 - allowed.flip(-1).to(torch.uint8).argmax(-1)
     lonely = ~mask.any(-1) & allowed.any(-1)
+    if not bool(lonely.any()):
+        return mask
+    last = allowed.shape[-1] - 1 - allowed.flip(-1).to(torch.uint8).argmax(-1)
     added = torch.zeros_like(mask).scatter(-1, last.view(1, 1, -1, 1).expand(*mask.shape[:3], 1), lonely.unsqueeze(-1))
     return mask | added

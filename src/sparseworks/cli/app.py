@@ -1,4 +1,4 @@
-"""Commands: compress, inspect, plan, bench, methods, compare, evaluate, attention. Each takes `--json`; exit code 0 = done, 1 = error, 2 = usage, 3 = goal not met."""
+"""Commands: compress, inspect, plan, bench, methods, compare, evaluate, attention, index, search, serve. Each takes `--json`; exit code 0 = done, 1 = error, 2 = usage, 3 = goal not met."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ from sparseworks.cli.options import (
     share,
     starting,
 )
+from sparseworks.cli.retrieval import index, search, serve
+from sparseworks.io.models import EMBEDDED_NAMES
 
 INTERRUPTED = "sparseworks: interrupted. Run the same command again to go on from the last finished block."
 
@@ -64,7 +66,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make PyTorch models sparse, and measurably faster. MODEL is a local folder, a hub id, `minilm`, or `sparseworks/tiny-lm`.",
+    help=f"Make PyTorch models sparse, and measurably faster. MODEL is a local folder, a hub id, or one of {EMBEDDED_NAMES}.",
 )
 
 
@@ -373,6 +375,9 @@ def evaluate(
 
 
 app.command()(attention)
+app.command()(index)
+app.command()(search)
+app.command()(serve)
 
 
 def show(answer: tuple[Any, Any], as_json: bool) -> None:

@@ -9,10 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from sparseworks.cli.machine import VALUES
+from sparseworks.io.models import EMBEDDED_NAMES
 
 Model = Annotated[
     str,
-    typer.Argument(help="Local folder, hub id, `minilm` (extra demo) or `sparseworks/tiny-lm`.", show_default=False),
+    typer.Argument(
+        help=f"Local folder, hub id, or one of {EMBEDDED_NAMES} (`minilm`: extra demo).", show_default=False
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Remeasure = Annotated[

@@ -13,11 +13,13 @@ from sparseworks.core.config import NOUNS
 from sparseworks.core.published import METHODS, Published, Source
 from sparseworks.core.routine import Routine
 from sparseworks.solve.coder import CODERS, Coder, Solution
+from sparseworks.solve.datafit import DATAFITS, Datafit
 from sparseworks.solve.linear import LinearMap
 from sparseworks.solve.penalty import PENALTIES, Penalty
 
 NOUNS["coder"] = (Coder, CODERS)
 NOUNS["penalty"] = (Penalty, PENALTIES)
+NOUNS["datafit"] = (Datafit, DATAFITS)
 
 
 @dataclass(frozen=True)

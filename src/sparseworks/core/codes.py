@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparseworks.core.errors import DtypeError, ShapeError
@@ -114,15 +114,22 @@ class Codes:
             raise ShapeError(
                 f"Codes and their mask are matrices of one shape, got {tuple(z.shape)}, {tuple(mask.shape)}."
             )
-        lengths = mask.sum(1)
-        k = int(lengths.max()) if len(z) else 0
-        order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :k]
-        kept = torch.arange(k, device=z.device) < lengths.unsqueeze(1)
-        indices = torch.where(kept, order, 0)
-        values = torch.where(kept, z.gather(1, order), torch.zeros((), dtype=z.dtype, device=z.device))
-        return cls(values, indices, z.shape[1], None if bool((lengths == k).all()) else lengths)
+        indices, lengths = places_of(mask)
+        kept = torch.arange(indices.shape[1], device=z.device) < lengths.unsqueeze(1)
+        values = torch.where(kept, z.gather(1, indices), torch.zeros((), dtype=z.dtype, device=z.device))
+        return cls(values, indices, z.shape[1], None if bool((lengths == indices.shape[1]).all()) else lengths)
 
     @classmethod
     def from_dense(cls, z: Float[Tensor, "rows width"]) -> Codes:
         """The entries of z that are not 0; only for what comes from elsewhere, since a kept entry may be 0."""
         return cls.from_mask(z, z != 0)
+
+
+def places_of(mask: Bool[Tensor, "rows width"]) -> tuple[Int[Tensor, "rows k"], Int[Tensor, " rows"]]:
+    """Indices of the True entries of each row, ascending and 0 beyond the row's last, and how many there are; k is the most of them."""
+    lengths = mask.sum(1)
+    rows, columns = mask.nonzero(as_tuple=True)
+    first = lengths.cumsum(0) - lengths
+    indices = torch.zeros(len(mask), int(lengths.max()) if len(mask) else 0, dtype=torch.long, device=mask.device)
+    indices[rows, torch.arange(len(rows), device=mask.device) - first[rows]] = columns
+    return indices, lengths

@@ -19,6 +19,7 @@ from sparseworks.core.sortable import sortable
 from sparseworks.core.support import Support
 
 _AT_ONCE = 1 << 20  # entries whose groups are ordered together: bounds work space, and stays near the caches
+_FEW = 4  # below one in so many, the best of a row are found faster than the row is sorted
 
 
 def select(scores: Shaped[Tensor, "*batch rows cols"], pattern: Pattern, keep: Keep | None = None) -> Support:
@@ -76,14 +77,24 @@ def top(grouped: Shaped[Tensor, "*batch groups n"], keep: Keep) -> Bool[Tensor, 
         need = torch.tensor(keep, device=grouped.device)
     else:
         need = keep.to(grouped.device, torch.long).unsqueeze(-1)
-        order = grouped.sort(dim=-1, descending=True).values
-        at = (need - 1).clamp(min=0).expand(*grouped.shape[:-1], 1)
-        cut = order.gather(-1, at)
+        cut, alone = _cuts(grouped, need)
+        if alone:
+            return (grouped >= cut) & (need > 0)
     above, equal = grouped > cut, grouped == cut
     # Exactly `need` survive: everything above the cut, then the first of those that tie with it.
     room = need - above.sum(dim=-1, keepdim=True)
     mask = above | (equal & (equal.cumsum(dim=-1) <= room))
     return mask & (need > 0)
+
+
+def _cuts(grouped: Tensor, need: Tensor) -> tuple[Tensor, bool]:
+    """The `need`-th largest of each row, and whether the one after it is smaller everywhere: then nothing ties across the cut."""
+    n, most = grouped.shape[-1], int(need.max())
+    few = (most + 1) * _FEW < n
+    order = grouped.topk(most + 1, dim=-1).values if few else grouped.sort(dim=-1, descending=True).values
+    need = need.expand(*grouped.shape[:-1], 1)
+    cut, after = (order.gather(-1, at) for at in ((need - 1).clamp(min=0), need.clamp(max=n - 1)))
+    return cut, not bool(((cut == after) & (need > 0) & (need < n)).any())
 
 
 # -- pieces -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparseworks.core.errors import KernelError
-from sparseworks.exec.skipping import kept_by_count, statistical_threshold
+from sparseworks.core.normal import normal_threshold
+from sparseworks.exec.skipping import kept_by_count
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class InputRule:
         rows, sizes = x.reshape(-1, x.shape[-1]), size.reshape(-1, x.shape[-1])
         if self.exact or keep in (0, x.shape[-1]):
             return kept_by_count(rows, keep, sizes).reshape(x.shape)
-        return rows.where(~(sizes <= statistical_threshold(sizes, keep)[:, None]), 0.0).reshape(x.shape)
+        return rows.where(~(sizes <= normal_threshold(sizes, keep)), 0.0).reshape(x.shape)
 
 
 class MaskedLinear(nn.Linear):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparseworks.core.errors import KernelError, ShapeError
+from sparseworks.core.normal import normal_threshold
 from sparseworks.core.support import Support
 from sparseworks.exec.format import FORMATS, Packed, name_of
 from sparseworks.exec.kernel import KERNELS, Call, Kernel
@@ -41,18 +42,6 @@ def kept_by_count(
     size = x.abs() if size is None else size
     order = size.nan_to_num(nan=float("inf")).sort(dim=1, descending=True, stable=True).indices[:, :keep]
     return torch.zeros_like(x).scatter(1, order, x.gather(1, order))
-
-
-def statistical_threshold(x: Float[Tensor, "rows in"], keep: int) -> Float[Tensor, " rows"]:
-    """mean + std * Phi^-1(1 - keep / in) of each row of |x|: about `keep` of normally distributed |x| lie above it.
-
-    Statistical top-k of Spark Transformer (You et al. 2025, arXiv 2506.06644), which needs no sort.
-    """
-    size = x.abs().float()
-    share = torch.tensor(1 - keep / max(x.shape[1], 1)).clamp(1e-6, 1 - 1e-6)
-    mean = size.mean(dim=1)
-    std = (size - mean[:, None]).square().mean(dim=1).sqrt()
-    return mean + std * torch.special.ndtri(share)
 
 
 class SkippingLinear(nn.Module):
@@ -153,7 +142,7 @@ class SkippingLinear(nn.Module):
         keep = self.keep or 0
         if self.exact or keep in (0, x.shape[1]):
             return kept_by_count(x, keep)
-        return x.where(~(x.abs() <= statistical_threshold(x, keep)[:, None]), 0.0)
+        return x.where(~(x.abs() <= normal_threshold(x.abs(), keep)), 0.0)
 
     def forward(self, x: Float[Tensor, "*lead in"]) -> Float[Tensor, "*lead out"]:
         """W s(x) + b.

@@ -38,9 +38,9 @@ def load(
 
     Args:
         name: a folder written by `save`, a Hugging Face folder, a hub id (`owner/model`), an embedded model (`minilm`,
-            `sparseworks/tiny-lm`), or a module, which is returned as it is.
+            `sparseworks/tiny-lm` or another of `sparseworks.io.EMBEDDED`), or a module, which is returned as it is.
         model: for a saved folder of a model that is not from transformers: an instance of its class, filled in place.
-        dtype: type of the weights; default: as stored (float32 for `sparseworks/tiny-lm`).
+        dtype: type of the weights; default: as stored (float32 for the library's own).
         planned: apply the saved plan, so that the fast layers are in place; a "packed" folder has them already.
         verify: compare the checksums of a saved folder.
 

@@ -40,6 +40,9 @@ _SHIPPED = {
 EMBEDDED: dict[str, Callable[[], Path]] = {"minilm": _minilm_folder, **_SHIPPED}
 """Models that need no download: name -> function that finds their folder."""
 
+EMBEDDED_NAMES = ", ".join(f"`{name}`" for name in EMBEDDED)
+"""For help texts."""
+
 _TOKENIZER = ("tokenizer.json", "vocab*", "merges.txt", "*.model")
 
 _OWN_TYPES = "sparseworks_"

@@ -3,6 +3,6 @@
 from sparseworks.solve.admm import ADMM
 from sparseworks.solve.dsnot import DSnoT
 from sparseworks.solve.obs import ObsSweep
-from sparseworks.solve.pursuit import omp, omp_round
+from sparseworks.solve.pursuit import omp
 
-__all__ = ["ADMM", "DSnoT", "ObsSweep", "omp", "omp_round"]
+__all__ = ["ADMM", "DSnoT", "ObsSweep", "omp"]

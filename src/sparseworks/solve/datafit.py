@@ -30,6 +30,14 @@ class Datafit:
         """df / du."""
         raise NotImplementedError
 
+    def bend(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows m"]:
+        """d2f / du2 where f is a sum over coordinates, or what makes a quadratic model that lies above f: for prox-Newton steps.
+
+        Raises:
+            NotImplementedError: not a sum, or not known.
+        """
+        raise NotImplementedError
+
     def conjugate(self, v: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows"]:
         """sup_u <v, u> - f(u; y), infinite outside its domain: what a duality gap needs.
 

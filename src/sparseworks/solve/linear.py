@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Shaped
@@ -22,6 +22,7 @@ class LinearMap:
     Attributes:
         domain, codomain: shapes of one element, without the batch.
         dtype: of what `adjoint` returns; complex codes have a complex dtype.
+        output_dtype: of what `forward` returns; None: the same.
         device: where its tensors lie.
     """
 
@@ -29,6 +30,7 @@ class LinearMap:
     domain: tuple[int, ...]
     codomain: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+    output_dtype: torch.dtype | None = None
     device: torch.device = torch.device("cpu")
 
     def forward(self, z: Shaped[Tensor, "*batch_and_domain"]) -> Shaped[Tensor, "*batch_and_codomain"]:
@@ -48,6 +50,21 @@ class LinearMap:
         if tuple(z.shape[z.dim() - len(self.domain) :]) != self.domain:
             raise ShapeError(f"{type(self).__name__} takes (*batch, {_sizes(self.domain)}), got {tuple(z.shape)}.")
         return self.forward(z)
+
+    def __matmul__(self, other: Tensor | LinearMap) -> Any:
+        """A z, or the map A B."""
+        if isinstance(other, Tensor):
+            return self(other)
+        from sparseworks.solve.maps.composed import Composed
+
+        return Composed(self, other)
+
+    @property
+    def mT(self) -> LinearMap:
+        """The adjoint, as a map."""
+        from sparseworks.solve.maps.views import Adjoint
+
+        return Adjoint(self)
 
     def normal(self, z: Shaped[Tensor, "*batch_and_domain"]) -> Shaped[Tensor, "*batch_and_domain"]:
         """A* A z; override where that is cheaper than both."""

@@ -52,6 +52,14 @@ class Penalty:
         """
         raise NotImplementedError
 
+    def conjugate(self, v: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows"]:
+        """sup_z <v, z> - g(z), infinite outside its domain: the other half of a duality gap.
+
+        Raises:
+            NotImplementedError: not known for this penalty, or it is not convex; solvers then certify by the violation.
+        """
+        raise NotImplementedError
+
     def support(self, z: Float[Tensor, "*rows n"]) -> Tensor:
         """bool: the coordinates that the penalty has not set to 0."""
         return z != 0
@@ -67,3 +75,27 @@ def soft(z: Tensor, threshold: Step) -> Tensor:
         )
     size = z.abs()
     return z * ((size - threshold).clamp(min=0) / size.clamp(min=torch.finfo(size.dtype).tiny))
+
+
+class Norm(Penalty):
+    """A penalty that is convex and positively homogeneous: `largest` is the norm dual to it (its gauge, where it is one-sided)."""
+
+    def conjugate(self, v: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows"]:
+        """0 where the dual norm of v is at most 1, infinite elsewhere; a rounding error beyond 1 is let pass."""
+        beyond = self.largest(-v) > 1 + 32 * torch.finfo(v.dtype).eps
+        return torch.zeros_like(beyond, dtype=torch.float64).masked_fill(beyond, torch.inf).to(v.real.dtype)
+
+
+def project_l1_ball(v: Float[Tensor, "*rows n"], radius: Step) -> Float[Tensor, "*rows n"]:
+    """argmin ||u - v|| with sum |u_i| <= radius: soft(v, t), t from the sorted magnitudes.
+
+    Source: Duchi, Shalev-Shwartz, Singer and Chandra, 2008 (Efficient projections onto the l1-ball).
+    """
+    size = v.abs()
+    radius = torch.as_tensor(radius, dtype=size.dtype, device=v.device)
+    ordered = size.sort(dim=-1, descending=True).values
+    ranks = torch.arange(1, v.shape[-1] + 1, dtype=size.dtype, device=v.device)
+    excess = (ordered.cumsum(-1) - radius) / ranks
+    kept = (ordered > excess).sum(-1, keepdim=True).clamp(min=1)
+    threshold = excess.gather(-1, kept - 1).clamp(min=0)
+    return torch.where(size.sum(-1, keepdim=True) <= radius, v, soft(v, threshold))

@@ -14,9 +14,8 @@ from sparseworks.activations import ActivationMethod, SparseActivations, sparsif
 from sparseworks.activations.lowrank import LowRankPath
 from sparseworks.allocate.greedy import BlockGreedy
 from sparseworks.core.budget import Density
-from sparseworks.core.errors import ModelError
 from sparseworks.exec.masked import MaskedLinear, MaskedOutput, rule_from
-from sparseworks.testing.examples import refused, require
+from sparseworks.testing.examples import require
 
 TOLERANCE = 0.08
 """Of the realised density: rules are set on the dense model, whose activations are not those between masked layers."""
@@ -37,13 +36,6 @@ def check_activation_method(
     """
     method = _brisk(ActivationMethod.of(method))
     build, data = build or _decoder, data if data is not None else _batches()
-    if method.train is not None:
-        refused(
-            lambda: sparsify_activations(build(), method, data),
-            ModelError,
-            f"{method.name}: it takes a finished model.",
-        )
-        return
     budgeted = isinstance(method.budget, Density)
     if budgeted:
         _check_whole(method, build, data)

@@ -78,7 +78,11 @@ def _check_kept(heads: Heads, kept: Kept, method: AttentionMethod) -> None:
     pairs = kept.tokens(heads, slice(0, heads.queries)).expand(heads.batch, heads.heads, -1, -1)
     attends = torch.ones_like(pairs[..., 0]) if kept.queries is None else kept.queries.expand_as(pairs[..., 0])
     require(bool((pairs.any(-1) | ~attends).all()), f"{method.name}: a query keeps no key.")
-    counted = pairs.sum().item() / (heads.batch * heads.heads * int(heads.pairs(kept.unit).sum()))
+    spent = 0.0 if kept.rest is None else kept.rest.sum().item()
+    require(
+        spent >= 0 and (kept.rest is None) == (method.rest is None), f"{method.name}: what its rest spends is not said."
+    )
+    counted = (pairs.sum().item() + spent) / (heads.batch * heads.heads * int(heads.pairs(kept.unit).sum()))
     reported = kept.density(heads)
     require(abs(counted - reported) < 1e-5, f"{method.name}: reports density {reported}, counted are {counted}.")
 

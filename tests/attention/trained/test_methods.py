@@ -29,7 +29,7 @@ def test_a_trained_form(name):
     second = method.build(SIZES)
     assert any(p.requires_grad for p in first.parameters())
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    assert isinstance(first, Gate) != (method.trainable.replaces or name == "arm_net")
+    assert isinstance(first, Gate) != (method.trainable.replaces or method.trainable.alone)
     second.load_state_dict(first.state_dict())
     for exported in method.export():
         assert exported.name not in METHODS and exported.source == method.source

@@ -11,7 +11,7 @@ from sparseworks.activations.trained.convert import (
     train_sparse,
 )
 from sparseworks.activations.trained.spark import SparkFeedForward, spark_attention
-from sparseworks.activations.trained.statistical import StatisticalKeys, StatisticalTopK, normal_threshold
+from sparseworks.activations.trained.statistical import StatisticalKeys, StatisticalTopK
 from sparseworks.activations.trained.topk import BlockTopKInputs, TopKInputs, TopKNeurons, quantised, straight_through
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "TopKNeurons",
     "TrainedMethod",
     "export",
-    "normal_threshold",
     "quantised",
     "spark_attention",
     "sparse_init",

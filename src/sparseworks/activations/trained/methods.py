@@ -62,12 +62,11 @@ add(
     TrainedMethod(
         "spark_attention",
         StatisticalKeys(),
-        status="experimental",
         source=_SPARK,
         catalog=(60,),
-        claims="At most about 256 keys a query, selected by a part of the key's own dimensions.",
-        when="A transformer is trained from scratch for long contexts.",
-        when_not="A trained model is given: the weights of the values are another function of queries and keys. Its effect on a trained model was not measured here.",
+        claims="At most about 256 keys a query, selected by a part of the key's own dimensions. On one mark among 48 tokens, one layer with 4 to 5 keys a query answered 92 to 100 % (three seeds), a dense one 100 %, a window of 6 keys 10 %.",
+        when="A transformer is trained from scratch for long contexts, and what a query needs lies in few keys anywhere.",
+        when_not="A trained model is given: the weights of the values are another function of queries and keys. Training on small marks took it longer than dense attention: of three seeds two stood at 92 % after 250 steps.",
     )
 )
 

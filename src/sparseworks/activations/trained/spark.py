@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sparseworks.activations.trained.statistical import StatisticalTopK
 from sparseworks.core.errors import BudgetError, ShapeError
+from sparseworks.core.normal import normal_threshold
 
 
 class SparkFeedForward(nn.Module):
@@ -85,12 +86,6 @@ def spark_attention(
 
 def _above(scores: Tensor, seen: Tensor, keep: int) -> Tensor:
     """Allowed scores at or above the normal threshold of their own row's allowed keys."""
-    scores = scores.detach()
-    count = seen.sum(dim=-1, keepdim=True)
-    mean = scores.where(seen, 0.0).sum(dim=-1, keepdim=True) / count
-    std = ((scores - mean).square().where(seen, 0.0).sum(dim=-1, keepdim=True) / count).sqrt()
-    few = count <= keep
-    share = (1 - keep / count).clamp(1e-6, 1 - 1e-6)
+    scores, count = scores.detach(), seen.sum(dim=-1, keepdim=True)
     best = scores.masked_fill(~seen, -math.inf).amax(dim=-1, keepdim=True)
-    threshold = torch.minimum(mean + std * torch.special.ndtri(share), best)
-    return seen & (few | (scores >= threshold))
+    return seen & ((count <= keep) | (scores >= normal_threshold(scores, keep, seen).minimum(best)))

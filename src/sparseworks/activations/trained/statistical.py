@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -11,23 +10,7 @@ from torch import Tensor
 
 from sparseworks.activations.trained.activation import ACTIVATIONS, Activation
 from sparseworks.core.errors import BudgetError
-
-
-def normal_threshold(x: Float[Tensor, "*lead n"], keep: float) -> Float[Tensor, "*lead 1"]:
-    """mean(x) + std(x) Phi^-1(1 - keep / n) of the last axis: about `keep` of normally distributed entries lie above it.
-
-    Of other distributions more or fewer do: fewer where the tails are heavy and keep / n is small.
-
-    Source: You et al., 2025, arXiv 2506.06644 (Spark Transformer).
-
-    Raises:
-        BudgetError: `keep` is not in (0, n).
-    """
-    n = x.shape[-1]
-    if not 0 < keep < n:
-        raise BudgetError(f"A statistical threshold keeps more than 0 and fewer than all of {n} entries, got {keep}.")
-    std = x.var(dim=-1, keepdim=True, correction=0).clamp(min=1e-12).sqrt()
-    return x.mean(dim=-1, keepdim=True) + std * NormalDist().inv_cdf(1 - keep / n)
+from sparseworks.core.normal import normal_threshold
 
 
 @ACTIVATIONS.register("statistical_topk")

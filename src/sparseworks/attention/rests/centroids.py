@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept, Output
 from sparseworks.attention.rest import RESTS, Rest
-from sparseworks.attention.rests.summaries import attend_summaries, left_out, sizes
+from sparseworks.attention.rests.summaries import attend_summaries, left_out, sizes, summary_pairs
 from sparseworks.exec.attention import merge
 
 
@@ -34,3 +36,7 @@ class Centroids(Rest):
         k, v = (heads.pooled(t.to(wide), cuts) for t in (heads.k, heads.v))
         bias = sizes(cuts, k).log() * self.counted
         return merge([found, attend_summaries(heads, kept.unit, left_out(heads, kept), k, v, bias)])
+
+    def cost(self, heads: Heads, kept: Kept) -> Float[Tensor, "batch heads"]:
+        """One pair for each query and unit left out."""
+        return summary_pairs(heads, kept.unit, left_out(heads, kept).double())

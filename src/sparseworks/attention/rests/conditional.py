@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept, Output
 from sparseworks.attention.rest import RESTS, Rest
-from sparseworks.attention.rests.summaries import attend_summaries, left_out
+from sparseworks.attention.rests.summaries import attend_summaries, left_out, summary_pairs
 from sparseworks.exec.attention import merge
 
 
@@ -39,3 +41,7 @@ class Conditional(Rest):
         return merge(
             [found, attend_summaries(heads, kept.unit, left_out(heads, kept), summary, torch.cat(values, 2), bias)]
         )
+
+    def cost(self, heads: Heads, kept: Kept) -> Float[Tensor, "batch heads"]:
+        """One pair for each query and unit left out, and for every key of a key head its weight within its unit."""
+        return summary_pairs(heads, kept.unit, left_out(heads, kept).double()) + heads.keys / heads.group

@@ -53,6 +53,13 @@ class RandomFeatures(Rest):
             lses.append(torch.where(some, log, -torch.inf))
         return merge([found, (torch.cat(outs, 2).to(heads.q.dtype), torch.cat(lses, 2))])
 
+    def cost(self, heads: Heads, kept: Kept) -> Float[Tensor, "batch heads"]:
+        """Features of queries and keys, sums phi(k) v' of units and of what each row of units leaves out, and their use by queries."""
+        own, seen, d = heads.queries, heads.keys / heads.group, heads.d
+        each = self.features * (own * d + seen * d + (seen + own) * (d + 1))
+        sums = left_out(heads, kept).sum((-2, -1)) * self.features * (d + 1)
+        return (sums + each) / (2.0 * d)
+
     def logs(
         self, x: Float[Tensor, "batch some tokens d"], factor: float
     ) -> Float[Tensor, "batch some tokens features"]:

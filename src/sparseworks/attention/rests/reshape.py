@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept, Output
@@ -37,6 +39,10 @@ class Reshape(Rest):
         ratio = (ratio + self.drift * (heads.step - step)).clamp(max=1.0)
         out = found[0] * ratio.unsqueeze(-1).to(found[0].dtype)
         return (out + rest.to(out.dtype) if self.residual else out), found[1] - ratio.log()
+
+    def cost(self, heads: Heads, kept: Kept) -> Float[Tensor, "batch heads"]:
+        """None: ratio and residual are remembered. Dense calls attend to the kept pairs once more, which is counted there."""
+        return kept.mask.new_zeros(heads.batch, heads.heads, dtype=torch.float64)
 
     def after_dense(self, heads: Heads, kept: Kept, found: Output, dense: Output) -> None:
         """Ratio, residual, and the step they are of."""

@@ -33,6 +33,14 @@ def attend_summaries(
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
+def summary_pairs(
+    heads: Heads, unit: Tile, items: Float[Tensor, "batch heads rows columns"]
+) -> Float[Tensor, "batch heads"]:
+    """Products of queries with `items` summaries of each unit, every query of a row of units with all of that row."""
+    tall = sizes(heads.rows_of(unit.rows), items.double())
+    return (items.sum(-1) * tall).sum(-1)
+
+
 def left_out(heads: Heads, kept: Kept) -> Bool[Tensor, "batch heads rows columns"]:
     """Units that are not kept and that every query of their row sees whole: what a summary can stand in for."""
     tall, wide = (torch.tensor(c).view(-1, 2).diff(dim=1)[:, 0]

@@ -41,7 +41,8 @@ class AnchorGap(AttentionScore):
         """Gaps, at most about 0; of a unit of several keys the largest."""
         cuts = heads.rows_of(unit.rows)
         q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (heads.q, heads.k))
-        gap = heads.pooled(q, cuts) @ heads.shared(k).mT * heads.factor - self._anchor(heads, q, k, cuts)
+        q = q * heads.factor  # here rather than on all the logits
+        gap = (heads.pooled(q, cuts) @ heads.shared(k).mT).sub_(self._anchor(heads, q, k, cuts))
         if unit.cols != 1:
             gap = pooled(gap.mT, heads.columns_of(unit.cols), "max").mT
         if self.step > 1:
@@ -54,8 +55,8 @@ class AnchorGap(AttentionScore):
             start, end = heads.offset + a, heads.offset + b if heads.causal else min(heads.keys, b + self.window)
             near = torch.arange(max(0, start - self.window), end, device=q.device)
             keys = torch.cat([torch.arange(min(self.first, int(near[0])), device=q.device), near])
-            logits = q[:, :, a:b] @ heads.shared(k[:, :, keys]).mT * heads.factor
+            logits = q[:, :, a:b] @ heads.shared(k[:, :, keys]).mT
             if heads.causal:
-                logits = logits.masked_fill(keys > torch.arange(start, end, device=q.device)[:, None], -torch.inf)
+                logits.masked_fill_(keys > torch.arange(start, end, device=q.device)[:, None], -torch.inf)
             found.append(logits.amax(-1).mean(-1))
         return torch.stack(found, -1).unsqueeze(-1)

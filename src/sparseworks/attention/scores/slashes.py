@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise, product
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
@@ -38,8 +40,7 @@ class VerticalSlash(AttentionScore):
         columns, diagonals = profiles(heads, self.last)
         seen = top(columns, min(self.vertical, heads.keys))
         far = top(diagonals, min(self.slash, heads.keys))
-        kept = [_touched(seen, far, heads, rows, unit) for rows in heads.rows_of(unit.rows)]
-        return torch.where(torch.stack(kept, 2), 1.0, -torch.inf)
+        return torch.where(_touched(seen, far, heads, unit), 1.0, -torch.inf)
 
 
 @ATTENTION_SCORES.register("flex_blocks")
@@ -78,12 +79,20 @@ def profiles(heads: Heads, last: int) -> tuple[Float[Tensor, "batch heads keys"]
     """Mean attention of the last queries by key, and by distance i - j (negative distances, without causality, by their size)."""
     rows = slice(max(0, heads.queries - last), heads.queries)
     shares = heads.scores(rows).softmax(-1)
-    at = torch.arange(heads.offset, heads.offset + heads.queries, device=shares.device)[rows]
-    distance = (at[:, None] - torch.arange(heads.keys, device=shares.device)).abs()
-    by_distance = torch.zeros_like(shares[:, :, 0]).scatter_add(
-        -1, distance.flatten().expand(*shares.shape[:2], -1), shares.flatten(2)
-    )  # fmt: skip
-    return shares.mean(2), by_distance / len(at)
+    return shares.mean(2), _by_distance(shares, heads.offset + rows.start) / shares.shape[2]
+
+
+def _by_distance(shares: Float[Tensor, "batch heads rows keys"], first: int) -> Float[Tensor, "batch heads keys"]:
+    """Sums over the diagonals, the first row being at position `first`: read with a step of one row and one key, they are columns."""
+    rows, keys = shares.shape[2:]
+    wide = keys + rows - 1
+    flat = shares.new_zeros(*shares.shape[:2], rows * (wide + 1))
+    flat[..., : rows * wide].unflatten(-1, (rows, wide))[..., rows - 1 :] = shares
+    sums = flat.as_strided((*shares.shape[:2], rows, wide), (*flat.stride()[:2], wide + 1, 1)).sum(2).flip(-1)
+    near = keys - 1 - first  # keys behind the first row: what comes before distance 0
+    found = F.pad(sums[..., near:], (0, max(0, near + keys - wide)))[..., :keys]
+    found[..., 1 : near + 1] += sums[..., :near].flip(-1)
+    return found
 
 
 def divergence(p: Float[Tensor, "*b n"], q: Float[Tensor, "*b n"]) -> Float[Tensor, "*b"]:
@@ -94,13 +103,40 @@ def divergence(p: Float[Tensor, "*b n"], q: Float[Tensor, "*b n"]) -> Float[Tens
 
 
 def _touched(
-    columns: Bool[Tensor, "batch heads keys"], far: Bool[Tensor, "batch heads keys"], heads: Heads, rows: tuple[int, int], unit: Tile
-) -> Bool[Tensor, "batch heads columns"]:  # fmt: skip
-    at = torch.arange(*rows, device=columns.device) + heads.offset
-    distance = at[:, None] - torch.arange(heads.keys, device=columns.device)
-    slash = far[:, :, distance.abs()] & (distance >= 0 if heads.causal else torch.ones_like(distance, dtype=torch.bool))
-    kept = (slash.any(2) | columns).float().unsqueeze(-1)
-    return heads.pooled(kept, heads.columns_of(unit.cols), "max")[..., 0] > 0
+    columns: Bool[Tensor, "batch heads keys"], far: Bool[Tensor, "batch heads keys"], heads: Heads, unit: Tile
+) -> Bool[Tensor, "batch heads rows columns"]:
+    """Units that hold a pair of a column or of a diagonal. The distances of a unit are a range: how many of it are wanted, two sums tell."""
+    rows, cuts = heads.rows_of(unit.rows), heads.columns_of(unit.cols)
+    both = far if heads.causal else torch.cat([far[..., 1:].flip(-1), far], -1)
+    zero = both.shape[-1] - far.shape[-1]  # where distance 0 lies
+    below = F.pad(both.cumsum(-1, dtype=torch.int32), (1, 0))
+    found = (
+        (heads.pooled(columns.float().unsqueeze(-1), cuts, "max")[..., 0] > 0).unsqueeze(2).repeat(1, 1, len(rows), 1)
+    )
+    for (i, some), (j, wide) in product(_alike(rows), _alike(cuts)):
+        height, width = rows[i][1] - rows[i][0], cuts[j][1] - cuts[j][0]
+        hit = below > F.pad(below, (height + width - 1, 0))[..., : below.shape[-1]]
+        first = heads.offset + zero + rows[i][1] - cuts[j][0]
+        found[:, :, i : i + some, j : j + wide] |= _lines(hit, first, (some, height), (wide, width))
+    return found
+
+
+def _alike(cuts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where runs of cuts of one size begin and how many there are: the first and the last may be shorter."""
+    edges = sorted({0, min(1, len(cuts)), max(0, len(cuts) - 1), len(cuts)})
+    return [(a, b - a) for a, b in pairwise(edges)]
+
+
+def _lines(hit: Bool[Tensor, "batch heads n"], first: int, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """hit[first + r tall - c wide] for `rows` = (count, tall) and `columns` = (count, wide), False beyond its ends, without an index a pair."""
+    (count, tall), (many, wide) = rows, columns
+    low, high = first - (many - 1) * wide, first + (count - 1) * tall
+    line = F.pad(hit, (max(0, -low), max(0, high + 1 - hit.shape[-1])))[..., max(0, low) :].flip(-1).contiguous()
+    start = line.shape[-1] - 1 - (high - low)  # of the last row: in the reversed line rows go back
+    view = line.as_strided(
+        (*line.shape[:2], count, many), (*line.stride()[:2], tall, wide), line.storage_offset() + start
+    )
+    return view.flip(2)
 
 
 def _summed(x: Float[Tensor, "batch heads keys"], heads: Heads, unit: Tile) -> Float[Tensor, "batch heads columns"]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.pattern import Tile
+from sparseworks.exec.attention import peaks
 
 
 @ATTENTION_SCORES.register("tree")
@@ -38,47 +39,64 @@ class TreeSearch(AttentionScore):
         return replace(self, keys=None)
 
     def __call__(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch heads rows columns"]:
-        """Scores where the search ends."""
-        wide = torch.promote_types(heads.q.dtype, torch.float32)
-        k, cuts = heads.shared(heads.k.to(wide)), heads.columns_of(unit.cols)
-        found = []
-        for a, b in heads.rows_of(unit.rows):
-            end = heads.offset + b if heads.causal else heads.keys
-            columns = sum(first < end for first, _ in cuts)
-            nodes, scores = self._search(
-                heads, heads.q[:, :, a:b].to(wide), k, heads.offset + a, end, unit.cols or heads.keys, columns
-            )
-            row = scores.new_full((*scores.shape[:2], len(cuts)), -torch.inf)
-            found.append(row.scatter(-1, nodes, scores))
-        return torch.stack(found, -2)
-
-    def _search(
-        self, heads: Heads, q: Tensor, k: Tensor, start: int, end: int, size: int, columns: int
-    ) -> tuple[Tensor, Tensor]:
-        """Units and scores of the beam of one row of units."""
-        beam = columns if self.keys is None else max(1, self.keys // size)
-        width = 1
-        while -(-columns // width) > beam:
-            width *= 2
-        nodes = torch.arange(0, columns, width, device=q.device).expand(*q.shape[:2], -1)
-        scores = _represented(heads, q, k, nodes, width, start, end, size)
-        while width > 1:
-            width //= 2
-            nodes = torch.cat([nodes, nodes + width], -1)
-            scores = _represented(heads, q, k, nodes, width, start, end, size).masked_fill(nodes >= columns, -torch.inf)
-            scores, best = scores.topk(min(beam, nodes.shape[-1]), -1)
-            nodes = nodes.gather(-1, best)
-        return nodes.clamp(max=columns - 1), scores
+        """Scores where the search ends; rows of units go through the rounds together."""
+        rows, cuts = heads.rows_of(unit.rows), heads.columns_of(unit.cols)
+        tree = _Tree(heads, unit, _ends(heads, rows))
+        beam = len(cuts) if self.keys is None else min(len(cuts), max(1, self.keys // tree.size))
+        width = tree.widths(beam)
+        nodes = (torch.arange(beam, dtype=torch.int32, device=heads.q.device) * width).repeat(
+            heads.batch, heads.heads, 1, 1
+        )
+        scores = torch.full(nodes.shape, -torch.inf, dtype=tree.dtype, device=nodes.device)
+        whole = int((width == 1).sum())  # rows that the beam holds whole: the first ones
+        scores[:, :, :whole] = tree.scores(nodes[:, :, :whole], 1, slice(0, whole))
+        half = int(width.max()) // 2 if len(rows) else 0
+        while half:
+            some = slice(int((width <= half).sum()), len(rows))
+            both = torch.cat([nodes[:, :, some], nodes[:, :, some] + half], -1)
+            scores[:, :, some], best = tree.scores(both, half, some).topk(beam, -1, sorted=False)
+            nodes[:, :, some] = both.gather(-1, best)
+            half //= 2
+        found = scores.new_full((*scores.shape[:3], len(cuts) + 1), -torch.inf)  # one more, for nodes beyond the end
+        return found.scatter_(-1, nodes.clamp(max=len(cuts)).long(), scores)[..., :-1]
 
 
-def _represented(
-    heads: Heads, q: Tensor, k: Tensor, nodes: Tensor, width: int, start: int, end: int, size: int
-) -> Tensor:
-    """max over the queries of scale q . k of the middle key of chunks [node, node + width) of units."""
-    middle = (nodes * size + width * size // 2).clamp(max=end - 1)
-    keys = k.gather(2, middle.unsqueeze(-1).expand(-1, -1, -1, k.shape[-1]))
-    logits = q @ keys.mT * heads.factor
-    if heads.causal:
-        rows = torch.arange(start, start + q.shape[2], device=q.device)
-        logits = logits.masked_fill(middle.unsqueeze(-2) > rows[:, None], -torch.inf)
-    return logits.amax(-2)
+@dataclass(frozen=True)
+class _Tree:
+    """Chunks of units of keys as seen by rows of units of queries; `ends`: the first key that each row does not see."""
+
+    heads: Heads
+    unit: Tile
+    ends: Int[Tensor, "rows 1"]
+
+    @property
+    def size(self) -> int:
+        return self.unit.cols or max(1, self.heads.keys)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.promote_types(self.heads.q.dtype, torch.float32)
+
+    def widths(self, beam: int) -> Int[Tensor, "rows 1"]:
+        """Units of a chunk with which each row begins: the least power of two of which `beam` reach over all it sees."""
+        columns, width = -(-self.ends // self.size), torch.ones_like(self.ends)
+        while bool((short := -(-columns // width) > beam).any()):
+            width = width * (1 + short.int())
+        return width
+
+    def scores(self, nodes: Int[Tensor, "batch heads rows count"], width: int, rows: slice) -> Tensor:
+        """max over the queries of scale q . k of the middle key of chunks [node, node + width) of units; -inf beyond the end."""
+        heads, ends = self.heads, self.ends[rows]
+        middle = torch.minimum(nodes * self.size + width * self.size // 2, ends - 1)
+        cuts = heads.rows_of(self.unit.rows)[rows]
+        if not cuts:
+            return torch.empty(nodes.shape, dtype=self.dtype, device=nodes.device)
+        q = heads.q[:, :, cuts[0][0] : cuts[-1][1]]
+        tall, offset = self.unit.rows or max(1, heads.offset + heads.queries), heads.offset + cuts[0][0]
+        found = peaks(q, heads.k, middle, tall=tall, offset=offset, causal=heads.causal, scale=heads.scale)
+        return found.masked_fill_(nodes * self.size >= ends, -torch.inf)
+
+
+def _ends(heads: Heads, rows: list[tuple[int, int]]) -> Int[Tensor, "rows 1"]:
+    ends = [heads.offset + b if heads.causal else heads.keys for _, b in rows]
+    return torch.tensor(ends, dtype=torch.int32, device=heads.q.device).view(-1, 1)

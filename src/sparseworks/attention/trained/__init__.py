@@ -10,6 +10,7 @@ from sparseworks.attention.trained import nsa as nsa
 from sparseworks.attention.trained import pruning as pruning
 from sparseworks.attention.trained import seer as seer
 from sparseworks.attention.trained import sparsifiner as sparsifiner
+from sparseworks.attention.trained import ssa as ssa
 from sparseworks.attention.trained.attach import Attached as Attached
 from sparseworks.attention.trained.attach import attach as attach
 from sparseworks.attention.trained.attach import training as training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -37,6 +37,7 @@ class ARMNet(Trainable):
         ensemble: whether a plain MLP on the embeddings is added.
     """
 
+    alone: ClassVar[bool] = True
     fields: int
     size: int = 8
     heads: int = 2
@@ -53,6 +54,11 @@ class ARMNet(Trainable):
     def example(cls) -> ARMNet:
         """For 10 fields."""
         return cls(10)
+
+    def everything(self, tokens: int) -> ARMNet:
+        """A softmax, which leaves no field out."""
+        del tokens
+        return replace(self, alpha=1.0)
 
     @property
     def pattern(self) -> Pattern:
@@ -148,6 +154,7 @@ add_trained(
     catalog=(185,),
     status="experimental",
     when="Rows have many fields, few of which act together, and it should be readable which.",
-    when_not="Error is all that counts: on y = x1 x2 + x3^2 x5 with 5 and 25 fields of noise the entmax left noise fields out of "
-    "most cross features, but a softmax reached the lower error in this project's short trainings.",
+    when_not="Error is all that counts: on y = x1 x2 + x3^2 x5 with 25 fields of noise, four cross features and 2000 rows, alpha 1.7 "
+    "left out 28 % of the gates of noise and 19 % of the true ones and erred by 0.0065 of the variance after 900 steps, a softmax by 0.0059 "
+    "(one seed); with 300 rows it overfitted (0.36 against 0.04), and with two cross features it hardly learned.",
 )  # fmt: skip

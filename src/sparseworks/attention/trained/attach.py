@@ -13,7 +13,7 @@ from sparseworks.attention.heads import Heads
 from sparseworks.attention.trained.gate import NAME, Gate
 from sparseworks.attention.trained.method import TrainedAttention
 from sparseworks.attention.trained.trainable import Sizes
-from sparseworks.core.errors import ModelError
+from sparseworks.core.errors import ModelError, RecipeError
 
 
 class Attached:
@@ -73,11 +73,15 @@ def attach(model: nn.Module, method: TrainedAttention | str) -> Attached:
 
     Raises:
         ModelError: the model has no attention layers that go by the interface of transformers.
-        RecipeError: a method of another kind.
+        RecipeError: a method of another kind, or one whose module is no part of such a model.
     """
     from sparseworks.attention.hf import attention_layers
 
     method = TrainedAttention.of(method)
+    if method.trainable.alone:
+        raise RecipeError(
+            f"{method.name!r} is a module of its own, no part of a model of text: call `method.build(sizes)`."
+        )
     layers, hooks, before = attention_layers(model), [], {}
     modules: dict[int, nn.Module] = {}
     like = next(model.parameters())

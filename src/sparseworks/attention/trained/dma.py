@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
-from sparseworks.attention.select import select
-from sparseworks.attention.trained.gate import Gate, gate_of
+from sparseworks.attention.trained.gate import KeyBiasGate, gate_of
 from sparseworks.attention.trained.method import add_trained
 from sparseworks.attention.trained.trainable import TRAINABLES, Sizes, Trainable
 from sparseworks.core.budget import Budget, Count
@@ -33,6 +32,11 @@ class DMA(Trainable):
     """
 
     keep: int = 2048
+
+    @classmethod
+    def example(cls) -> DMA:
+        """For a hundred tokens."""
+        return cls(keep=16)
 
     @property
     def pattern(self) -> Pattern:
@@ -57,24 +61,15 @@ class DMA(Trainable):
         )
 
 
-class DMAGate(Gate):
-    """The gradient reaches A and W through the added bias alone; the choice has none."""
+class DMAGate(KeyBiasGate):
+    """delta_j = A_h softplus(v_j W), the values of all key heads read together."""
 
     def __init__(self, spec: DMA, sizes: Sizes):
-        super().__init__()
-        self.spec = spec
-        self.w = nn.Linear(sizes.kv_heads * sizes.d, sizes.kv_heads, bias=False)
-        self.a = nn.Parameter(torch.zeros(sizes.kv_heads))
+        super().__init__(spec, nn.Linear(sizes.kv_heads * sizes.d, sizes.kv_heads, bias=False), sizes)
 
-    def delta(self, v: Float[Tensor, "batch kv_heads keys d"]) -> Float[Tensor, "batch kv_heads keys"]:
-        """A_h softplus(v_j W), the values of all key heads read together."""
+    def of_keys(self, v: Float[Tensor, "batch kv_heads keys d"]) -> Float[Tensor, "batch kv_heads keys"]:
+        """delta_j."""
         return self.a[:, None] * F.softplus(self.w(v.transpose(1, 2).flatten(2))).transpose(1, 2)
-
-    def bias(self, heads: Heads) -> Float[Tensor, "batch heads queries keys"]:
-        """delta_j on the kept keys, -inf elsewhere."""
-        with torch.no_grad():
-            kept = select(heads, self.spec.export()[0]).tokens(heads, slice(0, heads.queries))
-        return heads.shared(self.delta(heads.v)).unsqueeze(2).masked_fill(~kept, -torch.inf)
 
 
 @ATTENTION_SCORES.register("value_bias")
@@ -84,7 +79,7 @@ class DMAScore(AttentionScore):
 
     def __call__(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch heads rows columns"]:
         """Largest delta of the keys of a unit."""
-        delta = gate_of(heads.module, DMAGate).delta(heads.v)
+        delta = gate_of(heads.module, DMAGate).of_keys(heads.v)
         delta = heads.pooled(delta.unsqueeze(-1), heads.columns_of(unit.cols), "max")[..., 0].double()
         recent = torch.linspace(0, 1e-9, delta.shape[-1], device=delta.device, dtype=torch.float64)
         rows = len(heads.rows_of(unit.rows))
@@ -92,7 +87,7 @@ class DMAScore(AttentionScore):
 
     def bias(self, heads: Heads) -> Float[Tensor, "batch kv_heads keys"]:
         """delta."""
-        return gate_of(heads.module, DMAGate).delta(heads.v)
+        return gate_of(heads.module, DMAGate).of_keys(heads.v)
 
 
 add_trained(

@@ -17,9 +17,8 @@ from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.attention.trained.gate import Gate, gate_of
 from sparseworks.attention.trained.method import add_trained
 from sparseworks.attention.trained.remembered import new_tokens, remembered
-from sparseworks.attention.trained.trainable import TRAINABLES, Sizes, Trainable
-from sparseworks.core.budget import Budget, Threshold
-from sparseworks.core.pattern import ELEMENT, ROW, Pattern, Tile
+from sparseworks.attention.trained.trainable import TRAINABLES, Decided, Sizes, Trainable
+from sparseworks.core.pattern import Tile
 from sparseworks.core.published import Source
 
 SOURCE = Source(
@@ -29,7 +28,7 @@ SOURCE = Source(
 
 @TRAINABLES.register("dms")
 @dataclass(frozen=True)
-class DMS(Trainable):
+class DMS(Decided, Trainable):
     """a_t = gain h_t . w - 5 of each key head; a token with a_t > 0 goes once it is more than `window` steps back.
 
     Attributes:
@@ -46,15 +45,10 @@ class DMS(Trainable):
     temperature: float = 0.1
     weight: float = 1.0
 
-    @property
-    def pattern(self) -> Pattern:
-        """Tokens of a head, all decided alone."""
-        return Pattern(ELEMENT, ROW)
-
-    @property
-    def budget(self) -> Budget:
-        """What the gate keeps is 1, what it gives up -1."""
-        return Threshold(0.5)
+    @classmethod
+    def example(cls) -> DMS:
+        """For a hundred tokens."""
+        return cls(window=8)
 
     def build(self, sizes: Sizes) -> DMSGate:
         """A fresh gate: w = 0, nothing goes."""

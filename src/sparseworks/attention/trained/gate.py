@@ -10,6 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparseworks.attention.heads import Heads
+from sparseworks.attention.method import AttentionMethod
+from sparseworks.attention.select import select
+from sparseworks.attention.trained.trainable import Sizes, Trainable
 from sparseworks.core.errors import ModelError
 from sparseworks.core.pattern import ELEMENT
 
@@ -84,6 +87,29 @@ class Gate(nn.Module):
     def forget(self) -> None:
         """Let go of the tensors of the last call."""
         self.hidden, self.outputs, self.loss = None, {}, self.loss.detach()
+
+
+class KeyBiasGate(Gate):
+    """A bias a_h f(v_j W) for every key is added to the logits of the pairs that `spec.export` keeps; a = 0 at first.
+
+    The gradient reaches a and W through the bias; the choice has none.
+    """
+
+    def __init__(self, spec: Trainable, w: nn.Linear, sizes: Sizes):
+        super().__init__()
+        self.spec, self.w, self.a = spec, w, nn.Parameter(torch.zeros(sizes.kv_heads))
+
+    def of_keys(self, v: Float[Tensor, "batch kv_heads keys d"]) -> Float[Tensor, "batch kv_heads keys"]:
+        """The bias, from values."""
+        raise NotImplementedError
+
+    def bias(self, heads: Heads) -> Float[Tensor, "batch heads queries keys"]:
+        """That of kept pairs, -inf elsewhere."""
+        method = self.spec.export()[0]
+        assert isinstance(method, AttentionMethod)
+        with torch.no_grad():
+            kept = select(heads, method).tokens(heads, slice(0, heads.queries))
+        return heads.shared(self.of_keys(heads.v)).unsqueeze(2).masked_fill(~kept, -torch.inf)
 
 
 def gate_of(module: nn.Module | None, kind: type[G]) -> G:

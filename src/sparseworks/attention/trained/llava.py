@@ -50,6 +50,11 @@ class TokenPredictor(Trainable):
     first: float = 1.0
     last: float = 0.1
 
+    @classmethod
+    def example(cls) -> TokenPredictor:
+        """For a hundred tokens."""
+        return cls(layer=1, width=16)
+
     @property
     def pattern(self) -> Pattern:
         """Tokens, the same for all heads and all later layers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -46,6 +46,16 @@ class MoSA(Trainable):
         if self.ratio < 1 or self.heads < 0 or self.dense < 0 or self.heads + self.dense < 1:
             raise BudgetError(f"The ratio is at least 1, heads are not negative and one at least; got {self}.")
 
+    @classmethod
+    def example(cls) -> MoSA:
+        """For a hundred tokens."""
+        return cls(heads=3, dense=1)
+
+    def everything(self, tokens: int) -> MoSA:
+        """Every token to every head."""
+        del tokens
+        return replace(self, ratio=1.0)
+
     @property
     def pattern(self) -> Pattern:
         """Tokens compete within a head."""
@@ -68,11 +78,11 @@ class MoSAttention(nn.Module):
     a rule that does not: a token is taken where its own r reaches the threshold of the head.
 
     Attributes:
-        thresholds: of the causal rule, one a head; None: the best k.
+        thresholds: of the causal rule, one a head; NaN before they are fitted: the best k.
         density: pairs over the causal pairs of as many dense heads, of the last call.
     """
 
-    thresholds: Tensor | None = None
+    thresholds: Tensor
 
     def __init__(self, spec: MoSA, sizes: Sizes):
         super().__init__()
@@ -83,6 +93,7 @@ class MoSAttention(nn.Module):
         self.router = nn.Linear(width, spec.heads, bias=False)
         self.qkv = nn.Parameter(torch.randn(spec.heads, width, 3 * d) * width**-0.5)
         self.out = nn.Parameter(torch.randn(spec.heads, d, width) * (d * (spec.heads + spec.dense)) ** -0.5)
+        self.register_buffer("thresholds", torch.full((spec.heads,), torch.nan))
         if spec.dense:
             self.dense_qkv = nn.Linear(width, 3 * spec.dense * d, bias=False)
             self.dense_out = nn.Linear(spec.dense * d, width, bias=False)
@@ -112,6 +123,15 @@ class MoSAttention(nn.Module):
         self.density = pairs / ((self.spec.heads + self.spec.dense) * tokens * (tokens + 1) / 2)
         return out, None
 
+    def dense(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        """What it gives where every head takes every token: dense attention, rows of the sparse heads times r."""
+        out = self._dense(x) if self.spec.dense else torch.zeros_like(x)
+        at = torch.arange(x.shape[1], device=x.device)
+        q, k, v = torch.einsum("btw,hwd->bhtd", x, self.qkv).chunk(3, -1)
+        found = attend_dense(Heads(_half_rotated(q, at), _half_rotated(k, at), v))
+        r = self.router(x).sigmoid().transpose(1, 2).unsqueeze(-1)
+        return out + torch.einsum("bhtd,hdw->btw", found * r, self.out)
+
     def taken(
         self, r: Float[Tensor, "batch heads tokens"]
     ) -> tuple[Int[Tensor, "batch heads k"], Bool[Tensor, "batch heads k"]]:
@@ -121,11 +141,11 @@ class MoSAttention(nn.Module):
         if self.spec.first:
             best = best.clone()
             best[:, :, 0] = torch.inf
-        if self.thresholds is None:
+        if bool(self.thresholds.isnan().any()):
             k = min(tokens, max(2, int(tokens / self.spec.ratio)))
             at = best.topk(k, -1).indices.sort(-1).values
             return at, torch.ones_like(at, dtype=torch.bool)
-        mask = best >= self.thresholds.to(r)[:, None]
+        mask = best >= self.thresholds[:, None]
         order = (~mask).long().sort(stable=True, dim=-1)
         k = max(1, int(mask.sum(-1).max()))
         return order.indices[..., :k], order.values[..., :k] == 0
@@ -134,7 +154,7 @@ class MoSAttention(nn.Module):
     def fit_thresholds(self, hidden: Float[Tensor, "batch tokens width"]) -> None:
         """Thresholds at which each head takes 1 / ratio of these tokens."""
         r = self.router(hidden).sigmoid().transpose(0, 2).flatten(1)
-        self.thresholds = r.quantile(1 - 1 / self.spec.ratio, dim=1)
+        self.thresholds.copy_(r.quantile(1 - 1 / self.spec.ratio, dim=1))
 
     def _sparse(self, x: Tensor, r: Tensor, at: Tensor, real: Tensor) -> Tensor:
         batch = len(at)

@@ -11,15 +11,13 @@ from torch import Tensor, nn
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.masks import Sink, Window
-from sparseworks.attention.method import AttentionMethod, pages
+from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
-from sparseworks.attention.select import select
-from sparseworks.attention.trained.gate import Gate, gate_of
+from sparseworks.attention.trained.gate import KeyBiasGate, gate_of
 from sparseworks.attention.trained.method import add_trained
-from sparseworks.attention.trained.trainable import TRAINABLES, Sizes, Trainable
+from sparseworks.attention.trained.trainable import TRAINABLES, PagesOfKeys, Sizes, Trainable
 from sparseworks.attention.trained.windows import overlaps, visible
-from sparseworks.core.budget import Budget, Count
-from sparseworks.core.pattern import Pattern, Tile
+from sparseworks.core.pattern import Tile
 from sparseworks.core.published import Source
 
 SOURCE = Source("Huang et al.", 2025, "2510.13602", "NOSA: Native and Offloadable Sparse Attention")
@@ -27,7 +25,7 @@ SOURCE = Source("Huang et al.", 2025, "2510.13602", "NOSA: Native and Offloadabl
 
 @TRAINABLES.register("nosa")
 @dataclass(frozen=True)
-class NOSA(Trainable):
+class NOSA(PagesOfKeys, Trainable):
     """c_j = A_h softplus(v_j W) is added to logits; blocks: the first, local ones, `aware` by the query, the rest by c.
 
     Attributes:
@@ -45,15 +43,10 @@ class NOSA(Trainable):
     span: int = 32
     stride: int = 16
 
-    @property
-    def pattern(self) -> Pattern:
-        """Blocks of keys of each query."""
-        return pages(self.block)
-
-    @property
-    def budget(self) -> Budget:
-        """`keep` blocks, in keys."""
-        return Count(self.keep * self.block)
+    @classmethod
+    def example(cls) -> NOSA:
+        """For a hundred tokens."""
+        return cls(block=8, keep=6, aware=2, local=2, span=8, stride=4)
 
     def build(self, sizes: Sizes) -> NOSAGate:
         """A fresh gate: A = 0."""
@@ -70,24 +63,15 @@ class NOSA(Trainable):
         )  # fmt: skip
 
 
-class NOSAGate(Gate):
-    """The gradient reaches A and W through the added bias; the choice has none."""
+class NOSAGate(KeyBiasGate):
+    """c_j = A_h softplus(v_j W), every key head by its own values."""
 
     def __init__(self, spec: NOSA, sizes: Sizes):
-        super().__init__()
-        self.spec = spec
-        self.w = nn.Linear(sizes.d, 1, bias=False)
-        self.a = nn.Parameter(torch.zeros(sizes.kv_heads))
+        super().__init__(spec, nn.Linear(sizes.d, 1, bias=False), sizes)
 
-    def c(self, v: Float[Tensor, "batch kv_heads keys d"]) -> Float[Tensor, "batch kv_heads keys"]:
-        """A_h softplus(v_j W)."""
+    def of_keys(self, v: Float[Tensor, "batch kv_heads keys d"]) -> Float[Tensor, "batch kv_heads keys"]:
+        """c_j."""
         return self.a[:, None] * F.softplus(self.w(v)[..., 0])
-
-    def bias(self, heads: Heads) -> Float[Tensor, "batch heads queries keys"]:
-        """c_j on the kept blocks, -inf elsewhere."""
-        with torch.no_grad():
-            kept = select(heads, self.spec.export()[0]).tokens(heads, slice(0, heads.queries))
-        return heads.shared(self.c(heads.v)).unsqueeze(2).masked_fill(~kept, -torch.inf)
 
 
 @ATTENTION_SCORES.register("query_and_token")
@@ -130,7 +114,7 @@ class NOSAScore(AttentionScore):
 
     def by_token(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch kv_heads blocks"]:
         """c_j, mean over windows, largest of the windows that touch a block; a block without a window takes its own mean."""
-        c = gate_of(heads.module, NOSAGate).c(heads.v).float()
+        c = gate_of(heads.module, NOSAGate).of_keys(heads.v).float()
         own = heads.pooled(c.unsqueeze(-1), heads.columns_of(unit.cols))[..., 0]
         _, touch = self._windows(heads, unit)
         if not len(touch):
@@ -140,7 +124,7 @@ class NOSAScore(AttentionScore):
 
     def bias(self, heads: Heads) -> Float[Tensor, "batch kv_heads keys"]:
         """c."""
-        return gate_of(heads.module, NOSAGate).c(heads.v)
+        return gate_of(heads.module, NOSAGate).of_keys(heads.v)
 
     def _windows(self, heads: Heads, unit: Tile) -> tuple[Tensor, Tensor]:
         touch = overlaps(heads.keys, self.span, self.stride, unit.cols or 1) > 0

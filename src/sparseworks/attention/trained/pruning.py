@@ -19,9 +19,8 @@ from sparseworks.attention.trained.entmax import sparse_sigmoid
 from sparseworks.attention.trained.gate import Gate, gate_of
 from sparseworks.attention.trained.method import add_trained
 from sparseworks.attention.trained.remembered import new_tokens, remember
-from sparseworks.attention.trained.trainable import TRAINABLES, Sizes, Trainable
-from sparseworks.core.budget import Budget, Threshold
-from sparseworks.core.pattern import ELEMENT, ROW, Pattern, Tile
+from sparseworks.attention.trained.trainable import TRAINABLES, Decided, Sizes, Trainable
+from sparseworks.core.pattern import Tile
 from sparseworks.core.published import Source
 
 SOURCE = Source(
@@ -31,7 +30,7 @@ SOURCE = Source(
 
 @TRAINABLES.register("context_pruning")
 @dataclass(frozen=True)
-class ContextPruning(Trainable):
+class ContextPruning(Decided, Trainable):
     """z_ij = (x_i W_q) . (x_j W_k) / sqrt(width) + b; keep p_ij = alpha-sigmoid(z_ij), P_ij = prod over j < l <= i of p_lj.
 
     Attributes:
@@ -46,15 +45,10 @@ class ContextPruning(Trainable):
     alpha: float = 8.0
     weight: float = 0.3
 
-    @property
-    def pattern(self) -> Pattern:
-        """Tokens of a layer, all decided alone."""
-        return Pattern(ELEMENT, ROW)
-
-    @property
-    def budget(self) -> Budget:
-        """What the gate keeps is 1, what it gives up -1."""
-        return Threshold(0.5)
+    @classmethod
+    def example(cls) -> ContextPruning:
+        """For a hundred tokens."""
+        return cls(width=16)
 
     def build(self, sizes: Sizes) -> PruningGate:
         """A fresh gate."""

@@ -42,6 +42,11 @@ class Seer(Trainable):
     threshold: float = 2e-3
     skip: float = 0.25
 
+    @classmethod
+    def example(cls) -> Seer:
+        """For a hundred tokens."""
+        return cls(block=16, width=16, threshold=0.1)
+
     @property
     def pattern(self) -> Pattern:
         """Blocks of a row of blocks."""

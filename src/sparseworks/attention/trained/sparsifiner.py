@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -38,6 +39,7 @@ class Sparsifiner(Trainable):
         weight: of the loss |S - A|^2 / |A|^2 against the attention A of the whole map.
     """
 
+    bidirectional: ClassVar[bool] = True
     tokens: int
     rank: int = 32
     density: float = 0.25

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from sparseworks.core.budget import Budget
+from sparseworks.attention.method import pages
+from sparseworks.core.budget import Budget, Count, Threshold
 from sparseworks.core.config import NOUNS
 from sparseworks.core.errors import ModelError
-from sparseworks.core.pattern import Pattern
+from sparseworks.core.pattern import ELEMENT, ROW, Pattern
 from sparseworks.core.published import Published
 from sparseworks.core.registry import Registry
 
@@ -47,11 +48,26 @@ class Trainable:
     """Hyperparameters; register a frozen dataclass.
 
     Attributes:
-        replaces: whether the module stands in the place of an attention module; otherwise it is a `Gate` inside one.
+        replaces: whether the module stands in the place of an attention module; otherwise it is a `Gate` inside one. Beside
+            `forward` it has `dense(hidden)`, what it gives where everything is kept.
+        alone: whether it is neither, but a model or a layer of its own kind, whose inputs are no rows of text.
+        bidirectional: whether it is for models whose tokens see those behind them.
     """
 
     registered_name: ClassVar[str] = ""
     replaces: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
+    bidirectional: ClassVar[bool] = False
+
+    @classmethod
+    def example(cls) -> Self:
+        """One that lets something go among about a hundred tokens, for tests of whatever is registered."""
+        return cls()
+
+    def everything(self, tokens: int) -> Self:
+        """The same with budgets that keep all of `tokens` tokens, where the module acts by itself."""
+        del tokens
+        return self
 
     @property
     def pattern(self) -> Pattern:
@@ -70,6 +86,37 @@ class Trainable:
     def export(self) -> tuple[Published, ...]:
         """Methods of attention or of the cache that act as the trained module does, and read its weights from the model."""
         return ()
+
+
+class PagesOfKeys:
+    """Queries keep `keep` blocks of `block` keys each; beside `Trainable`, in front."""
+
+    block: int
+    keep: int
+
+    @property
+    def pattern(self) -> Pattern:
+        """Blocks of keys of each query."""
+        return pages(self.block)
+
+    @property
+    def budget(self) -> Budget:
+        """`keep` blocks, in keys."""
+        return Count(self.keep * self.block)
+
+
+class Decided:
+    """A gate decides about every token alone, by nothing but its own sign; beside `Trainable`, in front."""
+
+    @property
+    def pattern(self) -> Pattern:
+        """Tokens, all decided alone."""
+        return Pattern(ELEMENT, ROW)
+
+    @property
+    def budget(self) -> Budget:
+        """What the gate keeps is 1, what it gives up -1."""
+        return Threshold(0.5)
 
 
 NOUNS |= {"trainable": (Trainable, TRAINABLES)}

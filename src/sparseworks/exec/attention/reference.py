@@ -16,10 +16,15 @@ def softmax_attend(
     scale: float,
 ) -> tuple[Float[Tensor, "*b queries d"], Float[Tensor, "*b queries"]]:  # fmt: skip
     """Attention over the True entries of `mask`; rows without any give 0 and a log-sum-exp of -inf."""
-    scores = (q @ k.mT * scale).masked_fill(~mask, -torch.inf)
-    lse = scores.logsumexp(-1)
-    weight = (scores - torch.where(lse.isneginf(), 0.0, lse).unsqueeze(-1)).exp()
-    return weight @ v, lse
+    if not k.shape[-2]:
+        return q.new_zeros(*q.shape[:-1], v.shape[-1]), q.new_full(q.shape[:-1], -torch.inf)
+    # Neither exp nor logsumexp, which on -inf take a path that is thirty times slower than that of softmax.
+    scores = torch.where(mask, q @ k.mT * scale, -torch.inf)
+    best = scores.amax(-1, keepdim=True)
+    empty = best.isneginf()
+    weight = torch.where(empty, 0.0, scores).softmax(-1)
+    lse = (best.masked_fill(empty, 0.0) - weight.amax(-1, keepdim=True).log()).masked_fill(empty, -torch.inf)
+    return torch.where(empty, 0.0, weight @ v), lse.squeeze(-1)
 
 
 def attend_rows(

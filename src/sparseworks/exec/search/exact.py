@@ -64,7 +64,7 @@ class InvertedIndex:
         if module is None:
             return self._reference(rows, k)
         addresses = (t.data_ptr() for t in (self._ptr, self._local, self._values))
-        module.search_exact(*arguments, *addresses, self.documents, self.ranges, self.size)
+        module.search_exact(*arguments, *addresses, self.documents, self.ranges, self.size, 0)
         return found
 
     def _reference(self, rows: Rows, k: int) -> Found:

@@ -87,7 +87,7 @@ class TwoStageIndex:
         buffers = (self._ptr, self._posting, self._impact, self.rows.ptr, self._terms, self._values)
         module.search_two_stage(
             *arguments, *(t.data_ptr() for t in buffers), self.documents, self.width, terms, candidates,
-            terms * self.postings, self._wide, self._values.dtype is torch.float16,
+            terms * self.postings, self._wide, self._values.dtype is torch.float16, 0,
         )  # fmt: skip
         return found
 

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.solve.penalty import PENALTIES, Penalty, Step, soft
+from sparseworks.solve.penalty import PENALTIES, Norm, Step, soft
 
 
 @PENALTIES.register("l1")
 @dataclass(frozen=True)
-class L1(Penalty):
+class L1(Norm):
     """weight * sum_i |z_i|; its proximal map is the soft threshold."""
 
     complex_valued = True

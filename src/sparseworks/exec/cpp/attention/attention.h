@@ -47,6 +47,33 @@ struct PrefillGradient {
     int threads;
 };
 
+// Which keys each block of queries attends to: of row r = (sequence * heads + head) * row blocks + row, the units of `wide` keys
+// columns[ptr[r] .. ptr[r + 1]), ascending. Rows lie at multiples of `tall` positions, so the first may be shorter.
+struct Columns {
+    View q, k, v, out;
+    float* lse;  // (batch, heads, queries)
+    Blocks lists;     // its heads: 1, those of the keys, or all
+    int64_t batches;  // with lists of their own: 1, or all
+    int64_t offset;   // position of the first query
+    Sizes n;
+    bool causal;
+    float scale;
+    int threads;
+};
+
+// out[r][j] = max over the queries of row r that see key places[r][j] of scale q k^T; rows as in `Columns`, of all heads.
+struct Peaks {
+    View q, k;
+    const int32_t* places;
+    float* out;
+    int64_t tall, count;
+    int64_t offset;
+    Sizes n;
+    bool causal;
+    float scale;
+    int threads;
+};
+
 constexpr int64_t kPage = 64;    // tokens of a page
 constexpr int64_t kBounds = 16;  // pages whose bounds lie side by side
 
@@ -86,6 +113,8 @@ struct Next {
 
 SW_KERNEL(prefill, Prefill)
 SW_KERNEL(prefill_gradient, PrefillGradient)
+SW_KERNEL(prefill_columns, Columns)
+SW_KERNEL(peaks, Peaks)
 SW_KERNEL(bound_pages, Pages)
 SW_KERNEL(attend_pages, Pages)
 SW_KERNEL(attend_tokens, Tokens)

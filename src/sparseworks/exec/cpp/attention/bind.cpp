@@ -32,6 +32,20 @@ void run_prefill_gradient(const std::array<Strided, 8>& t, Address lse, Address 
     SW_RUN(prefill_gradient, a);
 }
 
+// `blocks` as above, then how many sequences have lists of their own and the position of the first query.
+void run_columns(const Strided& q, const Strided& k, const Strided& v, const Strided& out, Address lse,
+                 const std::array<int64_t, 7>& c, const std::array<int64_t, 6>& n, bool causal, float scale, int threads) {
+    const Columns a{view(q), view(k), view(v), view(out), to<float>(lse), blocks({c[0], c[1], c[2], c[3], c[4]}), c[5], c[6],
+                    sizes(n), causal, scale, threads};
+    SW_RUN(prefill_columns, a);
+}
+
+void run_peaks(const Strided& q, const Strided& k, Address places, Address out, int64_t tall, int64_t count, int64_t offset,
+               const std::array<int64_t, 6>& n, bool causal, float scale, int threads) {
+    const Peaks a{view(q), view(k), at<int32_t>(places), to<float>(out), tall, count, offset, sizes(n), causal, scale, threads};
+    SW_RUN(peaks, a);
+}
+
 // `top` pages by their bounds; 0: those that `chosen` marks; -1: the bounds only.
 void run_pages(Address q, Address k, Address v, Address bounds, Address out, Address lse, Address scores, Address chosen,
                int64_t heads, int64_t kv_heads, int64_t pages, int64_t capacity, int64_t tokens, int64_t d, int64_t top,
@@ -62,6 +76,8 @@ void bind_attention(nb::module_& m) {
     const nb::call_guard<nb::gil_scoped_release> free;
     m.def("prefill", &run_prefill, free);
     m.def("prefill_gradient", &run_prefill_gradient, free);
+    m.def("prefill_columns", &run_columns, free);
+    m.def("peaks", &run_peaks, free);
     m.def("pages", &run_pages, free);
     m.def("tokens", &run_tokens, free);
     m.def("next_token", &run_next, free);

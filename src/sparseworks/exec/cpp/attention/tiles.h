@@ -144,7 +144,8 @@ struct Score {
 };
 
 // Scores of the visible keys: rows of q against panels of keys.
-SW_INLINE void scores(const Score& t, const float* q, int64_t stride, const float* k, int64_t d, float* to, int64_t width) {
+template <class Block>
+SW_INLINE void scores(const Block& t, const float* q, int64_t stride, const float* k, int64_t d, float* to, int64_t width) {
     product<Start::zero>({q, stride, 1}, t.rows, {k, d * kPanel, t.width() / kPanel}, to, width, nullptr,
                          [&](int64_t p, int64_t r, int64_t n) { return Range{0, t.visible(r + n - 1) > p * kPanel ? d : 0}; });
 }

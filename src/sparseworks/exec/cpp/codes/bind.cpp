@@ -2,6 +2,7 @@
 #include "../bind.h"
 #include "cholesky.h"
 #include "codes.h"
+#include "descent.h"
 
 namespace sparseworks {
 namespace {
@@ -40,6 +41,19 @@ void solve(Address factor, Address known, int64_t signals, int64_t size, int64_t
     SW_RUN(cholesky_solve, {{signals, size, most, to<float>(factor), to<float>(known), threads}, to<float>(out)});
 }
 
+template <class T>
+Descent<T> descent(Address gram, Address right, Address slopes, Address scale, Address tolerance, Address z, Address epochs,
+                   int64_t rows, int64_t atoms, int64_t most, int kind, double ridge, double gamma, int threads) {
+    return {at<T>(gram), at<T>(right), at<T>(slopes), at<T>(scale), at<T>(tolerance), to<T>(z), to<int64_t>(epochs),
+            rows, atoms, most, kind, ridge, gamma, threads};
+}
+
+template <class... Arguments>
+void descend(bool wide, Arguments... arguments) {
+    if (wide) SW_RUN(descend_double, descent<double>(arguments...));
+    else SW_RUN(descend_single, descent<float>(arguments...));
+}
+
 }  // namespace
 
 void bind_codes(nb::module_& m) {
@@ -47,6 +61,9 @@ void bind_codes(nb::module_& m) {
     m.def("codes_decode", &decode_codes);
     m.def("codes_grad_values", &grad_values);
     m.def("codes_grad_dictionary", &grad_dictionary);
+    m.def("codes_descend",
+          &descend<Address, Address, Address, Address, Address, Address, Address, int64_t, int64_t, int64_t, int, double,
+                   double, int>);
     m.def("cholesky_append", &append);
     m.def("cholesky_solve", &solve);
 }

@@ -20,14 +20,14 @@ SW_INLINE void add(float* sums, const uint16_t* local, const float* values, int6
 }
 
 // Offers every sum above the bar and clears the sums; documents come in rising order, so a tie never replaces.
-void sweep(float* sums, int64_t n, int64_t first, Best& best) {
+void sweep(float* sums, int64_t n, int64_t first, const uint8_t* allowed, Best& best) {
     constexpr int kStep = 4 * W;
     for (int64_t i = 0; i < n; i += kStep) {
         Lanes v[4];
         each<4>([&](auto u) { v[u] = load(sums + i + u * W); });
         if (any_above(greater(greater(v[0], v[1]), greater(v[2], v[3])), all(best.bar())) || best.size < best.k) {
             for (int64_t d = i; d < n && d < i + kStep; ++d) {
-                if (best.size < best.k || sums[d] > best.bar()) best.push(sums[d], first + d);
+                if ((best.size < best.k || sums[d] > best.bar()) && (!allowed || allowed[first + d])) best.push(sums[d], first + d);
             }
         }
         each<4>([&](auto u) { store(sums + i + u * W, zero()); });
@@ -58,10 +58,13 @@ void part(const Exact& a, int64_t begin, int64_t end) {
                     const int64_t* p = a.ptr_of + a.terms[t] * a.ranges + r;
                     add(sums, a.local + p[0], a.values + p[0], p[1] - p[0], a.weights[t]);
                 }
-                sweep(sums, n, first, best[g]);
+                sweep(sums, n, first, a.allowed, best[g]);
             }
         }
-        for (int64_t g = 0; g < group; ++g) best[g].sort();
+        for (int64_t g = 0; g < group; ++g) {
+            best[g].sort();
+            for (int64_t i = best[g].size; i < a.k; ++i) best[g].score[i] = -INFINITY, best[g].id[i] = -1;
+        }
     }
 }
 

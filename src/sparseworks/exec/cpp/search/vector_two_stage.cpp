@@ -1,38 +1,12 @@
 // Candidates from the strongest terms' strongest postings in whole numbers, then exact scores of the best candidates.
 #include "../best.h"
-#include "search.h"
+#include "forward.h"
 
 namespace sparseworks::SW_ISA {
 namespace {
 
 constexpr int kBins = 1024, kShift = 6;  // of sums below 65536
 constexpr int kWhole = 257;              // query weights sum to at most this: 257 * 255 = 65535 fits 16 bits
-constexpr int kAhead = 4;                // documents whose lines are asked for before they are scored
-
-SW_INLINE Lanes widened(const float* p) { return load(p); }
-SW_INLINE Lanes widened(const uint16_t* p) { return load_fp16(p); }
-
-template <class Term>
-SW_INLINE Lanes looked_up(const float* query, const Term* terms) {
-    Lanes q;
-    each<W>([&](auto i) { q[int{i}] = query[terms[i]]; });
-    return q;
-}
-
-// The last vector reads into the next document, or the zeros after the last one, and leaves them out.
-template <class Term, class Value>
-SW_INLINE float score(const float* query, const Term* terms, const Value* values, int64_t n) {
-    Lanes total = zero();
-    int64_t j = 0;
-    for (; j + W <= n; j += W) total = multiply_add(widened(values + j), looked_up(query, terms + j), total);
-    if (j < n) {
-        Ints lane;
-        each<W>([&](auto i) { lane[int{i}] = i; });
-        const Ints inside = lane < static_cast<int32_t>(n - j);
-        total = multiply_add(widened(values + j), floats(bits(looked_up(query, terms + j)) & inside), total);
-    }
-    return sum(total);
-}
 
 template <class Term, class Value>
 struct Search {
@@ -44,18 +18,6 @@ struct Search {
     int32_t* chosen;    // (candidates)
     int64_t strong[64];
     int32_t counts[kBins];
-
-    int64_t strongest(int64_t from, int64_t to) {
-        int64_t n = 0;
-        for (int64_t t = from; t < to; ++t) {
-            const float w = a.weights[t];
-            if (!(w > 0) || (n == a.cut && w <= a.weights[strong[n - 1]])) continue;
-            int64_t at = n < a.cut ? n++ : n - 1;
-            for (; at && a.weights[strong[at - 1]] < w; --at) strong[at] = strong[at - 1];
-            strong[at] = t;
-        }
-        return n;
-    }
 
     void list_ahead(int64_t term) {
         const int64_t from = a.ptr_of[term], to = a.ptr_of[term + 1];
@@ -85,8 +47,9 @@ struct Search {
                 const uint16_t s = sums[d];
                 sums[d] = 0;
                 touched[n] = d, reached[n] = s;
-                n += s != 0;
-                counts[s >> kShift] += s != 0;
+                const bool kept = s != 0 && (!a.allowed || a.allowed[d]);
+                n += kept;
+                counts[s >> kShift] += kept;
             }
         }
         return n;
@@ -107,21 +70,17 @@ struct Search {
         return m;
     }
 
-    void ahead(int64_t document) {
-        const int64_t from = a.forward[document], n = a.forward[document + 1] - from;
-        const char* terms = reinterpret_cast<const char*>(static_cast<const Term*>(a.forward_terms) + from);
-        const char* values = reinterpret_cast<const char*>(static_cast<const Value*>(a.forward_values) + from);
-        for (int64_t at = 0; at < n * static_cast<int64_t>(sizeof(Term)); at += 64) __builtin_prefetch(terms + at);
-        for (int64_t at = 0; at < n * static_cast<int64_t>(sizeof(Value)); at += 64) __builtin_prefetch(values + at);
-    }
-
     void one(int64_t q) {
         const int64_t from = a.ptr[q], to = a.ptr[q + 1];
-        const int64_t m = choose(gather(strongest(from, to)));
+        const int64_t m = choose(gather(strongest(a, from, to, a.cut, strong)));
         for (int64_t t = from; t < to; ++t) query[a.terms[t]] = a.weights[t];
         Best best{a.scores + q * a.k, a.ids + q * a.k, a.k, 0};
         for (int64_t i = 0; i < m; ++i) {
-            if (i + kAhead < m) ahead(chosen[i + kAhead]);
+            if (i + kAhead < m) {
+                const int64_t next = a.forward[chosen[i + kAhead]], n = a.forward[chosen[i + kAhead] + 1] - next;
+                ahead(static_cast<const Term*>(a.forward_terms) + next, n);
+                ahead(static_cast<const Value*>(a.forward_values) + next, n);
+            }
             const int64_t d = chosen[i], at = a.forward[d];
             best.push(score(query, static_cast<const Term*>(a.forward_terms) + at,
                             static_cast<const Value*>(a.forward_values) + at, a.forward[d + 1] - at), d);

@@ -1,0 +1,48 @@
+"""Sparse autoencoders on activations: rules of latents, training of many at once, export, splicing back, metrics."""
+
+from __future__ import annotations
+
+from sparseworks.codes.autoencoders.auxiliary import AUXILIARIES, Auxiliary
+from sparseworks.codes.autoencoders.bilinear import BilinearAutoencoder, hoyer_density
+from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment
+from sparseworks.codes.autoencoders.median import geometric_median
+from sparseworks.codes.autoencoders.method import AutoencoderMethod, add_autoencoder
+from sparseworks.codes.autoencoders.module import SparseAutoencoder
+from sparseworks.codes.autoencoders.prefixes import PREFIXES, Prefixes
+from sparseworks.codes.autoencoders.protocol import Config
+from sparseworks.codes.autoencoders.record import ActivationStream
+from sparseworks.codes.autoencoders.splice import ce_recovered, splice
+from sparseworks.codes.autoencoders.stream import Batch, Rows, Stream
+from sparseworks.codes.autoencoders.target import TARGETS, Target
+from sparseworks.codes.autoencoders.train import train_autoencoder, train_autoencoders
+from sparseworks.codes.autoencoders.trainer import Schedule, Trainer
+
+__all__ = [
+    "AUXILIARIES",
+    "LATENTS",
+    "PREFIXES",
+    "TARGETS",
+    "ActivationStream",
+    "AutoencoderMethod",
+    "Auxiliary",
+    "Batch",
+    "BilinearAutoencoder",
+    "Coded",
+    "Config",
+    "LatentRule",
+    "Moment",
+    "Prefixes",
+    "Rows",
+    "Schedule",
+    "SparseAutoencoder",
+    "Stream",
+    "Target",
+    "Trainer",
+    "add_autoencoder",
+    "ce_recovered",
+    "geometric_median",
+    "hoyer_density",
+    "splice",
+    "train_autoencoder",
+    "train_autoencoders",
+]

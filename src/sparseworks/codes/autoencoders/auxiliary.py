@@ -1,0 +1,152 @@
+"""Auxiliary: what brings latents back that are dead or dying."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sparseworks.codes.autoencoders.module import SparseAutoencoder
+from sparseworks.codes.autoencoders.rules.feature_choice import zipf
+from sparseworks.core.codes import Codes
+from sparseworks.core.config import NOUNS
+from sparseworks.core.registry import Registry
+from sparseworks.exec.codes import decode, encode_topk
+
+AUXILIARIES: Registry[type[Auxiliary]] = Registry("auxiliary", "sparseworks.codes.autoencoders.auxiliary")
+
+
+class Auxiliary:
+    """Base of all: a further loss, or latents set anew after a step, or both."""
+
+    def __call__(
+        self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], residual: Float[Tensor, "rows d_out"]
+    ) -> Tensor | None:
+        """A loss from centred inputs and what the codes leave over; None: nothing to add."""
+        del sae, x, residual
+        return None
+
+    def renew(
+        self,
+        sae: SparseAutoencoder,
+        x: Float[Tensor, "rows d_in"],
+        residual: Float[Tensor, "rows d_out"],
+        generator: torch.Generator,
+    ) -> Int[Tensor, " latents"] | None:
+        """Set latents anew after a step; which ones, so that the optimiser forgets them."""
+        del sae, x, residual, generator
+        return None
+
+
+NOUNS["auxiliary"] = (Auxiliary, AUXILIARIES)
+
+
+@AUXILIARIES.register("aux_k")
+@dataclass(frozen=True)
+class AuxK(Auxiliary):
+    """weight ||e - e^||^2 / ||e||^2: the error e is reconstructed by the k largest pi among latents that are dead.
+
+    Attributes:
+        k: latents for it; None: half of the features. More than are dead: all those.
+        weight: of the loss.
+        after: tokens of silence after which a latent is dead.
+
+    pi is not rectified here, so that the gradient reaches every dead latent. Source: Gao et al., 2024, arXiv 2406.04093 (10 million
+    tokens at their scale).
+    """
+
+    k: int | None = None
+    weight: float = 1 / 32
+    after: int = 200_000
+
+    def __call__(
+        self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], residual: Float[Tensor, "rows d_out"]
+    ) -> Tensor | None:
+        """The loss, or None where no latent is dead."""
+        return _loss_of(self, sae, x, residual, sae.silent >= self.after)
+
+
+@AUXILIARIES.register("aux_zipf")
+@dataclass(frozen=True)
+class AuxZipf(Auxiliary):
+    """As `aux_k`, for latents that are dying: whose running density is below `share` of what Zipf's law gives their rank.
+
+    Attributes:
+        k, weight: as `aux_k`.
+        exponent, offset: of the law (rank + offset)^-exponent, scaled to the mean L0 seen.
+        share: below this share of the law's density a latent is dying.
+
+    Source: Ayonrinde, 2024, arXiv 2411.02124; which latents and with what weight is not said there: the reading is ours.
+    """
+
+    k: int | None = None
+    weight: float = 1 / 32
+    exponent: float = 1.0
+    offset: float = 7.0
+    share: float = 0.5
+
+    def __call__(
+        self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], residual: Float[Tensor, "rows d_out"]
+    ) -> Tensor | None:
+        """The loss, or None where no latent is dying."""
+        law = zipf(sae.density, self.exponent, self.offset) * sae.density.sum()
+        dying = sae.density <= self.share * law
+        return _loss_of(self, sae, x, residual, dying) if int(sae.batches) else None
+
+
+@AUXILIARIES.register("resample")
+@dataclass(frozen=True)
+class Resample(Auxiliary):
+    """Every so often dead latents point at inputs that are badly reconstructed, drawn with probability ~ squared error.
+
+    Attributes:
+        every: batches between.
+        after: tokens of silence after which a latent is dead.
+        gain: norm of the new encoder row over the mean of the living.
+
+    Source: Bricken et al., 2023, Towards Monosemanticity (gain 0.2); Kissane et al., 2024, arXiv 2406.17759.
+    """
+
+    every: int = 2500
+    after: int = 200_000
+    gain: float = 0.2
+
+    def renew(
+        self,
+        sae: SparseAutoencoder,
+        x: Float[Tensor, "rows d_in"],
+        residual: Float[Tensor, "rows d_out"],
+        generator: torch.Generator,
+    ) -> Int[Tensor, " latents"] | None:
+        """Dead latents get an example each: its error's direction as atom, its input's as encoder, bias 0, the clock at 0."""
+        if int(sae.batches) % self.every:
+            return None
+        dead = (sae.silent >= self.after).nonzero().flatten()
+        weight = residual.float().square().sum(1).cpu()
+        if not len(dead) or not bool(weight.sum() > 0):
+            return None
+        living = sae.encoder.norm(dim=1)[sae.silent < self.after]
+        size = self.gain * (living.mean() if len(living) else sae.encoder.new_ones(()))
+        drawn = torch.multinomial(weight, len(dead), replacement=True, generator=generator).to(x.device)
+        sae.W_dec[dead] = F.normalize(residual[drawn], dim=1)
+        if not sae.rule.tied:
+            sae.encoder_weight[dead] = F.normalize(x[drawn], dim=1) * size
+            sae.b_enc[dead] = 0
+        sae.silent[dead] = 0
+        return dead
+
+
+def _loss_of(
+    aux: AuxK | AuxZipf, sae: SparseAutoencoder, x: Tensor, residual: Tensor, mask: Bool[Tensor, " width"]
+) -> Tensor | None:
+    some = mask.nonzero().flatten()
+    if not len(some):
+        return None
+    k = min(max(x.shape[1] // 2, 1) if aux.k is None else aux.k, len(some))
+    found = encode_topk(x, sae.encoder[some], sae.b_enc[some], k, relu=False)
+    rebuilt = decode(Codes(found.values, found.indices, len(some)), sae.W_dec[some])
+    loss = (residual - rebuilt).square().sum() / residual.square().sum().clamp(min=1e-30)
+    return aux.weight * loss

@@ -1,0 +1,155 @@
+"""LatentRule: how pre-activations become codes, which latents of which tokens stay on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sparseworks.core.codes import Codes, places_of
+from sparseworks.core.config import NOUNS
+from sparseworks.core.registry import Registry
+
+if TYPE_CHECKING:
+    from sparseworks.codes.autoencoders.module import SparseAutoencoder
+
+LATENTS: Registry[type[LatentRule]] = Registry("latent rule", "sparseworks.codes.autoencoders.rules")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where training stands.
+
+    Attributes:
+        progress: share of the steps that are done; 1 outside training.
+        gradients: of the model's loss with respect to the inputs, for rules that look at them.
+    """
+
+    progress: float = 1.0
+    gradients: Float[Tensor, "rows d_in"] | None = None
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What a rule makes of a batch.
+
+    Attributes:
+        codes: the codes, differentiable in the autoencoder's parameters.
+        penalty: mean over rows of what the rule wants small, times the autoencoder's `pressure` in the loss.
+        extra: a further loss of the rule's own, as it is.
+        threshold: the least value that was kept, for all latents or one each (NaN where none was), for rules whose rows compete.
+        on: entries of the codes that are on, where a rule gives others as well so that gradients reach its thresholds.
+    """
+
+    codes: Codes
+    penalty: Tensor | None = None
+    extra: Tensor | None = None
+    threshold: Tensor | None = None
+    on: Tensor | None = None
+
+    def l0(self) -> Tensor:
+        """Mean number of entries a row that are on and not 0."""
+        on = self.codes.values.detach() != 0 if self.on is None else self.on
+        return on.sum() / max(len(self.codes), 1)
+
+
+class LatentRule:
+    """Base of all rules; frozen dataclasses, registered in LATENTS.
+
+    Attributes:
+        tied: the encoder is the decoder's transpose.
+        across: rows of a batch compete, so that inference needs thresholds.
+    """
+
+    tied: ClassVar[bool] = False
+    across: ClassVar[bool] = False
+
+    def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
+        """Codes of inputs from which the bias was already taken away."""
+        raise NotImplementedError
+
+    def parameters(self, width: int) -> dict[str, Tensor]:
+        """Parameters of the rule's own, one number a latent, at their initial values."""
+        del width
+        return {}
+
+    def pressure(self) -> float:
+        """The sparsity weight that training begins with."""
+        return 0.0
+
+    def target_l0(self) -> float | None:
+        """Mean L0 that the sparsity weight is steered to."""
+        return None
+
+    def fold(self, sae: SparseAutoencoder, scale: float) -> None:
+        """Parameters of the rule's own after the inputs were multiplied by 1 / scale."""
+
+    def exported(self, sae: SparseAutoencoder, threshold: Float[Tensor, " width"] | None) -> LatentRule:
+        """The rule of the inference form; may change the parameters of `sae`, which is a copy. `threshold`: calibrated, if rows compete."""
+        del sae, threshold
+        return self
+
+    def build(self, method: Any, d_in: int, width: int, d_out: int, seed: int) -> Any:
+        """The module that is trained."""
+        from sparseworks.codes.autoencoders.module import SparseAutoencoder
+
+        return SparseAutoencoder(method, d_in, width, d_out, seed=seed)
+
+
+NOUNS["latents"] = (LatentRule, LATENTS)
+
+
+# -- what rules share -------------------------------------------------------------------------------------------------
+
+
+def preactivations(sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows width"]:
+    """x W_enc + b_enc, to choose by: no gradient, and nothing of it is kept."""
+    with torch.no_grad():
+        return F.linear(x, sae.encoder, sae.b_enc)
+
+
+def chosen(
+    x: Float[Tensor, "rows d_in"],
+    weight: Float[Tensor, "width d_in"],
+    bias: Float[Tensor, " width"] | None,
+    mask: Bool[Tensor, "rows width"],
+) -> Codes:
+    """Codes with the values (x W^T + b) at a mask; their gradients are sparse, as those of `encode_topk`."""
+    indices, lengths = places_of(mask)
+    kept = torch.arange(indices.shape[1], device=x.device) < lengths.unsqueeze(1)
+    values = values_at(x, weight, bias, indices, kept)
+    return Codes(values, indices, mask.shape[1], None if bool(kept.all()) else lengths)
+
+
+def values_at(
+    x: Float[Tensor, "rows d_in"],
+    weight: Float[Tensor, "width d_in"],
+    bias: Float[Tensor, " width"] | None,
+    indices: Int[Tensor, "rows k"],
+    kept: Bool[Tensor, "rows k"],
+) -> Float[Tensor, "rows k"]:
+    """<x_i, W_j> + b_j at the given places, 0 where not kept: k d work a row, forward and backward."""
+    return _At.apply(x, weight, bias, indices, kept)  # type: ignore[no-any-return]
+
+
+class _At(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, kept: Tensor) -> Tensor:
+        values = torch.ops.sparseworks.decode_values(x, indices, weight)
+        values = values if bias is None else values + bias[indices]
+        ctx.save_for_backward(x, weight, indices, kept)
+        return torch.where(kept, values, values.new_zeros(()))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, indices, kept = ctx.saved_tensors
+        grad, need = torch.where(kept, grad, grad.new_zeros(())).contiguous(), ctx.needs_input_grad
+        dx = torch.ops.sparseworks.decode(grad, indices, weight.contiguous(), None) if need[0] else None
+        dw = torch.ops.sparseworks.decode_dictionary(x, grad, indices, len(weight)) if need[1] else None
+        db = grad.new_zeros(len(weight)).index_add(0, indices.flatten(), grad.flatten()) if need[2] else None
+        return dx, dw, db, None, None

@@ -1,0 +1,73 @@
+"""Gated: which latents are on and how strong they are is told apart, so that the penalty shrinks none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment, chosen
+from sparseworks.codes.autoencoders.module import SparseAutoencoder
+from sparseworks.codes.autoencoders.rules.thresholds import Thresholds
+from sparseworks.core.codes import Codes
+from sparseworks.exec.codes import decode
+
+
+@LATENTS.register("gated")
+@dataclass(frozen=True)
+class Gated(LatentRule):
+    """z = 1{g > 0} ReLU(exp(r) W x + b_enc), g = W x + b_gate; penalty sum_i ReLU(g_i) ||d_i||, further loss ||x - Dec(ReLU(g))||^2 with
+    the decoder held fixed.
+
+    Attributes:
+        weight: of the penalty.
+        l0: mean latents a token that the weight is steered to; None: the weight stays.
+
+    Source: Rajamanoharan et al., 2024, arXiv 2404.16014.
+    """
+
+    weight: float = 1e-1
+    l0: float | None = None
+
+    def parameters(self, width: int) -> dict[str, Tensor]:
+        """r and b_gate; b_enc is the bias of the magnitudes."""
+        return {"r_mag": torch.zeros(width), "b_gate": torch.zeros(width)}
+
+    def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
+        """Those whose gate is open."""
+        del moment
+        with torch.no_grad():
+            is_open = torch.nn.functional.linear(x, sae.encoder, sae.b_gate) > 0
+        plain = chosen(x, sae.encoder, None, is_open)
+        at, kept = plain.indices.long(), plain.kept()
+        strength = (sae.r_mag[at].exp() * plain.values + sae.b_enc[at]).relu() * kept
+        codes = Codes(strength, plain.indices, plain.width, plain.lengths)
+        if not sae.training:
+            return Coded(codes)
+        gates = (plain.values + sae.b_gate[at]).relu() * kept
+        penalty = (gates * sae.W_dec.norm(dim=1)[at]).sum() / max(len(x), 1)
+        rough = decode(Codes(gates, plain.indices, plain.width, plain.lengths), sae.W_dec.detach(), sae.b_dec.detach())
+        return Coded(codes, penalty, extra=(sae.wanted - rough).square().mean() if sae.wanted is not None else None)
+
+    def pressure(self) -> float:
+        """The weight."""
+        return self.weight
+
+    def target_l0(self) -> float | None:
+        """The L0 to steer to."""
+        return self.l0
+
+    def fold(self, sae: SparseAutoencoder, scale: float) -> None:
+        """b_gate / scale."""
+        sae.b_gate.data /= scale
+
+    def exported(self, sae: SparseAutoencoder, threshold: Tensor | None) -> LatentRule:
+        """g > 0 is pi > b_enc - exp(r) b_gate for pi = exp(r) W x + b_enc: the gain goes into the encoder."""
+        del threshold
+        gain = sae.r_mag.detach().exp()
+        cut = sae.b_enc.detach() - gain * sae.b_gate.detach()
+        sae.encoder.data *= gain.unsqueeze(1)
+        sae.threshold.copy_(torch.nextafter(cut, torch.full_like(cut, torch.inf)).clamp(min=0))
+        return Thresholds()

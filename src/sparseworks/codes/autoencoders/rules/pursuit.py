@@ -1,0 +1,69 @@
+"""Matching pursuit as the encoder: latents one after another, each for what those before left over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment
+from sparseworks.codes.autoencoders.module import SparseAutoencoder
+from sparseworks.codes.autoencoders.rules.topk import check_k
+from sparseworks.core.codes import Codes
+from sparseworks.exec.codes import decode, encode_topk
+
+
+@LATENTS.register("matching_pursuit")
+@dataclass(frozen=True)
+class MatchingPursuit(LatentRule):
+    """k times j = argmax ReLU(W r), z_j += (W r)_j, r <- r - (W r)_j w_j, with the decoder as W; differentiable through all steps.
+
+    ||r||^2 falls by (W r)_j^2 each time (unit-norm rows), so any k is valid at inference.
+
+    Attributes:
+        k: steps.
+        residual: a token ends where ||r|| <= residual ||x||; 0: never before k.
+
+    Source: Costa et al., 2025, MP-SAE (arXiv 2506.03093).
+    """
+
+    k: int = 32
+    residual: float = 0.0
+    tied: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+
+    def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
+        """An atom may be chosen more than once; what it got is added up."""
+        del moment
+        left, values, indices = x, [], []
+        stop = self.residual * x.detach().norm(dim=1, keepdim=True)
+        for _ in range(self.k):
+            step = encode_topk(left, sae.encoder, None, 1)
+            on = left.detach().norm(dim=1, keepdim=True) > stop if self.residual else None
+            step = step if on is None else Codes(step.values * on, step.indices, step.width)
+            left = left - decode(step, sae.encoder)
+            values.append(step.values)
+            indices.append(step.indices)
+        return Coded(merged(torch.cat(values, 1), torch.cat(indices, 1), sae.width))
+
+
+def merged(values: Float[Tensor, "rows k"], indices: Tensor, width: int) -> Codes:
+    """Codes of (value, index) pairs whose values add up where an index comes again; indices ascending, zeros left out."""
+    # A value of 0 belongs to no atom: it goes behind all others.
+    place = torch.where(values.detach() != 0, indices.long(), width)
+    order = place.argsort(dim=1, stable=True)
+    place, values = place.gather(1, order), values.gather(1, order)
+    new = torch.ones_like(place, dtype=torch.bool)
+    new[:, 1:] = place[:, 1:] != place[:, :-1]
+    new &= place < width
+    to = (new.cumsum(1) - 1).clamp(min=0)
+    summed = torch.zeros_like(values).scatter_add(1, to, values)
+    where = torch.zeros_like(place).scatter_reduce(1, to, torch.where(place < width, place, 0), "amax")
+    lengths = new.sum(1)
+    k = int(lengths.max()) if len(lengths) else 0
+    return Codes(summed[:, :k], where[:, :k], width, None if bool((lengths == k).all()) else lengths)

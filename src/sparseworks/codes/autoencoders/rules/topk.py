@@ -1,0 +1,77 @@
+"""The k largest pre-activations of each token, signed or by magnitude; k may come down while training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment, chosen, preactivations
+from sparseworks.codes.autoencoders.module import SparseAutoencoder
+from sparseworks.core.errors import BudgetError
+from sparseworks.core.patterns import unstructured
+from sparseworks.core.select import select_mask
+from sparseworks.exec.codes import encode_topk
+
+
+def annealed(k: int, start: int | None, until: float, progress: float) -> int:
+    """From `start` down to k in a straight line over the first `until` of training."""
+    if start is None or progress >= until:
+        return k
+    return round(start + (k - start) * progress / until)
+
+
+def check_k(k: int, start: int | None = None) -> None:
+    """Raise BudgetError unless 1 <= k <= start."""
+    if type(k) is not int or k < 1 or (start is not None and start < k):
+        raise BudgetError(f"A rule keeps k >= 1 latents and starts with no fewer, got k={k!r}, start={start!r}.")
+
+
+@LATENTS.register("topk")
+@dataclass(frozen=True)
+class TopK(LatentRule):
+    """z = pi on the k largest of each token, then ReLU.
+
+    Attributes:
+        k: latents a token.
+        start, until: begin with `start` latents and come down to k over this share of training (Makhzani and Frey's annealing: latents
+            that many tokens may use do not die).
+        relu: cut negative values off; without it an entry may be negative.
+
+    Source: Makhzani and Frey, 2013, arXiv 1312.5663; Gao et al., 2024, arXiv 2406.04093.
+    """
+
+    k: int = 32
+    start: int | None = None
+    until: float = 0.5
+    relu: bool = True
+
+    def __post_init__(self) -> None:
+        check_k(self.k, self.start)
+
+    def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
+        """The products are never all in memory; see `exec.codes.encode_topk`."""
+        k = min(annealed(self.k, self.start, self.until, moment.progress), sae.width)
+        return Coded(encode_topk(x, sae.encoder, sae.b_enc, k, self.relu))
+
+
+@LATENTS.register("absolute_topk")
+@dataclass(frozen=True)
+class AbsoluteTopK(LatentRule):
+    """z = pi on the k largest |pi| of each token: a latent may be used in both directions.
+
+    Source: after k-sparse autoencoders (arXiv 1312.5663) with the magnitude as score.
+    """
+
+    k: int = 32
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+
+    def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
+        """Chosen by |pi|, row by row."""
+        del moment
+        scores = preactivations(sae, x).abs()
+        mask = select_mask(scores, unstructured("row"), min(self.k, sae.width))
+        return Coded(chosen(x, sae.encoder, sae.b_enc, mask))

@@ -1,0 +1,149 @@
+"""Sparse autoencoders: TopK and its relatives, learned thresholds, pursuit, nested budgets, bilinear."""
+
+from __future__ import annotations
+
+from sparseworks.codes.autoencoders.auxiliary import AuxK, AuxZipf, Resample
+from sparseworks.codes.autoencoders.method import add_autoencoder
+from sparseworks.codes.autoencoders.prefixes import Hierarchical, Matryoshka
+from sparseworks.codes.autoencoders.rules import (
+    BatchTopK,
+    Bilinear,
+    FeatureChoice,
+    Gated,
+    GradientTopK,
+    JumpReLU,
+    MatchingPursuit,
+    ReLU,
+    TopK,
+)
+from sparseworks.core.published import Source
+
+_CHOICE = Source("Ayonrinde", 2024, "2411.02124", "Adaptive sparse allocation with mutual choice and feature choice")
+
+add_autoencoder(
+    "k_sparse_ae",
+    TopK(k=32, start=128),
+    Source("Makhzani and Frey", 2013, "1312.5663", "k-sparse autoencoders"),
+    "features for a linear classifier better than those of a dense autoencoder",
+    catalog=(143,),
+    when="Features of data for a classifier, or a first dictionary without any auxiliary loss.",
+    when_not="Very small k (below about 5): features become global and weak. On 8 x 8 digits its features beat those of a dense autoencoder "
+    "(+1.7 and +2.1 points of accuracy with 100 labels), not those of a denoising one (-0.8 and +0.2). With many latents use `topk_sae`.",
+)
+add_autoencoder(
+    "topk_sae",
+    TopK(k=32),
+    Source("Gao et al.", 2024, "2406.04093", "Scaling and evaluating sparse autoencoders"),
+    "L0 is set, not tuned; few dead latents at 16 million",
+    auxiliary=AuxK(),
+    when="The default for activations of language models: one number sets the sparsity, and codes are cheap.",
+    when_not="Tokens differ much in how much they hold: `batch_topk_sae`.",
+)
+add_autoencoder(
+    "batch_topk_sae",
+    BatchTopK(k=32),
+    Source("Bussmann et al.", 2024, "2412.06410", "BatchTopK sparse autoencoders"),
+    "lower error than TopK at the same mean L0",
+    auxiliary=AuxK(),
+    when="A mean L0 is wanted and tokens differ in how many latents they need; export gives one threshold.",
+    when_not="Every token must have at most k latents.",
+)
+add_autoencoder(
+    "mutual_choice",
+    BatchTopK(k=32),
+    _CHOICE,
+    "lower loss at equal L0 where complexity varies by token",
+    auxiliary=AuxZipf(),
+    catalog=(24,),
+    when="As `batch_topk_sae`, where features that are dying should be helped before they are dead.",
+    when_not="Every token must have at most k latents.",
+)
+add_autoencoder(
+    "feature_choice",
+    FeatureChoice(k=32),
+    _CHOICE,
+    "no dead features at all",
+    auxiliary=AuxZipf(),
+    catalog=(24,),
+    when="Dead latents must not be: every feature has its share of each batch.",
+    when_not="Error matters more: on planted data it left 1.2 to 1.6 times the variance of TopK at equal L0 (no latent was dead). Batches "
+    "of fewer tokens than it takes for rare features to occur.",
+)
+add_autoencoder(
+    "jumprelu_sae",
+    JumpReLU(l0=32.0),
+    Source("Rajamanoharan et al.", 2024, "2407.14435", "Jumping ahead: JumpReLU sparse autoencoders"),
+    "fidelity at a given L0 equal to or above Gated and TopK",
+    when="Thresholds a latent are to be learned, and inference is to be one comparison.",
+    when_not="An exact L0 is needed, or training is short: thresholds move slowly.",
+)
+add_autoencoder(
+    "gated_sae",
+    Gated(l0=32.0),
+    Source("Rajamanoharan et al.", 2024, "2404.16014", "Improving dictionary learning with gated sparse autoencoders"),
+    "no shrinkage; half the L0 of ReLU at equal fidelity",
+    auxiliary=Resample(),
+    when="A comparison with published Gated autoencoders.",
+    when_not="An exact L0 is needed.",
+)
+add_autoencoder(
+    "relu_sae",
+    ReLU(l0=32.0),
+    Source("Bricken et al.", 2023, "2309.08600", "Towards monosemanticity"),
+    "the baseline of all others",
+    auxiliary=Resample(),
+    when="A baseline, or attention outputs as Kissane et al. (2024) did.",
+    when_not="Fidelity matters: the penalty shrinks every value.",
+)
+add_autoencoder(
+    "g_sae",
+    GradientTopK(k=32),
+    Source("Olmo et al.", 2024, "2411.10397", "Features that make a difference: leveraging gradients"),
+    "spliced-in loss of the model closer to the model's own at equal L0",
+    auxiliary=AuxK(),
+    catalog=(25,),
+    when="The autoencoder is to be spliced in or steered with, and gradients of the model can be recorded.",
+    when_not="Only reconstruction counts. On small models of Markov text (32 features, k of 1 to 5, beta 1 to 30) the spliced-in loss was "
+    "sometimes below TopK's and more often above: chosen by gradients in training and by size at inference, latents do not match.",
+    status="experimental",
+)
+add_autoencoder(
+    "mp_sae",
+    MatchingPursuit(k=32),
+    Source("Costa et al.", 2025, "2506.03093", "From flat to hierarchical: matching pursuit"),
+    "finds features that depend on others; any k at inference, each step lowering the error",
+    catalog=(32,),
+    when="Features form hierarchies, or k is to be chosen at inference.",
+    when_not="Encoding must be cheap: it takes k passes over the dictionary. On a planted tree (8 parents, 24 children, short training, three "
+    "seeds) its atoms were not found better than TopK's: 1 - |cos| 0.15, 0.24, 0.17 beside 0.16, 0.19, 0.18 (BatchTopK 0.21, 0.24, 0.20).",
+)
+add_autoencoder(
+    "hierarchical_topk",
+    TopK(k=64),
+    Source("Balagansky et al.", 2025, "2505.24473", "Train one sparse autoencoder across multiple sparsity budgets"),
+    "one model on the front of those trained for each k",
+    auxiliary=AuxK(),
+    prefixes=Hierarchical(),
+    catalog=(157,),
+    when="One autoencoder is to serve many budgets: cut its codes to any k.",
+    when_not="Only one k is ever used.",
+)
+add_autoencoder(
+    "matryoshka_sae",
+    BatchTopK(k=32),
+    Source("Bussmann et al.", 2025, "2503.17547", "Learning multi-level features with matryoshka sparse autoencoders"),
+    "less absorption and splitting of features at larger dictionaries",
+    auxiliary=AuxK(),
+    prefixes=Matryoshka(),
+    when="General features are to stay in the first latents however large the dictionary.",
+    when_not="Reconstruction alone counts: its error is somewhat larger.",
+)
+add_autoencoder(
+    "bilinear_ae",
+    Bilinear(),
+    Source("Dooms and Gauderis", 2025, "2510.16820", "Finding manifolds with bilinear autoencoders"),
+    "activations as input-independent polynomials",
+    catalog=(231,),
+    when="Manifolds (circles, surfaces) are looked for, whose features are no single directions.",
+    when_not="Sparse codes with an exact count are needed: its latents are dense, only few are large.",
+)

@@ -1,0 +1,161 @@
+"""Annealed EM over truncated posteriors, for every rule of superposition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparseworks.codes.prosper.states import StateTable, spread
+from sparseworks.codes.prosper.superposition import Expectation, Largest, Linear, Maximum, Signed, Spike, Superposition
+from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError, UnknownNameError
+from sparseworks.core.select import top
+
+MODELS: dict[str, tuple[Superposition, tuple[float, ...]]] = {
+    "bsc": (Linear(), (1.0,)),
+    "tsc": (Signed(), (-1.0, 1.0)),
+    "dsc": (Signed(), (-2.0, -1.0, 1.0, 2.0)),
+    "mca": (Maximum(), (1.0,)),
+    "mmca": (Largest(), (1.0,)),
+    "gsc": (Spike(), (1.0,)),
+}
+"""Name -> rule of superposition, and the values that a unit takes beside 0."""
+_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class SparseCoder:
+    """A fitted model.
+
+    Attributes:
+        atoms: W.
+        share: probability of each value.
+        noise: standard deviation.
+        expected: <s> of the last step.
+        likelihood: mean truncated log p(y) of each step, up to the temperature.
+    """
+
+    atoms: Float[Tensor, "units features"]
+    share: Float[Tensor, " values"]
+    noise: float
+    expected: Float[Tensor, "rows units"]
+    likelihood: tuple[float, ...]
+
+
+def prosper(
+    signals: Float[Tensor, "rows features"],
+    units: int,
+    model: str = "bsc",
+    *,
+    values: tuple[float, ...] | None = None,
+    candidates: int = 7,
+    most: int = 4,
+    steps: int = 100,
+    temperature: float = 4.0,
+    share: float | None = None,
+    seed: int = 0,
+) -> SparseCoder:
+    """Sparse codes s with p(s_h = v) = p_v and y ~ N(mean(W, s), s^2 I), by EM over states with at most `most` entries.
+
+    log p = log p(y | s) / T + ... over zero, single units, and states with 2 ... `most` entries among the `candidates` units
+    that suit y best; p <- p (A / B) <|s|> with A, B the prior's truncated mass and mean number of entries; T falls from
+    `temperature` to 1 over the first four fifths of the steps, and over the last third the signals of least
+    truncated mass, as many as the prior says lie outside, are left out.
+
+    Args:
+        model: "bsc" and "tsc", "dsc" (sums with values 1; -1, 1; or `values`), "mca" and "mmca" (the largest, the largest in
+            magnitude with its sign), "gsc" (sums with Gaussian amplitudes).
+        values: the values beside 0 that discrete models take.
+        share: the first guess of the probability that a unit is on; 2 / units by default.
+
+    Raises:
+        ShapeError: no matrix of signals, or none.
+        NonFiniteError: NaN or infinity.
+        UnknownNameError: no such model.
+        BudgetError: sizes that do not fit, more states than can be run over.
+
+    Source: Exarchakis, Bornschein, Sheikh, Dai, Henniges, Drefs and Lucke, 2019 (arXiv 1908.06843).
+    """
+    rule, table = _checked(signals, units, model, values, candidates, most, steps, temperature)
+    y = signals.double()
+    states = StateTable.of(table, candidates, most, y)
+    generator = torch.Generator().manual_seed(seed)
+    deviation = y.std(0, correction=0)
+    atoms = y.mean(0) + torch.randn(units, y.shape[1], generator=generator, dtype=y.dtype) * deviation / 2
+    on = min(share if share is not None else 2 / units, 0.5)
+    chance = y.new_full((len(table),), on / len(table))
+    noise = deviation.square().mean().clamp(min=_FLOOR**2)
+    history: list[float] = []
+    posterior = y.new_zeros(0)
+    for step in range(steps):
+        heat = 1 + (temperature - 1) * max(0.0, 1 - step / (0.8 * steps)) if steps > 1 else 1.0
+        atoms = atoms.clamp(min=_FLOOR) if rule.nonnegative else atoms
+        chosen = _highest(rule.affinity(y, atoms), candidates)
+        sharpness = 1 / (1 - 1 / max(heat, 1.05))
+        e = Expectation(y, atoms, noise, chosen, states, sharpness)
+        joint = (rule.likelihood(e) + states.log_prior(chance, units)) / heat
+        mass = joint.logsumexp(1)
+        posterior = (joint - mass.unsqueeze(1)).exp()
+        history.append(float(mass.mean() - y.shape[1] / 2 * noise.log() + units * (1 - chance.sum()).log()))
+        inside, mean_on = _truncated(units, most, float(chance.sum()))
+        keep = _kept(mass, inside, max(0.0, 3 * step / steps - 2))
+        e = Expectation(y[keep], atoms, noise, chosen[keep], states, sharpness)
+        used = posterior[keep]
+        new, error = rule.update(e, used)
+        counts = states.used(used) / (len(used) * units)
+        chance = (counts * units * float(chance.sum()) * inside / mean_on).clamp(min=_FLOOR)
+        chance = chance * min(1.0, (1 - _FLOOR) / float(chance.sum()))
+        noise = (error / used.shape[0] / y.shape[1]).clamp(min=_FLOOR**2)
+        atoms = new
+    return SparseCoder(
+        atoms.to(signals),
+        chance.to(signals),
+        float(noise.sqrt()),
+        _first(posterior, chosen, states, units).to(signals),
+        tuple(history),
+    )
+
+
+def _first(posterior: Tensor, chosen: Tensor, states: StateTable, units: int) -> Tensor:
+    values = len(states.values)
+    single = posterior[:, 1 : 1 + units * values].unflatten(1, (units, values)) @ states.values
+    return single + spread(posterior[:, 1 + units * values :] @ states.table, chosen, units)
+
+
+def _highest(affinity: Tensor, count: int) -> Tensor:
+    kept = top(affinity.unsqueeze(1), count).squeeze(1)
+    return kept.nonzero()[:, 1].view(len(affinity), count)
+
+
+def _truncated(units: int, most: int, share: float) -> tuple[float, float]:
+    """A and B: the prior's mass, and its expected entries, on states with at most `most` of them."""
+    terms = [comb(units, g) * share**g * (1 - share) ** (units - g) for g in range(most + 1)]
+    return sum(terms), sum(g * t for g, t in enumerate(terms))
+
+
+def _kept(mass: Tensor, inside: float, cut: float) -> Tensor:
+    if cut <= 0:
+        return torch.ones_like(mass, dtype=torch.bool)
+    return top(mass[None, None], max(1, int(len(mass) * (1 - (1 - inside) * cut))))[0, 0]
+
+
+def _checked(
+    signals: Tensor, units: int, model: str, values, candidates: int, most: int, steps: int, temperature: float
+):
+    if signals.dim() != 2 or not signals.numel():
+        raise ShapeError(f"Signals are a matrix with one a row, got {tuple(signals.shape)}.")
+    if not bool(torch.isfinite(signals).all()):
+        raise NonFiniteError("Signals hold NaN or infinity.")
+    if model not in MODELS:
+        raise UnknownNameError("sparse coding model", model, MODELS)
+    rule, table = MODELS[model]
+    if values is not None and model != "dsc":
+        raise BudgetError(f"Only dsc takes values; those of {model} are {table}.")
+    if not (1 <= most <= candidates <= units and steps >= 1 and temperature >= 1):
+        raise BudgetError(
+            f"Sizes are 1 <= entries ({most}) <= candidates ({candidates}) <= units ({units}), steps ({steps}) >= 1, temperature ({temperature}) >= 1."
+        )
+    return rule, values or table

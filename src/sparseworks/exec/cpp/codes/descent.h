@@ -1,0 +1,28 @@
+// Coordinate descent on inner products: what the kernel is given, checked by Python.
+#pragma once
+#include <cstdint>
+
+#include "../isa.h"
+
+namespace sparseworks {
+
+// Of each row: min_z z G z / 2 - <right, z> + ridge |z|^2 / 2 + sum_j g_j(z_j), g_j of slope scale_row * slopes_j at 0.
+template <class T>
+struct Descent {
+    const T *gram, *right;     // (atoms, atoms) symmetric, (rows, atoms)
+    const T *slopes, *scale;   // (atoms), (rows)
+    const T* tolerance;        // (rows): largest violation of the optimality condition that is left
+    T* z;                      // (rows, atoms): start, then result
+    int64_t* epochs;           // (rows): passes over the working set
+    int64_t rows, atoms, most;
+    int kind;                  // 0: |z|; 1: |z| with z >= 0; 2: minimax concave with this gamma
+    double ridge, gamma;
+    int threads;
+};
+using DescentSingle = Descent<float>;
+using DescentDouble = Descent<double>;
+
+SW_KERNEL(descend_single, DescentSingle)
+SW_KERNEL(descend_double, DescentDouble)
+
+}  // namespace sparseworks

@@ -1,0 +1,97 @@
+"""SAELens's format: there and back, computed as they compute, damage refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sparseworks as sw
+from sparseworks.codes.autoencoders.convert import CONFIG, WEIGHTS, load_saelens, save_saelens
+from sparseworks.codes.autoencoders.stream import Batch
+from sparseworks.core.errors import CheckpointError, RecipeError
+
+X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+
+
+def _trained(name, **options):
+    method = sw.method(name, **options).with_(auxiliary=None)
+    return sw.train_autoencoder(X, method, width=24, steps=20, batch=32, lr=3e-3)
+
+
+def _theirs(folder):
+    """What SAELens computes from the files."""
+    t, config = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+    pre = (X - t["b_dec"] * config["apply_b_dec_to_input"]) @ t["W_enc"]
+    if config["architecture"] == "gated":
+        z = (pre + t["b_gate"] > 0) * ((X - t["b_dec"]) @ (t["W_enc"] * t["r_mag"].exp()) + t["b_mag"]).relu()
+    else:
+        z = (pre + t["b_enc"]).relu()
+    if config["architecture"] == "topk":
+        values, indices = z.topk(config["k"], dim=1)
+        z = torch.zeros_like(z).scatter(1, indices, values)
+    if config["architecture"] == "jumprelu":
+        z = z * (pre + t["b_enc"] > t["threshold"])
+    return z, z @ t["W_dec"] + t["b_dec"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("topk_sae", {"k": 3}),
+        ("relu_sae", {"l0": 3.0}),
+        ("gated_sae", {"l0": 3.0}),
+        ("batch_topk_sae", {"k": 3}),
+        ("jumprelu_sae", {"threshold": 0.5}),
+    ],
+)
+def test_there_and_back_and_as_they_compute_it(tmp_path, name, options):
+    sae = _trained(name, **options)
+    if name in ("batch_topk_sae", "jumprelu_sae"):
+        with pytest.raises(RecipeError, match="export"):
+            save_saelens(sae, tmp_path)
+        sae = sae.export(iter([Batch(X)]))
+    save_saelens(sae, tmp_path)
+    again = load_saelens(tmp_path)
+    codes, rebuilt = _theirs(tmp_path)
+    with torch.no_grad():
+        assert torch.allclose(again.encode(X).dense(), sae.encode(X).dense(), atol=1e-6)
+        assert torch.allclose(codes, sae.encode(X).dense(), atol=1e-5)
+        assert torch.allclose(rebuilt, sae(X), atol=1e-5)
+
+
+def test_norms_of_a_rescaling_decoder_move_into_the_encoder(tmp_path):
+    save_saelens(_trained("topk_sae", k=3), tmp_path)
+    config, t = json.loads((tmp_path / CONFIG).read_text()), load_file(tmp_path / WEIGHTS)
+    config |= {"rescale_acts_by_decoder_norm": True}
+    del config["sparseworks"]
+    t["W_dec"] = t["W_dec"] * torch.linspace(0.5, 2, 24).unsqueeze(1)
+    save_file(t, tmp_path / WEIGHTS)
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    norms = t["W_dec"].norm(dim=1)
+    z = ((X - t["b_dec"]) @ t["W_enc"] + t["b_enc"]) * norms
+    values, indices = z.relu().topk(3)
+    z = torch.zeros_like(z).scatter(1, indices, values)
+    with torch.no_grad():
+        assert torch.allclose(load_saelens(tmp_path)(X), z / norms @ t["W_dec"] + t["b_dec"], atol=1e-5)
+
+
+def test_damage_and_what_is_not_known_are_refused(tmp_path):
+    save_saelens(_trained("topk_sae", k=3), tmp_path)
+    config, t = json.loads((tmp_path / CONFIG).read_text()), load_file(tmp_path / WEIGHTS)
+    for change in ({"architecture": "temporal"}, {"normalize_activations": "layer_norm"}, {"k": None}):
+        (tmp_path / CONFIG).write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError):
+            load_saelens(tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    save_file(t | {"W_dec": t["W_dec"].flip(0).contiguous()}, tmp_path / WEIGHTS)
+    with pytest.raises(CheckpointError, match="outputs"):
+        load_saelens(tmp_path)
+    save_file(t | {"b_enc": torch.zeros(3)}, tmp_path / WEIGHTS)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_saelens(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="no readable"):
+        load_saelens(tmp_path)

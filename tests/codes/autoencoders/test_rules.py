@@ -1,0 +1,188 @@
+"""Rules, prefixes and auxiliaries beside their formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sparseworks as sw
+from sparseworks.codes.autoencoders import SparseAutoencoder, geometric_median
+from sparseworks.codes.autoencoders.auxiliary import AuxK, AuxZipf
+from sparseworks.codes.autoencoders.latent import Moment
+from sparseworks.codes.autoencoders.rules.feature_choice import shares, zipf
+from sparseworks.codes.autoencoders.rules.pursuit import merged
+from sparseworks.codes.autoencoders.stream import Batch
+from sparseworks.core.codes import Codes
+from sparseworks.core.errors import BudgetError, CalibrationError
+
+D, WIDTH = 6, 20
+
+
+def _built(name, **options):
+    sae = SparseAutoencoder(sw.method(name, **options), D, WIDTH, seed=3).double()
+    return sae, torch.randn(9, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_k_comes_down_in_a_straight_line_over_the_first_half():
+    sae, x = _built("k_sparse_ae", k=4, start=12)
+    kept = [sae.coded(x, Moment(p)).codes.values.shape[1] for p in (0.0, 0.25, 0.4999, 0.5, 1.0)]
+    assert kept == [12, 8, 4, 4, 4]
+    assert sae.encode(x).values.shape[1] == 4
+
+
+def test_batch_choice_is_the_best_of_the_matrix_and_rows_differ():
+    sae, x = _built("batch_topk_sae", k=3)
+    sae.train()
+    x[0] *= 10
+    codes = sae.encode(x)
+    pre = (x @ sae.W_enc + sae.b_enc).relu()
+    assert torch.equal(codes.dense() > 0, pre >= pre.flatten().sort(descending=True).values[26])
+    assert codes.lengths is not None and int(codes.lengths[0]) > 3
+
+
+def test_pseudo_gradients_of_thresholds_are_the_papers():
+    sae, x = _built("jumprelu_sae", threshold=0.5, bandwidth=0.4, weight=1.0)
+    sae.train()
+    pre = (x @ sae.W_enc).detach()
+    coded = sae.coded(x)
+    weight = torch.randn(WIDTH, dtype=torch.float64)
+    near = ((pre - 0.5).abs() <= 0.2).double()
+    (coded.codes.dense() @ weight).sum().backward(retain_graph=True)
+    # d/dlog(theta) = theta d/dtheta
+    assert torch.allclose(sae.log_threshold.grad, 0.5 * (-0.5 / 0.4 * near * weight).sum(0))
+    sae.log_threshold.grad = None
+    coded.penalty.backward()
+    assert torch.allclose(sae.log_threshold.grad, 0.5 * (-1 / 0.4 * near).sum(0) / 9)
+    assert coded.penalty.item() == pytest.approx(float((pre > 0.5).sum() / 9))
+    assert coded.l0().item() == pytest.approx(coded.penalty.item())
+
+
+def test_each_step_of_pursuit_lowers_the_squared_residual_by_its_square():
+    sae, x = _built("mp_sae", k=1)
+    left = x.square().sum(1)
+    for k in range(1, 6):
+        new = (x - sae.at(k=k)(x)).square().sum(1)
+        values, _ = ((x - sae.at(k=k - 1)(x) if k > 1 else x) @ sae.W_dec.T).relu().max(1)
+        assert torch.allclose(left - new, values.square())
+        left = new
+    stopped = sae.at(k=50, residual=0.5).encode(x)
+    rebuilt = sae.decode(stopped)
+    assert bool(((x - rebuilt).norm(dim=1) <= 0.5 * x.norm(dim=1)).all()) and stopped.values.shape[1] < 20
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-2, 3)), min_size=1, max_size=8), st.randoms())
+@settings(max_examples=40, deadline=None)
+def test_merging_adds_up_what_comes_again(pairs, random):
+    rows = [pairs, random.sample(pairs, len(pairs))]
+    values = torch.tensor([[float(v) for _, v in row] for row in rows])
+    indices = torch.tensor([[i for i, _ in row] for row in rows])
+    dense = torch.zeros(2, 5).scatter_add(1, indices, values)
+    assert torch.equal(merged(values, indices, 5).dense(), dense)
+
+
+@given(st.lists(st.floats(1e-3, 1), min_size=1, max_size=12), st.integers(1, 9), st.data())
+@settings(max_examples=60, deadline=None)
+def test_quotas_sum_to_the_budget_and_fit(weights, most, data):
+    total = data.draw(st.integers(0, most * len(weights)))
+    counts = shares(torch.tensor(weights, dtype=torch.float64), total, most)
+    assert int(counts.sum()) == total and int(counts.min()) >= (1 if total >= len(weights) else 0)
+    assert int(counts.max()) <= most
+
+
+def test_zipf_follows_the_ranks():
+    law = zipf(torch.tensor([0.1, 0.5, 0.2]), 1.0, 1.0)
+    assert torch.allclose(law, torch.tensor([1 / 3, 1.0, 1 / 2], dtype=torch.float64) / (11 / 6))
+
+
+def test_gradients_turn_the_choice_but_not_the_values():
+    sae, x = _built("g_sae", k=2, beta=100.0)
+    plain = sae.encode(x)
+    g = torch.randn(9, D, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    led = sae.coded(x, Moment(0.0, g)).codes
+    pre = (x @ sae.W_enc).relu()
+    effect = pre * (1 + 100 * (g / g.norm(dim=1).mean() @ sae.W_dec.T).abs())
+    assert torch.equal(led.dense() > 0, torch.zeros_like(pre).scatter(1, effect.topk(2).indices, 1.0) > 0)
+    assert torch.allclose(led.values, pre.gather(1, led.indices))
+    assert not torch.equal(led.dense() > 0, plain.dense() > 0)
+
+
+@pytest.mark.parametrize("name", ["hierarchical_topk", "matryoshka_sae"])
+def test_losses_of_prefixes_are_means_over_truncated_codes(name):
+    sae, x = _built(name, k=6)
+    sae.train()
+    codes, prefixes = sae.encode(x), sae.method.prefixes
+    z, expected = codes.dense(), []
+    if name == "hierarchical_topk":
+        assert prefixes.budgets(6) == [1, 2, 4, 6] and prefixes.budgets(8) == [1, 2, 4, 8]
+        for k in (1, 2, 4, 6):
+            expected.append(z * (z >= z.topk(k).values[:, -1:]))
+    else:
+        for end in (1, 2, 5, 10, 20):
+            expected.append(z * (torch.arange(WIDTH) < end))
+    losses = [(x - e @ sae.W_dec - sae.b_dec).square().mean() for e in expected]
+    assert torch.allclose(prefixes(sae, codes, x), torch.stack(losses).mean())
+    one = torch.autograd.grad(prefixes(sae, codes, x), sae.W_dec, retain_graph=True)[0]
+    assert torch.allclose(one, torch.autograd.grad(torch.stack(losses).mean(), sae.W_dec)[0])
+
+
+def test_auxiliary_losses_look_at_the_dead_and_the_dying():
+    sae, x = _built("topk_sae", k=2)
+    assert AuxK(after=5)(sae, x, x) is None
+    sae.silent[[3, 7]] = 5
+    loss = AuxK(after=5, weight=0.5)(sae, x, x)
+    e = (x @ sae.W_enc[:, [3, 7]]) @ sae.W_dec[[3, 7]]
+    assert torch.allclose(loss, 0.5 * (x - e).square().sum() / x.square().sum())
+    sae.density.copy_(torch.arange(20, 0, -1.0))
+    sae.batches.fill_(1)
+    assert AuxZipf(exponent=1e-9, share=0.01)(sae, x, x) is None
+    sae.density[4] = 0
+    dying = AuxZipf(exponent=1e-9, share=0.01, weight=1.0)(sae, x, x)
+    one = (x @ sae.W_enc[:, [4]]) @ sae.W_dec[[4]]
+    assert torch.allclose(dying, (x - one).square().sum() / x.square().sum())
+
+
+def test_the_median_is_that_of_weiszfeld_and_withstands_outliers():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 3, generator=g).double()
+    x[:40] += 1000
+    middle = geometric_median(x)
+    gradient = ((middle - x) / (middle - x).norm(dim=1, keepdim=True)).sum(0)
+    assert float(gradient.norm()) < 0.05 and float(middle.norm()) < 1
+    with pytest.raises(CalibrationError):
+        geometric_median(x[:0])
+
+
+def test_running_thresholds_serve_until_they_are_calibrated():
+    sae = sw.train_autoencoder(
+        torch.randn(512, D), sw.method("batch_topk_sae", k=3), width=WIDTH, steps=200, batch=64, lr=1e-3
+    )
+    x = torch.randn(512, D)
+    running, exact = sae.encode(x).nnz / 512, sae.export(iter([Batch(x)])).encode(x).nnz / 512
+    assert exact == 3 and 2.2 < running < 3.8
+    with pytest.raises(CalibrationError):
+        sae.export(iter([]))
+
+
+def test_options_of_parts_are_reached_by_name_and_recipes_round_trip():
+    method = sw.method("matryoshka_sae", k=5, after=7, shares=(0.5, 1.0))
+    assert method.latents.k == 5 and method.auxiliary.after == 7 and method.prefixes.shares == (0.5, 1.0)
+    assert type(method).from_config(method.to_config()) == method
+    for bad in ({"k": 0}, {"shares": (0.5,)}, {"shares": (1.0, 0.5)}):
+        with pytest.raises(BudgetError):
+            sw.method("matryoshka_sae", **bad)
+    with pytest.raises(BudgetError):
+        sw.method("feature_choice", quotas="normal")
+
+
+def test_codes_that_beyond_their_rows_hold_nothing_decode_and_differentiate():
+    sae, x = _built("relu_sae")
+    codes = sae.encode(x)
+    assert isinstance(codes, Codes) and codes.lengths is not None
+    assert torch.allclose(codes.dense(), (x @ sae.W_enc).relu())
+    sae.decode(codes).square().sum().backward()
+    dense = SparseAutoencoder(sae.method, D, WIDTH, seed=3).double()
+    ((x @ dense.W_enc).relu() @ dense.W_dec).square().sum().backward()
+    for name in ("W_dec", "encoder_weight"):
+        assert torch.allclose(getattr(sae, name).grad, getattr(dense, name).grad), name

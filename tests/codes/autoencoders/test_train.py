@@ -1,0 +1,208 @@
+"""Training: resumed bit for bit, many in one pass, two processes as one, dead latents renewed, refusals."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+import sparseworks as sw
+from sparseworks.codes.autoencoders import Rows, train
+from sparseworks.codes.autoencoders.auxiliary import AuxK, Resample
+from sparseworks.core.errors import (
+    BudgetError,
+    CalibrationError,
+    CheckpointError,
+    NonFiniteError,
+    RecipeError,
+    ShapeError,
+)
+
+METHODS = {
+    "topk": sw.method("topk_sae", k=3, after=64),
+    "batch": sw.method("feature_choice", k=3, mutual=0.5),
+    "jump": sw.method("jumprelu_sae", l0=3.0, bandwidth=0.1, threshold=0.1),
+    "gated": sw.method("gated_sae", l0=3.0).with_(auxiliary=Resample(every=4, after=64)),
+}
+HOW = {"width": 24, "steps": 12, "batch": 32, "lr": 3e-3}
+
+
+def _data(rows=160):
+    g = torch.Generator().manual_seed(0)
+    return (torch.rand(rows, 20, generator=g) < 0.2).float() @ torch.randn(20, 8, generator=g)
+
+
+def _same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+class _KilledError(Exception):
+    pass
+
+
+class _Dies(Rows):
+    """Activations that end the process' run in the middle."""
+
+    def batch(self, index, size, seed):
+        if index == 8:
+            raise _KilledError
+        return super().batch(index, size, seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_that_was_killed_goes_on_and_ends_bit_for_bit(tmp_path, dtype):
+    methods = list(METHODS.values())
+    straight = sw.train_autoencoders(_data(), methods, dtype=dtype, **HOW)
+    with pytest.raises(_KilledError):
+        sw.train_autoencoders(_Dies(_data()), methods, dtype=dtype, workdir=tmp_path, save_every=5, **HOW)
+    before = torch.get_rng_state()
+    resumed = sw.train_autoencoders(_data(), methods, dtype=dtype, workdir=tmp_path, save_every=5, **HOW)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(_same(a, b) for a, b in zip(straight, resumed, strict=True))
+    assert all(p.dtype == dtype for sae in resumed for p in sae.parameters())
+
+
+def test_states_of_different_age_catch_up(tmp_path):
+    """A process may die between the states of two autoencoders."""
+    methods = list(METHODS.values())[:2]
+    straight = sw.train_autoencoders(_data(), methods, **HOW)
+    with pytest.raises(_KilledError):
+        sw.train_autoencoders(_Dies(_data()), methods, workdir=tmp_path, save_every=4, **HOW)
+    (tmp_path / "autoencoder-1.safetensors").unlink()
+    resumed = sw.train_autoencoders(_data(), methods, workdir=tmp_path, save_every=4, **HOW)
+    assert all(_same(a, b) for a, b in zip(straight, resumed, strict=True))
+
+
+def test_many_in_one_pass_are_each_as_alone_and_seeds_differ():
+    together = sw.train_autoencoders(
+        _data(), ["topk_sae", METHODS["topk"], METHODS["topk"]], seeds=[0, 0, 1], **HOW | {"width": 40}
+    )
+    alone = sw.train_autoencoder(_data(), METHODS["topk"], **HOW | {"width": 40})
+    assert _same(together[1], alone)
+    assert not torch.equal(together[1].W_dec, together[2].W_dec)
+
+
+def test_damaged_and_foreign_states_are_refused(tmp_path):
+    sw.train_autoencoder(_data(), METHODS["topk"], workdir=tmp_path, **HOW)
+    with pytest.raises(CheckpointError, match="another training"):
+        sw.train_autoencoder(_data(), METHODS["topk"], workdir=tmp_path, **HOW | {"lr": 1e-3})
+    with pytest.raises(CheckpointError, match="another"):
+        sw.train_autoencoder(_data(), METHODS["jump"], workdir=tmp_path, **HOW)
+    path = tmp_path / "autoencoder-0.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match="not a readable"):
+        sw.train_autoencoder(_data(), METHODS["topk"], workdir=tmp_path, **HOW)
+
+
+def test_scale_is_folded_away_so_that_codes_are_homogeneous():
+    for name in ("topk", "batch", "jump", "gated"):
+        method = METHODS[name].with_(auxiliary=None)
+        one, ten = (sw.train_autoencoder(scale * _data(), method, clip=0.0, **HOW) for scale in (1.0, 16.0))
+        assert torch.allclose(ten(16 * _data()), 16 * one(_data()), atol=1e-3), name
+        assert float(one.scale) == 1
+
+
+def test_decoder_rows_keep_unit_norm_and_the_bias_begins_at_the_median():
+    sae = sw.train_autoencoder(_data() + 5, METHODS["topk"], **HOW | {"steps": 1, "lr": 0.0})
+    assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(24), atol=1e-6)
+    assert torch.allclose(sae.W_enc, sae.W_dec.T, atol=1e-6)
+    spread = lambda b: (_data() + 5 - b).norm(dim=1).sum()  # noqa: E731
+    assert spread(sae.b_dec) <= spread((_data() + 5).mean(0))
+
+
+def test_the_target_l0_is_reached():
+    x = _data(2000)
+    for name in ("jump", "gated"):
+        sae = sw.train_autoencoder(x, METHODS[name].with_(auxiliary=None), **HOW | {"steps": 400, "batch": 128})
+        l0 = float((sae.encode(x).values != 0).sum()) / len(x)
+        assert 2.0 < l0 < 4.5, (name, l0)
+
+
+def test_a_latent_that_was_silent_is_renewed_and_the_optimiser_forgets_it():
+    trainer = train.Trainer(
+        METHODS["gated"].with_(auxiliary=Resample(every=1, after=32)), Rows(_data()).all, 24, train.Schedule(9)
+    )
+    trainer.step(0, Rows(_data()).all)
+    trainer.model.silent[3] = 100
+    with torch.no_grad():
+        trainer.model.encoder_weight[3] = 0
+        trainer.model.b_gate[3] = -100
+    trainer.step(1, Rows(_data()).all)
+    assert int(trainer.model.silent[3]) == 0
+    first = trainer.optimiser.adam.state[trainer.model.encoder_weight]["exp_avg"]
+    assert not first[3].any() and first[2].any()
+
+
+def test_aux_k_wakes_dead_latents():
+    """All latents but a few are switched off by their bias; only with the auxiliary loss do they come back."""
+    found = {}
+    for weight in (0.0, 1 / 32):
+        method = sw.method("topk_sae", k=3).with_(auxiliary=AuxK(weight=weight, after=128))
+        trainer = train.Trainer(method, Rows(_data()).all, 24, train.Schedule(200, 64, lr=3e-2))
+        with torch.no_grad():
+            trainer.model.b_enc[4:] = -4
+        for i in range(200):
+            trainer.step(i, Rows(_data()).batch(i, 64, 0))
+        found[weight] = int((trainer.model.silent < 128).sum())
+    assert found[1 / 32] > found[0.0] + 5
+
+
+def test_refusals():
+    with pytest.raises(RecipeError, match="autoencoders"):
+        sw.train_autoencoder(_data(), "omp" if "omp" in sw.core.published.METHODS else "wanda", **HOW)  # type: ignore[attr-defined]
+    with pytest.raises(BudgetError):
+        sw.train_autoencoder(_data(), "topk_sae", **HOW | {"steps": 0})
+    with pytest.raises(BudgetError):
+        sw.method("topk_sae", k=0)
+    with pytest.raises(NonFiniteError):
+        sw.train_autoencoder(torch.full((4, 8), torch.nan), "topk_sae", **HOW)
+    with pytest.raises(CalibrationError):
+        sw.train_autoencoder(torch.zeros(0, 8), "topk_sae", **HOW)
+    with pytest.raises(ShapeError):
+        sw.train_autoencoder(torch.zeros(8), "topk_sae", **HOW)
+    with pytest.raises(CalibrationError, match="transcoder"):
+        sw.train_autoencoder(_data(), sw.method("topk_sae", k=3, target="transcode"), **HOW)
+    sae = sw.train_autoencoder(_data(), METHODS["topk"], **HOW)
+    with pytest.raises(ShapeError):
+        sae.encode(torch.zeros(2, 9))
+    with pytest.raises(NonFiniteError):
+        sae.encode(torch.full((2, 8), torch.inf))
+
+
+def test_a_transcoder_learns_another_activation():
+    g = torch.Generator().manual_seed(0)
+    x = _data(800)
+    y = torch.tanh(x @ torch.randn(8, 5, generator=g))
+    method = sw.method("topk_sae", k=6, target="transcode").with_(auxiliary=None)
+    sae = sw.train_autoencoder(Rows(x, target=y), method, **HOW | {"steps": 300, "batch": 128, "width": 48})
+    assert sae.W_dec.shape == (48, 5) and sae.cfg.d_out == 5
+    with torch.no_grad():
+        rebuilt = sae(x)
+    assert float((rebuilt - y).square().sum() / (y - y.mean(0)).square().sum()) < 0.45
+
+
+# -- two processes ----------------------------------------------------------------------------------------------------
+
+
+def _worker(rank, port, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = sw.train_autoencoders(_data(), list(METHODS.values()), workdir=folder / "state", **HOW)
+    torch.save([sae.state_dict() for sae in found], folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_agree_and_rules_by_token_are_as_in_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_worker, (port, tmp_path), nprocs=2)  # type: ignore[attr-defined]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for name, a, b in zip(METHODS, first, second, strict=True):
+        assert all(torch.equal(a[k], b[k]) for k in a), name
+    methods = [METHODS["topk"].with_(auxiliary=None), METHODS["jump"]]
+    alone = sw.train_autoencoders(_data(), methods, **HOW)[1].state_dict()
+    assert all(torch.allclose(alone[k].double(), first[2][k].double(), atol=1e-4) for k in alone)
