@@ -23,6 +23,7 @@ from sparseworks.evaluate.similarity import OutputSimilarity
 from sparseworks.evaluate.split import dirichlet_split
 from sparseworks.evaluate.task import TASKS, Result, Task, task_for
 from sparseworks.evaluate.text import lm_batches, lm_windows, piece_batches, read_texts, timing_batch, token_batches
+from sparseworks.evaluate.topics import TopicCorpus
 from sparseworks.evaluate.zoo import Twins, compare_twins
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Retrieval",
     "SparseLaw",
     "Task",
+    "TopicCorpus",
     "Twins",
     "VisualPrompt",
     "average_precision",

@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
+from sparseworks.retrieval.methods import embeddings as embeddings
+from sparseworks.retrieval.methods import encoders as encoders
 from sparseworks.retrieval.methods import fusion as fusion
 from sparseworks.retrieval.methods import indexes as indexes

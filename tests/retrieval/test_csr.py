@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sparseworks.core.errors import BudgetError, CalibrationError, NonFiniteError, ShapeError
+from sparseworks.models.digits import Digits
+from sparseworks.retrieval.csr import CSR, CSRLoss, train_csr
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """(x, labels, held-out x, their labels): centred pixels."""
+    d = Digits.load()
+    x, held = (F.avg_pool2d(t.unsqueeze(1), 2).flatten(1) for t in (d.train, d.test))
+    return x - x.mean(0), d.train_labels, held - x.mean(0), d.test_labels
+
+
+def nearest(a, labels, b, held):
+    """Accuracy of the nearest neighbour by cosine."""
+    found = (F.normalize(b, dim=1) @ F.normalize(a, dim=1).T).argmax(1)
+    return float((labels[found] == held).float().mean())
+
+
+def matryoshka(x, seed):
+    """A linear head whose prefixes of 4 ... 64 dimensions tell items from noisy copies."""
+    torch.manual_seed(seed)
+    head = nn.Linear(64, 64, bias=False)
+    optimizer = torch.optim.Adam(head.parameters(), 4e-3)
+    for _ in range(30):
+        for rows in torch.randperm(len(x)).split(256):
+            a, b = head(x[rows] + 0.2 * torch.randn(len(rows), 64)), head(x[rows])
+            own = torch.arange(len(rows))
+            loss = torch.stack(
+                [
+                    F.cross_entropy(10 * F.normalize(a[:, :d], dim=1) @ F.normalize(b[:, :d], dim=1).T, own)
+                    for d in (4, 8, 16, 32, 64)
+                ]
+            ).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return head.requires_grad_(False)
+
+
+def test_neighbours_of_codes_with_8_entries_are_better_than_8_dimensions(digits):
+    x, labels, held, truth = digits
+    axes = torch.linalg.svd(x, full_matrices=False)[2][:8].T
+    short = nearest(x @ axes, labels, held @ axes, truth)
+    head = matryoshka(x, 0)
+    nested = nearest(head(x)[:, :8], labels, head(held)[:, :8], truth)
+    for seed in range(2):
+        csr = train_csr(x, k=8, epochs=30, batch_size=256, rate=8e-3, seed=seed).requires_grad_(False)
+        found = nearest(csr.encode(x, 8).dense(), labels, csr.encode(held, 8).dense(), truth)
+        assert found > short + 0.01 and found > nested + 0.01
+        assert csr.encode(held, 3).values.shape[1] == 3
+
+
+def test_the_same_seed_gives_the_same_codes_and_the_parts_of_the_loss_count(digits):
+    x = digits[0][:300]
+    made = [train_csr(x, k=4, epochs=2, batch_size=100, rate=1e-2, seed=1) for _ in range(2)]
+    assert torch.equal(made[0].weight, made[1].weight)
+    for part in ("wide", "contrast"):
+        other = train_csr(x, k=4, epochs=2, batch_size=100, rate=1e-2, seed=1, loss=CSRLoss(**{part: 0.0}))
+        assert not torch.equal(other.weight, made[0].weight)
+    with_pairs = train_csr(x, x.flip(0), k=4, epochs=2, batch_size=100, rate=1e-2, seed=1)
+    assert not torch.equal(with_pairs.weight, made[0].weight)
+    codes = made[0].encode(x, 4)
+    want = codes.dense() @ made[0].weight + made[0].centre
+    assert torch.allclose(made[0].decode(codes), want, atol=1e-5)
+
+
+def test_latents_that_fell_silent_are_trained_again(digits):
+    x = digits[0][:256]
+    spent = {"k": 1, "epochs": 12, "batch_size": 64, "rate": 1e-2, "ratio": 8}
+    torch.manual_seed(0)
+    start = CSR(64, 8).weight
+    revived = train_csr(x, loss=CSRLoss(wide=0, contrast=0, silent=5), **spent)
+    left = train_csr(x, loss=CSRLoss(wide=0, contrast=0, dead=0), **spent)
+    untouched = lambda m: int((m.weight == start).all(1).sum())  # noqa: E731
+    assert untouched(left) > 100 and untouched(revived) == 0
+
+
+def test_bad_input_is_refused():
+    x = torch.randn(10, 4)
+    for given, error in (
+        (x[0], ShapeError),
+        (x[:1], CalibrationError),
+        (x * torch.inf, NonFiniteError),
+    ):
+        with pytest.raises(error):
+            train_csr(given)
+    with pytest.raises(ShapeError):
+        train_csr(x, x[:3])
+    for k in (0, 17):
+        with pytest.raises(BudgetError):
+            train_csr(x, k=k)
