@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import sparseworks as sw
-from sparseworks.codes.autoencoders import ActivationStream, Batch, Rows
+from sparseworks.codes.autoencoders import ActivationStream, Batch
 from sparseworks.codes.autoencoders.dark_matter import dark_matter, pursued
-from sparseworks.codes.autoencoders.stream import passes
 from sparseworks.core.codes import Codes
 from sparseworks.core.errors import CalibrationError
 
