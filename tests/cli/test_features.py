@@ -63,7 +63,9 @@ def test_wrong_usage(texts, tmp_path):
 def _saved(folder):
     from sparseworks.codes.autoencoders.convert import save_saelens
 
-    save_saelens(sw.train_autoencoder(torch.randn(64, 256), sw.method("topk_sae", k=2), width=8, steps=1, batch=32), folder)
+    save_saelens(
+        sw.train_autoencoder(torch.randn(64, 256), sw.method("topk_sae", k=2), width=8, steps=1, batch=32), folder
+    )
     return folder
 
 
@@ -73,7 +75,12 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.q_proj, self.o_proj, self.block, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Sequential(nn.ReLU()), nn.Linear(4, 9)
+        self.q_proj, self.o_proj, self.block, self.head = (
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+            nn.Sequential(nn.ReLU()),
+            nn.Linear(4, 9),
+        )
 
     def get_output_embeddings(self):
         return self.head

@@ -51,7 +51,7 @@ def test_a_browser_lists_latents_and_shows_the_first(browse, tmp_path: Path):
     dom = browse(save_features(DATA, tmp_path / "page.html"), tmp_path / "profile", "--dump-dom")
     assert _rows(dom) == [1, 0, 2]  # by density
     assert "Latent 1</h2>" in dom and dom.count('class="text"') == 2 and dom.count("<rect") == 1
-    shaded = re.findall(r'<span style="background[^"]*0\.70\)[^>]*>([^<]*)</span>', dom)
+    shaded = re.findall(r'<span title="[^"]*" style="background[^"]*,0\.70\);">([^<]*)</span>', dom)
     assert shaded == [" sat"]
     assert 'aria-sort="descending"' in dom and "3 of 3 shown" in dom
 
@@ -60,7 +60,9 @@ def test_a_browser_sorts_searches_and_follows_a_click(browse, tmp_path: Path):
     page = save_features(DATA, tmp_path / "page.html")
     by_max = _with(page, "document.querySelector('[data-key=max]').click();")
     assert _rows(browse(by_max, tmp_path / "profile", "--dump-dom")) == [0, 1, 2]
-    dead_first = _with(page, "document.querySelector('[data-key=dead]').click();document.querySelectorAll('#rows tr')[0].click();go();")
+    dead_first = _with(
+        page, "document.querySelector('[data-key=dead]').click();document.querySelectorAll('#rows tr')[0].click();go();"
+    )
     dom = browse(dead_first, tmp_path / "profile", "--dump-dom")
     assert _rows(dom) == [2, 0, 1] and "Dead: on for no token" in dom
     found = _with(page, "document.getElementById('find').value='CAT';document.getElementById('find').oninput();")

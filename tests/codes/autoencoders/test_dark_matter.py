@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import sparseworks as sw
-from sparseworks.codes.autoencoders import ActivationStream, Batch
+from sparseworks.codes.autoencoders import Batch
 from sparseworks.codes.autoencoders.dark_matter import dark_matter, pursued
+from sparseworks.codes.autoencoders.splice import hooked
 from sparseworks.core.codes import Codes
 from sparseworks.core.errors import CalibrationError
 
@@ -83,13 +84,16 @@ def test_refusals():
         dark_matter(Planted(), [], _batches(100, 1))
 
 
-@pytest.fixture(scope="module")
-def small_lm(tmp_path_factory):
-    model = sw.load("sparseworks/tiny-lm").float()
-    g = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 4096, (8, 8), generator=g)
-    with torch.no_grad():  # the model's own text
-        text = model.generate(ids.repeat(8, 1), max_new_tokens=88, do_sample=True, pad_token_id=2)
-    batches = [{"input_ids": part[:, 8:]} for part in text.split(16)]
-    stream = ActivationStream.record(model, batches, "model.layers.3", tmp_path_factory.mktemp("lm"))
-    return stream.batch(0, stream.tokens, 0).x
+def test_on_a_small_language_model_pursuit_leaves_less_at_equal_l0_and_much_of_the_error_is_linear():
+    model = sw.load("sparseworks/recall-lm").float()
+    half = torch.randint(1, 96, (24, 64), generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+    with torch.no_grad(), hooked(model, "model.layers.2", lambda x: seen.append(x.flatten(0, 1))):
+        model(input_ids=half.repeat(1, 2))
+    fit, held = seen[0][:2000], seen[0][2000:]
+    sae = sw.train_autoencoder(fit, sw.method("topk_sae", k=8), width=256, steps=100, batch=256, lr=3e-3)
+    found = dark_matter(sae, [Batch(fit)], [Batch(held)])
+    assert found.pursuit < 0.93 * found.error
+    assert found.r2_error > 0.2 and found.linear > 0.2 * found.error
+    codes = sae.encode(held)
+    assert bool(((pursued(sae, Batch(held), codes).dense() > 0).sum(1) <= (codes.values != 0).sum(1)).all())
