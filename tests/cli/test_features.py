@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import sparseworks as sw
 from sparseworks.cli.app import app
 from sparseworks.cli.features import _effects
-from sparseworks.core.errors import CalibrationError, CheckpointError
+from sparseworks.core.errors import CalibrationError, CheckpointError, RecipeError
 
 RUN = CliRunner()
 TINY, SITE = "sparseworks/tiny-lm", "model.layers.1"
@@ -58,6 +58,9 @@ def test_wrong_usage(texts, tmp_path):
     assert RUN.invoke(app, given).exit_code == 2
     with pytest.raises(CalibrationError, match="fewer than one row"):
         _answer("--site", SITE, "--texts", texts, "--length", 500, "--autoencoder", _saved(tmp_path / "sae"))
+
+    with pytest.raises(RecipeError, match="no decoder row"):
+        _answer("--site", SITE, "--texts", texts, "--length", 16, "--train", "--method", "bilinear_ae")
 
 
 def _saved(folder):

@@ -143,13 +143,13 @@ def run_features(
     tokenizer, loaded = load_tokenizer(model), sw.load(model).eval()
     batches = token_rows(read_texts(texts), tokenizer, how["length"])
     sae = load_saelens(folder) if train is None and folder is not None else _trained(loaded, batches, site, train or {})
-    if train is not None and folder is not None:
-        save_saelens(sae, folder)
     found = collect_features(loaded, batches, site, sae, examples=how["examples"], around=how["around"])
     data = {"model": model, "site": site, "method": sae.method.name} | _listed(
         found, tokenizer, _effects(loaded, site, sae), how["features"]
     )
     page = save_features(data, out)
+    if train is not None and folder is not None:  # after the page: not every method has a form in their format
+        save_saelens(sae, folder)
     rows = [
         [str(f["id"]), f"{f['density']:.3%}", f"{f['mean']:.3g}", " ".join(_words(data, f))]
         for f in sorted(data["features"], key=lambda f: -f["density"])[:10]
@@ -164,9 +164,12 @@ def run_features(
 def _trained(model: Any, batches: list[Any], site: str, wish: dict[str, Any]) -> Any:
     """An autoencoder of the site's activations, in its inference form."""
     from sparseworks.codes.autoencoders import ActivationStream, AutoencoderMethod, train_autoencoder
+    from sparseworks.codes.autoencoders.rules import Bilinear
     from sparseworks.codes.autoencoders.stream import passes
 
     method = AutoencoderMethod.of(wish["method"])
+    if isinstance(method.latents, Bilinear):
+        raise RecipeError(f"Latents of {method.name!r} have no decoder row and are on everywhere: choose a sparse one.")
     if method.target is not None and not method.target.same:
         raise RecipeError(f"{method.name!r} has another target than its site: train it with `sw.train_autoencoder`.")
     if wish["k"] is not None:
