@@ -31,6 +31,7 @@ COMMANDS = (
     "compare",
     "evaluate",
     "attention",
+    "features",
     "index",
     "search",
     "serve",

@@ -160,3 +160,12 @@ def test_refusals_say_why():
     assert "float32 and float64" in str(OMP().refuses(Atoms(torch.eye(3, dtype=torch.complex64))))
     assert OMP().refuses(Atoms(torch.eye(3))) is None
     assert MP().refuses(Cosine((4,))) is None
+
+
+@pytest.mark.parametrize("kind", [MP, GradientPursuit])
+def test_values_may_be_held_at_zero_or_above(kind):
+    d = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
+    z = torch.tensor([[3.0, -5.0, 0.0, 1.0, -2.0, 0.5]])
+    found = kind(Count(3), nonnegative=True)(d, z @ d)
+    assert torch.allclose(found.z, torch.tensor([[3.0, 0.0, 0.0, 1.0, 0.0, 0.5]]), atol=1e-5)
+    assert torch.allclose(kind(Count(3))(d, z @ d).z, torch.tensor([[3.0, -5.0, 0.0, 0.0, -2.0, 0.0]]), atol=1e-5)

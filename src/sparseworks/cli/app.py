@@ -1,4 +1,4 @@
-"""Commands: compress, inspect, plan, bench, methods, compare, evaluate, attention, index, search, serve. Each takes `--json`; exit code 0 = done, 1 = error, 2 = usage, 3 = goal not met."""
+"""Commands: compress, inspect, plan, bench, methods, compare, evaluate, attention, features, index, search, serve. Each takes `--json`; exit code 0 = done, 1 = error, 2 = usage, 3 = goal not met."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from sparseworks.cli.attention import attention
+from sparseworks.cli.features import features
 from sparseworks.cli.goals import (
     Allocate,
     Density,
@@ -375,6 +376,7 @@ def evaluate(
 
 
 app.command()(attention)
+app.command()(features)
 app.command()(index)
 app.command()(search)
 app.command()(serve)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from sparseworks.codes.autoencoders.attribution import HeadAttribution
 from sparseworks.codes.autoencoders.auxiliary import AUXILIARIES, Auxiliary
 from sparseworks.codes.autoencoders.bilinear import BilinearAutoencoder, hoyer_density
+from sparseworks.codes.autoencoders.dark_matter import ErrorSplit, dark_matter
+from sparseworks.codes.autoencoders.features import FeatureTable, collect_features, logit_effects
 from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment
 from sparseworks.codes.autoencoders.median import geometric_median
 from sparseworks.codes.autoencoders.method import AutoencoderMethod, add_autoencoder
@@ -29,6 +32,9 @@ __all__ = [
     "BilinearAutoencoder",
     "Coded",
     "Config",
+    "ErrorSplit",
+    "FeatureTable",
+    "HeadAttribution",
     "LatentRule",
     "Moment",
     "Prefixes",
@@ -40,8 +46,11 @@ __all__ = [
     "Trainer",
     "add_autoencoder",
     "ce_recovered",
+    "collect_features",
+    "dark_matter",
     "geometric_median",
     "hoyer_density",
+    "logit_effects",
     "splice",
     "train_autoencoder",
     "train_autoencoders",

@@ -116,7 +116,7 @@ class ActivationStream:
             NonFiniteError: activations that are not finite.
             CheckpointError: the folder holds another recording, or cannot be written.
         """
-        batches = _batches(list(texts), tokenizer, length, rows)
+        batches = token_rows(list(texts), tokenizer, length, rows)
         loss = next_token_loss if gradients is True else gradients or None
         folder, count = Path(folder), -(-len(batches) // shard)
         labels = {"hook_name": site, "model_name": str(getattr(getattr(model, "config", None), "name_or_path", ""))}
@@ -165,11 +165,16 @@ def _run(model: nn.Module, batch: Any, site: str, target: str | None, loss: Loss
     return Batch(rows["x"], rows.get("target"), rows.get("gradients"))
 
 
-def _batches(texts: list[Any], tokenizer: Any, length: int, rows: int) -> list[Any]:
+def token_rows(texts: Sequence[Any], tokenizer: Any, length: int = 128, rows: int = 16) -> list[Any]:
+    """Batches of `rows` rows of `length` tokens: texts joined, with the end-of-text token between; other inputs as they are.
+
+    Raises:
+        CalibrationError: no texts, too short for one row, or strings without a tokenizer.
+    """
     if not texts:
         raise CalibrationError("There are no texts to record activations of; give at least one.")
     if not isinstance(texts[0], str):
-        return texts
+        return list(texts)
     if tokenizer is None:
         raise CalibrationError("Texts that are strings need a tokenizer.")
     ids: list[int] = []

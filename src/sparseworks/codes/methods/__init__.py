@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparseworks.codes.methods import analysis as analysis
 from sparseworks.codes.methods import autoencoders as autoencoders
 from sparseworks.codes.methods import convex as convex
 from sparseworks.codes.methods import decompose as decompose

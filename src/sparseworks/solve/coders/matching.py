@@ -24,10 +24,13 @@ class Greedy(Coder):
     Attributes:
         budget: `Count(k)` different atoms a signal, or `Residual(share)` of the squared norm that may be left.
         rounds: never more steps than this.
+        nonnegative: values stay at 0 or above (real maps): an atom is taken for its correlation instead of its modulus, and a step ends with
+            z = max(z, 0).
     """
 
     budget: Budget = EIGHT
     rounds: int = 100
+    nonnegative: bool = False
 
     def direction(
         self, g: Shaped[Tensor, "rows n"], new: Bool[Tensor, "rows n"], support: Bool[Tensor, "rows n"]
@@ -47,7 +50,8 @@ class Greedy(Coder):
         for _ in range(self.rounds if most else 0):
             g = problem.adjoint(r)
             full = support.sum(1, keepdim=True) >= most
-            size, atom = g.abs().masked_fill(full & ~support, -1.0).max(dim=1, keepdim=True)
+            wish = g if self.nonnegative else g.abs()
+            size, atom = wish.masked_fill(full & ~support, -1.0).max(dim=1, keepdim=True)
             going = (size > floor) & (share_left(r, y).unsqueeze(1) > share)
             if not bool(going.any()):
                 break
@@ -58,6 +62,9 @@ class Greedy(Coder):
             length = moved.abs().square().sum(1, keepdim=True)
             along = (moved.conj() * r).real.sum(1, keepdim=True) / torch.where(length > 0, length, 1)
             z, r, steps = z + along * p, r - along * moved, steps + going.squeeze(1)
+            if self.nonnegative and bool((z < 0).any()):
+                z = z.clamp(min=0)
+                r = y - problem.forward(z)
         left = share_left(y - problem.forward(z), y)
         return solution(problem, z, steps, left, max(share, rounding(y.dtype) ** 2), "residual")
 
