@@ -7,3 +7,4 @@ from sparseworks.codes.methods import convex as convex
 from sparseworks.codes.methods import decompose as decompose
 from sparseworks.codes.methods import numerics as numerics
 from sparseworks.codes.methods import pursuits as pursuits
+from sparseworks.codes.methods import steering as steering
