@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "weights"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from common import RESULTS, arguments, table
 from rows import Row, Rows, hardware  # pyright: ignore[reportMissingImports]
+from tiny_lm_text import read_books  # pyright: ignore[reportMissingImports]
 
 import sparseworks as sw
 from sparseworks.codes.autoencoders import AutoencoderMethod, Batch, ce_recovered
@@ -71,8 +73,6 @@ def text(path: Path | None, tokens: int, held: int) -> Text:
 
 
 def _ids(path: Path | None, tokenizer: Any) -> Tensor:
-    from tiny_lm_text import read_books  # pyright: ignore[reportMissingImports]
-
     if path is None:
         return lm_stream([p.whole for p in documentation_passages(held_out=False)], tokenizer)
     if ".jsonl" in path.suffixes:  # an equal share of each book is enough
@@ -150,7 +150,7 @@ def verdicts(rows: list[Row], k: int, width: int) -> list[dict[str, Any]]:
     """Method -> explained variance and recovered loss beside the baseline's at the same L0, means over seeds, and in how many it was above.
 
     The baseline was trained at several k: between those its figures are interpolated in log L0, so that a method that missed its L0 is
-    held against that of its own.
+    held against that of its own; one that is beyond all of these is not compared.
     """
     records = [(round(r.density * width), r.record) for r in rows]
     lines = []
@@ -159,16 +159,19 @@ def verdicts(rows: list[Row], k: int, width: int) -> list[dict[str, Any]]:
         if not mine:
             continue
         curve = {seed: [r for _, r in records if r.method == base and r.seed == seed] for seed in mine}
-        own, other = ([f(r) for r in mine.values()] for f in (_explained, _recovered)), []
-        for f in (_explained, _recovered):
-            other.append([_at(r.more["l0"], curve[seed], f) for seed, r in mine.items()])
-        (explained, recovered), (explained_other, recovered_other) = own, other
-        lines.append({
+        line = {
             "method": name, "beside": base, "l0": _mean([r.more["l0"] for r in mine.values()], 2),
             "dead": _mean([r.more["dead"] for r in mine.values()]),
-            "explained": _mean(explained), "by the other": _mean(explained_other), "above in": _wins(explained, explained_other),
-            "recovered": _mean(recovered), "of the other": _mean(recovered_other), "higher in": _wins(recovered, recovered_other),
-        })  # fmt: skip
+        }  # fmt: skip
+        for title, figure in (("explained", _explained), ("recovered", _recovered)):
+            pairs = [(figure(r), _at(r.more["l0"], curve[seed], figure)) for seed, r in mine.items()]
+            met = [(own, other) for own, other in pairs if other is not None]
+            line |= {
+                title: _mean([own for own, _ in pairs]),
+                f"{title} by the other": _mean([other for _, other in met]) if met else "not at this L0",
+                f"{title}: above in": f"{sum(own > other for own, other in met)} of {len(met)}",
+            }
+        lines.append(line)
     return lines
 
 
@@ -180,10 +183,13 @@ def _recovered(record: Record) -> float:
     return record.more["recovered"]
 
 
-def _at(l0: float, curve: list[Record], figure: Callable[[Record], float]) -> float:
-    """A figure of the baseline at an L0; outside of what it was trained for its nearest."""
+def _at(l0: float, curve: list[Record], figure: Callable[[Record], float]) -> float | None:
+    """A figure of the baseline at an L0; None where it was trained for none as small or as large (within a twentieth)."""
     points = sorted((math.log(max(r.more["l0"], 1e-9)), figure(r)) for r in curve)
-    x = min(max(math.log(max(l0, 1e-9)), points[0][0]), points[-1][0])
+    first, last, x = points[0][0], points[-1][0], math.log(max(l0, 1e-9))
+    if not first - 0.05 <= x <= last + 0.05:
+        return None
+    x = min(max(x, first), last)
     for (a, low), (b, high) in pairwise(points):
         if x <= b:
             return low + (high - low) * (x - a) / max(b - a, 1e-12)
@@ -192,10 +198,6 @@ def _at(l0: float, curve: list[Record], figure: Callable[[Record], float]) -> fl
 
 def _mean(values: list[float], digits: int = 4) -> float:
     return round(statistics.mean(values), digits)
-
-
-def _wins(own: list[float], other: list[float]) -> str:
-    return f"{sum(a > b for a, b in zip(own, other, strict=True))} of {len(own)}"
 
 
 def main() -> None:
@@ -211,7 +213,7 @@ def main() -> None:
     )
     if args.quick:
         args.width, args.k, args.steps, args.tokens, args.held, args.seeds = 64, 4, 3, 2048, 2, 1
-    data = text(args.data, args.tokens, args.held)
+    data = cache(lambda: text(args.data, args.tokens, args.held))  # not needed where all rows are read back
     setting = {n: getattr(args, n) for n in ("width", "k", "steps", "tokens", "held")}
     setting |= {
         "site": SITE,
@@ -228,7 +230,7 @@ def main() -> None:
         for name, own, ks in plan:
             rows.add(
                 f"{name} {own} {seed}",
-                lambda n=name, o=own, q=ks, s=seed: list(rows_of(data, n, o, q, s, args.width, args.steps)),
+                lambda n=name, o=own, q=ks, s=seed: list(rows_of(data(), n, o, q, s, args.width, args.steps)),
             )
     rows.show()
     tables = {f"beside {TOPK} at L0 {n}": verdicts(rows.rows, n, args.width) for n in every}

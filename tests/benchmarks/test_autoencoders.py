@@ -50,5 +50,5 @@ def test_the_baseline_is_interpolated_at_the_l0_of_the_method(script):
 
     curve = [Point(4.0, 0.5), Point(16.0, 0.9), Point(8.0, 0.7)]
     at = lambda l0: script._at(l0, curve, script._explained)  # noqa: E731
-    assert at(8.0) == pytest.approx(0.7) and at(2.0) == 0.5 and at(99.0) == 0.9
+    assert at(8.0) == pytest.approx(0.7) and at(16.5) == 0.9 and at(2.0) is None and at(99.0) is None
     assert at(8.0 * 2**0.5) == pytest.approx(0.8)
