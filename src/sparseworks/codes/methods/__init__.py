@@ -10,3 +10,4 @@ from sparseworks.codes.methods import models as models
 from sparseworks.codes.methods import numerics as numerics
 from sparseworks.codes.methods import projections as projections
 from sparseworks.codes.methods import pursuits as pursuits
+from sparseworks.codes.methods import steering as steering
