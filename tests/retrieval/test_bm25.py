@@ -80,6 +80,8 @@ def test_bad_input_is_refused():
         BM25(method="tfidf")
     with pytest.raises(RecipeError):
         BM25(b=1.5)
+    with pytest.raises(RecipeError, match="english"):
+        BM25(stop_words="german")
     with pytest.raises(CalibrationError):
         BM25().fit(["", "a I"])
     with pytest.raises(CalibrationError, match="Fit"):

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -83,7 +83,7 @@ class BM25:
         k1, b: saturation and length normalisation.
         method: "lucene", "robertson", "atire", "bm25l" or "bm25+".
         delta: of the last two.
-        stop_words: left out; None = none.
+        stop_words: left out: "english" (Lucene's 33), words, or None.
         stem: with the Snowball stemmer of this language ("english"; needs PyStemmer); None = not.
 
     Raises:
@@ -96,7 +96,7 @@ class BM25:
     b: float = 0.75
     method: str = "lucene"
     delta: float = 0.5
-    stop_words: Iterable[str] | None = field(default=STOP_WORDS)
+    stop_words: Iterable[str] | str | None = "english"
     stem: str | None = None
 
     def __post_init__(self):
@@ -104,6 +104,10 @@ class BM25:
             raise RecipeError(f"There is no BM25 variant {self.method!r}; known: {', '.join(VARIANTS)}.")
         if not self.k1 > 0 or not 0 <= self.b <= 1 or self.delta < 0:
             raise RecipeError(f"BM25 needs k1 > 0, b in [0, 1] and delta >= 0, got {self.k1}, {self.b}, {self.delta}.")
+        if isinstance(self.stop_words, str):
+            if self.stop_words != "english":
+                raise RecipeError(f'Stop words are "english", a list of words, or None, not {self.stop_words!r}.')
+            self.stop_words = STOP_WORDS
         self.stop_words = None if self.stop_words is None else frozenset(self.stop_words)
         self._stemmer = None if self.stem is None else _stemmer(self.stem)
         self.vocabulary: dict[str, int] = {}

@@ -150,7 +150,7 @@ def pursued(sae: Any, batch: Batch, codes: Codes) -> Codes:
     r = y - b - z W; the atom with the largest <r, d_i> joins; z = (z + s g)_+ with g = <r, d> on the support and s the exact step.
     """
     y = _target(sae, batch).to(sae.W_dec.dtype) - sae.b_dec
-    counts = (codes.values != 0).sum(1)
+    counts = (codes.values.abs() > 0).sum(1)  # a latent that was kept at 0 is not active
     z = y.new_zeros(len(y), codes.width)
     for count in counts.unique().tolist():
         rows = (counts == count).nonzero().squeeze(1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sparseworks.codes.autoencoders.splice import hooked
@@ -76,13 +76,15 @@ class SteeringVector:
     @property
     def density(self) -> float:
         """Share of v that is not 0."""
-        return float((self.values != 0).double().mean())
+        return float((self.values.abs() > 0).double().mean())
+
+    def largest(self, budget: Density) -> Bool[Tensor, " n"]:
+        """Which entries have the largest |v|."""
+        return top(self.values.detach().abs().unsqueeze(0), budget.total({self.site: self.values.numel()}))[0]
 
     def threshold(self, budget: Density) -> SteeringVector:
-        """The entries of largest |v|, those that are 0 never among them."""
-        keep = budget.total({self.site: self.values.numel()})
-        kept = top(self.values.detach().abs().unsqueeze(0), keep)[0]
-        return replace(self, values=self.values.detach() * kept)
+        """The vector with only its entries of largest |v|."""
+        return replace(self, values=self.values.detach() * self.largest(budget))
 
     @contextmanager
     def on(self, model: nn.Module, strength: float = 1.0) -> Iterator[None]:
@@ -169,7 +171,7 @@ def yapo(
             own = margin(model, pairs) if reference else torch.zeros(len(pairs.preferred))
         for step in range(steps):
             if keep is not None and step == steps // 2:
-                kept = steered.threshold(keep).values != 0
+                kept = steered.largest(keep)
             at = torch.randint(0, len(own), (batch,), generator=g)
             sign = 1.0 if bool(torch.rand((), generator=g) < 0.5) else -1.0
             with steered.on(model, sign):

@@ -149,6 +149,11 @@ class TermSide:
         if self.window is not None and (type(self.window) is not int or self.window < 1):
             raise BudgetError(f"A window holds at least one term, got {self.window!r}.")
 
+    @classmethod
+    def example(cls) -> TermSide:
+        """A side that expands, for tests of whatever is registered."""
+        return cls(Mlm())
+
     @property
     def reads(self) -> bool:
         """Whether the model runs; a side that does not is a look-up."""
