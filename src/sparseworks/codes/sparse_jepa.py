@@ -53,7 +53,7 @@ class GroupedMap(nn.Module):
     @property
     def zeros(self) -> float:
         """Share of (group, latent) pairs that are switched off."""
-        return float((self.weight == 0).all(1).double().mean())
+        return 1 - float((self.weight.norm(dim=1) > 0).double().mean())
 
 
 @dataclass(frozen=True)

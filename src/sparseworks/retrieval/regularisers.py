@@ -127,8 +127,8 @@ def quadratic_ramp(step: int, steps: int) -> float:
 
 def expected_flops(w: Float[Tensor, "n width"], other: Float[Tensor, "m width"] | None = None) -> float:
     """sum_j P(w_j != 0) P(v_j != 0): multiplications that a sparse dot product of two codes needs on average."""
-    p = (w != 0).float().mean(0)
-    q = p if other is None else (other != 0).float().mean(0)
+    p = (w.abs() > 0).float().mean(0)
+    q = p if other is None else (other.abs() > 0).float().mean(0)
     return float(torch.dot(p, q))
 
 

@@ -109,7 +109,7 @@ def sparse_edits(
         raise ShapeError(f"Edits lead from {tuple(x.shape)} to {tuple(target.shape)}, with one row of codes for each.")
     values = torch.cat([-codes.values, wanted.values], 1)
     moves = values.unsqueeze(2) * atoms[torch.cat([codes.indices, wanted.indices], 1).long()]
-    free, rows, found = values != 0, torch.arange(len(x)), []
+    free, rows, found = values.abs() > 0, torch.arange(len(x)), []
     edits, now, squares = torch.zeros(len(x), dtype=torch.long), x, moves.square().sum(2)
     for _ in range(k):
         gain = 2 * torch.einsum("rcd,rd->rc", moves, target - now) - squares
