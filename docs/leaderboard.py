@@ -55,26 +55,31 @@ def pictures(folder: Path = FOLDER) -> dict[str, str]:
     return {f"{PLOTS}/{slug(group)}.svg": picture(group) for _, rows in stored(folder) for group in groups(rows)}
 
 
+@cache
+def grouped(folder: Path) -> list[list[Row]]:
+    """The tables of every stored file: rows that may stand beside each other. Kept, since every method's page asks for them."""
+    return [group for _, rows in stored(folder) for group in groups(rows)]
+
+
 def figures(method: str, folder: Path = FOLDER) -> list[str]:
     """Lines of a method's page: every stored figure of it, beside that of the dense model, of one that saw the same where there is one."""
     lines = []
-    for _, rows in stored(folder):
-        for group in groups(rows):
-            dense = [r for r in group if r.record.method == "dense"]
-            for label, own in by_cell([r for r in group if r.record.method == method]).items():
-                for density, found in own.items():
-                    r = found[0].record
-                    alike = [d for d in dense if d.record.data == r.data] or dense
-                    cells = [
-                        plain(r.task),
-                        plain(r.metric),
-                        plain(label),
-                        r.structure,
-                        percent(density),
-                        str(Cell.of(found)),
-                        str(Cell.of(alike)) if alike else "",
-                    ]
-                    lines.append(f"| {' | '.join(cells)} |")
+    for group in grouped(folder):
+        dense = [r for r in group if r.record.method == "dense"]
+        for label, own in by_cell([r for r in group if r.record.method == method]).items():
+            for density, found in own.items():
+                r = found[0].record
+                alike = [d for d in dense if d.record.data == r.data] or dense
+                cells = [
+                    plain(r.task),
+                    plain(r.metric),
+                    plain(label),
+                    r.structure,
+                    percent(density),
+                    str(Cell.of(found)),
+                    str(Cell.of(alike)) if alike else "",
+                ]
+                lines.append(f"| {' | '.join(cells)} |")
     if not lines:
         return []
     head = ["| task | metric | as | pattern | sparsity | mean ± deviation | dense |", f"|{' --- |' * 7}"]
