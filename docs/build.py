@@ -103,7 +103,7 @@ def names() -> list[str]:
 def generated() -> dict[str, str]:
     """Path in docs/ -> content of everything that is generated."""
     pages = {"methods.md": methods_page(), "benchmarks.md": benchmarks_page()}
-    board = {"leaderboard.md": leaderboard.page(BEGIN, names()), **leaderboard.pictures()}
+    board = {"leaderboard.md": leaderboard.page(BEGIN, names()), **leaderboard.pictures(drawn=HERE)}
     return pages | board | method_pages()
 
 
