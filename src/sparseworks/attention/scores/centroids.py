@@ -47,7 +47,7 @@ class KeyClusters(KeyIndex):
         """Nothing: later tokens are always looked at."""
         return {}
 
-    def crop(self, tokens: int) -> None:
+    def crop(self, tokens: int, k: Float[Tensor, "kv_heads tokens d"]) -> None:
         """Labels of tokens that went go; centres stay as they were made."""
         if "label" in self.parts:
             self.parts["label"] = self.parts["label"][:, :tokens].clone()
