@@ -161,7 +161,9 @@ def test_held_extremes_of_pages_are_those_of_the_keys_whatever_comes_and_goes(dt
         if n:
             q = torch.randn(1, 4, 1, 16, generator=torch.Generator().manual_seed(n)).to(dtype)
             k = keys[None, :, :n]
-            unseen = Heads(q, torch.full_like(k, torch.nan), k, memory={"index": PageLimits.restored(score, index.state())})
+            unseen = Heads(
+                q, torch.full_like(k, torch.nan), k, memory={"index": PageLimits.restored(score, index.state())}
+            )
             assert torch.equal(score(unseen, Tile(1, 64)), score(Heads(q, k, k), Tile(1, 64)))
 
 
