@@ -107,7 +107,7 @@ def _counts(budget: Budget, may: Int[Tensor, "*groups"], rows: Int[Tensor, "*gro
 
 
 def _is_mass(budget: Budget) -> bool:
-    return getattr(budget, "registered_name", "") in ("mass", "residual")
+    return getattr(budget, "registered_name", "") in ("mass", "residual", "head_mass")
 
 
 def _groups(x: Tensor, pattern: Pattern):
