@@ -80,6 +80,8 @@ def test_the_ways_agree_with_masked_scores_and_pairs_are_counted(heads):
         pairs = kept.tokens(heads, slice(0, heads.queries))
         share = pairs.sum() / (heads.batch * heads.heads * heads.pairs(unit).sum())
         assert kept.density(heads) == pytest.approx(float(share), abs=1e-6)
+        cuts = [[list(cut) for cut in side] for side in (heads.rows_of(unit.rows), heads.columns_of(unit.cols))]
+        assert [edges.tolist() for edges in heads.edges(unit)] == cuts
         seen = heads.scores().isfinite()[0, 0]
         assert int(heads.pairs(unit).sum()) == int(seen.sum())
 

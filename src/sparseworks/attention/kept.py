@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import gcd
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,11 +56,28 @@ class Kept:
         found = found if self.rest is None else found + self.rest.to(found)
         return (found / int(heads.pairs(Tile(None, None)).sum())).float()
 
+    def _pairs_of_units(self, heads: Heads) -> Int[Tensor, "batch heads"]:
+        """Counted where all pairs of a unit are allowed, summed for the few units of a row that the diagonal cuts."""
+        rows, columns = heads.edges(self.unit)
+        device, many = self.mask.device, len(columns)
+        if not many or not len(rows):
+            return self.mask.sum((-2, -1))
+        seen = rows + heads.offset if heads.causal else torch.full_like(rows, heads.keys)
+        whole = torch.searchsorted(columns[:, 1].contiguous(), seen[:, :1] + int(heads.causal), right=True)
+        some = torch.searchsorted(columns[:, 0].contiguous(), seen[:, 1:].contiguous())
+        at = whole + torch.arange(int((some - whole).max()))
+        cut = self.mask.gather(-1, at.clamp(max=many - 1).to(device).expand(*self.mask.shape[:2], -1, -1))
+        pairs = heads.pairs_at(self.unit, at.clamp(max=many - 1)) * (at < some)
+        inside = self.mask & (torch.arange(many) < whole).to(device)
+        tall, wide = rows.diff(dim=1)[:, 0].to(device), columns.diff(dim=1)[:, 0].tolist()
+        # All columns but the last are as wide as the first.
+        keys = inside.sum(-1, dtype=torch.int32).long() * wide[0] + inside[..., -1] * (wide[-1] - wide[0])
+        return (keys * tall).sum(-1) + (cut * pairs.to(device)).sum((-2, -1))
+
     def pairs(self, heads: Heads) -> Float[Tensor, "batch heads"]:
         """Kept pairs of every head."""
         if self.queries is None:
-            pairs = heads.pairs(self.unit).to(self.mask.device, torch.float64)
-            found = (self.mask * pairs).sum((-2, -1))
+            found = self._pairs_of_units(heads).double()
         else:  # row by row of units, since only some queries attend
             rows = heads.rows_of(self.unit.rows or 256)
             each = [self.tokens(heads, slice(first, last)).sum((-2, -1)) for first, last in rows]
@@ -79,9 +96,9 @@ class Kept:
 
     def tokens(self, heads: Heads, rows: slice) -> Bool[Tensor, "batch heads rows keys"]:
         """The pairs of some queries as a mask over keys, those of the future left out."""
-        at = _unit_of(heads.rows_of(self.unit.rows), heads.queries)[rows]
-        wide = _unit_of(heads.columns_of(self.unit.cols), heads.keys)
-        mask = self.mask[:, :, at.to(self.mask.device)][..., wide.to(self.mask.device)]
+        at, wide = (t.to(self.mask.device) for t in heads.unit_of(self.unit))
+        mask = self.mask[:, :, at[rows]]
+        mask = mask if self.unit.cols == 1 else mask[..., wide]
         if self.queries is not None:
             mask = mask & self.queries[:, :, rows, None]
         if not heads.causal:
@@ -164,16 +181,14 @@ def attend_blocks(heads: Heads, kept: Kept) -> Output:
 def attend_lists(heads: Heads, kept: Kept) -> Output:
     """The tokens that each query keeps, read one by one; some queries at a time."""
     some = max(1, (1 << 24) // max(1, heads.batch * heads.heads * heads.keys))
-    k, v = heads.k.contiguous(), heads.v.contiguous()
     parts = [
-        _listed(heads, k, v, kept, slice(first, min(first + some, heads.queries)))
-        for first in range(0, heads.queries, some)
+        _listed(heads, kept, slice(first, min(first + some, heads.queries))) for first in range(0, heads.queries, some)
     ]
     outs, lses = zip(*parts, strict=True)
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
-def _listed(heads: Heads, k: Tensor, v: Tensor, kept: Kept, rows: slice) -> Output:
+def _listed(heads: Heads, kept: Kept, rows: slice) -> Output:
     """Every query of every head as a head of one query."""
     mask = kept.tokens(heads, rows).expand(heads.batch, heads.heads, -1, -1)
     outs, lses = [], []
@@ -181,7 +196,7 @@ def _listed(heads: Heads, k: Tensor, v: Tensor, kept: Kept, rows: slice) -> Outp
         lists = mask[b].flatten(0, 1)
         ptr = F.pad(lists.sum(-1).cumsum(0), (1, 0))
         q = heads.q[b, :, rows].flatten(0, 1).unsqueeze(1)
-        out, lse = attend_tokens(q, k[b], v[b], ptr, lists.nonzero()[:, 1], scale=heads.scale)
+        out, lse = attend_tokens(q, heads.k[b], heads.v[b], ptr, lists.nonzero()[:, 1], scale=heads.scale)
         outs.append(out.view(heads.heads, -1, heads.d))
         lses.append(lse.view(heads.heads, -1))
     return torch.stack(outs), torch.stack(lses)
@@ -263,9 +278,3 @@ def _folded(heads: Heads, rows: slice, keys: slice, mask: Bool[Tensor, "rows key
     seen = None if mask is None else mask.repeat(heads.group, 1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=heads.scale)
     return out.unflatten(2, (heads.group, rows.stop - rows.start)).flatten(1, 2)
-
-
-def _unit_of(cuts: list[tuple[int, int]], tokens: int) -> Tensor:
-    """The unit in which each token lies."""
-    sizes = torch.tensor([b - a for a, b in cuts], dtype=torch.long)
-    return torch.arange(len(cuts)).repeat_interleave(sizes) if tokens else sizes

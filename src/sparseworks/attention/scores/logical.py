@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +14,8 @@ from sparseworks.attention.index import KeyIndex, indices_of
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.attention.scores.pages import PageBound, upper
 from sparseworks.core.pattern import Tile
+
+_SIDES: tuple[tuple[str, Literal["max", "min"]], ...] = ("most", "max"), ("least", "min")
 
 
 class PageLimits(KeyIndex):
@@ -28,10 +30,11 @@ class PageLimits(KeyIndex):
         held = int(self.parts["tokens"]) if self.parts else 0
         joins = k[:, : min(-held % size, k.shape[1])]
         pages = _cut(k.shape[1] - joins.shape[1], size)
-        for name, how, better in (("most", "max", torch.maximum), ("least", "min", torch.minimum)):
+        for name, how in _SIDES:
             new, old = pooled(k[:, joins.shape[1] :], pages, how), self.parts.get(name, k[:, :0].clone())
             if joins.shape[1]:
-                old[:, -1] = better(old[:, -1], joins.amax(1) if how == "max" else joins.amin(1))
+                both = torch.cat([old[:, -1:], joins], 1)
+                old[:, -1] = both.amax(1) if how == "max" else both.amin(1)
             self.parts[name] = torch.cat([old, new], 1) if pages else old
         self.parts["tokens"] = torch.tensor(held + k.shape[1])
 
@@ -39,7 +42,7 @@ class PageLimits(KeyIndex):
         """The pages that are left, the last one anew where it lost tokens."""
         size = self.score.logical
         whole = tokens // size
-        for name, how in (("most", "max"), ("least", "min")):
+        for name, how in _SIDES:
             last = pooled(k[:, whole * size :], _cut(tokens - whole * size, size), how)
             self.parts[name] = torch.cat([self.parts[name][:, :whole], last], 1)
         self.parts["tokens"] = torch.tensor(tokens)

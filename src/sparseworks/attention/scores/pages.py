@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.attention.heads import Heads
+from sparseworks.attention.heads import Heads, products
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.core.budget import Count, Density
 from sparseworks.core.pattern import Tile
@@ -48,6 +48,5 @@ def upper(
     """scale sum_c max(q_c most_c, q_c least_c) for pages with these extremes, the largest of the queries of a row."""
     wide = torch.promote_types(heads.q.dtype, torch.float32)
     q = heads.q.to(wide)
-    above, below = (heads.shared(t.to(wide)).mT for t in (most, least))
-    bound = (q.clamp(min=0) @ above + q.clamp(max=0) @ below) * heads.factor
-    return heads.pooled(bound, heads.rows_of(unit.rows), "max")
+    bound = products(q.clamp(min=0), most.to(wide)) + products(q.clamp(max=0), least.to(wide))
+    return heads.pooled(bound * heads.factor, heads.rows_of(unit.rows), "max")

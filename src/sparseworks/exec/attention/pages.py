@@ -21,8 +21,8 @@ class KeyPages:
     Keys are stored transposed within their page, so that scores need no sums across lanes; bounds of 16 pages lie side by
     side. (Quest: Tang et al. 2024, arXiv 2406.10774)
 
-    Room grows by an eighth, to whole groups of 16 pages: `nbytes` stays below 9/8 of what is held, and one group, and a token is
-    copied eight times in all however many are appended one by one.
+    Room grows by an eighth, to whole groups of 16 pages: `nbytes` stays below 9/8 of what is held and one group, and a token is
+    copied at most eight times on average, however many are appended one by one.
 
     Raises:
         ShapeError: sizes below 1.
