@@ -159,9 +159,7 @@ def _block(unit: Tile) -> int:
 
 def attend_blocks(heads: Heads, kept: Kept) -> Output:
     """By the block kernel: units cut into squares, rows that earlier calls computed left empty."""
-    if (
-        heads.queries == 1
-    ):  # it sees all keys, so that there is no diagonal to lie on, and no earlier row to leave empty
+    if heads.queries == 1:  # it sees all keys: there is no diagonal to lie on, and no earlier row to leave empty
         heads = heads.with_(causal=False)
     size, unit = _block(kept.unit), kept.unit
     mask = kept.mask.repeat_interleave((unit.rows or 1) // size, -2).repeat_interleave((unit.cols or 1) // size, -1)
