@@ -27,7 +27,7 @@ from sparseworks.attention.scores import (
 from sparseworks.attention.scores.centroids import global_threshold
 from sparseworks.attention.scores.channels import calibrated, channel_weights
 from sparseworks.attention.scores.landmarks import outliers
-from sparseworks.attention.scores.logical import reach
+from sparseworks.attention.scores.logical import PageLimits, reach
 from sparseworks.attention.scores.reuse import layer_similarity, reuse_plan
 from sparseworks.attention.timing import Alike, From
 from sparseworks.core.budget import Count, Density, Mass, Threshold
@@ -139,6 +139,32 @@ def test_logical_pages_choose_better_than_the_bounds_of_whole_pages(seed):
     heads = Heads(q[:, :, -1:], k, v)
     bound = LogicalPages()(heads, Tile(1, 64))
     assert (bound + 1e-5 >= heads.scores().unflatten(-1, (-1, 64)).amax(-1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_held_extremes_of_pages_are_those_of_the_keys_whatever_comes_and_goes(dtype):
+    """Grown by some tokens at a time and cropped into a page, beyond it and to nothing; scores are made without the keys."""
+    keys = torch.randn(2, 300, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    score = LogicalPages(16)
+    index, n = PageLimits.of(score, Heads(*(keys[None, :, :40] for _ in range(3)))), 40
+    for change in (1, 7, 16, 0, 33, -1, -20, 5, -38, 100, -143, 3, 200):
+        n += change
+        if change < 0:
+            index.crop(n, keys[:, :n])
+        else:
+            index.extend(keys[:, n - change : n])
+        parts = [keys[:, a : min(a + 16, n)] for a in range(0, n, 16)]
+        for name, how in (("most", torch.amax), ("least", torch.amin)):
+            expected = torch.stack([how(p, 1) for p in parts], 1) if n else keys[:, :0]
+            assert torch.equal(index.parts[name], expected)
+        assert index.nbytes == 2 * 2 * -(-n // 16) * 16 * dtype.itemsize + 8
+        if n:
+            q = torch.randn(1, 4, 1, 16, generator=torch.Generator().manual_seed(n)).to(dtype)
+            k = keys[None, :, :n]
+            unseen = Heads(
+                q, torch.full_like(k, torch.nan), k, memory={"index": PageLimits.restored(score, index.state())}
+            )
+            assert torch.equal(score(unseen, Tile(1, 64)), score(Heads(q, k, k), Tile(1, 64)))
 
 
 def test_choosing_every_fourth_step_costs_little_mass_on_smooth_queries():

@@ -88,6 +88,21 @@ def test_bytes_are_those_of_the_storages(model, padded):
 
 
 @torch.no_grad()
+def test_extremes_of_pages_are_held_beside_the_keys_and_counted(model, padded):
+    """11 logical pages of 16 cover 163 tokens; sequences without padding hold more of them than those with it."""
+    with sw.attention(model, sw.method("lserve", **FEW["lserve"])) as run:
+        model.generate(**padded, max_new_tokens=4, do_sample=False)
+    layer = run.held.held[0]
+    pages = [-(-n // 16) for n in (123, 163)]
+    for index, n in zip(layer.indices, pages, strict=True):
+        assert index.inner.parts["most"].shape == (4, n, 32)
+        assert index.nbytes == 2 * 4 * n * 32 * 4 + 8 + 4
+    assert layer.nbytes == layer.store.nbytes + sum(i.nbytes for i in layer.indices)
+    k, _, _ = layer.store.padded()
+    assert torch.equal(layer.indices[0].inner.parts["least"][:, -1], k[0, :, 112:123].amin(1))
+
+
+@torch.no_grad()
 def test_a_list_is_kept_while_queries_are_alike(model, padded):
     ids = padded["input_ids"][1:]
     score = HeadVote(4, 16)

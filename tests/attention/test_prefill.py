@@ -1,12 +1,16 @@
 """Prefill selection without training: every method against what it claims to better, on drawn tensors."""
 
+from dataclasses import dataclass
+from itertools import product
+
 import pytest
 import torch
 
 import sparseworks as sw
-from sparseworks.attention import Kept, blocks, select, stripes
+from sparseworks.attention import AttentionMethod, Heads, Kept, blocks, select, stripes
 from sparseworks.attention.boundaries import BoundaryPredictor, labels, novelty, peaks
 from sparseworks.attention.masks import Sink, Window
+from sparseworks.attention.score import AttentionScore
 from sparseworks.attention.scores import (
     AnchorGap,
     ExactMass,
@@ -19,7 +23,7 @@ from sparseworks.attention.scores import (
 from sparseworks.attention.scores.slashes import profiles
 from sparseworks.attention.scores.sparge import self_similarity
 from sparseworks.attention.skipping import attend_skipping
-from sparseworks.core.budget import Count, Mass, Threshold
+from sparseworks.core.budget import Count, Density, Mass, Threshold
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.pattern import Tile
 from sparseworks.core.select import top
@@ -144,6 +148,29 @@ def test_a_beam_scores_few_units_and_only_of_the_past(heads_of, assert_close):
     assert not bool((found & ~heads.allowed(unit)).any())
     with pytest.raises(BudgetError, match="beam"):
         TreeSearch(0)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "causal"), [(200, 200, True), (37, 300, True), (37, 300, False), (1, 70, True)]
+)
+def test_what_a_search_lists_is_chosen_as_from_the_whole_grid(queries, keys, causal):
+    """Small whole numbers, so that many scores tie; beams narrower and wider than the budget; with and without a mask."""
+
+    @dataclass(frozen=True)
+    class Grid(AttentionScore):
+        tree: TreeSearch
+
+        def __call__(self, heads, unit):
+            return self.tree(heads, unit)
+
+    draw = torch.Generator().manual_seed(0)
+    q, k = (torch.randint(-2, 3, (2, h, n, 8), generator=draw).float() for h, n in ((4, queries), (2, keys)))
+    heads = Heads(q, k, k, causal=causal)
+    options = product((Count(16), Count(400), Density(0.3)), (8, 64), (None, Sink(4) | Window(16)), ((16, 4), (8, 1)))
+    for budget, beam, always, unit in options:
+        method = AttentionMethod("test", TreeSearch(beam), blocks(*unit), budget, always=always)
+        listed, grid = select(heads, method), select(heads, method.with_(score=Grid(TreeSearch(beam))))
+        assert torch.equal(listed.mask, grid.mask)
 
 
 @pytest.mark.parametrize("causal", [True, False])

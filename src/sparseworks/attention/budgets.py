@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparseworks.attention.heads import Heads
-from sparseworks.core.budget import BUDGETS, Budget, Density
+from sparseworks.core.budget import BUDGETS, Budget, Density, Mass
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.select import top
 
@@ -56,6 +56,33 @@ class HeadAdaptive(Budget):
         lean = (2 * place - (grouped.shape[1] - 1)) / last
         room = torch.minimum((even * self.span).round(), torch.minimum(even - 1, there - even)).clamp(min=0)
         return even + (lean.unsqueeze(-1) * room).round().long()
+
+
+@BUDGETS.register("head_mass")
+@dataclass(frozen=True)
+class HeadMass(Budget):
+    """Of every head the fewest units of a row whose shares reach the head's own part of the row's sum.
+
+    Raises:
+        BudgetError: a value outside [0, 1].
+    """
+
+    values: tuple[float, ...]
+    needs_scores = True
+
+    def __post_init__(self):
+        for value in self.values:
+            Mass(value)
+
+    def counts(self, grouped: Float[Tensor, "batch heads rows n"]) -> Int[Tensor, "batch heads rows"]:
+        """As `Mass` counts, head by head.
+
+        Raises:
+            BudgetError: another number of heads.
+        """
+        if grouped.dim() != 4 or grouped.shape[1] != len(self.values):
+            raise BudgetError(f"There are masses for {len(self.values)} heads; the scores are {tuple(grouped.shape)}.")
+        return torch.stack([Mass(v).counts(grouped[:, h]) for h, v in enumerate(self.values)], 1)
 
 
 @BUDGETS.register("growing")

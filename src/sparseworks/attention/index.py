@@ -49,12 +49,12 @@ class KeyIndex:
         if self.inner is not None:
             self.inner.extend(k)
 
-    def crop(self, tokens: int) -> None:
-        """Keep the first `tokens`."""
+    def crop(self, tokens: int, k: Float[Tensor, "kv_heads tokens d"]) -> None:
+        """Keep the first `tokens`, whose keys are `k`."""
         for name in self.grows:
             self.parts[name] = self.parts[name][:, :tokens].clone()
         if self.inner is not None:
-            self.inner.crop(tokens)
+            self.inner.crop(tokens, k)
 
     @property
     def nbytes(self) -> int:

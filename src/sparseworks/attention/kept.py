@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import gcd
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,11 +56,28 @@ class Kept:
         found = found if self.rest is None else found + self.rest.to(found)
         return (found / int(heads.pairs(Tile(None, None)).sum())).float()
 
+    def _pairs_of_units(self, heads: Heads) -> Int[Tensor, "batch heads"]:
+        """Counted where all pairs of a unit are allowed, summed for the few units of a row that the diagonal cuts."""
+        rows, columns = heads.edges(self.unit)
+        device, many = self.mask.device, len(columns)
+        if not many or not len(rows):
+            return self.mask.sum((-2, -1))
+        seen = rows + heads.offset if heads.causal else torch.full_like(rows, heads.keys)
+        whole = torch.searchsorted(columns[:, 1].contiguous(), seen[:, :1] + int(heads.causal), right=True)
+        some = torch.searchsorted(columns[:, 0].contiguous(), seen[:, 1:].contiguous())
+        at = whole + torch.arange(int((some - whole).max()))
+        cut = self.mask.gather(-1, at.clamp(max=many - 1).to(device).expand(*self.mask.shape[:2], -1, -1))
+        pairs = heads.pairs_at(self.unit, at.clamp(max=many - 1)) * (at < some)
+        inside = self.mask & (torch.arange(many) < whole).to(device)
+        tall, wide = rows.diff(dim=1)[:, 0].to(device), columns.diff(dim=1)[:, 0].tolist()
+        # All columns but the last are as wide as the first.
+        keys = inside.sum(-1, dtype=torch.int32).long() * wide[0] + inside[..., -1] * (wide[-1] - wide[0])
+        return (keys * tall).sum(-1) + (cut * pairs.to(device)).sum((-2, -1))
+
     def pairs(self, heads: Heads) -> Float[Tensor, "batch heads"]:
         """Kept pairs of every head."""
         if self.queries is None:
-            pairs = heads.pairs(self.unit).to(self.mask.device, torch.float64)
-            found = (self.mask * pairs).sum((-2, -1))
+            found = self._pairs_of_units(heads).double()
         else:  # row by row of units, since only some queries attend
             rows = heads.rows_of(self.unit.rows or 256)
             each = [self.tokens(heads, slice(first, last)).sum((-2, -1)) for first, last in rows]
@@ -79,9 +96,9 @@ class Kept:
 
     def tokens(self, heads: Heads, rows: slice) -> Bool[Tensor, "batch heads rows keys"]:
         """The pairs of some queries as a mask over keys, those of the future left out."""
-        at = _unit_of(heads.rows_of(self.unit.rows), heads.queries)[rows]
-        wide = _unit_of(heads.columns_of(self.unit.cols), heads.keys)
-        mask = self.mask[:, :, at.to(self.mask.device)][..., wide.to(self.mask.device)]
+        at, wide = (t.to(self.mask.device) for t in heads.unit_of(self.unit))
+        mask = self.mask[:, :, at[rows]]
+        mask = mask if self.unit.cols == 1 else mask[..., wide]
         if self.queries is not None:
             mask = mask & self.queries[:, :, rows, None]
         if not heads.causal:
@@ -142,6 +159,8 @@ def _block(unit: Tile) -> int:
 
 def attend_blocks(heads: Heads, kept: Kept) -> Output:
     """By the block kernel: units cut into squares, rows that earlier calls computed left empty."""
+    if heads.queries == 1:  # it sees all keys: there is no diagonal to lie on, and no earlier row to leave empty
+        heads = heads.with_(causal=False)
     size, unit = _block(kept.unit), kept.unit
     mask = kept.mask.repeat_interleave((unit.rows or 1) // size, -2).repeat_interleave((unit.cols or 1) // size, -1)
     before = heads.offset // size
@@ -160,16 +179,14 @@ def attend_blocks(heads: Heads, kept: Kept) -> Output:
 def attend_lists(heads: Heads, kept: Kept) -> Output:
     """The tokens that each query keeps, read one by one; some queries at a time."""
     some = max(1, (1 << 24) // max(1, heads.batch * heads.heads * heads.keys))
-    k, v = heads.k.contiguous(), heads.v.contiguous()
     parts = [
-        _listed(heads, k, v, kept, slice(first, min(first + some, heads.queries)))
-        for first in range(0, heads.queries, some)
+        _listed(heads, kept, slice(first, min(first + some, heads.queries))) for first in range(0, heads.queries, some)
     ]
     outs, lses = zip(*parts, strict=True)
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
-def _listed(heads: Heads, k: Tensor, v: Tensor, kept: Kept, rows: slice) -> Output:
+def _listed(heads: Heads, kept: Kept, rows: slice) -> Output:
     """Every query of every head as a head of one query."""
     mask = kept.tokens(heads, rows).expand(heads.batch, heads.heads, -1, -1)
     outs, lses = [], []
@@ -177,7 +194,7 @@ def _listed(heads: Heads, k: Tensor, v: Tensor, kept: Kept, rows: slice) -> Outp
         lists = mask[b].flatten(0, 1)
         ptr = F.pad(lists.sum(-1).cumsum(0), (1, 0))
         q = heads.q[b, :, rows].flatten(0, 1).unsqueeze(1)
-        out, lse = attend_tokens(q, k[b], v[b], ptr, lists.nonzero()[:, 1], scale=heads.scale)
+        out, lse = attend_tokens(q, heads.k[b], heads.v[b], ptr, lists.nonzero()[:, 1], scale=heads.scale)
         outs.append(out.view(heads.heads, -1, heads.d))
         lses.append(lse.view(heads.heads, -1))
     return torch.stack(outs), torch.stack(lses)
@@ -221,32 +238,41 @@ def whole(heads: Heads) -> Kept:
 
 
 def attend_dense(heads: Heads) -> Float[Tensor, "batch heads queries d"]:
-    """Attention over every allowed pair, by torch."""
-    shared = heads.group > 1
-    if not heads.causal or heads.queries == 1:
-        return F.scaled_dot_product_attention(heads.q, heads.k, heads.v, scale=heads.scale, enable_gqa=shared)
+    """Attention over every allowed pair, by torch; keys are read once for the query heads that share them (Ainslie et al. 2023).
+
+    A causal prefill is left to torch with its heads as they are, since queries that are folded do not lie on its diagonal.
+    """
+    if not heads.causal or heads.queries <= 1:
+        return _folded(heads, slice(0, heads.queries), slice(0, heads.keys), None)
     if not heads.offset:
         return F.scaled_dot_product_attention(
-            heads.q, heads.k, heads.v, scale=heads.scale, is_causal=True, enable_gqa=shared
+            heads.q, heads.k, heads.v, scale=heads.scale, is_causal=True, enable_gqa=heads.group > 1
         )
-    return attend_masked(heads, whole(heads))[0]
+    return _masked_rows(heads, heads.keys)
 
 
 def attend_window(heads: Heads, window: int) -> Float[Tensor, "batch heads queries d"]:
     """Attention of every query to the last `window` keys, its own among them; some queries at a time."""
-    outs, some = [], 256
+    return _masked_rows(heads, window)
+
+
+def _masked_rows(heads: Heads, window: int) -> Tensor:
+    """Some causal queries at a time, as many as keep their mask small, over the keys that they see."""
+    some = max(1, min(256, (1 << 24) // max(1, heads.group * min(heads.keys, window + 256))))
+    outs = []
     for first in range(0, heads.queries, some):
-        last = min(first + some, heads.queries)
-        start, end = max(0, heads.offset + first - window + 1), heads.offset + last
-        at, to = torch.arange(heads.offset + first, end), torch.arange(start, end)
-        mask = (to <= at[:, None]) & (to > at[:, None] - window)
-        k, v = (heads.shared(t[:, :, start:end]) for t in (heads.k, heads.v))
-        mask = mask.to(heads.q.device)
-        outs.append(F.scaled_dot_product_attention(heads.q[:, :, first:last], k, v, attn_mask=mask, scale=heads.scale))
-    return torch.cat(outs, 2)
+        rows = slice(first, min(first + some, heads.queries))
+        keys = slice(max(0, heads.offset + first - window + 1), heads.offset + rows.stop)
+        at = torch.arange(heads.offset + first, keys.stop, device=heads.q.device)[:, None]
+        to = torch.arange(keys.start, keys.stop, device=heads.q.device)
+        outs.append(_folded(heads, rows, keys, (to <= at) & (to > at - window)))
+    return torch.cat(outs, 2) if outs else torch.zeros_like(heads.q)
 
 
-def _unit_of(cuts: list[tuple[int, int]], tokens: int) -> Tensor:
-    """The unit in which each token lies."""
-    sizes = torch.tensor([b - a for a, b in cuts], dtype=torch.long)
-    return torch.arange(len(cuts)).repeat_interleave(sizes) if tokens else sizes
+def _folded(heads: Heads, rows: slice, keys: slice, mask: Bool[Tensor, "rows keys"] | None) -> Tensor:
+    """The heads of a group as further rows of one head, so that nothing is repeated for them."""
+    q = heads.q[:, :, rows].unflatten(1, (heads.kv_heads, heads.group)).flatten(2, 3)
+    k, v = heads.k[:, :, keys], heads.v[:, :, keys]
+    seen = None if mask is None else mask.repeat(heads.group, 1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=heads.scale)
+    return out.unflatten(2, (heads.group, rows.stop - rows.start)).flatten(1, 2)

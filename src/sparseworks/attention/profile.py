@@ -1,17 +1,22 @@
-"""Influence of attention, measured on a model: one pass and its gradient a batch, weights of every layer kept."""
+"""What attention does, measured on a model: the influence of its weights, and the guards under which its heads err little."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sparseworks.attention.guards import Guard, choose_guards, guards, judge, with_guards
 from sparseworks.attention.heads import Heads
-from sparseworks.attention.hf import through
+from sparseworks.attention.hf import attention, attention_layers, through
+from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.spans import influence
+from sparseworks.core.errors import BudgetError
+from sparseworks.core.recipe import Recipe, Rule
 
 
 def measure_influence(
@@ -33,6 +38,35 @@ def measure_influence(
             total[layer] = total[layer] + found if layer in total else found
         rows += len(ids)
     return {layer: found / rows for layer, found in total.items()}
+
+
+def tune_guards(
+    model: nn.Module,
+    batches: Iterable[Int[Tensor, "rows tokens"]],
+    method: AttentionMethod,
+    *,
+    bound: float = 0.08,
+    grid: Sequence[Guard] | None = None,
+) -> Recipe:
+    """The method with a guard for every head of every layer, each the cheapest within the bound: see `choose_guards`.
+
+    Layers see what dense attention gives them; nothing is held of a call but errors and densities.
+
+    Raises:
+        BudgetError: no batches.
+        RecipeError: a method without a guard.
+    """
+    grid, seen = guards() if grid is None else grid, defaultdict(list)
+    with attention(model) as run, torch.no_grad():
+        run.watch = lambda heads, _: seen[heads.layer].append(judge(heads, method, grid))
+        for ids in batches:
+            model(input_ids=ids, use_cache=False)
+    if not seen:
+        raise BudgetError("Guards are chosen on at least one batch.")
+    names = attention_layers(model)
+    return Recipe(
+        tuple(Rule((names[i],), with_guards(method, choose_guards(j, grid, bound))) for i, j in sorted(seen.items()))
+    )
 
 
 def _keeping(seen: dict[int, Tensor]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparseworks.attention.heads import Heads
@@ -51,6 +51,15 @@ class AttentionScore:
 
     def attending(self, heads: Heads, kept: Kept) -> Bool[Tensor, "batch heads queries"] | None:
         """Queries that attend at all, once units are chosen: the others give zeros and pass by; None: all."""
+        return None
+
+    def beam(
+        self, heads: Heads, unit: Tile
+    ) -> tuple[Int[Tensor, "batch heads rows count"], Float[Tensor, "batch heads rows count"]] | None:
+        """The columns at which a search of each row ends, ascending, and their scores: all others are -inf; None: nothing is searched for.
+
+        A column beyond the last is none. What is chosen is the same as from the whole grid, which need not be made for it.
+        """
         return None
 
     def everything(self) -> AttentionScore:

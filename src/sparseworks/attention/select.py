@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparseworks.attention.budgets import CallBudget
 from sparseworks.attention.heads import Heads
@@ -35,17 +36,19 @@ def select(heads: Heads, method: AttentionMethod) -> Kept:
     must = forced(heads, method, unit) & allowed
     if method.score is None:
         mask = must
+    elif _searches(method) and (beam := method.score.beam(heads, unit)) is not None:
+        mask = keep_beam(*beam, allowed, must, method.budget, unit)
     else:
         scores = _scores(heads, method, unit, allowed)
         budget = method.budget.at(heads) if isinstance(method.budget, CallBudget) else method.budget
         mask = keep(scores, allowed, must, method.pattern, budget, unit)
         if method.score.shared == "union" and heads.group > 1:
             mask = heads.shared(mask.expand(-1, heads.heads, -1, -1).unflatten(1, (heads.kv_heads, -1)).any(2))
-        whole = method.score.dense(heads)
-        if whole is not None:
-            mask = mask | (whole[..., None, None] & allowed)
         if method.rest is not None and method.rest.uses_scores:
             heads.memory["scores"] = scores
+    whole = None if method.score is None else method.score.dense(heads)
+    if whole is not None:
+        mask = mask | (whole[..., None, None] & allowed)
     kept = Kept(_no_row_empty(mask, allowed), unit)
     return kept if method.score is None else replace(kept, queries=method.score.attending(heads, kept))
 
@@ -82,6 +85,33 @@ def keep(
     return back(top(ranked, counts.long())) & ~dead
 
 
+def _searches(method: AttentionMethod) -> bool:
+    """Whether rows, each head's for itself, choose so many of what a search ends at."""
+    score, rest = method.score, method.rest
+    by_row = method.pattern.group.rows is not None and not method.pattern.across
+    plain = score is not None and score.shared is None and not (rest is not None and rest.uses_scores)
+    return plain and by_row and isinstance(method.budget, Density | Count)
+
+
+def keep_beam(
+    columns: Int[Tensor, "batch heads rows count"],
+    scores: Float[Tensor, "batch heads rows count"],
+    allowed: Bool[Tensor, "rows columns"],
+    forced: Bool[Tensor, "batch heads rows columns"],
+    budget: Budget,
+    unit: Tile,
+) -> Bool[Tensor, "batch heads rows columns"]:
+    """What `keep` keeps of a row of units where all but the listed columns are -inf (and none is inf)."""
+    last = allowed.shape[-1]
+    listed = columns.clamp(max=last)
+    open_ = F.pad(allowed & ~forced, (0, 1)).expand(*columns.shape[:3], -1).gather(-1, listed) & (scores > -torch.inf)
+    may, must = allowed.sum(-1), (forced & allowed).sum(-1)
+    room = torch.minimum(_counts(budget, may, (may > 0).long(), unit) - must, open_.sum(-1)).clamp(min=0)
+    best = top(scores.masked_fill(~open_, -torch.inf), room.expand(columns.shape[:3])) & open_
+    mask = F.pad(forced & allowed, (0, 1)).expand(*columns.shape[:3], -1).clone()
+    return mask.scatter_(-1, listed.masked_fill(~best, last), True)[..., :-1]
+
+
 def _reached(scores: Tensor, inside: Tensor, budget: Threshold) -> Tensor:
     """Units that reach a threshold: nothing needs to be sorted, or counted."""
     if scores.numel() and bool(scores.amax().isnan()):
@@ -107,7 +137,7 @@ def _counts(budget: Budget, may: Int[Tensor, "*groups"], rows: Int[Tensor, "*gro
 
 
 def _is_mass(budget: Budget) -> bool:
-    return getattr(budget, "registered_name", "") in ("mass", "residual")
+    return getattr(budget, "registered_name", "") in ("mass", "residual", "head_mass")
 
 
 def _groups(x: Tensor, pattern: Pattern):
@@ -142,10 +172,7 @@ def forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Bool[Tensor, "b
 
 def _with_text(heads: Heads, unit: Tile, text: int) -> Bool[Tensor, "1 1 rows columns"]:
     """Units of the text of a clip: it attends to all and all attend to it. (Orders put it elsewhere, and keep it themselves.)"""
-    rows, columns = (
-        torch.tensor([first < text for first, _ in cuts], device=heads.q.device)
-        for cuts in (heads.rows_of(unit.rows), heads.columns_of(unit.cols))
-    )
+    rows, columns = ((edges[:, 0] < text).to(heads.q.device) for edges in heads.edges(unit))
     own = rows if heads.queries == heads.keys else torch.zeros_like(rows)
     return (own[:, None] | columns)[None, None]
 
@@ -157,9 +184,8 @@ def mask_on_grid(mask: Mask, heads: Heads, unit: Tile) -> Bool[Tensor, "1 heads 
         ShapeError: positions or heads that the mask is not made for.
     """
     spans = []
-    for cuts, start in ((heads.rows_of(unit.rows), heads.offset), (heads.columns_of(unit.cols), 0)):
-        edges = torch.tensor(cuts).view(-1, 2) + start
-        spans.append((edges[:, 0], edges[:, 1] - 1))
+    for edges, start in zip(heads.edges(unit), (heads.offset, 0), strict=True):
+        spans.append((edges[:, 0] + start, edges[:, 1] + start - 1))
     (above, below), (left, right) = spans
     rows, columns = Span(above[:, None], below[:, None]), Span(left[None], right[None])
     head = torch.arange(heads.heads if mask.by_head else 1).view(-1, 1, 1)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept, Output
 
 
-def attend_skipping(heads: Heads, kept: Kept, margin: float) -> tuple[Output, float]:
+def attend_skipping(heads: Heads, kept: Kept, margin: float | Float[Tensor, " heads"]) -> tuple[Output, float]:
     """Attention over kept units by an online softmax, and the share of their products with v that were skipped.
 
-    A unit's product P v is skipped where for every query of the unit max_j s_ij <= running maximum - `margin` (nats; the second
-    stage of Zhang et al. 2025, arXiv 2502.18137, which counts in log2). What is skipped weighs at most e^-margin a pair against
+    A unit's product P v is skipped where for every query of the unit max_j s_ij <= running maximum - `margin` (nats, for all
+    heads or for each; the second stage of Zhang et al. 2025, arXiv 2502.18137, which counts in log2). What is skipped weighs at most e^-margin a pair against
     the largest one, and stays in the denominator. A reference: it shows what a kernel could leave out.
 
     Raises:
         ShapeError: a mask that is not on the grid of `heads`.
     """
     kept.check(heads)
-    v = heads.shared(heads.v.float())
+    v, margin = heads.shared(heads.v.float()), torch.as_tensor(margin, device=heads.q.device).unsqueeze(-1)
     mask = kept.mask.expand(heads.batch, heads.heads, -1, -1)
     outs, lses, skipped, computed = [], [], 0, 0
     for row, (first, last) in enumerate(heads.rows_of(kept.unit.rows)):

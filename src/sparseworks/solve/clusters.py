@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparseworks.core.errors import BudgetError
+
+_PRODUCTS = 1 << 24
+"""Products of tokens and centroids held at a time."""
 
 
 def kmeans(
@@ -28,17 +33,30 @@ def kmeans(
     centres = _farthest(x, min(clusters, x.shape[-2])) if start is None else start
     for _ in range(steps):
         label = nearest(x, centres)
-        member = torch.nn.functional.one_hot(label, centres.shape[-2]).to(x.dtype)
-        count = member.sum(-2).unsqueeze(-1)
-        centres = torch.where(count > 0, member.mT @ x / count.clamp(min=1), centres)
+        count = summed(torch.ones_like(x[..., :1]), label, centres.shape[-2])
+        centres = torch.where(count > 0, summed(x, label, centres.shape[-2]) / count.clamp(min=1), centres)
     return nearest(x, centres), centres
 
 
 def nearest(
     x: Float[Tensor, "*heads tokens d"], centres: Float[Tensor, "*heads clusters d"]
 ) -> Int[Tensor, "*heads tokens"]:
-    """Nearest centroid of every token."""
-    return (x @ centres.mT * 2 - centres.square().sum(-1).unsqueeze(-2)).argmax(-1)
+    """Nearest centroid of every token; some tokens at a time, since there may be a centroid for every twenty of them."""
+    norm, some = centres.square().sum(-1).unsqueeze(-2), max(1, _PRODUCTS // max(1, centres[..., 0].numel()))
+    return torch.cat([(part @ centres.mT * 2 - norm).argmax(-1) for part in x.split(some, -2)], -1)
+
+
+def summed(
+    x: Float[Tensor, "*heads tokens d"], label: Int[Tensor, "*heads tokens"], clusters: int
+) -> Float[Tensor, "*heads clusters d"]:
+    """sum of x_i over the tokens of every cluster, in a fixed order and at least in float32."""
+    *heads, _, d = x.shape
+    first = torch.arange(prod(heads), device=x.device).view(*heads, 1) * clusters
+    at, rows = (label.long() + first).flatten(), x.reshape(-1, d).to(torch.promote_types(x.dtype, torch.float32))
+    held = rows.new_zeros(prod(heads) * clusters, d)
+    # A GPU adds by index in any order, but sorts what it puts by index.
+    held = held.index_add_(0, at, rows) if x.is_cpu else held.index_put_((at,), rows, accumulate=True)
+    return held.view(*heads, clusters, d).to(x.dtype)
 
 
 def _farthest(x: Tensor, count: int) -> Tensor:

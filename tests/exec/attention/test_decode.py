@@ -88,6 +88,19 @@ def test_appending_in_pieces_equals_appending_at_once(pieces, seed):
         assert torch.equal(grown.limits()[0][:, p], page.amin(1)) and torch.equal(grown.limits()[1][:, p], page.amax(1))
 
 
+def test_room_grows_by_an_eighth_and_tokens_are_copied_a_bounded_number_of_times(monkeypatch):
+    """Page by page up to 12,800 tokens: bytes against those of the tokens, and the tokens that were moved."""
+    moved, pages = [], KeyPages(2, 8)
+    allocate = KeyPages._allocate
+    monkeypatch.setattr(KeyPages, "_allocate", lambda self, n: (moved.append(self.tokens), allocate(self, n)))
+    page = (64 + 64 + 2) * 2 * 32 * 4  # keys, values and bounds of two heads; sizes of a head are rounded up to 32
+    for _ in range(200):
+        pages.append(*torch.randn(2, 2, 64, 8))
+        assert pages.nbytes == sum(t.untyped_storage().nbytes() for t in (pages._k, pages._v, pages._bounds))
+        assert pages.nbytes <= (pages.pages * 9 / 8 + 16) * page
+    assert sum(moved) < 8 * pages.tokens
+
+
 def test_an_empty_cache(isa):
     out, lse = KeyPages(1, 8).attend(torch.randn(2, 8))
     assert (out == 0).all() and (lse == -torch.inf).all()

@@ -89,11 +89,13 @@ class IndexedLayer(RaggedLayer):
     def forget_from(self, position: int) -> None:
         """Tokens at and after `position` go, and with them what was chosen last."""
         super().forget_from(position)
+        k, _, _ = self.holding.padded()
         for b, memory in enumerate(self.memories):
             index = memory.get("index")
             memory.clear()
             if index is not None:
-                index.crop(int(self.holding.length[b * self.holding.kv_heads]))
+                left = int(self.holding.length[b * self.holding.kv_heads])
+                index.crop(left, k[b, :, :left])
                 memory["index"] = index
 
     def take(self, sequences: Tensor) -> None:

@@ -28,8 +28,8 @@ add(
     budget=Mass(0.98),
     always=Window(1),
     catalog=(134,),
-    when="Neighbouring tokens are alike, in text, images or videos; what cannot be judged stays dense.",
-    when_not="Tokens lie in no order, as after a shuffle: the guard then computes nearly everything.",
+    when="Neighbouring tokens are alike, in text, images or videos; what cannot be judged stays dense. `attention.profile.tune_guards` chooses mass and likeness for every head under an error bound, on calibration text.",
+    when_not="Tokens lie in no order, as after a shuffle: the guard then computes nearly everything. The speed of eight-bit scores is wanted: here they are computed in float, and the products that the softmax may skip are left out by a reference only (`attention.skipping`).",
 )
 add(
     "anchor_attention",

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.attention.heads import Heads, pooled
+from sparseworks.attention.heads import Heads, pooled, products
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.pattern import Tile
@@ -42,7 +42,7 @@ class AnchorGap(AttentionScore):
         cuts = heads.rows_of(unit.rows)
         q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (heads.q, heads.k))
         q = q * heads.factor  # here rather than on all the logits
-        gap = (heads.pooled(q, cuts) @ heads.shared(k).mT).sub_(self._anchor(heads, q, k, cuts))
+        gap = products(heads.pooled(q, cuts), k).sub_(self._anchor(heads, q, k, cuts))
         if unit.cols != 1:
             gap = pooled(gap.mT, heads.columns_of(unit.cols), "max").mT
         if self.step > 1:
@@ -55,7 +55,7 @@ class AnchorGap(AttentionScore):
             start, end = heads.offset + a, heads.offset + b if heads.causal else min(heads.keys, b + self.window)
             near = torch.arange(max(0, start - self.window), end, device=q.device)
             keys = torch.cat([torch.arange(min(self.first, int(near[0])), device=q.device), near])
-            logits = q[:, :, a:b] @ heads.shared(k[:, :, keys]).mT
+            logits = products(q[:, :, a:b], k[:, :, keys])
             if heads.causal:
                 logits.masked_fill_(keys > torch.arange(start, end, device=q.device)[:, None], -torch.inf)
             found.append(logits.amax(-1).mean(-1))

@@ -15,7 +15,7 @@ from sparseworks.attention.index import KeyIndex, indices_of
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.attention.scores.grid import on_grid
 from sparseworks.core.pattern import Tile
-from sparseworks.solve.clusters import kmeans
+from sparseworks.solve.clusters import kmeans, summed
 
 
 class KeyClusters(KeyIndex):
@@ -47,7 +47,7 @@ class KeyClusters(KeyIndex):
         """Nothing: later tokens are always looked at."""
         return {}
 
-    def crop(self, tokens: int) -> None:
+    def crop(self, tokens: int, k: Float[Tensor, "kv_heads tokens d"]) -> None:
         """Labels of tokens that went go; centres stay as they were made."""
         if "label" in self.parts:
             self.parts["label"] = self.parts["label"][:, :tokens].clone()
@@ -117,10 +117,9 @@ def means(
 ) -> tuple[Float[Tensor, "kv_heads clusters d"], Float[Tensor, "kv_heads clusters"]]:  # fmt: skip
     """Weighted mean and total weight of every cluster; an empty one has mean 0."""
     weight = torch.ones_like(x[..., 0]) if weight is None else weight
-    total = x.new_zeros(len(x), clusters).scatter_add_(1, label, weight)
-    at = label.unsqueeze(-1).expand_as(x)
-    held = x.new_zeros(len(x), clusters, x.shape[-1]).scatter_add_(1, at, x * weight.unsqueeze(-1))
-    return held / total.clamp(min=1e-30).unsqueeze(-1), total
+    weight = weight.unsqueeze(-1)
+    total = summed(weight, label, clusters)
+    return summed(x * weight, label, clusters) / total.clamp(min=1e-30), total.squeeze(-1)
 
 
 def named(prefix: str, label: Tensor, centres: Tensor, count: Tensor) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ class LabelCache(KeyIndex):
         labels = k.detach().gather(2, at.to(k.device))
         return {"labels": labels} if not self.score.bits else encode(labels, self.score.bits)
 
-    def crop(self, tokens: int) -> None:
+    def crop(self, tokens: int, k: Float[Tensor, "kv_heads tokens d"]) -> None:
         """Keep the first `tokens`."""
         for name in set(self.grows) & set(self.parts):
             self.parts[name] = self.parts[name][:, :tokens].clone()

@@ -35,7 +35,7 @@ class ChunkMeans(KeyIndex):
         """Nothing: tokens after the prompt are local."""
         return {}
 
-    def crop(self, tokens: int) -> None:
+    def crop(self, tokens: int, k: Float[Tensor, "kv_heads tokens d"]) -> None:
         """Whole chunks that are left."""
         for name in self.parts:
             self.parts[name] = self.parts[name][:, : tokens // self.score.chunk].clone()

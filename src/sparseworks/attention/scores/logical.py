@@ -3,17 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparseworks.attention.heads import Heads
+from sparseworks.attention.heads import Heads, pooled
 from sparseworks.attention.index import KeyIndex, indices_of
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
-from sparseworks.attention.scores.pages import PageBound
+from sparseworks.attention.scores.pages import PageBound, upper
 from sparseworks.core.pattern import Tile
+
+_SIDES: tuple[tuple[str, Literal["max", "min"]], ...] = ("most", "max"), ("least", "min")
+
+
+class PageLimits(KeyIndex):
+    """Parts: `most` and `least` (kv_heads, pages, d), the extremes of the keys of every logical page, and how many `tokens` they cover.
+
+    New keys change the last page only.
+    """
+
+    def extend(self, k: Float[Tensor, "kv_heads new d"]) -> None:
+        """The last page is filled, then pages are added."""
+        size, k = self.score.logical, k.detach()
+        held = int(self.parts["tokens"]) if self.parts else 0
+        joins = k[:, : min(-held % size, k.shape[1])]
+        pages = _cut(k.shape[1] - joins.shape[1], size)
+        for name, how in _SIDES:
+            new, old = pooled(k[:, joins.shape[1] :], pages, how), self.parts.get(name, k[:, :0].clone())
+            if joins.shape[1]:
+                both = torch.cat([old[:, -1:], joins], 1)
+                old[:, -1] = both.amax(1) if how == "max" else both.amin(1)
+            self.parts[name] = torch.cat([old, new], 1) if pages else old
+        self.parts["tokens"] = torch.tensor(held + k.shape[1])
+
+    def crop(self, tokens: int, k: Float[Tensor, "kv_heads tokens d"]) -> None:
+        """The pages that are left, the last one anew where it lost tokens."""
+        size = self.score.logical
+        whole = tokens // size
+        for name, how in _SIDES:
+            last = pooled(k[:, whole * size :], _cut(tokens - whole * size, size), how)
+            self.parts[name] = torch.cat([self.parts[name][:, :whole], last], 1)
+        self.parts["tokens"] = torch.tensor(tokens)
+
+
+def _cut(tokens: int, size: int) -> list[tuple[int, int]]:
+    return [(a, min(a + size, tokens)) for a in range(0, tokens, size)]
 
 
 class Gates(KeyIndex):
@@ -42,13 +78,17 @@ class Gates(KeyIndex):
 class LogicalPages(AttentionScore):
     """max over the logical pages of `logical` keys inside a page of their bounds (Yang et al. 2025, arXiv 2502.14866)."""
 
+    INDEX: ClassVar[type[KeyIndex] | None] = PageLimits
     logical: int = 16
     shared: str | None = "max"
 
     def __call__(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch heads rows columns"]:
-        """Bounds of pages; a page is a whole number of logical pages."""
-        cols = unit.cols or heads.keys
-        small = PageBound()(heads, Tile(unit.rows, min(self.logical, cols)))
+        """Bounds of pages, from the extremes that a cache holds where there is one; a page is a whole number of logical pages."""
+        cols, held = unit.cols or heads.keys, heads.memory.get("index")
+        if held is not None and self.logical <= cols:
+            small = upper(heads, unit, *(held.parts[name].unsqueeze(0) for name in ("most", "least")))
+        else:
+            small = PageBound()(heads, Tile(unit.rows, min(self.logical, cols)))
         per = -(-cols // min(self.logical, cols))
         short = -small.shape[-1] % per
         padded = torch.nn.functional.pad(small, (0, short), value=-torch.inf)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparseworks.attention.heads import Heads
+from sparseworks.attention.heads import Heads, products
 from sparseworks.attention.kept import Kept
 from sparseworks.attention.masks import sparse_vdit_modes
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
@@ -123,7 +123,7 @@ class HeadModes(AttentionScore):
     def _sampled(self, heads: Heads) -> tuple[Tensor, Tensor]:
         draw = torch.Generator().manual_seed(self.seed)
         at = torch.randperm(heads.queries, generator=draw)[: self.rows].sort().values.to(heads.q.device)
-        scores = heads.q[:, :, at].float() @ heads.shared(heads.k.float()).mT * heads.factor
+        scores = products(heads.q[:, :, at].float(), heads.k.float()) * heads.factor
         if heads.causal:
             scores = scores.masked_fill(
                 torch.arange(heads.keys, device=at.device) > (at + heads.offset)[:, None], -torch.inf

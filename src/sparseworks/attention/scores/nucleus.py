@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparseworks.attention.codes import decode, encode
-from sparseworks.attention.heads import Heads
+from sparseworks.attention.heads import Heads, products
 from sparseworks.attention.index import KeyIndex, indices_of
 from sparseworks.attention.kept import Kept
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
@@ -38,8 +38,7 @@ class KeyCodes(KeyIndex):
 
     def product(self, q: Float[Tensor, "heads queries d"]) -> Float[Tensor, "heads queries tokens"]:
         """q . k_j with the decoded keys."""
-        keys = decode(self.parts, self.score.bits)
-        return q.float() @ keys.repeat_interleave(q.shape[0] // len(keys), 0).mT
+        return products(q.float(), decode(self.parts, self.score.bits))
 
 
 @ATTENTION_SCORES.register("nucleus")

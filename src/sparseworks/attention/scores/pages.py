@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.attention.heads import Heads
+from sparseworks.attention.heads import Heads, products
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.core.budget import Count, Density
 from sparseworks.core.pattern import Tile
@@ -39,8 +39,14 @@ class PageBound(AttentionScore):
     def __call__(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch heads rows columns"]:
         """Upper bounds of pages."""
         cuts = heads.columns_of(unit.cols)
-        wide = torch.promote_types(heads.q.dtype, torch.float32)
-        most, least = (heads.shared(heads.pooled(heads.k.to(wide), cuts, how)) for how in ("max", "min"))
-        q = heads.q.to(wide)
-        bound = (q.clamp(min=0) @ most.mT + q.clamp(max=0) @ least.mT) * heads.factor
-        return heads.pooled(bound, heads.rows_of(unit.rows), "max")
+        return upper(heads, unit, *(heads.pooled(heads.k, cuts, how) for how in ("max", "min")))
+
+
+def upper(
+    heads: Heads, unit: Tile, most: Float[Tensor, "batch kv_heads pages d"], least: Float[Tensor, "batch kv_heads pages d"]
+) -> Float[Tensor, "batch heads rows pages"]:  # fmt: skip
+    """scale sum_c max(q_c most_c, q_c least_c) for pages with these extremes, the largest of the queries of a row."""
+    wide = torch.promote_types(heads.q.dtype, torch.float32)
+    q = heads.q.to(wide)
+    bound = products(q.clamp(min=0), most.to(wide)) + products(q.clamp(max=0), least.to(wide))
+    return heads.pooled(bound * heads.factor, heads.rows_of(unit.rows), "max")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.attention.heads import Heads
+from sparseworks.attention.heads import Heads, products
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.core.pattern import Tile
 
@@ -30,4 +30,4 @@ def pooled_logits(heads: Heads, unit: Tile) -> Float[Tensor, "batch heads rows c
     wide = torch.promote_types(heads.q.dtype, torch.float32)
     q = heads.pooled(heads.q.to(wide), heads.rows_of(unit.rows))
     k = heads.pooled(heads.k.to(wide), heads.columns_of(unit.cols))
-    return q @ heads.shared(k).mT * heads.factor
+    return products(q, k) * heads.factor

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.attention.cache.scores.normalised import probes
-from sparseworks.attention.heads import Heads
+from sparseworks.attention.heads import Heads, products
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.core.pattern import Tile
 
@@ -36,7 +36,7 @@ class ProbeMass(AttentionScore):
         """Shares of keys, summed over the keys of a unit, the same for every row of units."""
         rows = probes(heads.queries, self.recent, self.spread).to(heads.q.device)
         wide = torch.promote_types(heads.q.dtype, torch.float32)
-        logits = heads.q[:, :, rows].to(wide) @ heads.shared(heads.k.to(wide)).mT * heads.factor
+        logits = products(heads.q[:, :, rows].to(wide), heads.k.to(wide)) * heads.factor
         seen = torch.ones(len(rows), heads.keys, dtype=torch.bool, device=rows.device)
         if heads.causal:
             seen = torch.arange(heads.keys, device=rows.device) <= (rows + heads.offset)[:, None]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.attention.heads import Heads
+from sparseworks.attention.heads import Heads, products
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.pattern import Tile
@@ -39,7 +39,7 @@ class SampledMass(AttentionScore):
             self._sample(cuts, draw) for cuts in (heads.rows_of(unit.rows), heads.columns_of(unit.cols))
         )
         wide = torch.promote_types(heads.q.dtype, torch.float32)
-        logits = heads.q[:, :, rows].to(wide) @ heads.shared(heads.k[:, :, keys].to(wide)).mT * heads.factor
+        logits = products(heads.q[:, :, rows].to(wide), heads.k[:, :, keys].to(wide)) * heads.factor
         if heads.causal:
             logits = logits.masked_fill((keys > rows[:, None] + heads.offset).to(logits.device), -torch.inf)
         weight = logits.softmax(-1).nan_to_num(0.0)

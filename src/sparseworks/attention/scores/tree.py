@@ -39,12 +39,21 @@ class TreeSearch(AttentionScore):
         return replace(self, keys=None)
 
     def __call__(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch heads rows columns"]:
-        """Scores where the search ends; rows of units go through the rounds together."""
-        rows, cuts = heads.rows_of(unit.rows), heads.columns_of(unit.cols)
+        """Scores where the search ends."""
+        nodes, scores = self.beam(heads, unit)
+        columns = heads.grid(unit)[1]
+        found = scores.new_full((*scores.shape[:3], columns + 1), -torch.inf)  # one more, for nodes beyond the end
+        return found.scatter_(-1, nodes.clamp(max=columns), scores)[..., :-1]
+
+    def beam(
+        self, heads: Heads, unit: Tile
+    ) -> tuple[Int[Tensor, "batch heads rows beam"], Float[Tensor, "batch heads rows beam"]]:
+        """Where the search ends; rows of units go through the rounds together."""
+        rows, columns = heads.rows_of(unit.rows), heads.grid(unit)[1]
         tree = _Tree(heads, unit, _ends(heads, rows))
-        beam = len(cuts) if self.keys is None else min(len(cuts), max(1, self.keys // tree.size))
-        width = tree.widths(beam)
-        nodes = (torch.arange(beam, dtype=torch.int32, device=heads.q.device) * width).repeat(
+        most = columns if self.keys is None else min(columns, max(1, self.keys // tree.size))
+        width = tree.widths(most)
+        nodes = (torch.arange(most, dtype=torch.int32, device=heads.q.device) * width).repeat(
             heads.batch, heads.heads, 1, 1
         )
         scores = torch.full(nodes.shape, -torch.inf, dtype=tree.dtype, device=nodes.device)
@@ -54,11 +63,11 @@ class TreeSearch(AttentionScore):
         while half:
             some = slice(int((width <= half).sum()), len(rows))
             both = torch.cat([nodes[:, :, some], nodes[:, :, some] + half], -1)
-            scores[:, :, some], best = tree.scores(both, half, some).topk(beam, -1, sorted=False)
+            scores[:, :, some], best = tree.scores(both, half, some).topk(most, -1, sorted=False)
             nodes[:, :, some] = both.gather(-1, best)
             half //= 2
-        found = scores.new_full((*scores.shape[:3], len(cuts) + 1), -torch.inf)  # one more, for nodes beyond the end
-        return found.scatter_(-1, nodes.clamp(max=len(cuts)).long(), scores)[..., :-1]
+        nodes, order = nodes.sort(-1)
+        return nodes.long(), scores.gather(-1, order)
 
 
 @dataclass(frozen=True)

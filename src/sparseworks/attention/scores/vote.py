@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseworks.attention.heads import Heads
+from sparseworks.attention.heads import Heads, products
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
 from sparseworks.core.pattern import Tile
 
@@ -37,7 +37,7 @@ class HeadVote(AttentionScore):
         wide = torch.promote_types(heads.q.dtype, torch.float32)
         rows = heads.rows_of(unit.rows)
         q = heads.pooled(heads.q.to(wide), rows)
-        logits = q @ heads.shared(heads.k.to(wide)).mT * heads.factor
+        logits = products(q, heads.k.to(wide)) * heads.factor
         key = torch.arange(heads.keys, device=logits.device)
         last = torch.tensor([b - 1 + heads.offset for _, b in rows], device=logits.device)[:, None]
         middle = (key >= self.sink) & (key <= last - self.local)
