@@ -173,13 +173,21 @@ class Heads:
         """First and last + 1 of the keys in each column of units."""
         return _cuts(0, self.keys, size)
 
+    def edges(self, unit: Tile) -> tuple[Int[Tensor, "rows 2"], Int[Tensor, "columns 2"]]:
+        """`rows_of` and `columns_of` as tensors."""
+        return _edges(self.offset, self.offset + self.queries, unit.rows), _edges(0, self.keys, unit.cols)
+
     def grid(self, unit: Tile) -> tuple[int, int]:
         """Rows and columns of units."""
-        return len(self.rows_of(unit.rows)), len(self.columns_of(unit.cols))
+        return _count(self.offset, self.offset + self.queries, unit.rows), _count(0, self.keys, unit.cols)
+
+    def unit_of(self, unit: Tile) -> tuple[Int[Tensor, " queries"], Int[Tensor, " keys"]]:
+        """The row of units of every query, and the column of every key."""
+        return _unit_of(self.offset, self.offset + self.queries, unit.rows), _unit_of(0, self.keys, unit.cols)
 
     def pairs(self, unit: Tile) -> Int[Tensor, "rows columns"]:
         """How many (query, key) pairs of each unit may be attended to at all."""
-        rows, columns = (torch.tensor(c).view(-1, 2) for c in (self.rows_of(unit.rows), self.columns_of(unit.cols)))
+        rows, columns = self.edges(unit)
         tall, wide = rows.diff(dim=1), columns.diff(dim=1)[:, 0]
         if not self.causal:
             return tall * wide
@@ -190,7 +198,7 @@ class Heads:
 
     def allowed(self, unit: Tile) -> Bool[Tensor, "rows columns"]:
         """Units with at least one such pair: where causal, those that begin at or before the last query of their row."""
-        rows, columns = (torch.tensor(c).view(-1, 2) for c in (self.rows_of(unit.rows), self.columns_of(unit.cols)))
+        rows, columns = self.edges(unit)
         seen = self.offset + rows[:, 1:] if self.causal else torch.full((len(rows), 1), self.keys)
         return columns[:, 0] < seen
 
@@ -225,6 +233,26 @@ def _cuts(first: int, last: int, size: int | None) -> list[tuple[int, int]]:
         return [(0, last - first)]
     edges = [first, *range((first // size + 1) * size, last, size), last]
     return [(a - first, b - first) for a, b in pairwise(edges)]
+
+
+def _count(first: int, last: int, size: int | None) -> int:
+    """Units of which [first, last) holds a part."""
+    return 0 if last <= first else 1 if size is None else (last - 1) // size - first // size + 1
+
+
+def _edges(first: int, last: int, size: int | None) -> Tensor:
+    """`_cuts` as a tensor; no list is made, so that it costs little where units are single tokens of a long cache."""
+    units = _count(first, last, size)
+    begin = torch.arange(units + 1) * (size or 0) + (first // size * size if size else 0) - first
+    begin[0] = 0
+    begin[units] = last - first if units else 0
+    return torch.stack([begin[:-1], begin[1:]], 1)
+
+
+def _unit_of(first: int, last: int, size: int | None) -> Tensor:
+    """The unit in which each token lies."""
+    at = torch.arange(first, max(first, last))
+    return torch.zeros_like(at) if size is None else at // size - first // size
 
 
 def _below(position: Tensor, edge: Tensor) -> Tensor:

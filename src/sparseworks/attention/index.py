@@ -25,6 +25,7 @@ class KeyIndex:
 
     def __init__(self, score: Any, parts: Mapping[str, Tensor] | None = None, inner: KeyIndex | None = None):
         self.score, self.parts, self.inner = score, dict(parts or {}), inner
+        self._buffers: dict[str, Tensor] = {}
 
     @classmethod
     def of(cls, score: Any, heads: Heads) -> KeyIndex:
@@ -44,10 +45,23 @@ class KeyIndex:
     def extend(self, k: Float[Tensor, "kv_heads new d"]) -> None:
         """New keys at the end."""
         for name, new in self.encoded(k).items():
-            held = self.parts.get(name)
-            self.parts[name] = new.contiguous() if held is None else torch.cat([held, new], 1)
+            self.parts[name] = self._grown(name, new)
         if self.inner is not None:
             self.inner.extend(k)
+
+    def _grown(self, name: str, new: Tensor) -> Tensor:
+        """The part with `new` behind it: in its buffer if that has room, else in a fresh one with room for a thirty-second more."""
+        held, buffer = self.parts.get(name), self._buffers.get(name)
+        if held is None:
+            return new.contiguous()
+        count = held.shape[1] + new.shape[1]
+        if buffer is None or buffer.data_ptr() != held.data_ptr() or count > buffer.shape[1]:
+            with torch.inference_mode(False):  # an inference tensor could not be written to outside of that mode
+                size = (len(held), count + max(16, count // 32), *held.shape[2:])
+                buffer = self._buffers[name] = torch.empty(size, dtype=held.dtype, device=held.device)
+            buffer[:, : held.shape[1]] = held
+        buffer[:, held.shape[1] : count] = new
+        return buffer[:, :count]
 
     def crop(self, tokens: int) -> None:
         """Keep the first `tokens`."""
@@ -58,7 +72,7 @@ class KeyIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parts."""
+        """Bytes of all parts, room for keys to come included."""
         own = sum(t.untyped_storage().nbytes() for t in self.parts.values())
         return own + (0 if self.inner is None else self.inner.nbytes)
 

@@ -42,6 +42,11 @@ class Kept:
     rest: Float[Tensor, "batch heads"] | None = None
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of units."""
+        return self.mask.shape[-2], self.mask.shape[-1]
+
+    @property
     def support(self) -> Support:
         """The same as a `Support`."""
         return Support.from_mask(self.mask)
@@ -67,6 +72,15 @@ class Kept:
             found = torch.stack(each).sum(0, dtype=torch.float64)
         return found.expand(heads.batch, heads.heads)
 
+    def read(self, heads: Heads) -> int:
+        """Tokens of key heads that any head of their group attends to."""
+        pairs = self.tokens(heads, slice(None)).any(2).expand(heads.batch, heads.heads, -1)
+        return int(pairs.unflatten(1, (heads.kv_heads, -1)).any(2).sum())
+
+    def attend(self, heads: Heads) -> Output | None:
+        """The attention over it, where it knows a way of its own."""
+        return None
+
     def check(self, heads: Heads) -> None:
         """Raise ShapeError unless this lies on the grid of `heads`."""
         batch, some, *grid = self.mask.shape
@@ -79,9 +93,9 @@ class Kept:
 
     def tokens(self, heads: Heads, rows: slice) -> Bool[Tensor, "batch heads rows keys"]:
         """The pairs of some queries as a mask over keys, those of the future left out."""
-        at = _unit_of(heads.rows_of(self.unit.rows), heads.queries)[rows]
-        wide = _unit_of(heads.columns_of(self.unit.cols), heads.keys)
-        mask = self.mask[:, :, at.to(self.mask.device)][..., wide.to(self.mask.device)]
+        at, wide = (t.to(self.mask.device) for t in heads.unit_of(self.unit))
+        mask = self.mask[:, :, at[rows]]
+        mask = mask if self.unit.cols == 1 else mask[..., wide]
         if self.queries is not None:
             mask = mask & self.queries[:, :, rows, None]
         if not heads.causal:
@@ -101,6 +115,9 @@ def attend_kept(heads: Heads, kept: Kept) -> Output:
     """
     kept.check(heads)
     wants = torch.is_grad_enabled() and any(t.requires_grad for t in (heads.q, heads.k, heads.v))
+    own = None if wants else kept.attend(heads)
+    if own is not None:
+        return own
     out, lse = _way(heads, kept, wants)(heads, kept)
     if kept.queries is None:
         return out, lse
@@ -160,16 +177,15 @@ def attend_blocks(heads: Heads, kept: Kept) -> Output:
 def attend_lists(heads: Heads, kept: Kept) -> Output:
     """The tokens that each query keeps, read one by one; some queries at a time."""
     some = max(1, (1 << 24) // max(1, heads.batch * heads.heads * heads.keys))
-    k, v = heads.k.contiguous(), heads.v.contiguous()
     parts = [
-        _listed(heads, k, v, kept, slice(first, min(first + some, heads.queries)))
+        _listed(heads, kept, slice(first, min(first + some, heads.queries)))
         for first in range(0, heads.queries, some)
     ]
     outs, lses = zip(*parts, strict=True)
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
-def _listed(heads: Heads, k: Tensor, v: Tensor, kept: Kept, rows: slice) -> Output:
+def _listed(heads: Heads, kept: Kept, rows: slice) -> Output:
     """Every query of every head as a head of one query."""
     mask = kept.tokens(heads, rows).expand(heads.batch, heads.heads, -1, -1)
     outs, lses = [], []
@@ -177,7 +193,7 @@ def _listed(heads: Heads, k: Tensor, v: Tensor, kept: Kept, rows: slice) -> Outp
         lists = mask[b].flatten(0, 1)
         ptr = F.pad(lists.sum(-1).cumsum(0), (1, 0))
         q = heads.q[b, :, rows].flatten(0, 1).unsqueeze(1)
-        out, lse = attend_tokens(q, k[b], v[b], ptr, lists.nonzero()[:, 1], scale=heads.scale)
+        out, lse = attend_tokens(q, heads.k[b], heads.v[b], ptr, lists.nonzero()[:, 1], scale=heads.scale)
         outs.append(out.view(heads.heads, -1, heads.d))
         lses.append(lse.view(heads.heads, -1))
     return torch.stack(outs), torch.stack(lses)
@@ -245,8 +261,3 @@ def attend_window(heads: Heads, window: int) -> Float[Tensor, "batch heads queri
         outs.append(F.scaled_dot_product_attention(heads.q[:, :, first:last], k, v, attn_mask=mask, scale=heads.scale))
     return torch.cat(outs, 2)
 
-
-def _unit_of(cuts: list[tuple[int, int]], tokens: int) -> Tensor:
-    """The unit in which each token lies."""
-    sizes = torch.tensor([b - a for a, b in cuts], dtype=torch.long)
-    return torch.arange(len(cuts)).repeat_interleave(sizes) if tokens else sizes

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import ceil
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparseworks.attention.budgets import CallBudget
+from sparseworks.attention.choosing import choose, units_of
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept
 from sparseworks.attention.masks.base import Extent, Mask, Span
-from sparseworks.core.budget import Budget, Count, Density, Threshold
-from sparseworks.core.errors import BudgetError
+from sparseworks.core.budget import Budget, Threshold
 from sparseworks.core.pattern import Pattern, Tile
 from sparseworks.core.select import top
 
@@ -26,11 +25,15 @@ if TYPE_CHECKING:
 def select(heads: Heads, method: AttentionMethod) -> Kept:
     """score -> budget -> kept units, with `always` among them and at least one unit for every query that sees a key.
 
+    Where one query looks back they are lists if the method allows, see `choose`: no mask over a long cache is made.
+
     Raises:
         BudgetError: a budget that means nothing here.
         NonFiniteError: NaN scores.
     """
-    unit = method.pattern.unit
+    unit, listed = method.pattern.unit, choose(heads, method)
+    if listed is not None:
+        return listed
     allowed = heads.allowed(unit).to(heads.q.device)
     must = forced(heads, method, unit) & allowed
     if method.score is None:
@@ -78,7 +81,7 @@ def keep(
     ranked, back = _groups(scores.masked_fill(forced, torch.inf).masked_fill_(dead, -torch.inf), pattern)
     may, rows = (m.expand(ranked.shape[:-1]) for m in _room(allowed, scores.shape[1], pattern))
     must, live = (_groups(m, pattern)[0].sum(-1, dtype=torch.int32) for m in (forced, ~dead))
-    counts = torch.maximum(_counts(budget, may, rows, unit), must).minimum(live)
+    counts = torch.maximum(units_of(budget, may, rows, unit), must).minimum(live)
     return back(top(ranked, counts.long())) & ~dead
 
 
@@ -96,14 +99,6 @@ def _room(allowed: Bool[Tensor, "rows columns"], heads: int, pattern: Pattern) -
         return may, (may > 0).long()
     many = heads if pattern.across else 1
     return may.sum() * many, (may > 0).sum() * many
-
-
-def _counts(budget: Budget, may: Int[Tensor, "*groups"], rows: Int[Tensor, "*groups"], unit: Tile) -> Tensor:
-    if isinstance(budget, Density):
-        return (may * budget.value).round().long().clamp(min=1)
-    if isinstance(budget, Count):
-        return rows * ceil(budget.value / (unit.cols or 1))
-    raise BudgetError(f"Attention takes a density, a count of keys, or a budget that looks at scores; not {budget}.")
 
 
 def _is_mass(budget: Budget) -> bool:
@@ -142,10 +137,7 @@ def forced(heads: Heads, method: AttentionMethod, unit: Tile) -> Bool[Tensor, "b
 
 def _with_text(heads: Heads, unit: Tile, text: int) -> Bool[Tensor, "1 1 rows columns"]:
     """Units of the text of a clip: it attends to all and all attend to it. (Orders put it elsewhere, and keep it themselves.)"""
-    rows, columns = (
-        torch.tensor([first < text for first, _ in cuts], device=heads.q.device)
-        for cuts in (heads.rows_of(unit.rows), heads.columns_of(unit.cols))
-    )
+    rows, columns = ((edges[:, 0] < text).to(heads.q.device) for edges in heads.edges(unit))
     own = rows if heads.queries == heads.keys else torch.zeros_like(rows)
     return (own[:, None] | columns)[None, None]
 
@@ -157,9 +149,8 @@ def mask_on_grid(mask: Mask, heads: Heads, unit: Tile) -> Bool[Tensor, "1 heads 
         ShapeError: positions or heads that the mask is not made for.
     """
     spans = []
-    for cuts, start in ((heads.rows_of(unit.rows), heads.offset), (heads.columns_of(unit.cols), 0)):
-        edges = torch.tensor(cuts).view(-1, 2) + start
-        spans.append((edges[:, 0], edges[:, 1] - 1))
+    for edges, start in zip(heads.edges(unit), (heads.offset, 0), strict=True):
+        spans.append((edges[:, 0] + start, edges[:, 1] + start - 1))
     (above, below), (left, right) = spans
     rows, columns = Span(above[:, None], below[:, None]), Span(left[None], right[None])
     head = torch.arange(heads.heads if mask.by_head else 1).view(-1, 1, 1)

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparseworks.attention.cache.rotation import turned
+from sparseworks.attention.cache.rotation import Angles, turned
 from sparseworks.attention.cache.store import RaggedStore
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.scores.landmarks import ChunkMeans, Landmarks
+from sparseworks.exec.attention import attend_ranges, merge
 
 _EXACT = ("low", "basis", "values", "exact_k", "exact_v")
 
@@ -26,11 +27,11 @@ class Shadow:
         parts: `low` (tokens, rank), `basis` (rank, kv_heads d), `values` (kv_heads, tokens, d) in host memory, `exact_k` and
             `exact_v` (kv_heads, exact, d).
         local: tokens after those.
-        frequency: of the rotary embedding.
+        angles: of the rotary embedding.
     """
 
-    def __init__(self, score: Landmarks, frequency: Tensor | None):
-        self.score, self.frequency = score, frequency
+    def __init__(self, score: Landmarks, angles: Angles | None):
+        self.score, self.angles = score, angles
         self.index = ChunkMeans(score)
         self.parts: dict[str, Tensor] = {}
         self.local: RaggedStore | None = None
@@ -42,7 +43,7 @@ class Shadow:
         self.index.begin(heads)
         self.parts = {}
         if n:
-            before = turned(k[:, :n], torch.arange(n), self.frequency, back=True)
+            before = turned(k[:, :n], torch.arange(n), self.angles, back=True)
             low, basis = factors(before.transpose(0, 1).flatten(1), self.score.rank)
             at = self.outlier().nonzero()[:, 1].view(len(k), -1)
             wide = at.unsqueeze(-1).expand(-1, -1, k.shape[-1])
@@ -75,7 +76,7 @@ class Shadow:
         """Keys of a head built anew at these positions."""
         d = self.parts["values"].shape[-1]
         built = self.parts["low"][at.to(self.parts["low"].device)] @ self.parts["basis"][:, head * d : (head + 1) * d]
-        return turned(built, at, self.frequency)
+        return turned(built, at, self.angles)
 
     def chosen(
         self, mask: Bool[Tensor, "kv_heads tokens"]
@@ -95,6 +96,29 @@ class Shadow:
                 v = [fetched.to(late_v.device), self.parts["exact_v"][head], *v]
             found.append((torch.cat(k), torch.cat(v)))
         return found, moved
+
+    def attend(
+        self, q: Float[Tensor, "heads 1 d"], at: Int[Tensor, "kv_heads some"], scale: float
+    ) -> tuple[tuple[Float[Tensor, "heads 1 d"], Float[Tensor, "heads 1"]], int]:
+        """Attention of one query to the tokens `at` of each key head, to outliers and to later tokens; and the bytes fetched.
+
+        What is built and fetched goes with the tokens of `at`; the others are read where they lie.
+        """
+        assert self.local is not None
+        out, lse = self.local.attend(q[None].float(), scale=scale)
+        parts, moved = [(out[0], lse[0])], 0
+        if self.covered:
+            exact = tuple(self.parts[n].float() for n in ("exact_k", "exact_v"))
+            parts.append(_whole(q.float(), *exact, scale))
+        if at.numel():
+            values, first = self.parts["values"], torch.arange(len(at))[:, None] * self.covered
+            fetched = values.flatten(0, 1).index_select(0, (at.cpu() + first).flatten()).view(*at.shape, -1)
+            moved = fetched.numel() * fetched.element_size()
+            low = self.parts["low"].index_select(0, at.flatten().to(self.parts["low"].device)).view(*at.shape, -1)
+            basis = self.parts["basis"].unflatten(1, (len(at), -1)).transpose(0, 1)
+            built = turned(low @ basis, at, self.angles)
+            parts.append(_whole(q.float(), built.float(), fetched.to(built.device).float(), scale))
+        return merge(parts), moved
 
     def crop(self, tokens: int) -> bool:
         """Keep the first `tokens`; False where that would cut into the shadow."""
@@ -134,6 +158,12 @@ class Shadow:
         self.index, rest = ChunkMeans(self.score, under("index-")), under("local-")
         self.local = RaggedStore(1, len(rest["length"]), rest["k"].shape[1], dtype=rest["k"].dtype)
         self.local.load(rest)
+
+
+def _whole(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Every query to all tokens of its key head."""
+    begin = torch.zeros(len(k), dtype=torch.int32)
+    return attend_ranges(q, k, v, begin, begin + k.shape[1], scale=scale)
 
 
 def factors(
