@@ -40,7 +40,7 @@ def choose(heads: Heads, method: AttentionMethod) -> Listed | None:
         return None
     scores = score.row(heads, unit).float()
     if method.always is not None:
-        scores = scores.index_fill(-1, always_units(heads, method), torch.inf)
+        scores.index_fill_(-1, always_units(heads, method), torch.inf)
     rows = scores.flatten(0, 1)
     keep = units_of(method.budget, torch.tensor(rows.shape[1]), torch.tensor(1), unit).expand(len(rows))
     return listed(heads, unit, *best(rows, keep))

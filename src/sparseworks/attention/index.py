@@ -19,9 +19,11 @@ class KeyIndex:
         score: whose index it is, with its options.
         parts: name -> tensor; those named in `grows` have tokens along their second axis, the others are made once.
         inner: the index of the score that this score wraps.
+        columns: parts that grow whose tokens lie side by side in memory, those of one channel after the other.
     """
 
     grows: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, score: Any, parts: Mapping[str, Tensor] | None = None, inner: KeyIndex | None = None):
         self.score, self.parts, self.inner = score, dict(parts or {}), inner
@@ -57,8 +59,10 @@ class KeyIndex:
         count = held.shape[1] + new.shape[1]
         if buffer is None or buffer.data_ptr() != held.data_ptr() or count > buffer.shape[1]:
             with torch.inference_mode(False):  # an inference tensor could not be written to outside of that mode
-                size = (len(held), count + max(16, count // 32), *held.shape[2:])
-                buffer = self._buffers[name] = torch.empty(size, dtype=held.dtype, device=held.device)
+                room, rest = count + max(16, count // 32), held.shape[2:]
+                size = (len(held), *rest, room) if name in self.columns else (len(held), room, *rest)
+                buffer = torch.empty(size, dtype=held.dtype, device=held.device)
+                buffer = self._buffers[name] = buffer.movedim(-1, 1) if name in self.columns else buffer
             buffer[:, : held.shape[1]] = held
         buffer[:, held.shape[1] : count] = new
         return buffer[:, :count]

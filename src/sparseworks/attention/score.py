@@ -47,11 +47,14 @@ class AttentionScore:
         raise NotImplementedError
 
     def row(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch lists columns"]:
-        """Scores of the only query, those of heads that share keys already reduced: a row for every head, every key head, or all."""
+        """Scores of the only query, those of heads that share keys already reduced: a row for every head, every key head, or all.
+
+        In memory of its own, for the caller marks what is kept in any case.
+        """
         found = self(heads, unit)
         if self.shared not in (None, "union") and heads.group > 1 and found.shape[1] == heads.heads:
-            found = heads.grouped(found, self.shared)  # type: ignore[arg-type]
-        return found[:, :, 0]
+            return heads.grouped(found, self.shared)[:, :, 0]  # type: ignore[arg-type]
+        return found[:, :, 0].clone()
 
     def listed(self, heads: Heads, method: AttentionMethod) -> Listed | None:
         """What `method` keeps for the only query, where the score finds it faster than by a score of every unit; None: it does not."""

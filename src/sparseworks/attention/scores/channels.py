@@ -21,6 +21,7 @@ class LabelCache(KeyIndex):
     """Parts: `channels` (kv_heads, r) and, for every token, its key there: `labels` (kv_heads, tokens, r), or their `codes`."""
 
     grows: ClassVar[tuple[str, ...]] = ("labels", "codes", "scale", "zero")
+    columns: ClassVar[tuple[str, ...]] = ("labels",)
 
     def begin(self, heads: Heads) -> None:
         """The channels of the calibration, or of the prompt."""
@@ -80,7 +81,8 @@ class ChannelProduct(AttentionScore):
         if self.shared != "mean" or unit.cols != 1:
             return super().row(heads, unit)
         q = heads.grouped(heads.q.detach().float(), "mean") * heads.factor
-        return torch.stack([i.product(q[b]) for b, i in enumerate(indices_of(self, heads))])[:, :, 0]
+        parts = [i.product(q[b])[None] for b, i in enumerate(indices_of(self, heads))]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[:, :, 0]
 
 
 def channel_weights(heads: Heads) -> Float[Tensor, "batch kv_heads d"]:
