@@ -58,6 +58,10 @@ class Window(OffsetMask):
         """x, at least 0 and at most n."""
         return x.clamp(0, self.n)
 
+    def row(self, q: int, head: int, extent: Extent) -> Tensor:
+        """The n keys up to q."""
+        return torch.arange(max(0, q - self.n + 1), max(0, min(q + 1, extent.keys)))
+
 
 @MASKS.register("band")
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ namespace {
 constexpr int kFour = 4;          // queries
 constexpr int64_t kAhead = 1024;  // bytes of values fetched ahead; beyond the end a prefetch does nothing
 
+constexpr int64_t kNext = 256;    // the same of one channel
+
 thread_local Scratch scratch;
 
 template <class T>
@@ -62,7 +64,9 @@ SW_INLINE void add_values(const float* weight, const Rows<T>& v, int32_t* at, in
         uint64_t word = 0;
         std::memcpy(&word, v.bits + c * row + first / 8, keys > 32 ? 8 : 4);
         const T* values = v.values + at[c];
-        __builtin_prefetch(values + kPage);
+        const char* ahead = reinterpret_cast<const char*>(values) + kNext;  // what two pages on will read, half of it kept
+        for (int64_t line = 0; line < kPage / 2 * static_cast<int64_t>(sizeof(T)); line += 64) __builtin_prefetch(ahead + line);
+        __builtin_prefetch(v.bits + c * row + first / 8 + 64);
         Lanes sums[kFour];
         each<kFour>([&](auto n) { sums[n] = zero(); });
         each<kPage / W>([&](auto b) {
