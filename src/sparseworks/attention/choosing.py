@@ -84,4 +84,10 @@ def _plain(heads: Heads, method: AttentionMethod, score: AttentionScore) -> bool
     """Whether lists say all that is to be said."""
     one = heads.phase == "decode" and method.pattern.unit.rows == 1 and heads.q.is_cpu and heads.clip is None
     judges = type(score).dense is AttentionScore.dense and type(score).attending is AttentionScore.attending
-    return one and judges and method.rest is None and score.shared != "union" and isinstance(method.budget, Density | Count)
+    return (
+        one
+        and judges
+        and method.rest is None
+        and score.shared != "union"
+        and isinstance(method.budget, Density | Count)
+    )

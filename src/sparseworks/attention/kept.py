@@ -178,8 +178,7 @@ def attend_lists(heads: Heads, kept: Kept) -> Output:
     """The tokens that each query keeps, read one by one; some queries at a time."""
     some = max(1, (1 << 24) // max(1, heads.batch * heads.heads * heads.keys))
     parts = [
-        _listed(heads, kept, slice(first, min(first + some, heads.queries)))
-        for first in range(0, heads.queries, some)
+        _listed(heads, kept, slice(first, min(first + some, heads.queries))) for first in range(0, heads.queries, some)
     ]
     outs, lses = zip(*parts, strict=True)
     return torch.cat(outs, 2), torch.cat(lses, 2)
@@ -260,4 +259,3 @@ def attend_window(heads: Heads, window: int) -> Float[Tensor, "batch heads queri
         mask = mask.to(heads.q.device)
         outs.append(F.scaled_dot_product_attention(heads.q[:, :, first:last], k, v, attn_mask=mask, scale=heads.scale))
     return torch.cat(outs, 2)
-

@@ -139,7 +139,9 @@ class Bitmap(KVForm):
         sides = []
         for side, dim in (("k", 0), ("v", 1)):
             (x, at), (y, to) = (FORMATS.get("bitmask").unpack(c.packed(side)) for c in (first, second))
-            sides.append((torch.cat([x, y], dim).to(first.parts["k_values"].dtype), torch.cat([at.mask(), to.mask()], dim)))
+            sides.append(
+                (torch.cat([x, y], dim).to(first.parts["k_values"].dtype), torch.cat([at.mask(), to.mask()], dim))
+            )
         (k, key_mask), (v, value_mask) = sides
         return BitmapCoded.of(k, v.mT, key_mask, value_mask.mT)
 

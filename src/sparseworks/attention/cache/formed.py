@@ -18,7 +18,6 @@ from sparseworks.core.errors import ModelError
 from sparseworks.exec.attention import merge
 from sparseworks.exec.attention.checks import scale_of
 
-
 _LONGEST = 2048
 """Tokens of a piece up to which pieces become one."""
 

@@ -86,6 +86,7 @@ class IndexedLayer(RaggedLayer):
 
     @read.setter
     def read(self, value: int) -> None:
+        """Set before the first step."""
         self._reads = [] if not value else [lambda: value]
 
     def method(self, call: Call) -> AttentionMethod:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparseworks.attention.cache.rotation import Angles, turned
 from sparseworks.attention.cache.store import RaggedStore
 from sparseworks.attention.heads import Heads
-from sparseworks.attention.scores.landmarks import ChunkMeans, Landmarks
+from sparseworks.attention.scores.landmarks import ChunkMeans, Landmarks, tokens_of
 from sparseworks.exec.attention import attend_ranges, merge
 
 _EXACT = ("low", "basis", "values", "exact_k", "exact_v")
@@ -98,11 +98,11 @@ class Shadow:
         return found, moved
 
     def attend(
-        self, q: Float[Tensor, "heads 1 d"], at: Int[Tensor, "kv_heads some"], scale: float
+        self, q: Float[Tensor, "heads 1 d"], chunks: Int[Tensor, "kv_heads chunks"], tokens: int, scale: float
     ) -> tuple[tuple[Float[Tensor, "heads 1 d"], Float[Tensor, "heads 1"]], int]:
-        """Attention of one query to the tokens `at` of each key head, to outliers and to later tokens; and the bytes fetched.
+        """Attention of one query to the first `tokens` of these chunks of each key head; and the bytes fetched.
 
-        What is built and fetched goes with the tokens of `at`; the others are read where they lie.
+        What is built and fetched goes with the tokens; outliers and later tokens are read where they lie, beside them.
         """
         assert self.local is not None
         out, lse = self.local.attend(q[None].float(), scale=scale)
@@ -110,15 +110,34 @@ class Shadow:
         if self.covered:
             exact = tuple(self.parts[n].float() for n in ("exact_k", "exact_v"))
             parts.append(_whole(q.float(), *exact, scale))
-        if at.numel():
-            values, first = self.parts["values"], torch.arange(len(at))[:, None] * self.covered
-            fetched = values.flatten(0, 1).index_select(0, (at.cpu() + first).flatten()).view(*at.shape, -1)
+        if tokens:
+            fetched = self._fetched(chunks, tokens)
             moved = fetched.numel() * fetched.element_size()
-            low = self.parts["low"].index_select(0, at.flatten().to(self.parts["low"].device)).view(*at.shape, -1)
-            basis = self.parts["basis"].unflatten(1, (len(at), -1)).transpose(0, 1)
-            built = turned(low @ basis, at, self.angles)
-            parts.append(_whole(q.float(), built.float(), fetched.to(built.device).float(), scale))
+            k = self._built(chunks, tokens)
+            parts.append(_whole(q.float(), k.float(), fetched.to(k.device).float(), scale))
         return merge(parts), moved
+
+    def _built(self, chunks: Tensor, tokens: int) -> Float[Tensor, "kv_heads tokens d"]:
+        """Keys anew; of the factors whole chunks are read, which lie side by side."""
+        low, basis, size = self.parts["low"], self.parts["basis"], self.score.chunk
+        rows = low.view(-1, size * low.shape[1]).index_select(0, chunks.flatten().to(low.device))
+        rows = rows.view(len(chunks), -1, low.shape[1])[:, :tokens]
+        found = rows @ basis.unflatten(1, (len(chunks), -1)).transpose(0, 1)
+        return turned(found, tokens_of(chunks, tokens, size), self.angles)
+
+    def _fetched(self, chunks: Tensor, tokens: int) -> Float[Tensor, "kv_heads tokens d"]:
+        """Values from host memory: whole chunks side by side, and of the last what is wanted."""
+        values, size = self.parts["values"], self.score.chunk
+        whole, left = divmod(tokens, size)
+        found = values.new_empty(len(values), tokens, values.shape[2])
+        for head, at in enumerate(chunks.cpu()):
+            width = size * values.shape[2]
+            torch.index_select(
+                values[head].view(-1, width), 0, at[:whole], out=found[head, : whole * size].view(whole, width)
+            )
+            if left:
+                found[head, whole * size :] = values[head, int(at[whole]) * size :][:left]
+        return found
 
     def crop(self, tokens: int) -> bool:
         """Keep the first `tokens`; False where that would cut into the shadow."""

@@ -90,11 +90,15 @@ class ShadowedLayer(KVLayer):
     def _chosen(self, call: Call, b: int, heads: Heads, method: AttentionMethod) -> tuple[Tensor, int, float]:
         """What one sequence attends to, how many tokens of key heads that are, and their share of all."""
         shadow = self.shadows[b]
-        at = self.score.chosen(heads, method, shadow.index)
-        if at is not None:
-            (out, _), moved = shadow.attend(call.q[b].detach(), at, scale_of(call.scale, heads.d))
+        found = self.score.chosen(heads, method, shadow.index)
+        if found is not None:
+            (out, _), moved = shadow.attend(call.q[b].detach(), *found, scale_of(call.scale, heads.d))
             self.moved += moved
-            tokens = at.numel() + heads.kv_heads * (heads.keys - shadow.covered) + shadow.index.exact().numel()
+            tokens = (
+                heads.kv_heads * found[1]
+                + heads.kv_heads * (heads.keys - shadow.covered)
+                + shadow.index.exact().numel()
+            )
             return out[None].to(call.q.dtype), tokens, tokens / (heads.kv_heads * heads.keys)
         kept = select(heads, method)
         pairs = kept.tokens(heads, slice(0, 1)).expand(1, heads.heads, -1, -1)[0, :, 0]

@@ -221,7 +221,9 @@ class RaggedStore:
             return parts[0], parts[1], parts[2]
         lead = (self.batch, self.kv_heads, self._most())
         k, v = (
-            b.as_strided((*lead, self.d), (apart * self.kv_heads * self.d, apart * self.d, self.d, 1), start[0] * self.d)
+            b.as_strided(
+                (*lead, self.d), (apart * self.kv_heads * self.d, apart * self.d, self.d, 1), start[0] * self.d
+            )
             for b in (self._k, self._v)
         )
         return k, v, self._at.as_strided(lead, (apart * self.kv_heads, apart, 1), start[0])

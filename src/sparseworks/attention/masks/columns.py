@@ -32,8 +32,8 @@ class Sink(ColumnMask):
         return x.clamp(0, self.n)
 
     def row(self, q: int, head: int, extent: Extent) -> Tensor:
-        """The first n keys."""
-        return torch.arange(min(self.n, extent.keys))
+        """The first keys: their number says which."""
+        return torch.arange(self.row_bound(0, head, extent))
 
 
 @MASKS.register("stride")

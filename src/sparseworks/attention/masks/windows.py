@@ -59,8 +59,9 @@ class Window(OffsetMask):
         return x.clamp(0, self.n)
 
     def row(self, q: int, head: int, extent: Extent) -> Tensor:
-        """The n keys up to q."""
-        return torch.arange(max(0, q - self.n + 1), max(0, min(q + 1, extent.keys)))
+        """The last keys up to q: they lie side by side, so that their number says which."""
+        end = min(q + 1, extent.keys)
+        return torch.arange(end - self.row_bound(q, head, extent), end)
 
 
 @MASKS.register("band")

@@ -60,9 +60,13 @@ class KeyClusters(KeyIndex):
         if "label" in self.parts:
             self.parts["label"] = self.parts["label"][:, :tokens].clone()
 
-    def of_clusters(self, q: Float[Tensor, "heads queries d"], factor: float) -> Float[Tensor, "heads queries clusters"]:
+    def of_clusters(
+        self, q: Float[Tensor, "heads queries d"], factor: float
+    ) -> Float[Tensor, "heads queries clusters"]:
         """S_c = e^(q . k_c) / sum_c' N_c' e^(q . k_c') of every cluster; with two levels -inf where the coarse one is cut."""
-        rows = q.unflatten(0, (len(self.parts["label"]), -1)).flatten(1, 2)  # those of a group read the centres together
+        rows = q.unflatten(0, (len(self.parts["label"]), -1)).flatten(
+            1, 2
+        )  # those of a group read the centres together
         found = share(rows, self.parts["centres"], self.parts["count"], factor)
         if self.score.coarse:
             upper = share(rows, self.parts["coarse"], self.parts["coarse_count"], factor)
@@ -156,7 +160,10 @@ class Centroids(AttentionScore):
             if int(tied.sum()) > 1:
                 return None
             size = torch.where(tied, size - over, size)
-        begin = heads.shared(start[None, :, :-1])[0] + heads.shared(torch.arange(heads.kv_heads)[None])[0][:, None] * order.shape[1]
+        begin = (
+            heads.shared(start[None, :, :-1])[0]
+            + heads.shared(torch.arange(heads.kv_heads)[None])[0][:, None] * order.shape[1]
+        )
         tail = begin[:, :1] - heads.shared(start[None, :, :1])[0] + clustered
         size, begin = F.pad(size, (0, 1), value=late), torch.cat([begin, tail], 1)
         idx = order.flatten()[ranges(begin[size > 0], size[size > 0])]

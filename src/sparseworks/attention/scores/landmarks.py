@@ -48,7 +48,9 @@ class ChunkMeans(KeyIndex):
     def shares(self, q: Float[Tensor, "heads queries d"], factor: float) -> Float[Tensor, "heads queries chunks"]:
         """softmax over chunks of scale q . mean."""
         means = self.parts["means"]
-        rows = q.detach().float().unflatten(0, (len(means), -1)).flatten(1, 2)  # those of a group read the means together
+        rows = (
+            q.detach().float().unflatten(0, (len(means), -1)).flatten(1, 2)
+        )  # those of a group read the means together
         return (rows @ means.mT * factor).softmax(-1).view(*q.shape[:2], -1)
 
     def crop(self, tokens: int) -> None:
@@ -102,35 +104,46 @@ class Landmarks(AttentionScore):
     def listed(self, heads: Heads, method: AttentionMethod) -> Listed | None:
         """Whole chunks, the last in part, and behind them outliers and later tokens."""
         index = indices_of(self, heads)[0] if heads.batch == 1 else None
-        at = None if index is None else self.chosen(heads, method, index)
-        if index is None or at is None:
+        found = None if index is None else self.chosen(heads, method, index)
+        if index is None or found is None:
             return None
+        at = tokens_of(*found, self.chunk)
         late = torch.arange(index.parts["means"].shape[1] * self.chunk, heads.keys).expand(heads.kv_heads, -1)
         rows = torch.cat([at, index.exact(), late], 1).int()
         return Listed(heads, method.pattern.unit, torch.arange(len(rows) + 1).int() * rows.shape[1], rows.flatten())
 
-    def chosen(self, heads: Heads, method: AttentionMethod, index: ChunkMeans) -> Int[Tensor, "kv_heads some"] | None:
-        """Tokens of the best chunks that the only query of one sequence reads beside outliers and later tokens; None: not said so."""
+    def chosen(
+        self, heads: Heads, method: AttentionMethod, index: ChunkMeans
+    ) -> tuple[Int[Tensor, "kv_heads chunks"], int] | None:
+        """The best chunks that the only query of one sequence reads beside outliers and later tokens, the weakest last, and how many
+        tokens of them; None: not said so."""
         unit, parts = method.pattern.unit, index.parts
         plain = self.shared in ("sum", "max", "mean") and method.always is None and not method.pattern.across
-        if "means" not in parts or not plain or (unit.rows, unit.cols) != (1, 1) or not isinstance(method.budget, Density | Count):
+        plain = plain and (unit.rows, unit.cols) == (1, 1) and isinstance(method.budget, Density | Count)
+        if "means" not in parts or not plain:
             return None
         kv_heads, chunks = parts["outlier"].shape
         must = int(parts["outlier"][0].sum()) * self.chunk + heads.keys - chunks * self.chunk
         wanted = int(units_of(method.budget, torch.tensor(heads.keys), torch.tensor(1), unit))
-        room = min(wanted, heads.keys) - must
-        if room <= 0:
-            return torch.empty(kv_heads, 0, dtype=torch.long)
-        shares = heads.grouped(index.shares(heads.q[0], heads.factor)[None], self.shared)[0, :, 0]  # type: ignore[arg-type]
+        room = max(0, min(wanted, heads.keys) - must)
+        if not room:
+            return torch.empty(kv_heads, 0, dtype=torch.long), 0
+        shares = index.shares(heads.q[0], heads.factor)[None]
+        shares = heads.grouped(shares, self.shared)[0, :, 0]  # type: ignore[arg-type]
         shares = shares.masked_fill(parts["outlier"], -torch.inf)
         _, at = best(shares, torch.full((kv_heads,), -(-room // self.chunk)))
-        at = at.view(kv_heads, -1).long()
-        return weakest_last(at, shares.gather(1, at)).unsqueeze(-1).mul(self.chunk).add(torch.arange(self.chunk)).flatten(1)[:, :room]
+        at = at.view(kv_heads, -1).long().to(shares.device)
+        return weakest_last(at, shares.gather(1, at)), room
+
+
+def tokens_of(chunks: Int[Tensor, "kv_heads chunks"], tokens: int, chunk: int) -> Int[Tensor, "kv_heads tokens"]:
+    """The first so many tokens of chunks of that size."""
+    return (chunks.unsqueeze(-1) * chunk + torch.arange(chunk, device=chunks.device)).flatten(1)[:, :tokens]
 
 
 def weakest_last(at: Int[Tensor, "rows some"], score: Float[Tensor, "rows some"]) -> Int[Tensor, "rows some"]:
     """Places with that of the smallest score, the last of those that tie, in the last place."""
-    order = torch.arange(1, at.shape[1] + 1)
+    order = torch.arange(1, at.shape[1] + 1, device=at.device)
     low = ((score == score.amin(1, keepdim=True)) * order).argmax(1, keepdim=True)
     swapped = at.scatter(1, low, at[:, -1:].clone())
     swapped[:, -1:] = at.gather(1, low)

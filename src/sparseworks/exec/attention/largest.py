@@ -44,9 +44,7 @@ def cut(scores: Float[Tensor, " n"], weight: Int[Tensor, " n"], keep: int) -> fl
         ShapeError: not as many weights as scores.
     """
     if scores.dim() != 1 or weight.shape != scores.shape:
-        raise ShapeError(
-            f"Scores and weights are two vectors, got {tuple(scores.shape)} and {tuple(weight.shape)}."
-        )
+        raise ShapeError(f"Scores and weights are two vectors, got {tuple(scores.shape)} and {tuple(weight.shape)}.")
     module = native()
     if module is not None and scores.is_cpu and scores.dtype is torch.float32:
         scores, weight = scores.detach().contiguous(), weight.detach().int().contiguous()
