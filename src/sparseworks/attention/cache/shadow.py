@@ -48,7 +48,13 @@ class Shadow:
             at = self.outlier().nonzero()[:, 1].view(len(k), -1)
             wide = at.unsqueeze(-1).expand(-1, -1, k.shape[-1])
             exact = k[:, :n].gather(1, wide), v[:, :n].gather(1, wide)
-            self.parts = dict(zip(_EXACT, (low, basis, v[:, :n].cpu().clone(), *exact), strict=True))
+            self.parts = dict(
+                zip(
+                    _EXACT,
+                    (low, basis, v[:, :n].cpu().clone(memory_format=torch.contiguous_format), *exact),
+                    strict=True,
+                )
+            )
         self.local = RaggedStore(1, len(k), k.shape[-1], dtype=k.dtype, device=k.device)
         if heads.keys > n:
             self.append(k[:, n:], v[:, n:])
