@@ -114,8 +114,7 @@ class Shadow:
         out, lse = self.local.attend(q[None].float(), scale=scale)
         parts, moved = [(out[0], lse[0])], 0
         if self.covered:
-            exact = tuple(self.parts[n].float() for n in ("exact_k", "exact_v"))
-            parts.append(_whole(q.float(), *exact, scale))
+            parts.append(_whole(q.float(), self.parts["exact_k"].float(), self.parts["exact_v"].float(), scale))
         if tokens:
             fetched = self._fetched(chunks, tokens)
             moved = fetched.numel() * fetched.element_size()
