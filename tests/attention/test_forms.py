@@ -307,3 +307,21 @@ def test_eviction_with_merging_and_local_sums_keeps_the_count(model, padded):
         with sw.attention(model, sw.method(name, budget=Count(48))) as run:
             model.generate(padded["input_ids"][1:], max_new_tokens=4, do_sample=False, num_beams=2)
         assert run.held.tokens == 2 * 6 * 4 * 48
+
+
+@torch.no_grad()
+def test_a_long_answer_leaves_few_pieces(model, padded):
+    """Groups of four tokens become longer pieces on the way; positions stay those of the tokens, cropped or saved."""
+    ids = padded["input_ids"][1:]
+    with sw.attention(model, sw.method("mustafar", form=Bitmap(0.5, 16, 4))) as run:
+        cache = run.cache()
+        model(ids[:, :40], cache=cache)
+        for at in range(40, 140):
+            model(ids[:, at : at + 1], cache=cache)
+        layer = cache.held[0]
+        assert max(map(len, layer.pieces)) <= 6
+        for pieces in layer.pieces:
+            assert torch.cat([p.at for p in pieces]).tolist() == list(range(sum(p.coded.tokens for p in pieces)))
+        assert layer._piece_bytes() == layer._count_bytes()
+        cache.crop(-70)
+        assert layer._piece_bytes() == layer._count_bytes() and layer.tokens == 4 * 70

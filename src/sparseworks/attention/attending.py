@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseworks.attention.cache.method import CacheMethod
+from sparseworks.attention.cache.rotation import Angles
 from sparseworks.attention.heads import Clip, Heads
 from sparseworks.attention.kept import Kept, attend_dense, attend_window
 from sparseworks.attention.method import AttentionMethod
@@ -55,7 +56,7 @@ class Attending:
         layers: index of a layer -> what it did.
         watch: called with every call and the units it computed (None: all), for those who want to look.
         common: for every sequence what its layers leave for each other.
-        frequency: of the model's rotary embedding, for caches that take it off.
+        angles: of the model's rotary embedding, for caches that take it off.
         steps, calls, clip, prompt: of a model that denoises: how many steps, calls of the model in each (2 for guidance by a second
             call; each remembers for itself), the grid of the tokens, tokens that are given.
     """
@@ -78,7 +79,7 @@ class Attending:
         self.common: dict[int, dict[Any, Any]] = {}
         self.pending: KVLayer | None = None
         self.held: SparseCache | None = None
-        self.frequency: Tensor | None = None
+        self.angles: Angles | None = None
         self.watch: Callable[[Heads, Kept | None], None] | None = None
         self.steps, self.calls, self.clip, self.prompt = steps, calls, clip, prompt
         self._first, self._now, self._next = first, 0, 0

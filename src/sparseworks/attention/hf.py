@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparseworks.attention.attending import Attending
 from sparseworks.attention.cache.method import CacheMethod
-from sparseworks.attention.cache.rotation import frequencies
+from sparseworks.attention.cache.rotation import Angles, frequencies
 from sparseworks.attention.heads import Clip
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.race import Race
@@ -73,7 +73,8 @@ def attention(
         prompt=prompt,
         race=race,
     )
-    run.frequency = frequencies(model)
+    frequency = frequencies(model)
+    run.angles = None if frequency is None else Angles(frequency)
     hook = model.register_forward_pre_hook(run.give_cache, with_kwargs=True) if run.caches else None
     try:
         with through(model, run):

@@ -19,12 +19,15 @@ class KeyIndex:
         score: whose index it is, with its options.
         parts: name -> tensor; those named in `grows` have tokens along their second axis, the others are made once.
         inner: the index of the score that this score wraps.
+        columns: parts that grow whose tokens lie side by side in memory, those of one channel after the other.
     """
 
     grows: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, score: Any, parts: Mapping[str, Tensor] | None = None, inner: KeyIndex | None = None):
         self.score, self.parts, self.inner = score, dict(parts or {}), inner
+        self._buffers: dict[str, Tensor] = {}
 
     @classmethod
     def of(cls, score: Any, heads: Heads) -> KeyIndex:
@@ -44,10 +47,25 @@ class KeyIndex:
     def extend(self, k: Float[Tensor, "kv_heads new d"]) -> None:
         """New keys at the end."""
         for name, new in self.encoded(k).items():
-            held = self.parts.get(name)
-            self.parts[name] = new.contiguous() if held is None else torch.cat([held, new], 1)
+            self.parts[name] = self._grown(name, new)
         if self.inner is not None:
             self.inner.extend(k)
+
+    def _grown(self, name: str, new: Tensor) -> Tensor:
+        """The part with `new` behind it: in its buffer if that has room, else in a fresh one with room for a thirty-second more."""
+        held, buffer = self.parts.get(name), self._buffers.get(name)
+        if held is None:
+            return new.contiguous()
+        count = held.shape[1] + new.shape[1]
+        if buffer is None or buffer.data_ptr() != held.data_ptr() or count > buffer.shape[1]:
+            with torch.inference_mode(False):  # an inference tensor could not be written to outside of that mode
+                room, rest = count + max(16, count // 32), held.shape[2:]
+                size = (len(held), *rest, room) if name in self.columns else (len(held), room, *rest)
+                buffer = torch.empty(size, dtype=held.dtype, device=held.device)
+                buffer = self._buffers[name] = buffer.movedim(-1, 1) if name in self.columns else buffer
+            buffer[:, : held.shape[1]] = held
+        buffer[:, held.shape[1] : count] = new
+        return buffer[:, :count]
 
     def crop(self, tokens: int, k: Float[Tensor, "kv_heads tokens d"]) -> None:
         """Keep the first `tokens`, whose keys are `k`."""
@@ -58,7 +76,7 @@ class KeyIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parts."""
+        """Bytes of all parts, room for keys to come included."""
         own = sum(t.untyped_storage().nbytes() for t in self.parts.values())
         return own + (0 if self.inner is None else self.inner.nbytes)
 

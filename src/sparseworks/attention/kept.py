@@ -42,6 +42,11 @@ class Kept:
     rest: Float[Tensor, "batch heads"] | None = None
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of units."""
+        return self.mask.shape[-2], self.mask.shape[-1]
+
+    @property
     def support(self) -> Support:
         """The same as a `Support`."""
         return Support.from_mask(self.mask)
@@ -84,6 +89,15 @@ class Kept:
             found = torch.stack(each).sum(0, dtype=torch.float64)
         return found.expand(heads.batch, heads.heads)
 
+    def read(self, heads: Heads) -> int:
+        """Tokens of key heads that any head of their group attends to."""
+        pairs = self.tokens(heads, slice(None)).any(2).expand(heads.batch, heads.heads, -1)
+        return int(pairs.unflatten(1, (heads.kv_heads, -1)).any(2).sum())
+
+    def attend(self, heads: Heads) -> Output | None:
+        """The attention over it, where it knows a way of its own."""
+        return None
+
     def check(self, heads: Heads) -> None:
         """Raise ShapeError unless this lies on the grid of `heads`."""
         batch, some, *grid = self.mask.shape
@@ -118,6 +132,9 @@ def attend_kept(heads: Heads, kept: Kept) -> Output:
     """
     kept.check(heads)
     wants = torch.is_grad_enabled() and any(t.requires_grad for t in (heads.q, heads.k, heads.v))
+    own = None if wants else kept.attend(heads)
+    if own is not None:
+        return own
     out, lse = _way(heads, kept, wants)(heads, kept)
     if kept.queries is None:
         return out, lse

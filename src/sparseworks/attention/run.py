@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept, Output, attend_kept, attend_with_bias, whole
+from sparseworks.attention.listed import Listed
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.select import forced, select
 from sparseworks.core.errors import ShapeError
@@ -60,11 +61,10 @@ def dense_attention(heads: Heads) -> Output:
 
 
 def _kept(heads: Heads, method: AttentionMethod) -> Kept:
-    last = _grown(heads.memory.get("kept"), heads, method)
-    fits = last is not None and tuple(last.mask.shape[-2:]) == heads.grid(last.unit)
-    again = method.schedule.selects(heads)
-    if last is not None and fits and not again:
-        return last
+    if not method.schedule.selects(heads):
+        last = _grown(heads.memory.get("kept"), heads, method)
+        if last is not None and last.grid == heads.grid(last.unit):
+            return last
     kept = select(heads, method)
     heads.memory["kept"] = kept
     return kept
@@ -72,14 +72,15 @@ def _kept(heads: Heads, method: AttentionMethod) -> Kept:
 
 def _grown(last: Kept | None, heads: Heads, method: AttentionMethod) -> Kept | None:
     """Units chosen at an earlier step of decoding, with those of newer tokens that the method keeps in any case."""
-    if last is None or heads.queries != 1 or last.queries is not None or last.mask.shape[-2] != 1:
+    if last is None or heads.queries != 1 or last.queries is not None or last.grid[0] != 1:
         return last
-    more = heads.grid(last.unit)[1] - last.mask.shape[-1]
+    more = heads.grid(last.unit)[1] - last.grid[1]
     if more <= 0:
         return last
     kept = F.pad(last.mask, (0, more)) | forced(heads, method, last.unit)
     kept[..., -1] = True
-    heads.memory["kept"] = Kept(kept, last.unit)
+    grown = Kept(kept, last.unit)
+    heads.memory["kept"] = Listed.of(grown, heads) if isinstance(last, Listed) else grown
     return heads.memory["kept"]
 
 

@@ -14,6 +14,7 @@ from sparseworks.core.registry import Registry
 if TYPE_CHECKING:
     from sparseworks.attention.index import KeyIndex
     from sparseworks.attention.kept import Kept
+    from sparseworks.attention.listed import Listed
     from sparseworks.attention.method import AttentionMethod
 
 ATTENTION_SCORES: Registry[type[AttentionScore]] = Registry("attention score", "sparseworks.attention")
@@ -44,6 +45,20 @@ class AttentionScore:
     def __call__(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch heads rows columns"]:
         """Scores on the grid of `unit`; heads may be 1 where all share them."""
         raise NotImplementedError
+
+    def row(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch lists columns"]:
+        """Scores of the only query, those of heads that share keys already reduced: a row for every head, every key head, or all.
+
+        In memory of its own, for the caller marks what is kept in any case.
+        """
+        found = self(heads, unit)
+        if self.shared not in (None, "union") and heads.group > 1 and found.shape[1] == heads.heads:
+            return heads.grouped(found, self.shared)[:, :, 0]  # type: ignore[arg-type]
+        return found[:, :, 0].clone()
+
+    def listed(self, heads: Heads, method: AttentionMethod) -> Listed | None:
+        """What `method` keeps for the only query, where the score finds it faster than by a score of every unit; None: it does not."""
+        return None
 
     def dense(self, heads: Heads) -> Bool[Tensor, "batch heads"] | None:
         """Heads that this score cannot judge and that are computed whole (a guard); None: it judges all."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import ceil
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparseworks.attention.budgets import CallBudget
+from sparseworks.attention.choosing import choose, units_of
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept
 from sparseworks.attention.masks.base import Extent, Mask, Span
-from sparseworks.core.budget import Budget, Count, Density, Threshold
-from sparseworks.core.errors import BudgetError
+from sparseworks.core.budget import Budget, Threshold
 from sparseworks.core.pattern import Pattern, Tile
 from sparseworks.core.select import top
 
@@ -27,11 +26,15 @@ if TYPE_CHECKING:
 def select(heads: Heads, method: AttentionMethod) -> Kept:
     """score -> budget -> kept units, with `always` among them and at least one unit for every query that sees a key.
 
+    Where one query looks back they are lists if the method allows, see `choose`: no mask over a long cache is made.
+
     Raises:
         BudgetError: a budget that means nothing here.
         NonFiniteError: NaN scores.
     """
-    unit = method.pattern.unit
+    unit, listed = method.pattern.unit, choose(heads, method)
+    if listed is not None:
+        return listed
     allowed = heads.allowed(unit).to(heads.q.device)
     must = forced(heads, method, unit) & allowed
     if method.score is None:
@@ -81,7 +84,7 @@ def keep(
     ranked, back = _groups(scores.masked_fill(forced, torch.inf).masked_fill_(dead, -torch.inf), pattern)
     may, rows = (m.expand(ranked.shape[:-1]) for m in _room(allowed, scores.shape[1], pattern))
     must, live = (_groups(m, pattern)[0].sum(-1, dtype=torch.int32) for m in (forced, ~dead))
-    counts = torch.maximum(_counts(budget, may, rows, unit), must).minimum(live)
+    counts = torch.maximum(units_of(budget, may, rows, unit), must).minimum(live)
     return back(top(ranked, counts.long())) & ~dead
 
 
@@ -106,7 +109,7 @@ def keep_beam(
     listed = columns.clamp(max=last)
     open_ = F.pad(allowed & ~forced, (0, 1)).expand(*columns.shape[:3], -1).gather(-1, listed) & (scores > -torch.inf)
     may, must = allowed.sum(-1), (forced & allowed).sum(-1)
-    room = torch.minimum(_counts(budget, may, (may > 0).long(), unit) - must, open_.sum(-1)).clamp(min=0)
+    room = torch.minimum(units_of(budget, may, (may > 0).long(), unit) - must, open_.sum(-1)).clamp(min=0)
     best = top(scores.masked_fill(~open_, -torch.inf), room.expand(columns.shape[:3])) & open_
     mask = F.pad(forced & allowed, (0, 1)).expand(*columns.shape[:3], -1).clone()
     return mask.scatter_(-1, listed.masked_fill(~best, last), True)[..., :-1]
@@ -126,14 +129,6 @@ def _room(allowed: Bool[Tensor, "rows columns"], heads: int, pattern: Pattern) -
         return may, (may > 0).long()
     many = heads if pattern.across else 1
     return may.sum() * many, (may > 0).sum() * many
-
-
-def _counts(budget: Budget, may: Int[Tensor, "*groups"], rows: Int[Tensor, "*groups"], unit: Tile) -> Tensor:
-    if isinstance(budget, Density):
-        return (may * budget.value).round().long().clamp(min=1)
-    if isinstance(budget, Count):
-        return rows * ceil(budget.value / (unit.cols or 1))
-    raise BudgetError(f"Attention takes a density, a count of keys, or a budget that looks at scores; not {budget}.")
 
 
 def _is_mass(budget: Budget) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from sparseworks.exec.native import features
 
-MODULES = ("blocks", "cache", "columns", "pages", "tokens")
+MODULES = ("blocks", "cache", "columns", "largest", "pages", "tokens")
 
 
 @pytest.fixture(params=["torch", *features()["built"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar
@@ -14,11 +15,15 @@ from sparseworks.attention.cache.form import KV_FORMS, Coded, KVForm, everything
 from sparseworks.core.errors import BudgetError
 from sparseworks.core.select import top
 from sparseworks.core.support import Support
+from sparseworks.exec.attention.checks import STEP
 from sparseworks.exec.format import FORMATS, Packed
 from sparseworks.exec.kernel import KERNELS
+from sparseworks.exec.kernels.cpu import CheckedKernel
 from sparseworks.exec.native import native
 
 _KERNELS = {torch.float32: "bitmask-fp32", torch.bfloat16: "bitmask-bf16"}
+_FEW = 16
+"""Queries of a segment, up to which a pass of its own pays."""
 
 
 class BitmapCoded(Coded):
@@ -26,6 +31,8 @@ class BitmapCoded(Coded):
 
     Parts of K (tokens x d) begin with `k_`, those of V' (d x tokens) with `v_`.
     """
+
+    _inspected = False
 
     @classmethod
     def of(cls, k: Tensor, v: Tensor, key_mask: Tensor, value_mask: Tensor) -> BitmapCoded:
@@ -37,6 +44,18 @@ class BitmapCoded(Coded):
         }
         parts = {f"{side}_{n}": t for side, p in held.items() for n, t in p.parts.items()}
         return cls(parts, len(k))
+
+    @property
+    def pointers(self) -> list[int]:
+        """Addresses of the parts of K and of V', inspected when they are first followed, and how many tokens there are."""
+        if not self._inspected:
+            for side in "kv":
+                packed = self.packed(side)
+                kernel = KERNELS.get(_KERNELS[packed.dtype])
+                assert isinstance(kernel, CheckedKernel)
+                kernel.arguments(packed)
+            self._inspected = True
+        return [self.parts[f"{s}_{n}"].data_ptr() for s in "kv" for n in ("bits", "values", "ptr")] + [self.tokens]
 
     def packed(self, side: str) -> Packed:
         """One of the two."""
@@ -95,6 +114,36 @@ class Bitmap(KVForm):
     ) -> list[tuple[Coded, Tensor]]:
         """All tokens alike."""
         return [(BitmapCoded.of(k, v, largest(k, self.sparsity), largest(v, self.sparsity)), everything(k))]
+
+    def attend(
+        self, pieces: Sequence[Sequence[Coded]], q: Float[Tensor, "segments queries d"], scale: float
+    ) -> tuple[Float[Tensor, "segments queries d"], Float[Tensor, "segments queries"]]:
+        """In one pass over keys and values, each entry spread once for four queries; many queries by the kernels of packed weights."""
+        every = [piece for some in pieces for piece in some]
+        types = {piece.parts["k_values"].dtype for piece in every}
+        fits = q.is_cpu and not q.shape[-1] % STEP and q.shape[1] <= _FEW and q.numel() and len(types) == 1
+        if native() is None or not fits or not types <= _KERNELS.keys():
+            return super().attend(pieces, q, scale)
+        q = q.detach().float().contiguous()
+        table = torch.tensor([piece.pointers for piece in every if isinstance(piece, BitmapCoded)], dtype=torch.long)
+        first = torch.tensor([0, *map(len, pieces)], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
+        addresses = [t.data_ptr() for t in (q, table, first, out, lse)]
+        half = types == {torch.bfloat16}
+        native().bitmaps(*addresses, *q.shape, half, scale, torch.get_num_threads())  # type: ignore[union-attr]
+        return out, lse
+
+    def joined(self, first: Coded, second: Coded) -> Coded | None:
+        """Packed anew; the supports are those of both."""
+        assert isinstance(first, BitmapCoded) and isinstance(second, BitmapCoded)
+        sides = []
+        for side, dim in (("k", 0), ("v", 1)):
+            (x, at), (y, to) = (FORMATS.get("bitmask").unpack(c.packed(side)) for c in (first, second))
+            sides.append(
+                (torch.cat([x, y], dim).to(first.parts["k_values"].dtype), torch.cat([at.mask(), to.mask()], dim))
+            )
+        (k, key_mask), (v, value_mask) = sides
+        return BitmapCoded.of(k, v.mT, key_mask, value_mask.mT)
 
 
 def largest(x: Float[Tensor, "tokens d"], sparsity: float) -> Bool[Tensor, "tokens d"]:

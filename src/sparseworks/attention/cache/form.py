@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparseworks.core.registry import Registry
+from sparseworks.exec.attention import merge
 
 KV_FORMS: Registry[type[KVForm]] = Registry("KV form", "sparseworks.attention")
 
@@ -73,6 +74,23 @@ class KVForm:
     ) -> list[tuple[Coded, Tensor]]:
         """Pieces and which of the tokens each holds; `important` are those that the score of the method keeps."""
         raise NotImplementedError
+
+    def attend(
+        self, pieces: Sequence[Sequence[Coded]], q: Float[Tensor, "segments queries d"], scale: float
+    ) -> tuple[Float[Tensor, "segments queries d"], Float[Tensor, "segments queries"]]:
+        """Queries of every segment over all its pieces, and the log-sum-exp; 0 and -inf for a segment of none."""
+        parts = []
+        for i in range(max(map(len, pieces), default=0)):
+            out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf)
+            for segment, some in enumerate(pieces):
+                if i < len(some):
+                    out[segment], lse[segment] = some[i].attend(q[segment], scale)
+            parts.append((out, lse))
+        return merge(parts) if parts else (torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf))
+
+    def joined(self, first: Coded, second: Coded) -> Coded | None:
+        """Two pieces as one, tokens in this order, without loss; None: they stay two."""
+        return None
 
     def restored(self, parts: Mapping[str, Tensor], tokens: int) -> Coded:
         """A piece from its parts."""

@@ -18,6 +18,9 @@ from sparseworks.core.errors import ModelError
 from sparseworks.exec.attention import merge
 from sparseworks.exec.attention.checks import scale_of
 
+_LONGEST = 2048
+"""Tokens of a piece up to which pieces become one."""
+
 
 class Piece(NamedTuple):
     """Coded tokens of one head, and their positions in the text."""
@@ -35,10 +38,12 @@ class FormedLayer(RaggedLayer):
     """
 
     pieces: list[list[Piece]]
+    _bytes: int | None = None
 
     def begin(self, batch: int, kv_heads: int, d: int, like: Tensor) -> None:
         """No pieces."""
         super().begin(batch, kv_heads, d, like)
+        self._bytes = None
         self.pieces = [[] for _ in range(batch * kv_heads)]
 
     @property
@@ -75,16 +80,10 @@ class FormedLayer(RaggedLayer):
         plain = self.holding.attend(call.q, scale=call.scale)
         if not any(self.pieces):
             return plain
-        scale, batch = scale_of(call.scale, call.q.shape[-1]), len(call.q)
         grouped = call.q.detach().float().reshape(len(self.pieces), -1, call.q.shape[-1])
-        parts = [plain]
-        for i in range(max(map(len, self.pieces))):
-            outs, lses = torch.zeros_like(grouped), grouped.new_full(grouped.shape[:2], -torch.inf)
-            for segment, pieces in enumerate(self.pieces):
-                if i < len(pieces):
-                    outs[segment], lses[segment] = pieces[i].coded.attend(grouped[segment], scale)
-            parts.append((outs.view_as(call.q).to(call.q.dtype), lses.view(batch, -1, call.new)))
-        return merge(parts)
+        coded = [[p.coded for p in pieces] for pieces in self.pieces]
+        out, lse = self.form.attend(coded, grouped, scale_of(call.scale, call.q.shape[-1]))
+        return merge([plain, (out.view_as(call.q).to(call.q.dtype), lse.view(len(call.q), -1, call.new))])
 
     def let_go(self, call: Call, phase: KVPhase) -> None:
         """Tokens older than the window are recoded, once there is a group of them."""
@@ -102,9 +101,20 @@ class FormedLayer(RaggedLayer):
             if bool(mask.any()):
                 where = at[b, head][mask].cpu()
                 coded = form.encode(k[b, head][mask], v[b, head][mask], important[b, head].to(k.device)[mask])
-                self.pieces[segment] += [Piece(c, where[i]) for c, i in coded]
+                for c, i in coded:
+                    self._add(self.pieces[segment], Piece(c, where[i]))
         store.keep(~going & store.valid())
         self.memory.clear()
+
+    def _add(self, pieces: list[Piece], piece: Piece) -> None:
+        """A piece as long as the one before it becomes one with it, and so on: there are few, and a token is packed anew few times."""
+        while pieces and len(piece.at) >= len(pieces[-1].at) and len(piece.at) + len(pieces[-1].at) <= _LONGEST:
+            joined = self.form.joined(pieces[-1].coded, piece.coded)
+            if joined is None:
+                break
+            piece = Piece(joined, torch.cat([pieces.pop().at, piece.at]))
+        pieces.append(piece)
+        self._bytes = None
 
     def _important(self, call: Call, phase: KVPhase) -> Bool[Tensor, "batch kv_heads held"]:
         method = call.run.caching[call.layer]
@@ -115,6 +125,7 @@ class FormedLayer(RaggedLayer):
     def forget_from(self, position: int) -> None:
         """Tokens at and after `position` go, coded or not."""
         super().forget_from(position)
+        self._bytes = None
         for pieces in self.pieces:
             kept = [(p, p.at < position) for p in pieces]
             pieces[:] = [
@@ -125,9 +136,15 @@ class FormedLayer(RaggedLayer):
         """The sequences at these indices."""
         heads = self.holding.kv_heads
         super().take(sequences)
+        self._bytes = None
         self.pieces = [copy.copy(self.pieces[s * heads + h]) for s in sequences.tolist() for h in range(heads)]
 
     def _piece_bytes(self) -> int:
+        if self._bytes is None:
+            self._bytes = self._count_bytes()
+        return self._bytes
+
+    def _count_bytes(self) -> int:
         every = [p for pieces in (self.pieces if self.store is not None else []) for p in pieces]
         storages = [t.untyped_storage() for p in every for t in (*p.coded.parts.values(), p.at)]
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values())  # beams share pieces
@@ -154,6 +171,7 @@ class FormedLayer(RaggedLayer):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of `state`."""
         super().load_state(state)
+        self._bytes = None
         found: dict[tuple[int, int], dict[str, Tensor]] = {}
         for name, tensor in state.items():
             if name.startswith("p-"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from sparseworks.attention.cache.layer import KV_LAYERS, Call
 from sparseworks.attention.cache.ragged import RaggedLayer
+from sparseworks.attention.cache.shadow import placeholder
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.index import KeyIndex
 from sparseworks.attention.kept import Kept
@@ -27,6 +30,7 @@ class IndexedLayer(RaggedLayer):
     """
 
     memories: list[dict[Any, Any]]
+    _reads: list[Callable[[], int]]
 
     def begin(self, batch: int, kv_heads: int, d: int, like: Tensor) -> None:
         """An empty store and no memories."""
@@ -53,17 +57,19 @@ class IndexedLayer(RaggedLayer):
 
     def next(self, call: Call) -> Float[Tensor, "batch heads 1 d"]:
         """Select by the index, and attend to what was selected."""
-        method, (k, v, _) = self.method(call), self.holding.padded()
-        outs, density, self.read = [], 0.0, 0
+        method, outs, density = self.method(call), [], 0.0
+        self._reads = []
         for b, memory in enumerate(self.memories):
-            one, n = slice(b, b + 1), int(self.holding.length[b * self.holding.kv_heads])
-            heads = self.heads(call, call.q[one], k[one, :, :n], v[one, :, :n], memory, b)
+            k, v = (t[None] for t in self.holding.sequence(b))
+            heads = self.heads(call, call.q[b : b + 1], k, v, memory, b)
             (out, _), kept = sparse_attention(heads, method)
             outs.append(out)
             if call.run.watch is not None:
                 call.run.watch(heads, kept)
             density += 1.0 if kept is None else kept.density(heads)
-            self.read += self.bytes_read(heads, kept, memory.get("index"))
+            like = placeholder(k, heads.keys)  # what is counted later must not hold on to the keys of now
+            seen = heads.with_(k=like, v=like, memory={})
+            self._reads.append(partial(self.bytes_read, seen, kept, memory.get("index")))
         call.run.note(call.layer, "decode", density / len(outs))
         return torch.cat(outs).to(call.q.dtype)
 
@@ -71,9 +77,17 @@ class IndexedLayer(RaggedLayer):
         """Of the tokens that a head of a key group attends to, and of the index."""
         if kept is None:
             return heads.keys * heads.kv_heads * self.holding.token_bytes
-        pairs = kept.tokens(heads, slice(0, 1)).expand(1, heads.heads, -1, -1)
-        tokens = int(pairs[0, :, 0].unflatten(0, (heads.kv_heads, -1)).any(1).sum())
-        return tokens * self.holding.token_bytes + (0 if index is None else index.nbytes)
+        return kept.read(heads) * self.holding.token_bytes + (0 if index is None else index.nbytes)
+
+    @property
+    def read(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Bytes that the last decoding step read, counted when somebody asks."""
+        return sum(count() for count in self._reads)
+
+    @read.setter
+    def read(self, value: int) -> None:
+        """Set before the first step."""
+        self._reads = [] if not value else [lambda: value]
 
     def method(self, call: Call) -> AttentionMethod:
         """The method of this layer."""

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparseworks.attention.cache.rotation import turned
+from sparseworks.attention.cache.rotation import Angles, turned
 from sparseworks.attention.cache.store import RaggedStore
 from sparseworks.attention.heads import Heads
-from sparseworks.attention.scores.landmarks import ChunkMeans, Landmarks
+from sparseworks.attention.scores.landmarks import ChunkMeans, Landmarks, tokens_of
+from sparseworks.exec.attention import attend_ranges, merge
 
 _EXACT = ("low", "basis", "values", "exact_k", "exact_v")
 
@@ -26,11 +27,11 @@ class Shadow:
         parts: `low` (tokens, rank), `basis` (rank, kv_heads d), `values` (kv_heads, tokens, d) in host memory, `exact_k` and
             `exact_v` (kv_heads, exact, d).
         local: tokens after those.
-        frequency: of the rotary embedding.
+        angles: of the rotary embedding.
     """
 
-    def __init__(self, score: Landmarks, frequency: Tensor | None):
-        self.score, self.frequency = score, frequency
+    def __init__(self, score: Landmarks, angles: Angles | None):
+        self.score, self.angles = score, angles
         self.index = ChunkMeans(score)
         self.parts: dict[str, Tensor] = {}
         self.local: RaggedStore | None = None
@@ -42,12 +43,18 @@ class Shadow:
         self.index.begin(heads)
         self.parts = {}
         if n:
-            before = turned(k[:, :n], torch.arange(n), self.frequency, back=True)
+            before = turned(k[:, :n], torch.arange(n), self.angles, back=True)
             low, basis = factors(before.transpose(0, 1).flatten(1), self.score.rank)
             at = self.outlier().nonzero()[:, 1].view(len(k), -1)
             wide = at.unsqueeze(-1).expand(-1, -1, k.shape[-1])
             exact = k[:, :n].gather(1, wide), v[:, :n].gather(1, wide)
-            self.parts = dict(zip(_EXACT, (low, basis, v[:, :n].cpu().clone(), *exact), strict=True))
+            self.parts = dict(
+                zip(
+                    _EXACT,
+                    (low, basis, v[:, :n].cpu().clone(memory_format=torch.contiguous_format), *exact),
+                    strict=True,
+                )
+            )
         self.local = RaggedStore(1, len(k), k.shape[-1], dtype=k.dtype, device=k.device)
         if heads.keys > n:
             self.append(k[:, n:], v[:, n:])
@@ -75,7 +82,7 @@ class Shadow:
         """Keys of a head built anew at these positions."""
         d = self.parts["values"].shape[-1]
         built = self.parts["low"][at.to(self.parts["low"].device)] @ self.parts["basis"][:, head * d : (head + 1) * d]
-        return turned(built, at, self.frequency)
+        return turned(built, at, self.angles)
 
     def chosen(
         self, mask: Bool[Tensor, "kv_heads tokens"]
@@ -95,6 +102,47 @@ class Shadow:
                 v = [fetched.to(late_v.device), self.parts["exact_v"][head], *v]
             found.append((torch.cat(k), torch.cat(v)))
         return found, moved
+
+    def attend(
+        self, q: Float[Tensor, "heads 1 d"], chunks: Int[Tensor, "kv_heads chunks"], tokens: int, scale: float
+    ) -> tuple[tuple[Float[Tensor, "heads 1 d"], Float[Tensor, "heads 1"]], int]:
+        """Attention of one query to the first `tokens` of these chunks of each key head; and the bytes fetched.
+
+        What is built and fetched goes with the tokens; outliers and later tokens are read where they lie, beside them.
+        """
+        assert self.local is not None
+        out, lse = self.local.attend(q[None].float(), scale=scale)
+        parts, moved = [(out[0], lse[0])], 0
+        if self.covered:
+            parts.append(_whole(q.float(), self.parts["exact_k"].float(), self.parts["exact_v"].float(), scale))
+        if tokens:
+            fetched = self._fetched(chunks, tokens)
+            moved = fetched.numel() * fetched.element_size()
+            k = self._built(chunks, tokens)
+            parts.append(_whole(q.float(), k.float(), fetched.to(k.device).float(), scale))
+        return merge(parts), moved
+
+    def _built(self, chunks: Tensor, tokens: int) -> Float[Tensor, "kv_heads tokens d"]:
+        """Keys anew; of the factors whole chunks are read, which lie side by side."""
+        low, basis, size = self.parts["low"], self.parts["basis"], self.score.chunk
+        rows = low.view(-1, size * low.shape[1]).index_select(0, chunks.flatten().to(low.device))
+        rows = rows.view(len(chunks), -1, low.shape[1])[:, :tokens]
+        found = rows @ basis.unflatten(1, (len(chunks), -1)).transpose(0, 1)
+        return turned(found, tokens_of(chunks, tokens, size), self.angles)
+
+    def _fetched(self, chunks: Tensor, tokens: int) -> Float[Tensor, "kv_heads tokens d"]:
+        """Values from host memory: whole chunks side by side, and of the last what is wanted."""
+        values, size = self.parts["values"], self.score.chunk
+        whole, left = divmod(tokens, size)
+        found = values.new_empty(len(values), tokens, values.shape[2])
+        for head, at in enumerate(chunks.cpu()):
+            width = size * values.shape[2]
+            torch.index_select(
+                values[head].view(-1, width), 0, at[:whole], out=found[head, : whole * size].view(whole, width)
+            )
+            if left:
+                found[head, whole * size :] = values[head, int(at[whole]) * size :][:left]
+        return found
 
     def crop(self, tokens: int) -> bool:
         """Keep the first `tokens`; False where that would cut into the shadow."""
@@ -134,6 +182,12 @@ class Shadow:
         self.index, rest = ChunkMeans(self.score, under("index-")), under("local-")
         self.local = RaggedStore(1, len(rest["length"]), rest["k"].shape[1], dtype=rest["k"].dtype)
         self.local.load(rest)
+
+
+def _whole(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Every query to all tokens of its key head."""
+    begin = torch.zeros(len(k), dtype=torch.int32)
+    return attend_ranges(q, k, v, begin, begin + k.shape[1], scale=scale)
 
 
 def factors(

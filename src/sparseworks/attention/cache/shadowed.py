@@ -10,6 +10,7 @@ from sparseworks.attention.cache.layer import KV_LAYERS, Call, KVLayer
 from sparseworks.attention.cache.ragged import among
 from sparseworks.attention.cache.shadow import Shadow, placeholder
 from sparseworks.attention.heads import Heads
+from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.scores.landmarks import Landmarks
 from sparseworks.attention.select import select
 from sparseworks.core.errors import ModelError
@@ -32,7 +33,7 @@ class ShadowedLayer(KVLayer):
 
     def begin(self, batch: int, kv_heads: int, d: int, like: Tensor) -> None:
         """No prompt yet."""
-        self.shadows = [Shadow(self.score, self.run.frequency) for _ in range(batch)]
+        self.shadows = [Shadow(self.score, self.run.angles) for _ in range(batch)]
 
     @property
     def score(self) -> Landmarks:
@@ -79,14 +80,30 @@ class ShadowedLayer(KVLayer):
             empty = placeholder(call.k, shadow.tokens)
             memory = {"index": shadow.index}
             heads = Heads(call.q[b : b + 1], empty, empty, scale=call.scale, layer=call.layer, memory=memory)
-            kept = select(heads, method)
-            pairs = kept.tokens(heads, slice(0, 1)).expand(1, heads.heads, -1, -1)[0, :, 0]
-            mask = pairs.unflatten(0, (heads.kv_heads, -1)).any(1)
-            outs.append(self._attended(call, b, mask)[0])
-            density += kept.density(heads)
-            self.read += int(mask.sum()) * 2 * call.k.shape[-1] * call.k.element_size() + shadow.index.nbytes
+            out, tokens, share = self._chosen(call, b, heads, method)
+            outs.append(out)
+            density += share
+            self.read += tokens * 2 * call.k.shape[-1] * call.k.element_size() + shadow.index.nbytes
         call.run.note(call.layer, "decode", density / len(outs))
         return torch.cat(outs)
+
+    def _chosen(self, call: Call, b: int, heads: Heads, method: AttentionMethod) -> tuple[Tensor, int, float]:
+        """What one sequence attends to, how many tokens of key heads that are, and their share of all."""
+        shadow = self.shadows[b]
+        found = self.score.chosen(heads, method, shadow.index)
+        if found is not None:
+            (out, _), moved = shadow.attend(call.q[b].detach(), *found, scale_of(call.scale, heads.d))
+            self.moved += moved
+            tokens = (
+                heads.kv_heads * found[1]
+                + heads.kv_heads * (heads.keys - shadow.covered)
+                + shadow.index.exact().numel()
+            )
+            return out[None].to(call.q.dtype), tokens, tokens / (heads.kv_heads * heads.keys)
+        kept = select(heads, method)
+        pairs = kept.tokens(heads, slice(0, 1)).expand(1, heads.heads, -1, -1)[0, :, 0]
+        mask = pairs.unflatten(0, (heads.kv_heads, -1)).any(1)
+        return self._attended(call, b, mask)[0], int(mask.sum()), kept.density(heads)
 
     def _attended(self, call: Call, b: int, mask: Bool[Tensor, "kv_heads tokens"]) -> tuple[Tensor, Tensor]:
         """Attention of the queries of a sequence to the tokens of each key head that the mask names."""
@@ -140,6 +157,6 @@ class ShadowedLayer(KVLayer):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of `state`."""
-        self.shadows = [Shadow(self.score, self.run.frequency) for _ in range(len(state["count"]))]
+        self.shadows = [Shadow(self.score, self.run.angles) for _ in range(len(state["count"]))]
         for b, shadow in enumerate(self.shadows):
             shadow.load({n.split("-", 2)[2]: t for n, t in state.items() if n.startswith(f"s-{b}-")})

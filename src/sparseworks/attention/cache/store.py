@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparseworks.core.errors import DtypeError, ShapeError
-from sparseworks.exec.attention import attend_tokens
+from sparseworks.exec.attention import attend_ranges, attend_tokens
 
 _ROOM = 16
 """Tokens of room behind a segment, at least; a thirty-second of what is held where that is more."""
@@ -49,7 +49,6 @@ class RaggedStore:
         self._k = torch.empty(0, d, dtype=dtype, device=device)
         self._v = torch.empty(0, d, dtype=dtype, device=device)
         self._at = torch.empty(0, dtype=torch.int32, device=device)
-        self._lists: tuple[Tensor, Tensor] | None = None
 
     @property
     def tokens(self) -> int:
@@ -93,6 +92,8 @@ class RaggedStore:
         want = (self.batch, self.kv_heads, k.shape[2], self.d)
         if tuple(k.shape) != want or v.shape != k.shape or tuple(positions.shape) != (want[0], want[2]):
             raise ShapeError(f"Keys and values should be {want}, got {tuple(k.shape)} and {tuple(v.shape)}.")
+        if real is None and k.shape[2] == 1:
+            return self._append_one(k, v, positions)
         stays = torch.ones(self.batch, k.shape[2], dtype=torch.bool) if real is None else real.cpu()
         count = stays.sum(1).repeat_interleave(self.kv_heads)
         self._reserve(count)
@@ -104,10 +105,22 @@ class RaggedStore:
             buffer[rows] = new.detach().reshape(*chosen.shape, self.d)[chosen.to(new.device)].to(buffer)
         at = positions[:, None].expand(-1, self.kv_heads, -1).reshape(*chosen.shape)
         self._at[rows] = at[chosen.to(at.device)].to(self._at)
-        self.length, self._lists = self.length + count, None
+        self.length = self.length + count
+
+    def _append_one(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
+        """A token for every segment."""
+        self._reserve(torch.ones_like(self.length))
+        rows = (self._start + self.length).to(self.device)
+        at = positions.repeat_interleave(self.kv_heads, 0)
+        for buffer, new in ((self._k, k), (self._v, v), (self._at, at)):
+            buffer.index_copy_(0, rows, new.detach().reshape(len(rows), *buffer.shape[1:]).to(buffer))
+        self.length = self.length + 1
 
     def keep(self, mask: Bool[Tensor, "batch kv_heads most"]) -> None:
-        """Of every segment keep the tokens marked; memory of the others is given back.
+        """Of every segment keep the tokens marked.
+
+        Few that go leave room behind their segment or before it, where tokens to come lie; where that were more than twice the room of a
+        fresh store, memory is given back.
 
         Raises:
             ShapeError: a mask of another shape, or one that keeps what is not there.
@@ -118,8 +131,31 @@ class RaggedStore:
         mask = mask.reshape(len(self.length), -1).cpu() & self.valid().reshape(len(self.length), -1)
         if mask.shape[1] and bool(mask.sum(1).eq(self.length).all()):
             return
+        count = mask.sum(1)
+        if len(self._k) <= int(count.sum()) + 2 * len(count) * _room(count):
+            self._close(mask, count)
+            return
         rows = (self._start[:, None] + torch.arange(mask.shape[1]))[mask]
-        self._rebuild(mask.sum(1), rows, _room(mask.sum(1)))
+        self._rebuild(count, rows, _room(count))
+
+    def _close(self, mask: Bool[Tensor, "segments most"], count: Int[Tensor, " segments"]) -> None:
+        """Close the gaps of every segment in place, by moving what lies before the last of them, or behind the first if that is less."""
+        place = torch.arange(mask.shape[1])
+        gone = ~mask & (place < self.length[:, None])
+        first = gone.byte().argmax(1)
+        last = mask.shape[1] - 1 - gone.flip(1).byte().argmax(1)
+        gaps = self.length - count
+        behind, before = self.length - first - gaps, last + 1 - gaps
+        right = before < behind
+        from_, to = torch.where(right, 0, first), torch.where(right, last + 1, self.length)
+        moving = mask & (place >= from_[:, None]) & (place < torch.where(gaps > 0, to, 0)[:, None])
+        segment, old = moving.nonzero().unbind(1)
+        rank = moving.cumsum(1)[segment, old] - 1
+        new = (self._start + from_ + torch.where(right, gaps, 0))[segment] + rank
+        old, new = ((x).to(self.device) for x in (self._start[segment] + old, new))
+        for buffer in (self._k, self._v, self._at):
+            buffer[new] = buffer[old]
+        self._start, self.length = self._start + torch.where(right, gaps, 0), count
 
     def set_values(self, values: Float[Tensor, "batch kv_heads most d"]) -> None:
         """Overwrite the values of all held tokens (merging); `values` as `padded` gives them."""
@@ -157,16 +193,40 @@ class RaggedStore:
             out.append(full.view(self.batch, self.kv_heads, -1, *buffer.shape[1:]))
         return out[0], out[1], out[2]
 
+    def sequence(self, b: int) -> tuple[Float[Tensor, "kv_heads held d"], Float[Tensor, "kv_heads held d"]]:
+        """Keys and values of a sequence whose heads hold equally many tokens; nothing is copied where their segments lie evenly.
+
+        Raises:
+            ShapeError: heads of different lengths.
+        """
+        own = slice(b * self.kv_heads, (b + 1) * self.kv_heads)
+        start, length = self._start[own].tolist(), self.length[own].tolist()
+        if min(length) != max(length):
+            raise ShapeError(f"The heads of sequence {b} hold {min(length)} to {max(length)} tokens, not equally many.")
+        apart = start[1] - start[0] if len(start) > 1 else 0
+        if any(s != start[0] + i * apart for i, s in enumerate(start)):
+            k, v = (torch.stack([x[s : s + length[0]] for s in start]) for x in (self._k, self._v))
+            return k, v
+        size, stride = (self.kv_heads, length[0], self.d), (apart * self.d, self.d, 1)
+        k, v = (x.as_strided(size, stride, start[0] * self.d) for x in (self._k, self._v))
+        return k, v
+
     def _views(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`padded` where no place is empty and segments have equal room: nothing is copied."""
-        size = len(self._k) // len(self.length)
-        if bool((self._start != torch.arange(len(self.length)) * size).any()):
+        """`padded` where no place is empty and segments lie evenly: nothing is copied."""
+        start = self._start.tolist()
+        apart = start[1] - start[0] if len(start) > 1 else 0
+        if any(s != start[0] + i * apart for i, s in enumerate(start)):
             rows = self._rows()
             parts = [b[rows].view(self.batch, self.kv_heads, -1, *b.shape[1:]) for b in (self._k, self._v, self._at)]
-        else:
-            shape = (self.batch, self.kv_heads, size)
-            parts = [b.view(*shape, *b.shape[1:])[:, :, : self._most()] for b in (self._k, self._v, self._at)]
-        return parts[0], parts[1], parts[2]
+            return parts[0], parts[1], parts[2]
+        lead = (self.batch, self.kv_heads, self._most())
+        k, v = (
+            b.as_strided(
+                (*lead, self.d), (apart * self.kv_heads * self.d, apart * self.d, self.d, 1), start[0] * self.d
+            )
+            for b in (self._k, self._v)
+        )
+        return k, v, self._at.as_strided(lead, (apart * self.kv_heads, apart, 1), start[0])
 
     def attend(
         self,
@@ -178,20 +238,17 @@ class RaggedStore:
         """Attention of every query to all tokens of its segment (or those `chosen`), and its log-sum-exp; no gradients."""
         batch, heads, new, d = q.shape
         stacked = q.reshape(len(self.length), heads // self.kv_heads * new, d)
-        ptr, idx = self._listed(chosen)
-        out, lse = attend_tokens(
-            stacked.to(self._k.dtype).contiguous(), self._k[None], self._v[None], ptr, idx, scale=scale
-        )
+        parts = stacked.to(self._k.dtype).contiguous(), self._k[None], self._v[None]
+        if chosen is None:
+            out, lse = attend_ranges(*parts, self._start, self._start + self.length, scale=scale)
+        else:
+            out, lse = attend_tokens(*parts, *self._listed(chosen), scale=scale)
         return out.view(q.shape).to(q.dtype), lse.view(batch, heads, new)
 
-    def _listed(self, chosen: Tensor | None) -> tuple[Tensor, Tensor]:
-        if chosen is not None:
-            mask = chosen.reshape(len(self.length), -1).cpu() & self.valid().reshape(len(self.length), -1)
-            rows = (self._start[:, None] + torch.arange(mask.shape[1]))[mask]
-            return F.pad(mask.sum(1).cumsum(0), (1, 0)).int(), rows.int()
-        if self._lists is None:
-            self._lists = F.pad(self.length.cumsum(0), (1, 0)).int(), self._rows().int()
-        return self._lists
+    def _listed(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        mask = chosen.reshape(len(self.length), -1).cpu() & self.valid().reshape(len(self.length), -1)
+        rows = (self._start[:, None] + torch.arange(mask.shape[1]))[mask]
+        return F.pad(mask.sum(1).cumsum(0), (1, 0)).int(), rows.int()
 
     # -- as a whole ---------------------------------------------------------------------------------------------------
 
@@ -218,7 +275,7 @@ class RaggedStore:
             raise ShapeError(f"The state does not fit {self.kv_heads} heads of size {self.d}.")
         self.length, self.batch = state["length"].clone(), len(state["length"]) // self.kv_heads
         self._k, self._v, self._at = (state[n].clone() for n in ("k", "v", "at"))
-        self._start, self._lists = F.pad(self.length.cumsum(0), (1, 0))[:-1], None
+        self._start = F.pad(self.length.cumsum(0), (1, 0))[:-1]
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
@@ -247,7 +304,7 @@ class RaggedStore:
             fresh = old.new_zeros(int(size.sum()), *old.shape[1:])
             fresh[to] = old[rows]
             setattr(self, name, fresh)
-        self.length, self._start, self._lists = length.clone(), start, None
+        self.length, self._start = length.clone(), start
 
 
 def _room(length: Int[Tensor, " segments"]) -> int:

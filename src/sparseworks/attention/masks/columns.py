@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sparseworks.attention.masks.base import MASKS, Extent, at_least
@@ -29,6 +30,10 @@ class Sink(ColumnMask):
     def below(self, x: Tensor, head: Tensor, extent: Extent) -> Tensor:
         """x, at most n."""
         return x.clamp(0, self.n)
+
+    def row(self, q: int, head: int, extent: Extent) -> Tensor:
+        """The first keys: their number says which."""
+        return torch.arange(self.row_bound(0, head, extent))
 
 
 @MASKS.register("stride")

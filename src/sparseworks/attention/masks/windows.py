@@ -58,6 +58,11 @@ class Window(OffsetMask):
         """x, at least 0 and at most n."""
         return x.clamp(0, self.n)
 
+    def row(self, q: int, head: int, extent: Extent) -> Tensor:
+        """The last keys up to q: they lie side by side, so that their number says which."""
+        end = min(q + 1, extent.keys)
+        return torch.arange(end - self.row_bound(q, head, extent), end)
+
 
 @MASKS.register("band")
 @dataclass(frozen=True)

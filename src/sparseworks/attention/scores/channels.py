@@ -21,6 +21,7 @@ class LabelCache(KeyIndex):
     """Parts: `channels` (kv_heads, r) and, for every token, its key there: `labels` (kv_heads, tokens, r), or their `codes`."""
 
     grows: ClassVar[tuple[str, ...]] = ("labels", "codes", "scale", "zero")
+    columns: ClassVar[tuple[str, ...]] = ("labels",)
 
     def begin(self, heads: Heads) -> None:
         """The channels of the calibration, or of the prompt."""
@@ -42,9 +43,10 @@ class LabelCache(KeyIndex):
     def product(self, q: Float[Tensor, "heads queries d"]) -> Float[Tensor, "heads queries tokens"]:
         """sum over the channels of q_c k_jc."""
         labels = self.parts["labels"].float() if not self.score.bits else decode(self.parts, self.score.bits)
-        group = q.shape[0] // len(labels)
-        at = self.parts["channels"].long().repeat_interleave(group, 0).unsqueeze(1).expand(-1, q.shape[1], -1)
-        return q.float().gather(2, at.to(q.device)) @ labels.repeat_interleave(group, 0).mT
+        rows = q.float().unflatten(0, (len(labels), -1)).flatten(1, 2)  # those of a group read the labels together
+        at = self.parts["channels"].long().unsqueeze(1).expand(-1, rows.shape[1], -1)
+        found = rows.gather(2, at.to(q.device)) @ labels.mT
+        return found.view(*q.shape[:2], -1)
 
 
 @ATTENTION_SCORES.register("channels")
@@ -73,6 +75,14 @@ class ChannelProduct(AttentionScore):
         """Approximate logits."""
         parts = [i.product(heads.q[b]) for b, i in enumerate(indices_of(self, heads))]
         return on_grid(torch.stack(parts) * heads.factor, heads, unit)
+
+    def row(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch lists columns"]:
+        """The mean of a group's scores is the score of its mean query: one product a key head."""
+        if self.shared != "mean" or unit.cols != 1:
+            return super().row(heads, unit)
+        q = heads.grouped(heads.q.detach().float(), "mean") * heads.factor
+        parts = [i.product(q[b])[None] for b, i in enumerate(indices_of(self, heads))]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[:, :, 0]
 
 
 def channel_weights(heads: Heads) -> Float[Tensor, "batch kv_heads d"]:

@@ -5,8 +5,20 @@ from __future__ import annotations
 from sparseworks.exec.attention.blocks import attend
 from sparseworks.exec.attention.cache import KeyValueCache
 from sparseworks.exec.attention.columns import attend_columns, peaks
+from sparseworks.exec.attention.largest import best, cut
 from sparseworks.exec.attention.merge import merge
 from sparseworks.exec.attention.pages import KeyPages
-from sparseworks.exec.attention.tokens import attend_tokens
+from sparseworks.exec.attention.tokens import attend_ranges, attend_tokens
 
-__all__ = ["KeyPages", "KeyValueCache", "attend", "attend_columns", "attend_tokens", "merge", "peaks"]
+__all__ = [
+    "KeyPages",
+    "KeyValueCache",
+    "attend",
+    "attend_columns",
+    "attend_ranges",
+    "attend_tokens",
+    "best",
+    "cut",
+    "merge",
+    "peaks",
+]

@@ -49,8 +49,9 @@ def check_lists(ptr: Tensor, idx: Tensor, lists: int, limit: int) -> None:
 
 
 def prepared(t: Tensor) -> Tensor:
-    """Contiguous float32, the head size padded with zeros to a multiple of `STEP`."""
-    return F.pad(t.detach().float(), (0, -t.shape[-1] % STEP)).contiguous()
+    """Contiguous float32, the head size padded with zeros to a multiple of `STEP`; what is so already is not copied."""
+    short = -t.shape[-1] % STEP
+    return (F.pad(t.detach().float(), (0, short)) if short else t.detach().float()).contiguous()
 
 
 def scale_of(scale: float | None, d: int) -> float:

@@ -87,14 +87,46 @@ struct Pages {
     int threads;
 };
 
-// List l (a head's, or a key head's) is idx[ptr[l]:ptr[l + 1]].
+// List l of `heads` (or of one head, where there are no more) is idx[begin[l]:end[l]], or without idx the tokens begin[l] .. end[l]
+// themselves. Keys and values of a key head begin `stride` floats after those of the one before.
 struct Tokens {
     const float *q, *k, *v;
-    const int32_t *ptr, *idx;
+    const int32_t *begin, *end, *idx;
     float *out, *lse;
-    int64_t heads, kv_heads, lists, queries, tokens, d;
+    int64_t heads, kv_heads, lists, queries, stride, d;
     float scale;
     int threads;
+};
+
+// Keys and values of segments as bitmaps, several pieces of tokens in each: `pieces` holds of every piece the addresses of bits, values
+// and pointers of K (tokens, d) and of V' (d, tokens), as `exec.formats.bitmask` lays them out, and the number of tokens.
+struct Bitmaps {
+    const float* q;         // (segments, queries, d)
+    const int64_t* pieces;  // (pieces, 7)
+    const int32_t* first;   // (segments + 1): pieces of a segment
+    float *out, *lse;
+    int64_t segments, queries, d;
+    bool half;  // bfloat16
+    float scale;
+    int threads;
+};
+
+// idx[r][0 .. counts[r]): the places of the keep[r] largest of row r, ascending; of those that tie the first. Infinite scores are among
+// them in any case, scores of -inf never.
+struct Best {
+    const float* scores;  // (rows, n)
+    const int32_t* keep;
+    int32_t *idx, *counts;  // (rows, n), (rows)
+    int64_t rows, n;
+    int threads;
+};
+
+// The largest limit that entries of a weight of `keep` in all reach, -inf where there is not so much.
+struct Cut {
+    const float* scores;
+    const int32_t* weight;
+    float* limit;
+    int64_t n, keep;
 };
 
 // The next token of `batch` sequences: its q and k are rotated by `angles`, k and v are written behind the `tokens` that `keys` and
@@ -118,6 +150,9 @@ SW_KERNEL(peaks, Peaks)
 SW_KERNEL(bound_pages, Pages)
 SW_KERNEL(attend_pages, Pages)
 SW_KERNEL(attend_tokens, Tokens)
+SW_KERNEL(attend_bitmaps, Bitmaps)
+SW_KERNEL(best, Best)
+SW_KERNEL(cut, Cut)
 SW_KERNEL(attend_next, Next)
 
 }  // namespace sparseworks

@@ -56,10 +56,28 @@ void run_pages(Address q, Address k, Address v, Address bounds, Address out, Add
     else SW_RUN(attend_pages, a);
 }
 
-void run_tokens(Address q, Address k, Address v, Address ptr, Address idx, Address out, Address lse, int64_t heads,
-                int64_t kv_heads, int64_t lists, int64_t queries, int64_t tokens, int64_t d, float scale, int threads) {
-    SW_RUN(attend_tokens, {at<float>(q), at<float>(k), at<float>(v), at<int32_t>(ptr), at<int32_t>(idx), to<float>(out),
-                           to<float>(lse), heads, kv_heads, lists, queries, tokens, d, scale, threads});
+// `idx` may be null: see `Tokens`.
+void run_tokens(Address q, Address k, Address v, Address begin, Address end, Address idx, Address out, Address lse, int64_t heads,
+                int64_t kv_heads, int64_t lists, int64_t queries, int64_t stride, int64_t d, float scale, int threads) {
+    SW_RUN(attend_tokens, {at<float>(q), at<float>(k), at<float>(v), at<int32_t>(begin), at<int32_t>(end), at<int32_t>(idx),
+                           to<float>(out), to<float>(lse), heads, kv_heads, lists, queries, stride, d, scale, threads});
+}
+
+void run_bitmaps(Address q, Address pieces, Address first, Address out, Address lse, int64_t segments, int64_t queries, int64_t d,
+                 bool half, float scale, int threads) {
+    SW_RUN(attend_bitmaps, {at<float>(q), at<int64_t>(pieces), at<int32_t>(first), to<float>(out), to<float>(lse), segments, queries,
+                            d, half, scale, threads});
+}
+
+void run_best(Address scores, Address keep, Address idx, Address counts, int64_t rows, int64_t n, int threads) {
+    SW_RUN(best, {at<float>(scores), at<int32_t>(keep), to<int32_t>(idx), to<int32_t>(counts), rows, n, threads});
+}
+
+float run_cut(Address scores, Address weight, int64_t n, int64_t keep) {
+    float limit = 0;
+    const Cut a{at<float>(scores), at<int32_t>(weight), &limit, n, keep};
+    SW_RUN(cut, a);
+    return limit;
 }
 
 // Addresses: q, k, v, cos, sin, mask, keys, values, out.
@@ -80,6 +98,9 @@ void bind_attention(nb::module_& m) {
     m.def("peaks", &run_peaks, free);
     m.def("pages", &run_pages, free);
     m.def("tokens", &run_tokens, free);
+    m.def("bitmaps", &run_bitmaps, free);
+    m.def("best", &run_best, free);
+    m.def("cut", &run_cut, free);
     m.def("next_token", &run_next, free);
 }
 

@@ -9,6 +9,24 @@ using sparseworks::kPage;
 
 constexpr float kNothing = -HUGE_VALF;
 
+constexpr int kKeys = 4;  // keys whose scores are made together
+
+// Adds q_n k_j to the scores of Q queries and four keys.
+template <int Q, class T>
+SW_INLINE void add_scores(const float* q, int64_t width, const T* const (&rows)[kKeys], float* score) {
+    Lanes sums[Q][kKeys];
+    each<Q>([&](auto n) { each<kKeys>([&](auto j) { sums[n][j] = zero(); }); });
+    for (int64_t c = 0; c < width; c += W) {
+        Lanes k[kKeys];
+        each<kKeys>([&](auto j) { k[j] = load(rows[j] + c); });
+        each<Q>([&](auto n) {
+            const Lanes x = load(q + n * width + c);
+            each<kKeys>([&](auto j) { sums[n][j] = multiply_add(x, k[j], sums[n][j]); });
+        });
+    }
+    each<Q>([&](auto n) { add_sums(sums[n], score + n * kPage); });
+}
+
 // Online softmax of one query.
 struct State {
     float* out;

@@ -1,5 +1,5 @@
-// Attention of few queries, bound by reading keys and values once: over pages whose keys are stored transposed, chosen by the
-// bounds of their keys, and over lists of tokens.
+// Attention of one query, bound by reading keys and values once: over pages whose keys are stored transposed, chosen by the bounds of
+// their keys.
 #include "../simd.h"
 #include "attention.h"
 #include "online.h"
@@ -158,46 +158,6 @@ void key_head(const Pages& a, int64_t kv) {
     for (int64_t h = 0; h < group; ++h) finish(states[h], a.d, a.out + (first + h) * a.d, a.lse + first + h);
 }
 
-void head_tokens(const Tokens& a, int64_t head) {
-    constexpr int64_t kAhead = 8;
-    const int64_t kv = head / (a.heads / a.kv_heads), list = a.lists == a.heads ? head : kv;
-    const float *k = a.k + kv * a.tokens * a.d, *v = a.v + kv * a.tokens * a.d;
-    float* memory = scratch.floats(a.queries * (a.d + 16) + kPage);
-    float* score = memory + a.queries * a.d;
-    State* states = reinterpret_cast<State*>(score + kPage);
-    for (int64_t n = 0; n < a.queries; ++n) {
-        states[n] = {memory + n * a.d, kNothing, 0};
-        for (int64_t c = 0; c < a.d; ++c) states[n].out[c] = 0;
-    }
-    const int32_t end = a.ptr[list + 1];
-    for (int32_t e = a.ptr[list]; e < end; e += kPage) {
-        const int32_t* idx = a.idx + e;
-        const int64_t count = end - e < kPage ? end - e : kPage;
-        for (int64_t n = 0; n < a.queries; ++n) {
-            const float* q = a.q + (head * a.queries + n) * a.d;
-            for (int64_t j = 0; j < count; ++j) {
-                if (n == 0 && e + j + kAhead < end) prefetch(k + static_cast<int64_t>(idx[j + kAhead]) * a.d, a.d);
-                if (n == 0) prefetch(v + static_cast<int64_t>(idx[j]) * a.d, a.d);
-                const float* row = k + static_cast<int64_t>(idx[j]) * a.d;
-                Lanes sums[kHalf];
-                each<kHalf>([&](auto i) { sums[i] = zero(); });
-                for (int64_t c = 0; c < a.d; c += 32) {
-                    each<kHalf>([&](auto i) {
-                        sums[i] = multiply_add(load(q + c + i * W), load(row + c + i * W), sums[i]);
-                    });
-                }
-                each<kHalf - 1>([&](auto i) { sums[0] += sums[i + 1]; });
-                score[j] = sum(sums[0]) * a.scale;
-            }
-            soften(states[n], score, count, a.d);
-            values(score, count, a.d, [&](int64_t j) { return v + static_cast<int64_t>(idx[j]) * a.d; }, states[n].out);
-        }
-    }
-    for (int64_t n = 0; n < a.queries; ++n) {
-        finish(states[n], a.d, a.out + (head * a.queries + n) * a.d, a.lse + head * a.queries + n);
-    }
-}
-
 }  // namespace
 
 void bound_pages(const Pages& a) {
@@ -214,10 +174,6 @@ void attend_pages(const Pages& a) {
         }
         key_head(a, kv);
     });
-}
-
-void attend_tokens(const Tokens& a) {
-    dynamic(a.heads, a.threads, [&](int64_t head) { head_tokens(a, head); });
 }
 
 }  // namespace sparseworks::SW_ISA

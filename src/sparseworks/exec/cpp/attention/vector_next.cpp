@@ -9,7 +9,6 @@ namespace {
 
 constexpr int64_t kStep = 16;  // `width` is a multiple of that
 constexpr int kStepLanes = 16 / W;
-constexpr int kKeys = 4;  // keys whose scores are made together
 
 thread_local Scratch scratch;
 
@@ -39,22 +38,6 @@ SW_INLINE void rotate(const Next& a, int64_t sequence, const float* x, float sca
         put(to + half + i, (x[half + i] * cos[half + i] + x[i] * sin[half + i]) * scale);
     }
     for (int64_t i = a.d; i < a.width; ++i) put(to + i, 0.0f);
-}
-
-// Adds q_n k_j to the scores of Q queries and four keys.
-template <int Q, class T>
-SW_INLINE void add_scores(const float* q, int64_t width, const T* const (&rows)[kKeys], float* score) {
-    Lanes sums[Q][kKeys];
-    each<Q>([&](auto n) { each<kKeys>([&](auto j) { sums[n][j] = zero(); }); });
-    for (int64_t c = 0; c < width; c += W) {
-        Lanes k[kKeys];
-        each<kKeys>([&](auto j) { k[j] = load(rows[j] + c); });
-        each<Q>([&](auto n) {
-            const Lanes x = load(q + n * width + c);
-            each<kKeys>([&](auto j) { sums[n][j] = multiply_add(x, k[j], sums[n][j]); });
-        });
-    }
-    each<Q>([&](auto n) { add_sums(sums[n], score + n * kPage); });
 }
 
 // Adds weight_n,j v_j to N vectors of the sums of Q queries.
