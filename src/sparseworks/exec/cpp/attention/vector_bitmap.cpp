@@ -10,7 +10,7 @@ namespace {
 constexpr int kFour = 4;          // queries
 constexpr int64_t kAhead = 1024;  // bytes of values fetched ahead; beyond the end a prefetch does nothing
 
-constexpr int64_t kNext = 256;    // the same of one channel
+constexpr int64_t kNext = 512;    // the same of one channel
 
 thread_local Scratch scratch;
 
