@@ -15,7 +15,7 @@ from sparseworks.attention.choosing import choose, units_of
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept
 from sparseworks.attention.masks.base import Extent, Mask, Span
-from sparseworks.core.budget import Budget, Threshold
+from sparseworks.core.budget import Budget, Count, Density, Threshold
 from sparseworks.core.pattern import Pattern, Tile
 from sparseworks.core.select import top
 
