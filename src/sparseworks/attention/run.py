@@ -12,6 +12,7 @@ from sparseworks.attention.kept import Kept, Output, attend_kept, attend_with_bi
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.select import forced, select
 from sparseworks.core.errors import ShapeError
+from sparseworks.core.pattern import WHOLE
 
 
 def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kept | None]:
@@ -61,10 +62,10 @@ def dense_attention(heads: Heads) -> Output:
 
 def _kept(heads: Heads, method: AttentionMethod) -> Kept:
     last = _grown(heads.memory.get("kept"), heads, method)
-    fits = last is not None and tuple(last.mask.shape[-2:]) == heads.grid(last.unit)
+    fits = last is not None and tuple(last.mask.shape[-2:]) == last.grid(heads)
     again = method.schedule.selects(heads)
     if last is not None and fits and not again:
-        return last
+        return last if heads.clusters is None else replace(last, clusters=heads.clusters)
     kept = select(heads, method)
     heads.memory["kept"] = kept
     return kept
@@ -91,6 +92,8 @@ def _ordered(heads: Heads, method: AttentionMethod) -> tuple[Heads, Tensor | Non
         raise ShapeError(f"Method {method.name!r} reorders tokens, which a causal call does not allow.")
     queries, keys = found
     moved = heads.with_(q=_taken(heads.q, queries), k=_taken(heads.k, keys), v=_taken(heads.v, keys))
+    if method.order is not None and method.pattern.unit == WHOLE:
+        moved = moved.with_(clusters=method.order.cut(heads))
     return moved, queries.argsort(-1)
 
 
