@@ -10,7 +10,16 @@ from sparseworks.attention.masks import Elastic, PerHead, Sink, Window
 from sparseworks.attention.profile import measure_influence
 from sparseworks.attention.score import AttentionScore
 from sparseworks.attention.scores import Coverage
-from sparseworks.attention.spans import Rule, choose_spans, influence, rules, span_costs, with_spans
+from sparseworks.attention.spans import (
+    Rule,
+    choose_spans,
+    influence,
+    rules,
+    span_costs,
+    span_plans,
+    validated,
+    with_spans,
+)
 from sparseworks.attention.timing import Always
 from sparseworks.core.errors import BudgetError, PatternError, ShapeError
 from sparseworks.core.pattern import Pattern, Tile
@@ -69,6 +78,44 @@ def test_the_plan_is_the_cheapest_of_all_within_the_density():
     assert len(rules()) == 35
     with pytest.raises(BudgetError):
         choose_spans({24: costs}, grid, 0.01, sink=1)
+
+
+def test_plans_are_on_the_front_of_all_that_fit_every_length():
+    """Near heads are cheap at short lengths and dear at the long one, so that lengths want different plans."""
+    g = torch.Generator().manual_seed(1)
+    grid = [Rule(a, b) for a in (0, 4) for b in (0.125, 0.25, 0.5, 1.0)]
+    costs = {}
+    for n in (16, 32):
+        weights = torch.rand(3, n, n, generator=g).tril()
+        gap = torch.arange(n)[:, None] - torch.arange(n)
+        weights[n // 16] *= 0.02 + 0.98 * (gap < 3)  # another head looks near at each length
+        costs[n] = span_costs(weights, grid, sink=1)
+    bounds = {16: 0.7, 32: 0.6, 64: 0.55}  # the last is not profiled
+    kept = {n: [float(r.mask(1).pairs(n, n)[0].sum()) / (n * (n + 1) / 2) for r in grid] for n in bounds}
+    fits, values = [], []
+    for p in np.ndindex(*[len(grid)] * 3):
+        if all(sum(kept[n][i] for i in p) <= 3 * bounds[n] + 1e-9 for n in bounds):
+            fits.append(p)
+            values.append([sum(costs[n][h, i] for h, i in enumerate(p)) for n in costs])
+    values = np.array(values)
+    plans = span_plans(costs, grid, bounds, sink=1)
+    assert len(plans) >= 3 and len({p.rules for p in plans}) == len(plans)
+    for plan in plans:
+        mine = [plan.costs[n] for n in costs]
+        at = fits.index(tuple(grid.index(r) for r in plan.rules))
+        assert values[at] == pytest.approx(mine)
+        assert not ((values < np.array(mine) - 1e-9).all(1)).any()
+        for n in bounds:
+            share = sum(kept[n][grid.index(r)] for r in plan.rules) / 3
+            assert plan.densities[n] == pytest.approx(share) and share <= bounds[n] + 1e-9
+    for i, n in enumerate(costs):  # the ends of the front
+        assert min(p.costs[n] for p in plans) == pytest.approx(values[:, i].min())
+    best = validated(plans, lambda p: p.costs[16])
+    assert best.costs[16] == min(p.costs[16] for p in plans)
+    assert {r.alpha for p in plans for r in p.rules} == {0, 4}
+    for wrong in (lambda: span_plans(costs, grid, 0.01, sink=1), lambda: span_plans(costs, grid, points=1), lambda: validated([], len)):  # fmt: skip
+        with pytest.raises(BudgetError):
+            wrong()
 
 
 @pytest.fixture(scope="module")
