@@ -235,7 +235,7 @@ def mirrored(seed):
     return x, torch.cat([half, other]), mark, hidden
 
 
-def copied(make, seed, steps=100):
+def copied(make, seed, steps=150):
     """Share of right marks in other volumes after training, and the share of pairs computed."""
     torch.manual_seed(seed)
     model = Copier(make)
@@ -256,13 +256,35 @@ def copied(make, seed, steps=100):
     return right, density
 
 
-def changed(method, **parts):
-    """Modules of a method with functions of theirs replaced."""
+def without_blocks(method):
+    """Modules whose branch of chosen blocks says nothing, and costs as much as ever."""
 
     def make(sizes):
         module = method.build(sizes)
-        for name, function in parts.items():
-            setattr(module, name, function(getattr(module, name)))
+        whole = module.branches
+
+        def branches(x, voxels):
+            (few, blocks, windows), pairs = whole(x, voxels)
+            return [few, torch.zeros_like(blocks), windows], pairs
+
+        module.branches = branches
         return module
 
     return make
+
+
+FAR = sw.method("spatial_sparse_attention", cube=4, block=4, keep=1, window=4)
+
+
+@pytest.fixture(scope="module")
+def windows():
+    """Windows of twice the side beside the means of cubes: those say at most seven of ten marks."""
+    return copied(without_blocks(FAR.with_(window=8)), 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_chosen_blocks_find_what_lies_far_off_where_larger_windows_do_not(windows, seed):
+    """Four seeds: .88 to 1.00 with 28 % of the pairs, without the blocks .22 to .72 with 41 %."""
+    sparse, density = copied(FAR.build, seed)
+    assert density < 0.3 < 0.39 < windows[1]
+    assert sparse > 0.8 and windows[0] < 0.75
