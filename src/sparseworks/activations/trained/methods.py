@@ -183,8 +183,8 @@ add(
         ),
         catalog=(81,),
         claims="Image tokens in the tail of similarities to the class token leave, as many as the image's own elbow says. No training.",
-        when="A vision transformer with a class token, and images of which parts say nothing.",
-        when_not="Similarities fall evenly: then there is no elbow, and all tokens stay. In a small transformer of digits, before its second block, random tokens did better in two of three runs.",
+        when="An encoder whose class token is like the tokens of what it shows hands all its tokens, after its last block, to a language model.",
+        when_not="Similarities fall evenly: then there is no elbow, and all tokens stay. Or the encoder is small: a reader of the last tokens of three transformers of digits was right for .94, .92 and .81 of them by the elbow, .92, .86 and .82 by as many random tokens, .93, .90 and .86 by all; before the second block random tokens did better in two of three. In small transformers with digits in noise the tokens of the digit were those least like the class token.",
     )
 )
 
