@@ -136,7 +136,7 @@ def span_plans(
     plans = _solved(costs, grid, bounds, sink, weights)
     values = np.array([[p.costs[n] for n in costs] for p in plans])
     beaten = (values[:, None] <= values).all(-1) & (values[:, None] < values).any(-1)
-    return [p for p, lost in zip(plans, beaten.any(0), strict=True) if not lost]
+    return [p for p, lost in zip(plans, np.any(beaten, axis=0).tolist(), strict=True) if not lost]
 
 
 def validated(plans: Sequence[Plan], loss: Callable[[Plan], float]) -> Plan:
