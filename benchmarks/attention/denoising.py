@@ -64,6 +64,7 @@ def video_methods() -> Iterator[tuple[str, AttentionMethod]]:
         yield f"{what}, every step", sw.method("draft_attention", pattern=BLOCK_OF_ALL, density=density, order={"cells": {"height": 4, "width": 4}}, schedule=LATE)  # fmt: skip
         yield f"{what}, every step", sw.method("sparse_videogen", pattern=BLOCK_OF_ALL, density=density, schedule=LATE)
         yield f"{what}, every step", sw.method("svg_ear", pattern=BLOCK_OF_ALL, density=density, schedule=LATE)
+        yield f"{what}, whole clusters", sw.method("svg_ear", density=density, schedule=LATE)
         yield f"mass {density}, every step", sw.method("psa", pattern=blocks(32, 16), budget=Mass(density), schedule=LATE)  # fmt: skip
         yield what, sw.method("pooled_blocks", score=None, always=Band(int(256 * density)), pattern=BLOCK, schedule=LATE).with_(name="band")  # fmt: skip
     for bits in (-10.0, -3.0, -1.0):

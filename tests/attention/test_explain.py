@@ -53,6 +53,8 @@ def test_a_dense_model_keeps_everything_and_a_sparse_one_what_it_says():
         explain(model, ids[:, :1], "oracle_blocks")
     with pytest.raises(RecipeError, match="decoding only"):
         explain(model, ids, "quest")
+    with pytest.raises(RecipeError, match="no places of a map"):
+        explain(model, ids, "svg_ear")
 
 
 def test_the_command_writes_a_page_and_plain_data(tmp_path):

@@ -15,7 +15,7 @@ from sparseworks.attention.kept import Kept
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.scores.exact import block_mass
 from sparseworks.core.errors import CalibrationError, RecipeError
-from sparseworks.core.pattern import Tile
+from sparseworks.core.pattern import WHOLE, Tile
 from sparseworks.core.select import top
 
 CELLS = 48
@@ -68,7 +68,7 @@ def explain(model: nn.Module, ids: Int[Tensor, "1 tokens"], method: AttentionMet
 
     Raises:
         CalibrationError: no tokens, or several texts.
-        RecipeError: a method that leaves reading dense.
+        RecipeError: a method that leaves reading dense, or that keeps clusters.
         ModelError: a model without layers of attention, see `sw.attention`.
     """
     if ids.dim() != 2 or len(ids) != 1 or ids.shape[1] < 2:
@@ -89,6 +89,10 @@ def explain(model: nn.Module, ids: Int[Tensor, "1 tokens"], method: AttentionMet
     method = AttentionMethod.of(method)
     if "prefill" not in method.phases:
         raise RecipeError(f"Method {method.name!r} acts while decoding only; a text is explained as it is read.")
+    if method.order is not None and method.pattern.unit == WHOLE:
+        raise RecipeError(
+            f"Method {method.name!r} keeps clusters, which are no places of a map; give it `pattern=blocks(64)`."
+        )
     with attention(model, method) as run:
         run.watch = look
         model(ids)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparseworks.attention.clusters import Clusters
 from sparseworks.core.errors import ShapeError
 from sparseworks.core.pattern import Tile
 from sparseworks.exec.attention.checks import check_heads, scale_of
@@ -49,6 +50,7 @@ class Heads:
         layer, layers: which of how many.
         step, steps: which denoising step of how many, where there are any.
         clip: the grid on which the tokens lie, where there is one.
+        clusters: the units, where an order made ragged ones.
         prompt: tokens that are given, the first ones, to a model that denoises the others.
         hidden: what the layer's projections read, where the caller knows it.
         module: the attention module, where there is one.
@@ -70,6 +72,7 @@ class Heads:
     step: int = 0
     steps: int = 1
     clip: Clip | None = None
+    clusters: Clusters | None = None
     prompt: int = 0
     hidden: Float[Tensor, "batch tokens width"] | None = None
     module: nn.Module | None = None

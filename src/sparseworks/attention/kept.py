@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparseworks.attention.clusters import Clusters, members
 from sparseworks.attention.compact import attend_compact
 from sparseworks.attention.heads import Heads
 from sparseworks.core.errors import ShapeError
@@ -33,12 +34,14 @@ class Kept:
         unit: `Tile(64, 64)` blocks, `Tile(128, 1)` columns of a query block, `Tile(1, 16)` pages of a query, `Tile(None, 1)` a
             set of keys, ...
         queries: those that attend at all (the others give zeros and -inf); None: all.
+        clusters: the units, where they are ragged; the mask is over them then.
         rest: what was computed besides for the units left out, in pairs, see `Rest.cost`; None: nothing.
     """
 
     mask: Bool[Tensor, "batch heads rows columns"]
     unit: Tile
     queries: Bool[Tensor, "batch heads queries"] | None = None
+    clusters: Clusters | None = None
     rest: Float[Tensor, "batch heads"] | None = None
 
     @property
@@ -50,6 +53,10 @@ class Kept:
     def support(self) -> Support:
         """The same as a `Support`."""
         return Support.from_mask(self.mask)
+
+    def grid_of(self, heads: Heads) -> tuple[int, int]:
+        """Rows and columns of units that a call has."""
+        return heads.grid(self.unit) if self.clusters is None else self.clusters.grid
 
     def density(self, heads: Heads) -> float:
         """Computed pairs over allowed pairs, counted: the kept ones, and what a rest spent in their terms."""
@@ -81,7 +88,9 @@ class Kept:
 
     def pairs(self, heads: Heads) -> Float[Tensor, "batch heads"]:
         """Kept pairs of every head."""
-        if self.queries is None:
+        if self.clusters is not None:
+            found = (self.mask * self.clusters.pairs()).sum((-2, -1), dtype=torch.float64)
+        elif self.queries is None:
             found = self._pairs_of_units(heads).double()
         else:  # row by row of units, since only some queries attend
             rows = heads.rows_of(self.unit.rows or 256)
@@ -101,15 +110,17 @@ class Kept:
     def check(self, heads: Heads) -> None:
         """Raise ShapeError unless this lies on the grid of `heads`."""
         batch, some, *grid = self.mask.shape
-        if tuple(grid) != heads.grid(self.unit) or batch not in (1, heads.batch) or some not in (1, heads.heads):
+        if tuple(grid) != self.grid_of(heads) or batch not in (1, heads.batch) or some not in (1, heads.heads):
             raise ShapeError(
                 f"Units of {self.unit} over {heads.queries} queries and {heads.keys} keys form a grid of "
-                f"({heads.batch} or 1, {heads.heads} or 1, {', '.join(map(str, heads.grid(self.unit)))}); "
+                f"({heads.batch} or 1, {heads.heads} or 1, {', '.join(map(str, self.grid_of(heads)))}); "
                 f"the mask is {tuple(self.mask.shape)}."
             )
 
     def tokens(self, heads: Heads, rows: slice) -> Bool[Tensor, "batch heads rows keys"]:
         """The pairs of some queries as a mask over keys, those of the future left out."""
+        if self.clusters is not None:
+            return self._of_clusters(heads, rows)
         at, wide = (t.to(self.mask.device) for t in heads.unit_of(self.unit))
         mask = self.mask[:, :, at[rows]]
         mask = mask if self.unit.cols == 1 else mask[..., wide]
@@ -120,11 +131,18 @@ class Kept:
         place = torch.arange(heads.offset, heads.offset + heads.queries, device=mask.device)[rows]
         return mask & (torch.arange(heads.keys, device=mask.device) <= place[:, None])
 
+    def _of_clusters(self, heads: Heads, rows: slice) -> Bool[Tensor, "batch heads rows keys"]:
+        assert self.clusters is not None
+        at, wide = members(self.clusters.rows, heads.queries)[..., rows], members(self.clusters.wide(), heads.keys)
+        mask = self.mask.expand(*at.shape[:2], -1, -1)
+        mask = mask.gather(2, at.unsqueeze(-1).expand(-1, -1, -1, mask.shape[-1]))
+        return mask.gather(3, wide.unsqueeze(2).expand(-1, -1, mask.shape[2], -1))
+
 
 def attend_kept(heads: Heads, kept: Kept) -> Output:
     """softmax over the kept pairs times v, and its log-sum-exp; the way is chosen by the shape of the units.
 
-    Blocks of a common size of at least 16: the block kernel. Units of one query: lists of tokens. A set of queries: compacted.
+    Clusters: the queries of one over the keys of its own. Blocks of a common size of at least 16: the block kernel. Units of one query: lists of tokens. A set of queries: compacted.
     Anything else: the keys of a row of units, gathered. Differentiable where gradients are wanted (lists and rows of units are then masked).
 
     Raises:
@@ -154,6 +172,8 @@ def attend_with_bias(heads: Heads, kept: Kept, bias: Float[Tensor, "batch kv_hea
 
 
 def _way(heads: Heads, kept: Kept, wants: bool) -> Callable[[Heads, Kept], Output]:
+    if kept.clusters is not None:
+        return attend_clusters
     if _block(kept.unit):
         return attend_blocks
     if wants:
@@ -232,6 +252,25 @@ def attend_sets(heads: Heads, kept: Kept) -> Output:
     if queries is None:
         queries = torch.ones(1, 1, heads.queries, dtype=torch.bool, device=heads.q.device)
     return attend_compact(heads, queries, kept.mask[:, :, 0])
+
+
+def attend_clusters(heads: Heads, kept: Kept) -> Output:
+    """The queries of each cluster over the keys that it keeps, gathered once for all of them."""
+    assert kept.clusters is not None
+    wide = torch.promote_types(heads.q.dtype, torch.float32)
+    keys = members(kept.clusters.wide(), heads.keys)
+    outs, lses = [], []
+    for b in range(heads.batch):
+        for h in range(heads.heads):
+            k, v = (t[b, h // heads.group].to(wide) for t in (heads.k, heads.v))
+            mask = kept.mask[b, h][:, keys[b, h]]
+            for row, q in enumerate(heads.q[b, h].to(wide).split(kept.clusters.rows[b, h].tolist())):
+                own = mask[row].nonzero()[:, 0]
+                out, lse = softmax_attend(q, k[own], v[own], torch.ones_like(own, dtype=torch.bool), heads.factor)
+                outs.append(out)
+                lses.append(lse)
+    shape = heads.q.shape[:3]
+    return torch.cat(outs).view(*shape, -1).to(heads.q.dtype), torch.cat(lses).view(shape)
 
 
 def attend_masked(heads: Heads, kept: Kept) -> Output:

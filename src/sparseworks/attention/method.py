@@ -41,6 +41,11 @@ def pages(keys: int = 16) -> Pattern:
     return Pattern(unit=Tile(1, keys), group=ROW)
 
 
+def clusters() -> Pattern:
+    """Whole clusters of an order that makes some, of whatever size they are; those of a head compete."""
+    return Pattern(unit=WHOLE, group=WHOLE)
+
+
 @dataclass(frozen=True)
 class AttentionMethod(Published):
     """score x pattern x budget, what is kept in any case, what stands in for the rest, and when.
@@ -109,4 +114,4 @@ def add(name: str, score: AttentionScore | None, source: Source, claims: str, **
     return method
 
 
-__all__ = ["ELEMENT", "ROW", "WHOLE", "AttentionMethod", "add", "blocks", "pages", "stripes"]
+__all__ = ["ELEMENT", "ROW", "WHOLE", "AttentionMethod", "add", "blocks", "clusters", "pages", "stripes"]

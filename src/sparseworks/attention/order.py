@@ -7,6 +7,7 @@ from typing import ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
+from sparseworks.attention.clusters import Clusters
 from sparseworks.attention.heads import Heads
 from sparseworks.core.registry import Registry
 
@@ -23,3 +24,7 @@ class Order:
     ) -> tuple[Int[Tensor, "batch heads queries"], Int[Tensor, "batch kv_heads keys"]] | None:
         """Position -> token, of queries and of keys (batch and heads may be 1); None: as they are."""
         raise NotImplementedError
+
+    def cut(self, heads: Heads) -> Clusters | None:
+        """What it has put side by side at the last call, for methods whose unit is a whole cluster; None: it makes no clusters."""
+        return None

@@ -13,6 +13,7 @@ from sparseworks.attention.listed import Listed
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.select import forced, select
 from sparseworks.core.errors import ShapeError
+from sparseworks.core.pattern import WHOLE
 
 
 def sparse_attention(heads: Heads, method: AttentionMethod) -> tuple[Output, Kept | None]:
@@ -63,8 +64,8 @@ def dense_attention(heads: Heads) -> Output:
 def _kept(heads: Heads, method: AttentionMethod) -> Kept:
     if not method.schedule.selects(heads):
         last = _grown(heads.memory.get("kept"), heads, method)
-        if last is not None and last.grid == heads.grid(last.unit):
-            return last
+        if last is not None and last.grid == last.grid_of(heads):
+            return last if heads.clusters is None else replace(last, clusters=heads.clusters)
     kept = select(heads, method)
     heads.memory["kept"] = kept
     return kept
@@ -92,6 +93,8 @@ def _ordered(heads: Heads, method: AttentionMethod) -> tuple[Heads, Tensor | Non
         raise ShapeError(f"Method {method.name!r} reorders tokens, which a causal call does not allow.")
     queries, keys = found
     moved = heads.with_(q=_taken(heads.q, queries), k=_taken(heads.k, keys), v=_taken(heads.v, keys))
+    if method.order is not None and method.pattern.unit == WHOLE:
+        moved = moved.with_(clusters=method.order.cut(heads))
     return moved, queries.argsort(-1)
 
 

@@ -16,6 +16,7 @@ from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept
 from sparseworks.attention.masks.base import Extent, Mask, Span
 from sparseworks.core.budget import Budget, Count, Density, Threshold
+from sparseworks.core.errors import BudgetError, NonFiniteError
 from sparseworks.core.pattern import Pattern, Tile
 from sparseworks.core.select import top
 
@@ -32,6 +33,8 @@ def select(heads: Heads, method: AttentionMethod) -> Kept:
         BudgetError: a budget that means nothing here.
         NonFiniteError: NaN scores.
     """
+    if heads.clusters is not None:
+        return select_clusters(heads, method)
     unit, listed = method.pattern.unit, choose(heads, method)
     if listed is not None:
         return listed
@@ -54,6 +57,31 @@ def select(heads: Heads, method: AttentionMethod) -> Kept:
         mask = mask | (whole[..., None, None] & allowed)
     kept = Kept(_no_row_empty(mask, allowed), unit)
     return kept if method.score is None else replace(kept, queries=method.score.attending(heads, kept))
+
+
+def select_clusters(heads: Heads, method: AttentionMethod) -> Kept:
+    """The same where units are ragged clusters: greedily by score per key, until a density of the pairs is spent; every row keeps one.
+
+    Scores are of one query, so that score x queries over pairs, which are queries x keys, is gained per pair.
+
+    Raises:
+        BudgetError: no score, a mask that is always kept, or a budget other than a density.
+    """
+    clusters, score = heads.clusters, method.score
+    assert clusters is not None
+    if score is None or method.always is not None or not isinstance(method.budget, Density):
+        raise BudgetError(f"Clusters are kept by a score and a density of the pairs; got {method.composition}.")
+    scores = score(heads, method.pattern.unit).expand(heads.batch, heads.heads, *clusters.grid)
+    if bool(scores.isnan().any()):
+        raise NonFiniteError(f"{method.name}: the scores of layer {heads.layer} hold NaN.")
+    pairs, wide = clusters.pairs(), clusters.wide().unsqueeze(-2)
+    gain = torch.where(wide > 0, scores / wide.clamp(min=1), -torch.inf)
+    order = gain.flatten(2).argsort(dim=-1, descending=True, stable=True)
+    spent = pairs.flatten(2).gather(-1, order).cumsum(-1)
+    taken = spent <= round(method.budget.value * heads.queries * heads.keys)
+    mask = torch.zeros_like(taken).scatter(-1, order, taken).view_as(gain)
+    best = torch.zeros_like(mask).scatter(-1, gain.argmax(-1, keepdim=True), True)
+    return Kept(torch.where(mask.any(-1, keepdim=True), mask, best), method.pattern.unit, clusters=clusters)
 
 
 def keep(

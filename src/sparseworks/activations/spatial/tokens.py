@@ -21,7 +21,8 @@ from sparseworks.core.select import top
 class ElbowTokens(Activation):
     """Token j stays if cos(x_j, x_cls) is among the largest, as many as the budget says from the sorted similarities of its image.
 
-    The class token is the first and always stays. Called on a sequence it zeroes the others; `compact` shortens it.
+    The class token is the first and always stays. Called on a sequence it zeroes the others; `compact` shortens it. The sequence is
+    what leaves the last block of an encoder: earlier, class tokens of small transformers are unlike the tokens that matter.
 
     Source: Yu et al., 2024, arXiv 2409.01162, its first pruning: the long tail of similarities to the class token.
     """

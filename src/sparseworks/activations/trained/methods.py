@@ -105,7 +105,6 @@ add(
     TrainedMethod(
         "sparsevit",
         WindowMagnitude(0.6),
-        status="experimental",
         source=Source(
             "Chen et al.",
             2023,
@@ -114,8 +113,8 @@ add(
         ),
         catalog=(139,),
         claims="Windows of low magnitude skip the blocks of a stage; ratios by search with one model that was trained at random ones; half the time at 60 %.",
-        when="Images at high resolution of which most is background, and a transformer that attends in windows.",
-        when_not="Small maps, whose gathering costs as much as what it saves, or attention across all tokens. On small scenes windows of largest magnitude did far better than random ones and searched ratios no better than uniform, but images of half the side, at less work, did better still.",
+        when="Images at high resolution of which most is background while what matters is fine, and a transformer that attends in windows. Fine print in noise was read right by 91 to 98 % with 60 % of the windows left out, by 25 to 61 % in smaller images at more work (three seeds).",
+        when_not="Small maps, whose gathering costs as much as what it saves, or attention across all tokens. What is looked for survives in a smaller image: digits in dim noise at half the side did better still, at less work, and searched ratios no better than uniform ones.",
     )
 )
 
@@ -184,8 +183,8 @@ add(
         ),
         catalog=(81,),
         claims="Image tokens in the tail of similarities to the class token leave, as many as the image's own elbow says. No training.",
-        when="A vision transformer with a class token, and images of which parts say nothing.",
-        when_not="Similarities fall evenly: then there is no elbow, and all tokens stay. In a small transformer of digits, before its second block, random tokens did better in two of three runs.",
+        when="An encoder whose class token is like the tokens of what it shows hands all its tokens, after its last block, to a language model.",
+        when_not="Similarities fall evenly: then there is no elbow, and all tokens stay. Or the encoder is small: a reader of the last tokens of three transformers of digits was right for .94, .92 and .81 of them by the elbow, .92, .86 and .82 by as many random tokens, .93, .90 and .86 by all; before the second block random tokens did better in two of three. In small transformers with digits in noise the tokens of the digit were those least like the class token.",
     )
 )
 

@@ -109,8 +109,9 @@ add_cache(
     "Half of the budget for the most recent tokens, half for those that the last few queries attended to.",
     budget=Density(0.2),
     catalog=(124,),
-    status="experimental",
-    when="What matters moves during generation: sums over the whole history would hold on to what mattered once.",
+    when="What matters moves during generation: sums over the whole history hold on to what mattered once. A small model that asks a "
+    "table for other keys than before answered 96 to 98 % at a fifth of its cache, with sums over the history or the window alone at "
+    "most 13 % (three seeds).",
     when_not="A token is needed again after long silence: by then it is gone. A small language model at a tenth of its cache lost 3.15 "
     "nats, with sums over the whole history 3.21, but with the window alone 3.12; second questions of a prompt it answered less often "
     "than `h2o` (.75 beside .97).",

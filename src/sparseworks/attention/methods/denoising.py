@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparseworks.attention.masks import Window
-from sparseworks.attention.method import ROW, WHOLE, add, blocks
+from sparseworks.attention.method import ROW, WHOLE, add, blocks, clusters
 from sparseworks.attention.orders import Cells, HeadLayout, Semantic
 from sparseworks.attention.rests import Centroids, Conditional, Pyramid, RandomFeatures
 from sparseworks.attention.scores import CentroidError, Collisions, DraftMap, HeadModes, Nearness, SampledMass
@@ -51,15 +51,16 @@ add(
     "svg_ear",
     CentroidError(),
     Source("Zhou et al.", 2026, "2603.08982", "SVG-EAR"),
-    "Clusters of alike keys are replaced by their means; those for which that is most wrong are computed.",
-    pattern=blocks(64, group=WHOLE),
+    "Clusters of alike keys, of whatever size, are replaced by their means; pairs of clusters for which that is most wrong are computed.",
+    pattern=clusters(),
     budget=Density(0.2),
     order=Semantic(32),
     rest=Centroids(),
     schedule=From(steps=0.1),
     catalog=(315,),
     when="Tokens form clusters, and skipping costs more than a mean does.",
-    when_not="A call is causal (tokens are reordered), or keys are all alike and skipping does no harm.",
+    when_not="A call is causal (tokens are reordered), or keys are all alike and skipping does no harm. Clusters are read one after the "
+    "other, by no kernel: where time counts on a CPU, units of one size (`pattern=blocks(64, group=WHOLE)`) are cut out of the same order.",
 )
 add(
     "psa",

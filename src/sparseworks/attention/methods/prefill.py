@@ -117,8 +117,10 @@ add(
     always=Sink(64) | Elastic(0, 0.25),
     phases=("prefill", "decode"),
     catalog=(66,),
-    when="Calibration text is at hand: `attention.spans` chooses the rules; heads differ in how far they look.",
-    when_not="Rules are not chosen: all heads then have the same span, which is a longer window and no more.",
+    when="Calibration text of several lengths is at hand, and heads differ in how far they look: `attention.spans.span_plans` gives the "
+    "plans that no other beats at every length, `validated` the one that is best on longer text.",
+    when_not="Rules are not chosen: all heads then have the same span, which is a longer window and no more. Or there is room: a small "
+    "language model lost less with one span at 19 % of the pairs (61.5 beside 62.5), at 5 % more (81.8 beside 73.7).",
 )
 add(
     "routing_transformer",

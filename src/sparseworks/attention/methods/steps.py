@@ -78,14 +78,13 @@ add(
     "light_forcing",
     FrameThenBlock(6),
     Source("Lv et al.", 2026, "2602.04789", "Light Forcing"),
-    "Video made chunk after chunk: early chunks attend to more, later ones to less, in few frames each.",
+    "Video made chunk after chunk: the first is dense, early ones attend to more, later ones to less, in few past frames each.",
     pattern=blocks(64),
-    budget=Growing(0.2),
+    budget=Growing(0.12),
     catalog=(303,),
-    status="experimental",
     when="An autoregressive video model feeds on its own chunks, so that errors of the first ones spread to all.",
-    when_not="All frames are denoised together, or only the last chunk counts: the video as a whole is nearer to the dense one, its last chunk "
-    "is not. How sparsity depends on the chunk, and how frames are pooled, is our reading.",
+    when_not="All frames are denoised together: that is a first chunk, which stays dense. Or each chunk begins from something new, so that "
+    "errors do not add up: the video as a whole is then nearer to the dense one, its last chunk is not.",
 )
 add_cache(
     "sparse_dllm",

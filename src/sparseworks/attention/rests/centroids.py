@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparseworks.attention.clusters import means
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.kept import Kept, Output
 from sparseworks.attention.rest import RESTS, Rest
@@ -32,9 +33,14 @@ class Centroids(Rest):
     def __call__(self, heads: Heads, kept: Kept, found: Output) -> Output:
         """Merged with the centroids of what was left out."""
         wide = torch.promote_types(heads.q.dtype, torch.float32)
-        cuts = heads.columns_of(kept.unit.cols)
-        k, v = (heads.pooled(t.to(wide), cuts) for t in (heads.k, heads.v))
-        bias = sizes(cuts, k).log() * self.counted
+        if kept.clusters is not None:
+            count = kept.clusters.columns
+            k, v = (means(t.to(wide), count) for t in (heads.k, heads.v))
+        else:
+            cuts = heads.columns_of(kept.unit.cols)
+            k, v = (heads.pooled(t.to(wide), cuts) for t in (heads.k, heads.v))
+            count = sizes(cuts, k)
+        bias = count.clamp(min=1).to(wide).log() * self.counted
         return merge([found, attend_summaries(heads, kept.unit, left_out(heads, kept), k, v, bias)])
 
     def cost(self, heads: Heads, kept: Kept) -> Float[Tensor, "batch heads"]:

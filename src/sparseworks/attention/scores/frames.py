@@ -20,19 +20,27 @@ from sparseworks.core.pattern import Tile
 class FrameThenBlock(AttentionScore):
     """scale mean(q_I) . mean(k_J) for blocks of the `frames` past frames of largest scale mean(q_I) . mean(k_frame); -inf elsewhere.
 
-    The frames of the current chunk, those of the queries, are always among them (Light Forcing, arXiv 2602.04789; number and pooling
-    are our reading). `scored` counts the products that it takes.
+    The first frames and the nearest are among these unseen, and the frames of the current chunk, those of the queries, come on top
+    (Lv et al. 2026, arXiv 2602.04789; numbers are those of the published settings). `scored` counts the products that it takes.
+
+    Attributes:
+        frames: past frames that are looked into.
+        sink, near: how many of them are the first and the nearest ones, whatever they score.
 
     Raises:
-        BudgetError: fewer than one frame.
+        BudgetError: fewer than one frame, or more first and nearest ones than frames.
     """
 
     frames: int = 6
+    sink: int = 1
+    near: int = 2
     shared: str | None = None
 
     def __post_init__(self):
         if self.frames < 1:
             raise BudgetError(f"At least one past frame is looked into, got {self.frames}.")
+        if min(self.sink, self.near) < 0 or self.sink + self.near > self.frames:
+            raise BudgetError(f"First and nearest frames are among the {self.frames}; got {self.sink} and {self.near}.")
 
     def __call__(self, heads: Heads, unit: Tile) -> Float[Tensor, "batch heads rows columns"]:
         """Logits of pooled queries and keys; without a clip, of all blocks."""
@@ -49,6 +57,8 @@ class FrameThenBlock(AttentionScore):
         frames = Tile(unit.rows, clip.frame)
         video = heads.with_(k=heads.k[:, :, clip.text :], v=heads.v[:, :, clip.text :], causal=False, clip=None)
         ranked = pooled_logits(video, frames)[..., : max(past, 0)]
+        ranked[..., : self.sink] = torch.inf
+        ranked[..., max(past - self.near, 0) :] = torch.inf
         best = ranked.topk(min(self.frames, ranked.shape[-1]), dim=-1).indices
         chosen = torch.zeros(*ranked.shape[:-1], clip.frames, dtype=torch.bool, device=ranked.device)
         chosen.scatter_(-1, best, True)[..., max(past, 0) :] = True

@@ -173,9 +173,10 @@ add_trained(
     "spatial_sparse_attention", SpatialSparse(), SOURCE,
     "Three branches on occupied voxels mixed by a gate: one key a cube, whole blocks that those point at, and shifted windows.",
     catalog=(67,),
-    status="experimental",
-    when="A model of sparse volumes is trained from the start, and attention among all voxels costs most of its time.",
-    when_not="Volumes are full or small, or a trained model is to be used as it is. Two layers that fill in a smooth field at a fifth of "
-    "the pairs had errors of .20 and .27 after 100 steps where dense attention still had .38, but windows alone had .17: what the "
-    "chosen blocks add was not seen.",
+    when="A model of sparse volumes is trained from the start, attention among all voxels costs most of its time, and what a voxel needs "
+    "lies far off: marks of mirrored places were copied right by 88 to 100 % at 28 % of the pairs (four seeds), without the chosen "
+    "blocks, with larger windows, by 22 to 72 % at 41 %.",
+    when_not="Volumes are full or small, or a trained model is to be used as it is. Or what matters is near: two layers that fill in a "
+    "smooth field at a fifth of the pairs had errors of .20 and .27 after 100 steps where dense attention still had .38, but windows "
+    "alone had .17. Blocks are chosen by what the means of cubes tell: where those tell nothing, the choice is not learnt.",
 )  # fmt: skip
