@@ -69,7 +69,7 @@ def test_feature_choice_leaves_no_latent_dead(zipf):
 def test_gated_and_jumprelu_do_not_shrink():
     x = _planted(2000, 48, 3, 1, 32)
     methods = [sw.method(n, l0=4.0).with_(auxiliary=None) for n in ("relu_sae", "gated_sae")]
-    methods.append(sw.method("jumprelu_sae", l0=4.0, bandwidth=0.2, threshold=0.1))
+    methods.append(sw.method("jumprelu_sae", l0=4.0, bandwidth=0.035))
     found = sw.train_autoencoders(x, methods, width=96, steps=350, batch=128, lr=5e-3)
     l0 = [sae.encode(x).nnz / len(x) for sae in found]
     fvu = [_fvu(x, sae(x)) for sae in found]
