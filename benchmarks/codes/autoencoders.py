@@ -46,6 +46,8 @@ SITES = {MODEL: ("model.layers.2", 256), "minilm": ("encoder.layer.2", 128)}
 """Model -> site and tokens a window."""
 BATCH = 512
 TOPK, NESTED, PURSUIT = "topk_sae", "hierarchical_topk", "mp_sae"
+CHOSEN = "explained of others"
+"""Explained variance of the tokens that learning rates are chosen by."""
 CLAIMS = {"batch_topk_sae": TOPK, "jumprelu_sae": TOPK, "gated_sae": TOPK, NESTED: TOPK, PURSUIT: TOPK}
 """Which method is said to explain no less than which at equal L0."""
 
@@ -97,7 +99,7 @@ def _record(data: Text, sae: Any, name: str, seed: int, steps: int, rate: float)
         dynamic=True, when="during", structure="codes", kept=size, parent=sum(p.numel() for p in data.model.parameters()),
         densities={data.site: min(found["l0"] / sae.width, 1.0)}, epochs=steps * BATCH / data.train.tokens,
         examples=data.train.tokens, hardware=hardware(), higher_is_better=True, inference_flops=None, training_flops=None,
-        more={"l0": found["l0"], "dead": found["dead"], **data.spliced(sae), "rate": rate},
+        more={"l0": found["l0"], "dead": found["dead"], **data.spliced(sae), "rate": rate, CHOSEN: 1 - measured(sae, data.chosen)["fvu"]},
     )  # fmt: skip
 
 
@@ -112,14 +114,12 @@ def summary(rows: Sequence[Row], width: int) -> list[dict[str, Any]]:
             own = [r for r in rows if r.label == label and round(r.density * width) == k]
             if own:
                 values = [r.record.value for r in own]
-                more = {n: _mean([r.record.more[n] for r in own]) for n in own[0].record.more if n != "loss of the model"}
-                lines.append(
-                    {
-                        "asked": k, "method": label, "explained": _mean(values),
-                        "±": round(statistics.stdev(values), 4) if len(own) > 1 else None,
-                        **more, "s": round(_mean([r.seconds or 0.0 for r in own])), "seeds": len(own),
-                    }  # fmt: skip
-                )
+                spread = round(statistics.stdev(values), 4) if len(own) > 1 else None
+                line = {"asked": k, "method": label, "explained": _mean(values), "±": spread}
+                for name in own[0].record.more:
+                    if name not in ("loss of the model", CHOSEN):
+                        line[name] = _mean([r.record.more[name] for r in own])
+                lines.append(line | {"s": round(_mean([r.seconds or 0.0 for r in own])), "seeds": len(own)})
     return lines
 
 
@@ -141,7 +141,7 @@ def verdicts(rows: Sequence[Row], k: int, width: int) -> list[dict[str, Any]]:
             "dead": _mean([r.more["dead"] for r in mine.values()]),
         }  # fmt: skip
         title = "recovered" if "recovered" in next(iter(mine.values())).more else "cosine"
-        for key, figure in (("explained", _explained), (title, lambda r: r.more[title])):
+        for key, figure in (("explained", _explained), (title, lambda r, t=title: r.more[t])):
             pairs = [(figure(r), _at(r.more["l0"], curve[seed], figure)) for seed, r in mine.items()]
             met = [(own, other) for own, other in pairs if other is not None]
             line |= {
@@ -185,10 +185,10 @@ def main() -> None:
         data={"type": Path, "metavar": "FILE", "help": "books as gzipped JSON lines (title, text), or a text"},
         width={"type": int, "default": 2048, "help": "latents"},
         k={"type": int, "nargs": 3, "default": [8, 16, 32], "help": "latents a token, ascending"},
-        steps={"type": int, "default": 800, "help": f"batches of {BATCH} tokens"},
+        steps={"type": int, "default": 400, "help": f"batches of {BATCH} tokens"},
         tokens={"type": int, "default": 200_000, "help": "tokens to train on"},
         held={"type": int, "default": 100, "help": "windows to measure on"},
-        seeds={"type": int, "default": 3, "help": "dictionaries and orders of the tokens"},
+        seeds={"type": int, "default": 2, "help": "dictionaries and orders of the tokens"},
         rates={"type": float, "nargs": "+", "default": [1e-3, 3e-3], "help": "learning rates to choose from"},
         methods={"nargs": "+", "default": [TOPK, *CLAIMS], "help": "which"},
         minutes={"type": float, "default": None, "help": "end after the first row after so long; call again to go on"},
@@ -202,20 +202,32 @@ def main() -> None:
     folder = None if args.quick else JOURNALS
     data = cache(lambda: text(args.model, site, args.data, length, args.tokens, args.held, folder))
     setting = {n: getattr(args, n) for n in ("model", "width", "k", "steps", "tokens", "held", "rates")}
-    setting |= {"site": site, "batch": BATCH, "spliced": SPLICED, "text": args.data.name if args.data else "documentation"}
+    setting |= {
+        "site": site,
+        "batch": BATCH,
+        "spliced": SPLICED,
+        "text": args.data.name if args.data else "documentation",
+    }
     rows = Rows(f"autoencoders-{Path(args.model).name}", setting, quick=args.quick)
     ends = math.inf if args.minutes is None else time.monotonic() + 60 * args.minutes
-    rates = {}
-    for name in args.methods:
-        rates[name] = _rate(rows, data, name, args, ends)
     ks = tuple(args.k)
+
+    def add(name: str, own: int, at: tuple[int, ...], seed: int, rate: float) -> list[Row]:
+        make = lambda: list(rows_of(data(), name, own, at, rate, seed, args.width, args.steps))  # noqa: E731
+        found = rows.add(f"{name} {own} {seed} at {rate:g}", make)
+        if time.monotonic() > ends:
+            raise SystemExit("Time is up: call again to go on.")
+        return found
+
+    rates = {}
+    for name, own, at in _plan(args.methods, ks):
+        if name not in rates and (own == ks[1] or len(at) > 1):
+            tried = {rate: add(name, own, at, 0, rate)[at.index(own)] for rate in args.rates}
+            rates[name] = max(tried, key=lambda rate: tried[rate].record.more[CHOSEN])
+    rows.rows.clear()  # what follows reads the chosen ones back
     for seed in range(args.seeds):
         for name, own, at in _plan(args.methods, ks):
-            make = lambda n=name, o=own, q=at, s=seed: list(  # noqa: E731
-                rows_of(data(), n, o, q, rates[n], s, args.width, args.steps)
-            )
-            rows.add(f"{name} {own} {seed}", make)
-            _pause(ends)
+            add(name, own, at, seed, rates[name])
     lines = summary(rows.rows, args.width)
     tables = {"means over seeds": lines}
     tables |= {f"beside {TOPK} at L0 {n}": verdicts(rows.rows, n, args.width) for n in ks}
@@ -237,27 +249,6 @@ def _plan(methods: Sequence[str], ks: tuple[int, ...]) -> list[tuple[str, int, t
         else:
             plan += [(name, k, (k,)) for k in (ks[1:2] if name == "gated_sae" else ks)]
     return plan
-
-
-def _rate(rows: Rows, data: Callable[[], Text], name: str, args: Any, ends: float) -> float:
-    """The learning rate with the most variance explained on tokens that are not reported, the first seed at the second L0."""
-    found = {}
-    k = args.k[0] if name == PURSUIT else args.k[1]
-
-    def explained(rate: float) -> float:
-        sae = trained(data(), name, k, rate, 0, args.width, args.steps)
-        return 1 - measured(sae, data().chosen)["fvu"]
-
-    for rate in args.rates if len(args.rates) > 1 else []:
-        found[rate] = rows.journal.keep(f"rate {rate} of {name}", lambda r=rate: explained(r))
-        print(f"{name} at {rate:g}: {found[rate]:.4f}", flush=True)
-        _pause(ends)
-    return max(found, key=found.__getitem__) if found else args.rates[0]
-
-
-def _pause(ends: float) -> None:
-    if time.monotonic() > ends:
-        raise SystemExit("Time is up: call again to go on.")
 
 
 if __name__ == "__main__":

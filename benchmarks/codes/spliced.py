@@ -99,11 +99,13 @@ def text(name: str, site: str, path: Path | None, length: int, tokens: int, held
     cut = len(windows) * 9 // 10
     some = lambda part, n: part[torch.linspace(0, len(part) - 1, min(n, len(part))).long()]  # noqa: E731
     own, rest = some(windows[:cut], max(tokens // length, 1)), some(windows[cut:], 2 * held)
-    mark = hashlib.sha256(f"{name} {site} {length}".encode() + own.numpy().tobytes()).hexdigest()[:16]
-    kept = None if cache is None else cache / f"activations-{mark}.safetensors"
-    take = lambda part: activations(model, part, site, special)  # noqa: E731
-    train = _kept(kept, lambda: take(own))
-    return Text(model, site, Rows(train), take(rest[1::2]), take(rest[::2]), rest[::2], special)
+
+    def take(part: Tensor) -> Tensor:
+        mark = hashlib.sha256(f"{name} {site} {length}".encode() + part.numpy().tobytes()).hexdigest()[:16]
+        file = None if cache is None else cache / f"activations-{mark}.safetensors"
+        return _kept(file, lambda: activations(model, part, site, special))
+
+    return Text(model, site, Rows(take(own)), take(rest[1::2]), take(rest[::2]), rest[::2], special)
 
 
 def _is_encoder(model: nn.Module) -> bool:

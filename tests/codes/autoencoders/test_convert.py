@@ -95,3 +95,31 @@ def test_damage_and_what_is_not_known_are_refused(tmp_path):
     (tmp_path / WEIGHTS).write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="no readable"):
         load_saelens(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("topk_sae", {"k": 3}),
+        ("relu_sae", {"l0": 3.0}),
+        ("gated_sae", {"l0": 3.0}),
+        ("batch_topk_sae", {"k": 3}),
+        ("jumprelu_sae", {"l0": 3.0}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_the_package_itself_reads_ours_and_we_read_what_it_writes(tmp_path, name, options):
+    """Only where `sae-lens` is installed: it needs a whole interpretability framework. Seen equal with 6.54.12."""
+    theirs = pytest.importorskip("sae_lens", exc_type=ImportError).SAE
+    sae = _trained(name, **options)
+    sae = sae.export(iter([Batch(X)])) if name in ("batch_topk_sae", "jumprelu_sae") else sae
+    save_saelens(sae, tmp_path / "ours")
+    other = theirs.load_from_disk(str(tmp_path / "ours"))
+    other.save_model(str(tmp_path / "theirs"))
+    again = load_saelens(tmp_path / "theirs")
+    with torch.no_grad():
+        codes, found = sae.encode(X), other.encode(X)
+        assert torch.equal(found != 0, codes.dense() != 0)
+        assert torch.allclose(found, codes.dense(), atol=1e-5)
+        assert torch.allclose(other.decode(found), sae.decode(codes), atol=1e-5)
+        assert torch.allclose(again(X), sae(X), atol=1e-5)

@@ -118,9 +118,9 @@ def test_the_l0_asked_for_is_met_in_a_short_training(l0):
     """Within a twentieth after 60 and 120 steps, although thresholds' own steps are small; thresholds are all finite and differ."""
     g = torch.Generator().manual_seed(0)
     share = 12 * (torch.arange(100) + 5.0) ** -1
-    x = ((torch.rand(6000, 100, generator=g) < share.clamp(max=0.5)) * torch.rand(6000, 100, generator=g)) @ torch.randn(
-        100, 32, generator=g
-    )
+    x = (
+        (torch.rand(6000, 100, generator=g) < share.clamp(max=0.5)) * torch.rand(6000, 100, generator=g)
+    ) @ torch.randn(100, 32, generator=g)
     methods = [METHODS[name].with_(l0=l0, auxiliary=None) for name in ("jump", "gated")]
     for steps in (60, 120):
         for sae in sw.train_autoencoders(x, methods, width=128, steps=steps, batch=128, lr=2e-3):

@@ -206,7 +206,9 @@ class SparseAutoencoder(nn.Module):
         if threshold is not None:
             known = ~torch.isnan(threshold).expand_as(self.threshold)
             new = torch.where(known, threshold.expand_as(self.threshold).to(self.threshold), self.threshold)
-            self.threshold.copy_(torch.where(self.threshold > 0, self.threshold.lerp(new, max(1 - DECAY, 8 / steps)), new))
+            self.threshold.copy_(
+                torch.where(self.threshold > 0, self.threshold.lerp(new, max(1 - DECAY, 8 / steps)), new)
+            )
         target = self.rule.target_l0()
         if target is not None:
             self._steer(fired.sum() / rows, target, steps)
