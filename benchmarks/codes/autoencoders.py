@@ -189,19 +189,20 @@ def main() -> None:
         tokens={"type": int, "default": 200_000, "help": "tokens to train on"},
         held={"type": int, "default": 100, "help": "windows to measure on"},
         seeds={"type": int, "default": 2, "help": "dictionaries and orders of the tokens"},
-        rates={"type": float, "nargs": "+", "default": [1e-3, 3e-3], "help": "learning rates to choose from"},
+        rates={"type": float, "nargs": "+", "default": [3e-3, 1e-2], "help": "learning rates to choose from"},
         methods={"nargs": "+", "default": [TOPK, *CLAIMS], "help": "which"},
         minutes={"type": float, "default": None, "help": "end after the first row after so long; call again to go on"},
     )
     if args.quick:
         args.width, args.k, args.steps, args.tokens, args.held, args.seeds = 64, [2, 4, 8], 3, 2048, 2, 1
+        args.rates = args.rates[:1]
     site, length = SITES.get(args.model, (args.site, 128))
     if site is None:
         raise SystemExit(f"Say with --site what of {args.model} is to be explained.")
     site = args.site or site
     folder = None if args.quick else JOURNALS
     data = cache(lambda: text(args.model, site, args.data, length, args.tokens, args.held, folder))
-    setting = {n: getattr(args, n) for n in ("model", "width", "k", "steps", "tokens", "held", "rates")}
+    setting = {n: getattr(args, n) for n in ("model", "width", "k", "steps", "tokens", "held")}
     setting |= {
         "site": site,
         "batch": BATCH,
@@ -235,7 +236,7 @@ def main() -> None:
         if some:
             table(title, list(some[0]), [[str(entry.get(c, "")) for c in some[0]] for entry in some])
     path = args.json
-    rows.store(None if path is None else path if path.parent != Path() else RESULTS / "codes" / path, tables=tables)
+    rows.store(None if path is None else path if path.parent != Path() else RESULTS / "codes" / path, tables=tables, rates=args.rates)
 
 
 def _plan(methods: Sequence[str], ks: tuple[int, ...]) -> list[tuple[str, int, tuple[int, ...]]]:
