@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sparseworks as sw
+from sparseworks.codes.autoencoders import Plain
 from sparseworks.codes.autoencoders.convert import CONFIG, WEIGHTS, load_saelens, save_saelens
 from sparseworks.codes.autoencoders.stream import Batch
 from sparseworks.core.errors import CheckpointError, RecipeError
@@ -95,6 +96,20 @@ def test_damage_and_what_is_not_known_are_refused(tmp_path):
     (tmp_path / WEIGHTS).write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="no readable"):
         load_saelens(tmp_path)
+
+
+def test_the_plain_face_gives_tensors_of_any_leading_dimensions():
+    sae = _trained("topk_sae", k=3)
+    plain, x = Plain(sae), X.unflatten(0, (4, 16))
+    with torch.no_grad():
+        z = plain.encode(x)
+        assert z.shape == (4, 16, 24) and torch.equal(z.flatten(0, 1), sae.encode(X).dense())
+        assert torch.allclose(plain(x).flatten(0, 1), sae(X), atol=1e-6)
+        assert torch.allclose(plain.decode(torch.zeros(2, 24)), sae.b_dec.expand(2, 8))
+    assert plain.W_enc.shape == (8, 24) and plain.W_dec is sae.W_dec and plain.cfg.d_sae == 24
+    assert plain.dtype == torch.float32 and plain.device.type == "cpu"
+    with pytest.raises(AttributeError):
+        plain.W_other  # noqa: B018
 
 
 @pytest.mark.parametrize(

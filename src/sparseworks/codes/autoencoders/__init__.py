@@ -13,6 +13,7 @@ from sparseworks.codes.autoencoders.median import geometric_median
 from sparseworks.codes.autoencoders.method import AutoencoderMethod, add_autoencoder
 from sparseworks.codes.autoencoders.metrics import METRICS, atom_recovery, match_atoms, measure, support_f1
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
+from sparseworks.codes.autoencoders.plain import Plain
 from sparseworks.codes.autoencoders.prefixes import PREFIXES, Prefixes
 from sparseworks.codes.autoencoders.protocol import Config
 from sparseworks.codes.autoencoders.record import ActivationStream
@@ -53,6 +54,7 @@ __all__ = [
     "LatentRule",
     "Moment",
     "NormRatio",
+    "Plain",
     "Preferences",
     "Prefixes",
     "ReconstructionBias",

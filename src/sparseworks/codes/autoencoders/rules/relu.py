@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment, chosen, least_kept, preactivations
+from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment, chosen, preactivations
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 
 
@@ -17,9 +17,8 @@ class ReLU(LatentRule):
     """z = ReLU(pi); penalty mean_rows sum_i z_i ||d_i||.
 
     Attributes:
-        weight: of the penalty, where no L0 is asked for.
-        l0: mean latents a token that the weight is steered to. Biases then begin at -t, where the first codes have it, and the weight at
-            2 t, the threshold that an l1 penalty amounts to (ours).
+        weight: of the penalty.
+        l0: mean latents a token that the weight is steered to; None: the weight stays.
 
     Source: Bricken et al., 2023, Towards Monosemanticity; Cunningham et al., 2023, arXiv 2309.08600.
     """
@@ -33,13 +32,6 @@ class ReLU(LatentRule):
         codes = chosen(x, sae.encoder, sae.b_enc, preactivations(sae, x) > 0)
         norms = sae.W_dec.norm(dim=1)[codes.indices.long()]
         return Coded(codes, penalty=(codes.values * norms).sum() / max(len(codes), 1))
-
-    def prepare(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]) -> None:
-        """Biases and weight of a soft threshold at the quantile of the pre-activations that has the L0."""
-        if self.l0 is not None:
-            first = least_kept(preactivations(sae, x), self.l0).clamp(min=1e-3)
-            sae.b_enc.data.sub_(first)
-            sae.pressure.copy_(2 * first)
 
     def pressure(self) -> float:
         """The weight."""
