@@ -133,9 +133,9 @@ def verdicts(rows: Sequence[Row], k: int, width: int) -> list[dict[str, Any]]:
     lines = []
     for name, base in CLAIMS.items():
         mine = {r.seed: r for kept, r in records if r.method == name and kept == k}
-        if not mine:
-            continue
         curve = {seed: [r for _, r in records if r.method == base and r.seed == seed] for seed in mine}
+        if not mine or not all(curve.values()):
+            continue
         line = {
             "method": name, "beside": base, "l0": _mean([r.more["l0"] for r in mine.values()], 2),
             "dead": _mean([r.more["dead"] for r in mine.values()]),

@@ -25,6 +25,12 @@ def _trained(name, **options):
 def _theirs(folder):
     """What SAELens computes from the files."""
     t, config = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+    if config["architecture"] == "matching_pursuit":
+        left, z = X - t["b_dec"], torch.zeros(len(X), len(t["W_dec"]))
+        for _ in range(config["max_iterations"]):
+            value, index = (left @ t["W_dec"].T).relu().max(dim=1, keepdim=True)
+            z, left = z.scatter_add(1, index, value), left - value * t["W_dec"][index[:, 0]]
+        return z, z @ t["W_dec"] + t["b_dec"]
     pre = (X - t["b_dec"] * config["apply_b_dec_to_input"]) @ t["W_enc"]
     if config["architecture"] == "gated":
         z = (pre + t["b_gate"] > 0) * ((X - t["b_dec"]) @ (t["W_enc"] * t["r_mag"].exp()) + t["b_mag"]).relu()
@@ -44,6 +50,7 @@ def _theirs(folder):
         ("topk_sae", {"k": 3}),
         ("relu_sae", {"l0": 3.0}),
         ("gated_sae", {"l0": 3.0}),
+        ("mp_sae", {"k": 3}),
         ("batch_topk_sae", {"k": 3}),
         ("jumprelu_sae", {"threshold": 0.5}),
     ],
@@ -118,6 +125,7 @@ def test_the_plain_face_gives_tensors_of_any_leading_dimensions():
         ("topk_sae", {"k": 3}),
         ("relu_sae", {"l0": 3.0}),
         ("gated_sae", {"l0": 3.0}),
+        ("mp_sae", {"k": 3}),
         ("batch_topk_sae", {"k": 3}),
         ("jumprelu_sae", {"l0": 3.0}),
     ],
