@@ -191,6 +191,7 @@ def main() -> None:
         seeds={"type": int, "default": 2, "help": "dictionaries and orders of the tokens"},
         rates={"type": float, "nargs": "+", "default": [3e-3, 1e-2], "help": "learning rates to choose from"},
         methods={"nargs": "+", "default": [TOPK, *CLAIMS], "help": "which"},
+        as_it_is={"action": "store_true", "help": "train nothing more: store the rows there are"},
         minutes={"type": float, "default": None, "help": "end after the first row after so long; call again to go on"},
     )
     if args.quick:
@@ -214,8 +215,10 @@ def main() -> None:
     ks = tuple(args.k)
 
     def add(name: str, own: int, at: tuple[int, ...], seed: int, rate: float) -> list[Row]:
-        make = lambda: list(rows_of(data(), name, own, at, rate, seed, args.width, args.steps))  # noqa: E731
-        found = rows.add(f"{name} {own} {seed} at {rate:g}", make)
+        key = f"{name} {own} {seed} at {rate:g}"
+        if args.as_it_is and key not in rows.journal:
+            return []
+        found = rows.add(key, lambda: list(rows_of(data(), name, own, at, rate, seed, args.width, args.steps)))
         if time.monotonic() > ends:
             raise SystemExit("Time is up: call again to go on.")
         return found
@@ -223,12 +226,14 @@ def main() -> None:
     rates = {}
     for name, own, at in _plan(args.methods, ks):
         if name not in rates and (own == ks[1] or len(at) > 1):
-            tried = {rate: add(name, own, at, 0, rate)[at.index(own)] for rate in args.rates}
-            rates[name] = max(tried, key=lambda rate: tried[rate].record.more[CHOSEN])
+            tried = {rate: found[at.index(own)] for rate in args.rates if (found := add(name, own, at, 0, rate))}
+            if tried:
+                rates[name] = max(tried, key=lambda rate: tried[rate].record.more[CHOSEN])
     rows.rows.clear()  # what follows reads the chosen ones back
     for seed in range(args.seeds):
         for name, own, at in _plan(args.methods, ks):
-            add(name, own, at, seed, rates[name])
+            if name in rates:
+                add(name, own, at, seed, rates[name])
     lines = summary(rows.rows, args.width)
     tables = {"means over seeds": lines}
     tables |= {f"beside {TOPK} at L0 {n}": verdicts(rows.rows, n, args.width) for n in ks}
@@ -236,7 +241,11 @@ def main() -> None:
         if some:
             table(title, list(some[0]), [[str(entry.get(c, "")) for c in some[0]] for entry in some])
     path = args.json
-    rows.store(None if path is None else path if path.parent != Path() else RESULTS / "codes" / path, tables=tables, rates=args.rates)
+    rows.store(
+        None if path is None else path if path.parent != Path() else RESULTS / "codes" / path,
+        tables=tables,
+        rates=args.rates,
+    )
 
 
 def _plan(methods: Sequence[str], ks: tuple[int, ...]) -> list[tuple[str, int, tuple[int, ...]]]:
