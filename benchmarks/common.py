@@ -77,6 +77,8 @@ def facts() -> dict[str, Any]:
         "sparseworks": sw.__version__,
         "machine": measure.machine(),
         "load": [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        # Threads that spin while they wait lose much where several libraries, or programs, share the cores.
+        **{name: os.environ[name] for name in ("OMP_WAIT_POLICY",) if name in os.environ},
     }
 
 

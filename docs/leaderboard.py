@@ -50,9 +50,18 @@ def page(mark: str, linked: Sequence[str], folder: Path = FOLDER) -> str:
     return "\n".join(_lines(mark, set(linked), folder)) + "\n"
 
 
-def pictures(folder: Path = FOLDER) -> dict[str, str]:
-    """Path in docs/ -> SVG of every group."""
-    return {f"{PLOTS}/{slug(group)}.svg": picture(group) for _, rows in stored(folder) for group in groups(rows)}
+def pictures(folder: Path = FOLDER, drawn: Path | None = None) -> dict[str, str]:
+    """Path in docs/ -> SVG of every group. `drawn`: a folder whose plots stay as they are where their data did not change."""
+    named = {f"{PLOTS}/{slug(group)}.svg": group for _, rows in stored(folder) for group in groups(rows)}
+    return {name: _drawn(drawn / name if drawn else None, group) or picture(group) for name, group in named.items()}
+
+
+def _drawn(path: Path | None, group: Sequence[Row]) -> str | None:
+    """The stored plot, if it shows this data."""
+    if path is None or not path.exists():
+        return None
+    found = path.read_text(encoding="utf-8")
+    return found if found.startswith(f"<!-- {digest(group)} -->\n") else None
 
 
 @cache

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import platform
 import random
 import signal
 import sys
@@ -23,6 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import common
 
 from sparseworks.retrieval import Index, SparseVectors
 
@@ -158,11 +159,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = run(Path(folder) / "index", given.kills, given.seed, given.longest)
-    print(json.dumps(found, indent=1), file=sys.stdout)
-    if given.json:
-        kind = platform.system(), platform.machine()
-        stored = {"benchmark": "kill_index", "created": time.strftime("%Y-%m-%d"), "machine": " ".join(kind), **found}
-        given.json.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    common.table(f"{given.kills} kills", list(found), [[str(v) for v in found.values()]])
+    common.store("kill_index", [], given.json, **found)
 
 
 if __name__ == "__main__":

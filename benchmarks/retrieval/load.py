@@ -52,7 +52,7 @@ def main() -> None:
         rows = [load(Path(folder) / "index", wishes, clients, seconds) for clients in given.clients]
     names = ("clients", "requests a second", "median ms", "95 % ms", "99 % ms", "failed")
     common.table(f"{n:,} documents, exact", names, [tuple(f"{v:.4g}" for v in row.values()) for row in rows])
-    common.store("retrieval_load", [], given.json, setting={"documents": n, "rows": rows})
+    common.store("retrieval_load", [], given.json, documents=n, clients=rows)
 
 
 def load(path: Path, wishes: list[bytes], clients: int, seconds: float) -> dict[str, float]:

@@ -66,6 +66,7 @@ class Seismic:
                 data.add_document(str(d), documents.indices[at].astype(str).astype(self.kind), documents.data[at])
             index = SeismicIndex.build_from_dataset(data, n_postings=postings, num_threads=2)
             self.seconds = time.perf_counter() - start
+            kept.parent.mkdir(parents=True, exist_ok=True)
             index.save(str(kept))
             print(f"seismic built in {self.seconds:.0f} s", file=sys.stderr)
             del data, index

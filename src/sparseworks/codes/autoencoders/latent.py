@@ -145,9 +145,20 @@ def chosen(
 ) -> Codes:
     """Codes with the values (x W^T + b) at a mask; their gradients are sparse, as those of `encode_topk`."""
     indices, lengths = places_of(mask)
+    return chosen_at(x, weight, bias, indices, lengths)
+
+
+def chosen_at(
+    x: Float[Tensor, "rows d_in"],
+    weight: Float[Tensor, "width d_in"],
+    bias: Float[Tensor, " width"] | None,
+    indices: Int[Tensor, "rows k"],
+    lengths: Int[Tensor, " rows"],
+) -> Codes:
+    """Codes with the values (x W^T + b) at the first `lengths` places of each row."""
     kept = torch.arange(indices.shape[1], device=x.device) < lengths.unsqueeze(1)
     values = values_at(x, weight, bias, indices, kept)
-    return Codes(values, indices, mask.shape[1], None if bool(kept.all()) else lengths)
+    return Codes(values, indices, len(weight), None if bool(kept.all()) else lengths)
 
 
 def values_at(

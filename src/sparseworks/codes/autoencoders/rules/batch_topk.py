@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment, chosen, preactivations
+from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment, chosen_at
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.rules.thresholds import Thresholds, by_threshold
 from sparseworks.codes.autoencoders.rules.topk import annealed, check_k
 from sparseworks.core.codes import Codes
-from sparseworks.core.patterns import unstructured
-from sparseworks.core.select import select_mask
+from sparseworks.exec.codes import places_across
 
 
 @LATENTS.register("batch_topk")
@@ -37,15 +35,13 @@ class BatchTopK(LatentRule):
         check_k(self.k, self.start)
 
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
-        """Exactly k B entries while training, counting those that are 0."""
+        """Exactly k B entries while training, counting those that are 0; the B x F matrix is never all in memory."""
         if not sae.training:
             return Coded(by_threshold(sae, x))
-        scores = preactivations(sae, x).relu_()
         k = min(annealed(self.k, self.start, self.until, moment.progress), sae.width)
-        mask = select_mask(scores, unstructured("tensor"), k * len(x))
-        least = scores[mask & (scores > 0)]
-        threshold = least.min() if least.numel() else scores.new_full((), torch.nan)
-        return Coded(rectified(chosen(x, sae.encoder, sae.b_enc, mask)), threshold=threshold)
+        indices, lengths, threshold = places_across(x, sae.encoder, sae.b_enc, k * len(x))
+        codes = chosen_at(x, sae.encoder, sae.b_enc, indices, lengths)
+        return Coded(rectified(codes), threshold=threshold)
 
     def exported(self, sae: SparseAutoencoder, threshold: Tensor | None) -> LatentRule:
         """One threshold."""
