@@ -95,7 +95,7 @@ def _record(data: Text, sae: Any, name: str, seed: int, steps: int, rate: float)
     found = measured(sae, data.held)
     size = sum(p.numel() for p in sae.parameters())
     return Record(
-        method=name, task=data.site, metric="explained variance", value=1 - found["fvu"], seed=seed, start="dense",
+        method=name, task=f"{data.name}, {data.site}", metric="explained variance", value=1 - found["fvu"], seed=seed, start="dense",
         dynamic=True, when="during", structure="codes", kept=size, parent=sum(p.numel() for p in data.model.parameters()),
         densities={data.site: min(found["l0"] / sae.width, 1.0)}, epochs=steps * BATCH / data.train.tokens,
         examples=data.train.tokens, hardware=hardware(), higher_is_better=True, inference_flops=None, training_flops=None,

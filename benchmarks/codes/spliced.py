@@ -35,13 +35,14 @@ class Text:
     """A model and what it makes of a text.
 
     Attributes:
-        model, site: what the activations are of.
+        name, model, site: what the activations are of.
         train: activations to train on.
         chosen, held: activations of two other parts, to choose a learning rate by and to report.
         windows: ids of `held`.
         special: whether windows end with a special token too; they all begin with a token that is left out, since its activation is like no other's.
     """
 
+    name: str
     model: nn.Module
     site: str
     train: Rows
@@ -105,7 +106,7 @@ def text(name: str, site: str, path: Path | None, length: int, tokens: int, held
         file = None if cache is None else cache / f"activations-{mark}.safetensors"
         return _kept(file, lambda: activations(model, part, site, special))
 
-    return Text(model, site, Rows(take(own)), take(rest[1::2]), take(rest[::2]), rest[::2], special)
+    return Text(Path(name).name, model, site, Rows(take(own)), take(rest[1::2]), take(rest[::2]), rest[::2], special)
 
 
 def _is_encoder(model: nn.Module) -> bool:

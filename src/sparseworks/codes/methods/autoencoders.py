@@ -76,7 +76,8 @@ add_autoencoder(
     "fidelity at a given L0 equal to or above Gated and TopK",
     when="Thresholds a latent are to be learned, and inference is to be one comparison.",
     when_not="An exact L0 is needed: the one asked for is met within some per cent. Training of some hundred steps with the bandwidth of the "
-    "paper: hardly an entry lies so near to its threshold; 0.01 to 0.05 teaches them.",
+    "paper: hardly an entry lies so near to its threshold; 0.01 to 0.05 teaches them. On `sparseworks/tiny-lm`, 400 steps, one seed, it "
+    "explained 0.796 at L0 16 where TopK did 0.805: the claim was not seen.",
 )
 add_autoencoder(
     "gated_sae",
