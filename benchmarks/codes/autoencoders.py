@@ -1,12 +1,17 @@
-"""Which autoencoder explains the activations of a small decoder best at equal L0, how many of its latents are dead, and what does splicing cost?
+"""Which autoencoder explains the activations of a small model best at equal L0, how many of its latents are dead, and what does splicing cost?
 
-Activations are those of a middle layer of `sparseworks/tiny-lm` (trained here) on books, or on the documentation without `--data`. The last
-part of the text is never trained on: explained variance and dead latents are of its tokens, and `recovered` is the share of the cross-entropy
-between the layer at 0 and the model's own that is left when the layer's output is the reconstruction. Methods run as registered but for k;
-learned thresholds begin at 0.1 with pseudo-gradients 0.2 wide, since training is short. Methods are held against TopK at the L0 they came to.
-Where one autoencoder serves several budgets it is trained once and cut. A run that was cut off goes on where it stopped.
+Activations are those of a middle layer of `sparseworks/tiny-lm` (trained here) or of an encoder (`--model minilm`, or a folder) on books, or on
+the documentation without `--data`. The last tenth of the text is never trained on: by one half of it the learning rate of each method is
+chosen from `--rates`, at the second L0; explained variance, dead latents and L0 are of the other half. `recovered` is the share of the
+cross-entropy between the layer at 0 and the model's own that is left when the layer's output is the reconstruction; an encoder has no such
+loss: `cosine` is that of the text's embedding with its own. Methods run as registered but for k or L0, for the tokens after which a
+latent counts as dead (a twentieth of training), and for the width of pseudo-gradients, since training is short; methods whose rows compete
+are measured in their inference form, with a threshold found on training tokens. Methods are held against TopK at the L0 they came to. Where
+one autoencoder serves several budgets it is trained once and cut: `hierarchical_topk` at the largest, `mp_sae` at the smallest. Rows are kept
+as they end; a run that was cut off, or that stopped after `--minutes`, goes on where it was.
 
     OMP_NUM_THREADS=1 python benchmarks/codes/autoencoders.py --threads 1 --data books.jsonl.gz --json autoencoders
+    OMP_NUM_THREADS=1 python benchmarks/codes/autoencoders.py --threads 1 --model minilm --data books.jsonl.gz --json autoencoders_minilm
 """
 
 from __future__ import annotations
@@ -15,139 +20,111 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "weights"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import RESULTS, arguments, table
-from rows import Row, Rows, hardware  # pyright: ignore[reportMissingImports]
-from tiny_lm_text import read_books  # pyright: ignore[reportMissingImports]
+from rows import JOURNALS, Row, Rows, hardware  # pyright: ignore[reportMissingImports]
+from spliced import SPLICED, Text, text  # pyright: ignore[reportMissingImports]
 
 import sparseworks as sw
-from sparseworks.codes.autoencoders import AutoencoderMethod, Batch, ce_recovered
-from sparseworks.codes.autoencoders import Rows as Activations
+from sparseworks.codes.autoencoders import AutoencoderMethod, Batch
 from sparseworks.codes.autoencoders.metrics import measure
-from sparseworks.codes.autoencoders.splice import hooked
 from sparseworks.codes.autoencoders.stream import passes
 from sparseworks.core.record import Record
-from sparseworks.evaluate import documentation_passages
-from sparseworks.evaluate.text import lm_stream, read_texts
-from sparseworks.io import load_tokenizer
 
-MODEL, SITE, LENGTH, BATCH, RATE = "sparseworks/tiny-lm", "model.layers.2", 256, 256, 1e-3
-SPLICED = 8
-"""Windows that the cross-entropy is measured on."""
+MODEL = "sparseworks/tiny-lm"
+SITES = {MODEL: ("model.layers.2", 256), "minilm": ("encoder.layer.2", 128)}
+"""Model -> site and tokens a window."""
+BATCH = 512
 TOPK, NESTED, PURSUIT = "topk_sae", "hierarchical_topk", "mp_sae"
-CLAIMS = {"jumprelu_sae": TOPK, "gated_sae": TOPK, "batch_topk_sae": TOPK, NESTED: TOPK, PURSUIT: TOPK}
+CHOSEN = "explained of others"
+"""Explained variance of the tokens that learning rates are chosen by."""
+CLAIMS = {"batch_topk_sae": TOPK, "jumprelu_sae": TOPK, "gated_sae": TOPK, NESTED: TOPK, PURSUIT: TOPK}
 """Which method is said to explain no less than which at equal L0."""
 
 
-@dataclass(frozen=True)
-class Text:
-    """A decoder and what it makes of a text: activations to train on, windows of ids and their activations that are held out."""
-
-    model: nn.Module
-    train: Activations
-    windows: Tensor
-    held: Tensor
-
-
-def text(path: Path | None, tokens: int, held: int) -> Text:
-    """The first `tokens` of the text's windows, spread over all of it, and `held` windows of its last tenth."""
-    model, tokenizer = sw.load(MODEL).float().eval(), load_tokenizer(MODEL)
-    windows = _ids(path, tokenizer)
-    windows = windows[: len(windows) // LENGTH * LENGTH].view(-1, LENGTH)
-    cut = len(windows) * 9 // 10
-    some = lambda part, n: part[torch.linspace(0, len(part) - 1, min(n, len(part))).long()]  # noqa: E731
-    own, rest = some(windows[:cut], max(tokens // LENGTH, 1)), some(windows[cut:], held)
-    return Text(model, Activations(activations(model, own)), rest, activations(model, rest))
+def method(name: str, k: int, tokens: int) -> AutoencoderMethod:
+    """A registered method with k latents a token, for training on so many tokens."""
+    if name in ("jumprelu_sae", "gated_sae"):
+        found = sw.method(name, l0=float(k))
+        return found.with_(bandwidth=0.02) if name == "jumprelu_sae" else found
+    found = sw.method(name, k=k)
+    return found if found.auxiliary is None else found.with_(after=max(tokens // 20, 1))
 
 
-def _ids(path: Path | None, tokenizer: Any) -> Tensor:
-    if path is None:
-        return lm_stream([p.whole for p in documentation_passages(held_out=False)], tokenizer)
-    if ".jsonl" in path.suffixes:  # an equal share of each book is enough
-        return lm_stream([book[20_000:320_000] for book in read_books(path).values()], tokenizer)
-    return lm_stream(read_texts(path, paragraphs=False), tokenizer)
+def trained(data: Text, name: str, k: int, rate: float, seed: int, width: int, steps: int) -> Any:
+    """One autoencoder for k latents, in its inference form where rows compete."""
+    kind = method(name, k, steps * BATCH)
+    sae = sw.train_autoencoder(
+        data.train, kind, width=width, steps=steps, batch=BATCH, seed=seed, lr=rate, warmup=0.1, decay=0.3
+    )
+    return sae.export(passes(data.train, 1024, 20)) if sae.rule.across else sae
 
 
-@torch.no_grad()
-def activations(model: nn.Module, windows: Tensor) -> Tensor:
-    """What leaves the site, one token a row; the first of a window is left out, since its norm is like no other's."""
-    seen: list[Tensor] = []
-    with hooked(model, SITE, lambda x: seen.append(x[:, 1:].flatten(0, 1))):
-        for part in windows.split(16):
-            model(part)
-    return torch.cat(seen)
+def measured(sae: Any, held: Tensor) -> dict[str, float]:
+    """FVU, L0 and dead latents on held-out tokens."""
+    return {key: float(value) for key, value in measure(sae, [Batch(part) for part in held.split(1024)]).items()}
 
 
-def method(name: str, k: int) -> AutoencoderMethod:
-    """A registered method with k latents a token."""
-    if name == "jumprelu_sae":
-        return sw.method(name, l0=float(k), bandwidth=0.2, threshold=0.1)
-    return sw.method(name, l0=float(k)) if name == "gated_sae" else sw.method(name, k=k)
-
-
-def rows_of(data: Text, name: str, k: int, ks: tuple[int, ...], seed: int, width: int, steps: int) -> Iterator[Row]:
+def rows_of(
+    data: Text, name: str, k: int, ks: Sequence[int], rate: float, seed: int, width: int, steps: int
+) -> Iterator[Row]:
     """Train one autoencoder for k latents and measure it at each of `ks`."""
     began = time.perf_counter()
-    sae = sw.train_autoencoders(
-        data.train, [method(name, k)], width=width, steps=steps, batch=BATCH, seed=seed, lr=RATE, warmup=0.1
-    )[0]
+    sae = trained(data, name, k, rate, seed, width, steps)
     seconds = time.perf_counter() - began
-    if sae.rule.across:
-        sae = sae.export(passes(data.train, BATCH, 40))
     for kept in ks:
         found = sae if kept == k else sae.at(k=kept)
-        yield Row(_label(name, k, kept), kept / width, _record(data, found, name, seed, steps), seconds)
+        yield Row(_label(name, k, kept), kept / width, _record(data, found, name, seed, steps, rate), seconds)
 
 
 def _label(name: str, k: int, kept: int) -> str:
     return name if name in (TOPK, NESTED) or k == kept else f"{name}, trained at {k}"
 
 
-def _record(data: Text, sae: Any, name: str, seed: int, steps: int) -> Record:
-    batches = [Batch(part) for part in data.held.split(1024)]
-    found = {key: float(value) for key, value in measure(sae, batches).items()}
-    spliced = ce_recovered(data.model, SITE, Kept(sae), list(data.windows[:SPLICED].split(8)))
+def _record(data: Text, sae: Any, name: str, seed: int, steps: int, rate: float) -> Record:
+    found = measured(sae, data.held)
     size = sum(p.numel() for p in sae.parameters())
     return Record(
-        method=name, task=f"{MODEL}, {SITE}", metric="explained variance", value=1 - found["fvu"], seed=seed, start="dense",
+        method=name, task=f"{data.name}, {data.site}", metric="explained variance", value=1 - found["fvu"], seed=seed, start="dense",
         dynamic=True, when="during", structure="codes", kept=size, parent=sum(p.numel() for p in data.model.parameters()),
-        densities={SITE: min(found["l0"] / sae.width, 1.0)}, epochs=steps * BATCH / data.train.tokens,
+        densities={data.site: min(found["l0"] / sae.width, 1.0)}, epochs=steps * BATCH / data.train.tokens,
         examples=data.train.tokens, hardware=hardware(), higher_is_better=True, inference_flops=None, training_flops=None,
-        more={"l0": found["l0"], "dead": found["dead"], "recovered": spliced["recovered"], "loss": spliced["spliced"], "loss of the model": spliced["model"]},
+        more={"l0": found["l0"], "dead": found["dead"], **data.spliced(sae), "rate": rate, CHOSEN: 1 - measured(sae, data.chosen)["fvu"]},
     )  # fmt: skip
 
 
-class Kept:
-    """An autoencoder that leaves the first token of each window as it is: it was not trained on any."""
-
-    def __init__(self, sae: Any) -> None:
-        self.sae, self.W_dec = sae, sae.W_dec
-
-    def encode(self, x: Tensor) -> Any:
-        """Codes of all tokens; the input is kept for `decode`."""
-        self.given = x
-        return self.sae.encode(x)
-
-    def decode(self, codes: Any) -> Tensor:
-        """The reconstruction, and the first token of each window as it came."""
-        first = (torch.arange(len(self.given)) % LENGTH == 0).unsqueeze(1)
-        return torch.where(first, self.given, self.sae.decode(codes))
+# -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def verdicts(rows: list[Row], k: int, width: int) -> list[dict[str, Any]]:
-    """Method -> explained variance and recovered loss beside the baseline's at the same L0, means over seeds, and in how many it was above.
+def summary(rows: Sequence[Row], width: int) -> list[dict[str, Any]]:
+    """A line a method and budget: means over seeds, explained variance with its deviation."""
+    lines = []
+    for k in sorted({round(r.density * width) for r in rows}):
+        for label in dict.fromkeys(r.label for r in rows):
+            own = [r for r in rows if r.label == label and round(r.density * width) == k]
+            if own:
+                values = [r.record.value for r in own]
+                spread = round(statistics.stdev(values), 4) if len(own) > 1 else None
+                line = {"asked": k, "method": label, "explained": _mean(values), "±": spread}
+                for name in own[0].record.more:
+                    if name not in ("loss of the model", CHOSEN):
+                        line[name] = _mean([r.record.more[name] for r in own])
+                lines.append(line | {"s": round(_mean([r.seconds or 0.0 for r in own])), "seeds": len(own)})
+    return lines
+
+
+def verdicts(rows: Sequence[Row], k: int, width: int) -> list[dict[str, Any]]:
+    """Method -> explained variance and spliced figure beside the baseline's at the same L0, means over seeds, and in how many it was above.
 
     The baseline was trained at several k: between those its figures are interpolated in log L0, so that a method that missed its L0 is
     held against that of its own; one that is beyond all of these is not compared.
@@ -156,20 +133,21 @@ def verdicts(rows: list[Row], k: int, width: int) -> list[dict[str, Any]]:
     lines = []
     for name, base in CLAIMS.items():
         mine = {r.seed: r for kept, r in records if r.method == name and kept == k}
-        if not mine:
-            continue
         curve = {seed: [r for _, r in records if r.method == base and r.seed == seed] for seed in mine}
+        if not mine or not all(curve.values()):
+            continue
         line = {
             "method": name, "beside": base, "l0": _mean([r.more["l0"] for r in mine.values()], 2),
             "dead": _mean([r.more["dead"] for r in mine.values()]),
         }  # fmt: skip
-        for title, figure in (("explained", _explained), ("recovered", _recovered)):
+        title = "recovered" if "recovered" in next(iter(mine.values())).more else "cosine"
+        for key, figure in (("explained", _explained), (title, lambda r, t=title: r.more[t])):
             pairs = [(figure(r), _at(r.more["l0"], curve[seed], figure)) for seed, r in mine.items()]
             met = [(own, other) for own, other in pairs if other is not None]
             line |= {
-                title: _mean([own for own, _ in pairs]),
-                f"{title} by the other": _mean([other for _, other in met]) if met else "not at this L0",
-                f"{title}: above in": f"{sum(own > other for own, other in met)} of {len(met)}",
+                key: _mean([own for own, _ in pairs]),
+                f"{key} by the other": _mean([other for _, other in met]) if met else "not at this L0",
+                f"{key}: above in": f"{sum(own > other for own, other in met)} of {len(met)}",
             }
         lines.append(line)
     return lines
@@ -177,10 +155,6 @@ def verdicts(rows: list[Row], k: int, width: int) -> list[dict[str, Any]]:
 
 def _explained(record: Record) -> float:
     return record.value
-
-
-def _recovered(record: Record) -> float:
-    return record.more["recovered"]
 
 
 def _at(l0: float, curve: list[Record], figure: Callable[[Record], float]) -> float | None:
@@ -200,44 +174,91 @@ def _mean(values: list[float], digits: int = 4) -> float:
     return round(statistics.mean(values), digits)
 
 
+# -- the run ----------------------------------------------------------------------------------------------------------
+
+
 def main() -> None:
     args = arguments(
         __doc__ or "",
+        model={"default": MODEL, "help": "an embedded model, or the folder of one"},
+        site={"default": None, "help": "whose output is explained; needed where the model is not one of the two"},
         data={"type": Path, "metavar": "FILE", "help": "books as gzipped JSON lines (title, text), or a text"},
-        width={"type": int, "default": 1024, "help": "latents"},
-        k={"type": int, "default": 8, "help": "latents a token; half and twice as many too"},
+        width={"type": int, "default": 2048, "help": "latents"},
+        k={"type": int, "nargs": 3, "default": [8, 16, 32], "help": "latents a token, ascending"},
         steps={"type": int, "default": 400, "help": f"batches of {BATCH} tokens"},
-        tokens={"type": int, "default": 60_000, "help": "tokens to train on"},
-        held={"type": int, "default": 32, "help": f"windows of {LENGTH} tokens to measure on"},
+        tokens={"type": int, "default": 200_000, "help": "tokens to train on"},
+        held={"type": int, "default": 100, "help": "windows to measure on"},
         seeds={"type": int, "default": 2, "help": "dictionaries and orders of the tokens"},
+        rates={"type": float, "nargs": "+", "default": [3e-3, 1e-2], "help": "learning rates to choose from"},
+        methods={"nargs": "+", "default": [TOPK, *CLAIMS], "help": "which"},
+        as_it_is={"action": "store_true", "help": "train nothing more: store the rows there are"},
+        minutes={"type": float, "default": None, "help": "end after the first row after so long; call again to go on"},
     )
     if args.quick:
-        args.width, args.k, args.steps, args.tokens, args.held, args.seeds = 64, 4, 3, 2048, 2, 1
-    data = cache(lambda: text(args.data, args.tokens, args.held))  # not needed where all rows are read back
-    setting = {n: getattr(args, n) for n in ("width", "k", "steps", "tokens", "held")}
+        args.width, args.k, args.steps, args.tokens, args.held, args.seeds = 64, [2, 4, 8], 3, 2048, 2, 1
+        args.rates = args.rates[:1]
+    site, length = SITES.get(args.model, (args.site, 128))
+    if site is None:
+        raise SystemExit(f"Say with --site what of {args.model} is to be explained.")
+    site = args.site or site
+    folder = None if args.quick else JOURNALS
+    data = cache(lambda: text(args.model, site, args.data, length, args.tokens, args.held, folder))
+    setting = {n: getattr(args, n) for n in ("model", "width", "k", "steps", "tokens", "held")}
     setting |= {
-        "site": SITE,
-        "rate": RATE,
+        "site": site,
         "batch": BATCH,
         "spliced": SPLICED,
         "text": args.data.name if args.data else "documentation",
     }
-    rows = Rows("autoencoders", setting, quick=args.quick)
-    k, every = args.k, (args.k // 2, args.k, 2 * args.k)
-    plan = [(TOPK, n, (n,)) for n in every] + [(NESTED, 2 * k, every), (PURSUIT, k, every)]
-    plan += [(name, k, (k,)) for name in CLAIMS if name not in (NESTED, PURSUIT)]
+    rows = Rows(f"autoencoders-{Path(args.model).name}", setting, quick=args.quick)
+    ends = math.inf if args.minutes is None else time.monotonic() + 60 * args.minutes
+    ks = tuple(args.k)
+
+    def add(name: str, own: int, at: tuple[int, ...], seed: int, rate: float) -> list[Row]:
+        key = f"{name} {own} {seed} at {rate:g}"
+        if args.as_it_is and key not in rows.journal:
+            return []
+        found = rows.add(key, lambda: list(rows_of(data(), name, own, at, rate, seed, args.width, args.steps)))
+        if time.monotonic() > ends:
+            raise SystemExit("Time is up: call again to go on.")
+        return found
+
+    rates = {}
+    for name, own, at in _plan(args.methods, ks):
+        if name not in rates and (own == ks[1] or len(at) > 1):
+            tried = {rate: found[at.index(own)] for rate in args.rates if (found := add(name, own, at, 0, rate))}
+            if tried:
+                rates[name] = max(tried, key=lambda rate: tried[rate].record.more[CHOSEN])
+    rows.rows.clear()  # what follows reads the chosen ones back
     for seed in range(args.seeds):
-        for name, own, ks in plan:
-            rows.add(
-                f"{name} {own} {seed}",
-                lambda n=name, o=own, q=ks, s=seed: list(rows_of(data(), n, o, q, s, args.width, args.steps)),
-            )
-    rows.show()
-    tables = {f"beside {TOPK} at L0 {n}": verdicts(rows.rows, n, args.width) for n in every}
-    for title, lines in tables.items():
-        table(title, list(lines[0]), [[str(v) for v in entry.values()] for entry in lines])
+        for name, own, at in _plan(args.methods, ks):
+            if name in rates:
+                add(name, own, at, seed, rates[name])
+    lines = summary(rows.rows, args.width)
+    tables = {"means over seeds": lines}
+    tables |= {f"beside {TOPK} at L0 {n}": verdicts(rows.rows, n, args.width) for n in ks}
+    for title, some in tables.items():
+        if some:
+            table(title, list(some[0]), [[str(entry.get(c, "")) for c in some[0]] for entry in some])
     path = args.json
-    rows.store(None if path is None else path if path.parent != Path() else RESULTS / "codes" / path, tables=tables)
+    rows.store(
+        None if path is None else path if path.parent != Path() else RESULTS / "codes" / path,
+        tables=tables,
+        rates=args.rates,
+    )
+
+
+def _plan(methods: Sequence[str], ks: tuple[int, ...]) -> list[tuple[str, int, tuple[int, ...]]]:
+    """Method, the k it is trained at, those it is measured at; the gated autoencoder, which is older, at the middle one only."""
+    plan: list[tuple[str, int, tuple[int, ...]]] = []
+    for name in methods:
+        if name == NESTED:
+            plan.append((name, ks[-1], ks))
+        elif name == PURSUIT:
+            plan.append((name, ks[0], ks))
+        else:
+            plan += [(name, k, (k,)) for k in (ks[1:2] if name == "gated_sae" else ks)]
+    return plan
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def test_it_runs_and_stores_a_row_a_budget(script, tmp_path, monkeypatch, capsys
     script.main()
     capsys.readouterr()
     found = json.loads((tmp_path / "a.json").read_text())
-    assert len(found["rows"]) == 3 + 3 + 3 + 3
+    assert len(found["rows"]) == 5 * 3 + 1  # a gated one at the middle budget only
+    assert {line["seeds"] for line in found["tables"]["means over seeds"]} == {1}
     assert {row["method"] for row in found["rows"]} == {script.TOPK, *script.CLAIMS}
     l0 = {row["density"] * 64: row["more"]["l0"] for row in found["rows"] if row["method"] == script.TOPK}
     assert l0 == pytest.approx({2.0: 2, 4.0: 4, 8.0: 8}, abs=0.2)
@@ -46,7 +47,7 @@ def test_it_runs_and_stores_a_row_a_budget(script, tmp_path, monkeypatch, capsys
 def test_the_baseline_is_interpolated_at_the_l0_of_the_method(script):
     class Point:
         def __init__(self, l0, value):
-            self.more, self.value = {"l0": l0, "recovered": 0.0}, value
+            self.more, self.value = {"l0": l0}, value
 
     curve = [Point(4.0, 0.5), Point(16.0, 0.9), Point(8.0, 0.7)]
     at = lambda l0: script._at(l0, curve, script._explained)  # noqa: E731

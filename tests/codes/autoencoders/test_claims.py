@@ -38,7 +38,7 @@ def zipf():
     x = _planted(2000, 48, 3, 0, 48)
     names = ("topk_sae", "mutual_choice", "feature_choice")
     methods = [sw.method(n, k=3).with_(auxiliary=None) for n in names]
-    found = sw.train_autoencoders(x, methods, width=192, steps=250, batch=256, lr=3e-3)
+    found = sw.train_autoencoders(x, methods, width=192, steps=130, batch=256, lr=5e-3)
     return x, dict(zip(names, found, strict=True))
 
 
@@ -69,8 +69,8 @@ def test_feature_choice_leaves_no_latent_dead(zipf):
 def test_gated_and_jumprelu_do_not_shrink():
     x = _planted(2000, 48, 3, 1, 32)
     methods = [sw.method(n, l0=4.0).with_(auxiliary=None) for n in ("relu_sae", "gated_sae")]
-    methods.append(sw.method("jumprelu_sae", l0=4.0, bandwidth=0.2, threshold=0.1))
-    found = sw.train_autoencoders(x, methods, width=96, steps=350, batch=128, lr=5e-3)
+    methods.append(sw.method("jumprelu_sae", l0=4.0, bandwidth=0.035))
+    found = sw.train_autoencoders(x, methods, width=96, steps=150, batch=128, lr=5e-3)
     l0 = [sae.encode(x).nnz / len(x) for sae in found]
     fvu = [_fvu(x, sae(x)) for sae in found]
     assert max(l0[1:]) <= l0[0] + 0.7, l0
@@ -108,7 +108,7 @@ def test_one_hierarchical_autoencoder_serves_all_budgets():
     x = _planted(2500, 96, 8, 0, 32, zipf=0.7)
     methods = [sw.method("hierarchical_topk", k=32), sw.method("topk_sae", k=32)]
     methods += [sw.method("topk_sae", k=k) for k in (4, 16)]
-    one, cut, four, sixteen = sw.train_autoencoders(x[:2000], methods, width=128, steps=250, batch=128, lr=3e-3)
+    one, cut, four, sixteen = sw.train_autoencoders(x[:2000], methods, width=128, steps=140, batch=128, lr=5e-3)
     held = x[2000:]
     for k, own in ((4, four), (8, None), (16, sixteen)):
         fvu = _fvu(held, one.at(k=k)(held))
@@ -121,7 +121,7 @@ def test_one_hierarchical_autoencoder_serves_all_budgets():
 def test_the_first_latents_of_a_matryoshka_explain_more_alone():
     x = _planted(2000, 96, 6, 0, 32)
     methods = [sw.method(n, k=6) for n in ("matryoshka_sae", "batch_topk_sae")]
-    found = sw.train_autoencoders(x, methods, width=128, steps=250, batch=128, lr=3e-3)
+    found = sw.train_autoencoders(x, methods, width=128, steps=130, batch=128, lr=5e-3)
     alone = []
     for sae in found:
         c = sae.train().encode(x)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sparseworks as sw
+from sparseworks.codes.autoencoders import Plain
 from sparseworks.codes.autoencoders.convert import CONFIG, WEIGHTS, load_saelens, save_saelens
 from sparseworks.codes.autoencoders.stream import Batch
 from sparseworks.core.errors import CheckpointError, RecipeError
@@ -24,6 +25,12 @@ def _trained(name, **options):
 def _theirs(folder):
     """What SAELens computes from the files."""
     t, config = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+    if config["architecture"] == "matching_pursuit":
+        left, z = X - t["b_dec"], torch.zeros(len(X), len(t["W_dec"]))
+        for _ in range(config["max_iterations"]):
+            value, index = (left @ t["W_dec"].T).relu().max(dim=1, keepdim=True)
+            z, left = z.scatter_add(1, index, value), left - value * t["W_dec"][index[:, 0]]
+        return z, z @ t["W_dec"] + t["b_dec"]
     pre = (X - t["b_dec"] * config["apply_b_dec_to_input"]) @ t["W_enc"]
     if config["architecture"] == "gated":
         z = (pre + t["b_gate"] > 0) * ((X - t["b_dec"]) @ (t["W_enc"] * t["r_mag"].exp()) + t["b_mag"]).relu()
@@ -43,6 +50,7 @@ def _theirs(folder):
         ("topk_sae", {"k": 3}),
         ("relu_sae", {"l0": 3.0}),
         ("gated_sae", {"l0": 3.0}),
+        ("mp_sae", {"k": 3}),
         ("batch_topk_sae", {"k": 3}),
         ("jumprelu_sae", {"threshold": 0.5}),
     ],
@@ -95,3 +103,46 @@ def test_damage_and_what_is_not_known_are_refused(tmp_path):
     (tmp_path / WEIGHTS).write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="no readable"):
         load_saelens(tmp_path)
+
+
+def test_the_plain_face_gives_tensors_of_any_leading_dimensions():
+    sae = _trained("topk_sae", k=3)
+    plain, x = Plain(sae), X.unflatten(0, (4, 16))
+    with torch.no_grad():
+        z = plain.encode(x)
+        assert z.shape == (4, 16, 24) and torch.equal(z.flatten(0, 1), sae.encode(X).dense())
+        assert torch.allclose(plain(x).flatten(0, 1), sae(X), atol=1e-6)
+        assert torch.allclose(plain.decode(torch.zeros(2, 24)), sae.b_dec.expand(2, 8))
+    assert plain.W_enc.shape == (8, 24) and plain.W_dec is sae.W_dec and plain.cfg.d_sae == 24
+    assert plain.dtype == torch.float32 and plain.device.type == "cpu"
+    with pytest.raises(AttributeError):
+        plain.W_other  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("topk_sae", {"k": 3}),
+        ("relu_sae", {"l0": 3.0}),
+        ("gated_sae", {"l0": 3.0}),
+        ("mp_sae", {"k": 3}),
+        ("batch_topk_sae", {"k": 3}),
+        ("jumprelu_sae", {"l0": 3.0}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_the_package_itself_reads_ours_and_we_read_what_it_writes(tmp_path, name, options):
+    """Only where `sae-lens` is installed: it needs a whole interpretability framework. Seen equal with 6.54.12."""
+    theirs = pytest.importorskip("sae_lens", exc_type=ImportError).SAE
+    sae = _trained(name, **options)
+    sae = sae.export(iter([Batch(X)])) if name in ("batch_topk_sae", "jumprelu_sae") else sae
+    save_saelens(sae, tmp_path / "ours")
+    other = theirs.load_from_disk(str(tmp_path / "ours"))
+    other.save_model(str(tmp_path / "theirs"))
+    again = load_saelens(tmp_path / "theirs")
+    with torch.no_grad():
+        codes, found = sae.encode(X), other.encode(X)
+        assert torch.equal(found != 0, codes.dense() != 0)
+        assert torch.allclose(found, codes.dense(), atol=1e-5)
+        assert torch.allclose(other.decode(found), sae.decode(codes), atol=1e-5)
+        assert torch.allclose(again(X), sae(X), atol=1e-5)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparseworks.codes.autoencoders import METRICS
 from sparseworks.codes.autoencoders.metrics import FVU, Histogram, atom_recovery, match_atoms, support_f1
 from sparseworks.core.codes import Codes
-from sparseworks.core.errors import ShapeError
+from sparseworks.core.errors import CalibrationError, ShapeError
 
 NONE = Codes(torch.zeros(20_000, 0), torch.zeros(20_000, 0, dtype=torch.long), 4)
 
@@ -23,6 +24,31 @@ def test_fvu_of_gaussian_data_that_is_shrunk_is_the_square_of_what_is_missing():
     noisy = FVU()
     noisy.add(x, x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)), NONE)
     assert float(noisy.value()) == pytest.approx(0.25, rel=0.02)
+
+
+@pytest.mark.parametrize("parts", [1, 7])
+def test_a_shrunk_reconstruction_keeps_its_direction_and_tells_by_how_much_it_is_too_short(parts):
+    x = torch.randn(210, 4, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(210, 4, generator=torch.Generator().manual_seed(1))
+    noise = noise - (noise * x).sum(1, keepdim=True) / x.square().sum(1, keepdim=True) * x  # across
+    rebuilt, codes = 0.6 * x + noise, Codes(x, torch.arange(4).expand(210, 4), 4)
+    found = {}
+    for name in ("cosine", "norm_ratio", "reconstruction_bias", "l1"):
+        metric = METRICS.get(name)()
+        for a, b, v in zip(x.chunk(parts), rebuilt.chunk(parts), codes.values.chunk(parts), strict=True):
+            metric.add(a, b, Codes(v, torch.arange(4).expand(len(v), 4), 4))
+        found[name] = float(metric.value())
+    length = rebuilt.norm(dim=1) / x.norm(dim=1)
+    assert found["cosine"] == pytest.approx(float((0.6 / length).mean()), rel=1e-5)
+    assert found["norm_ratio"] == pytest.approx(float(length.mean()), rel=1e-5)
+    along = float(rebuilt.square().sum() / (0.6 * x.square().sum()))
+    assert found["reconstruction_bias"] == pytest.approx(along, rel=1e-5)
+    assert found["l1"] == pytest.approx(float(x.abs().sum(1).mean()), rel=1e-5)
+    shrunk = METRICS.get("reconstruction_bias")()
+    shrunk.add(x, 0.8 * x, codes)
+    assert float(shrunk.value()) == pytest.approx(0.8)
+    with pytest.raises(CalibrationError):
+        METRICS.get("cosine")().value()
 
 
 def test_histogram_puts_each_latent_into_its_decade():

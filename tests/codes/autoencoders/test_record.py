@@ -140,6 +140,11 @@ def test_a_transcoder_is_spliced_from_its_source():
         model(**batch)
 
 
+def _spliced(model, sae, batch):
+    with splice(model, "mid", sae):
+        return model(**batch)
+
+
 def test_loss_recovered_is_one_for_exact_codes_zero_for_none_and_does_not_depend_on_batches():
     class Nothing(Exact):
         def decode(self, codes):
@@ -151,6 +156,9 @@ def test_loss_recovered_is_one_for_exact_codes_zero_for_none_and_does_not_depend
     sae = sw.train_autoencoder(torch.randn(64, 6), sw.method("topk_sae", k=2), width=12, steps=2, batch=32)
     whole = {"input_ids": torch.cat([b["input_ids"] for b in batches]).flip(0)}
     one, other = ce_recovered(model, "mid", sae, batches), ce_recovered(model, "mid", sae, [whole])
-    assert one == pytest.approx(other, rel=1e-6)
+    assert one == pytest.approx(other, rel=1e-5)
+    assert one["kl"] > 1e-3 and ce_recovered(model, "mid", Exact(), batches)["kl"] == pytest.approx(0, abs=1e-6)
+    p, q = (o["logits"][:, :-1].flatten(0, 1).log_softmax(1) for o in (model(**whole), _spliced(model, sae, whole)))
+    assert one["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(1).mean().detach()), rel=1e-4)
     with pytest.raises(CalibrationError):
         ce_recovered(model, "mid", sae, [])

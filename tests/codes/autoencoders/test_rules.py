@@ -43,7 +43,7 @@ def test_batch_choice_is_the_best_of_the_matrix_and_rows_differ():
 
 
 def test_pseudo_gradients_of_thresholds_are_the_papers():
-    sae, x = _built("jumprelu_sae", threshold=0.5, bandwidth=0.4, weight=1.0)
+    sae, x = _built("jumprelu_sae", l0=None, threshold=0.5 / D**0.5, bandwidth=0.4 / D**0.5, weight=1.0)
     sae.train()
     pre = (x @ sae.W_enc).detach()
     coded = sae.coded(x)

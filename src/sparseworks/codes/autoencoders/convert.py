@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 from sparseworks.codes.autoencoders.method import AutoencoderMethod
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
-from sparseworks.codes.autoencoders.rules import Gated, ReLU, Thresholds, TopK
+from sparseworks.codes.autoencoders.rules import Gated, MatchingPursuit, ReLU, Thresholds, TopK
 from sparseworks.codes.autoencoders.target import Transcode
 from sparseworks.core.errors import CheckpointError, RecipeError
 from sparseworks.io.folder import write_file
 
 CONFIG, WEIGHTS, VERSION = "cfg.json", "sae_weights.safetensors", 1
+_PURSUIT = {"residual_threshold": 0.0, "stop_on_duplicate_support": False}
 
 
 @torch.no_grad()
 def save_saelens(sae: SparseAutoencoder, folder: Path | str) -> None:
-    """Write an autoencoder that SAELens reads: "topk", "standard", "gated" or "jumprelu" (the form that `export` gives others).
+    """Write an autoencoder that SAELens reads: "topk", "standard", "gated", "matching_pursuit" or "jumprelu" (the form that `export` gives others).
 
     Raises:
         RecipeError: a rule that their format does not know; export it first.
@@ -39,6 +40,9 @@ def save_saelens(sae: SparseAutoencoder, folder: Path | str) -> None:
     elif isinstance(rule, Gated):
         architecture = "gated"
         tensors |= {"b_mag": tensors.pop("b_enc"), "b_gate": sae.b_gate, "r_mag": sae.r_mag}
+    elif isinstance(rule, MatchingPursuit) and not rule.residual:
+        architecture, more = "matching_pursuit", {"max_iterations": rule.k, **_PURSUIT}
+        tensors = {"W_dec": sae.W_dec, "b_dec": sae.b_dec}
     elif isinstance(rule, Thresholds):
         architecture = "jumprelu"  # theirs are on above the threshold, ours from it on
         tensors["threshold"] = torch.nextafter(sae.threshold, torch.full_like(sae.threshold, -torch.inf)).clamp(min=0)
@@ -88,6 +92,7 @@ def load_saelens(folder: Path | str) -> SparseAutoencoder:
         "standard": lambda: ("relu_sae", ReLU()),
         "gated": lambda: ("gated_sae", Gated()),
         "jumprelu": lambda: ("jumprelu_sae", Thresholds()),
+        "matching_pursuit": lambda: ("mp_sae", MatchingPursuit(_steps(config, tensors))),
     }
     if architecture not in known:
         raise CheckpointError(f"{folder} is a {architecture!r} autoencoder; read are {', '.join(known)}.")
@@ -95,7 +100,8 @@ def load_saelens(folder: Path | str) -> SparseAutoencoder:
         name, rule = known[architecture]()
         target = None if config.get("apply_b_dec_to_input", True) else Transcode()
         method = AutoencoderMethod.of(name).with_(latents=rule, auxiliary=None, target=target)
-        (d_in, width), d_out = tensors["W_enc"].shape, tensors["W_dec"].shape[1]
+        width, d_out = tensors["W_dec"].shape
+        d_in = tensors["W_enc"].shape[0] if "W_enc" in tensors else d_out
         sae = SparseAutoencoder(method, d_in, width, d_out).to(tensors["W_dec"].dtype)
         _fill(sae, tensors, bool(config.get("rescale_acts_by_decoder_norm", False)))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -112,17 +118,25 @@ def load_saelens(folder: Path | str) -> SparseAutoencoder:
 
 def _fill(sae: SparseAutoencoder, tensors: dict[str, Tensor], rescale: bool) -> None:
     norms = tensors["W_dec"].norm(dim=1) if rescale else tensors["W_dec"].new_ones(sae.width)
-    bias = tensors["b_mag"] if "b_mag" in tensors else tensors["b_enc"]
-    _set(sae.encoder_weight, tensors["W_enc"].T * norms.unsqueeze(1))
     _set(sae.W_dec, tensors["W_dec"] / norms.unsqueeze(1))
-    _set(sae.b_enc, bias * norms)
     _set(sae.b_dec, tensors["b_dec"])
+    if not sae.rule.tied:
+        bias = tensors["b_mag"] if "b_mag" in tensors else tensors["b_enc"]
+        _set(sae.encoder_weight, tensors["W_enc"].T * norms.unsqueeze(1))
+        _set(sae.b_enc, bias * norms)
     for name in ("b_gate", "r_mag"):
         if name in tensors:
             _set(getattr(sae, name), tensors[name])
     if "threshold" in tensors:
         up = torch.full_like(tensors["threshold"], torch.inf)
         _set(sae.threshold, torch.nextafter(tensors["threshold"], up))
+
+
+def _steps(config: dict[str, Any], tensors: dict[str, Tensor]) -> int:
+    """Steps of pursuit; theirs may end early by rules of their own, which ours has not."""
+    if any(config.get(name, True) != value for name, value in _PURSUIT.items()):
+        raise ValueError(f"a pursuit that ends early; read are those with {_PURSUIT}")
+    return int(config.get("max_iterations") or tensors["W_dec"].shape[1])
 
 
 def _set(to: nn.Parameter | Tensor, value: Tensor) -> None:

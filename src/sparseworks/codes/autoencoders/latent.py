@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,10 +13,15 @@ from torch import Tensor
 
 from sparseworks.core.codes import Codes, places_of
 from sparseworks.core.config import NOUNS
+from sparseworks.core.patterns import unstructured
 from sparseworks.core.registry import Registry
+from sparseworks.core.select import select_mask
 
 if TYPE_CHECKING:
     from sparseworks.codes.autoencoders.module import SparseAutoencoder
+
+OFFSETS = (-0.2, 0.0, 0.2)
+"""By how much the common level of thresholds is moved to see how many entries would be on."""
 
 LATENTS: Registry[type[LatentRule]] = Registry("latent rule", "sparseworks.codes.autoencoders.rules")
 
@@ -42,6 +48,7 @@ class Coded:
         penalty: mean over rows of what the rule wants small, times the autoencoder's `pressure` in the loss.
         extra: a further loss of the rule's own, as it is.
         threshold: the least value that was kept, for all latents or one each (NaN where none was), for rules whose rows compete.
+        above: how many pre-activations lie above their thresholds moved by OFFSETS, for rules whose common level follows the L0.
         on: entries of the codes that are on, where a rule gives others as well so that gradients reach its thresholds.
     """
 
@@ -49,6 +56,7 @@ class Coded:
     penalty: Tensor | None = None
     extra: Tensor | None = None
     threshold: Tensor | None = None
+    above: Tensor | None = None
     on: Tensor | None = None
 
     def l0(self) -> Tensor:
@@ -72,10 +80,13 @@ class LatentRule:
         """Codes of inputs from which the bias was already taken away."""
         raise NotImplementedError
 
-    def parameters(self, width: int) -> dict[str, Tensor]:
+    def parameters(self, width: int, d_in: int) -> dict[str, Tensor]:
         """Parameters of the rule's own, one number a latent, at their initial values."""
-        del width
+        del width, d_in
         return {}
+
+    def prepare(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]) -> None:
+        """Look at inputs (scaled, the bias taken away) before the first step: where thresholds and pressure are to begin."""
 
     def pressure(self) -> float:
         """The sparsity weight that training begins with."""
@@ -110,6 +121,20 @@ def preactivations(sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]) -> Flo
     """x W_enc + b_enc, to choose by: no gradient, and nothing of it is kept."""
     with torch.no_grad():
         return F.linear(x, sae.encoder, sae.b_enc)
+
+
+def least_kept(scores: Float[Tensor, "rows width"], l0: float) -> Float[Tensor, ""]:
+    """The least of the l0 a row largest entries of a whole matrix: the threshold that keeps them."""
+    count = min(max(round(l0 * len(scores)), 1), scores.numel())
+    return scores[select_mask(scores, unstructured("tensor"), count)].min()
+
+
+def lacking(above: Float[Tensor, "3"], wanted: float) -> Float[Tensor, ""]:
+    """By how much a level is too low for so many entries to be on, by straight lines in log counts; at most 1 either way."""
+    low, now, high = above.double().clamp(min=0.5).log().unbind()
+    gap = now - math.log(max(wanted, 0.5))
+    slope = torch.where(gap > 0, now - high, low - now) / OFFSETS[2]
+    return (gap / slope.clamp(min=0.5)).clamp(-1, 1)
 
 
 def chosen(

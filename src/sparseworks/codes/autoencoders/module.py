@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sparseworks.codes.autoencoders.latent import lacking
 from sparseworks.codes.autoencoders.median import geometric_median
 from sparseworks.codes.autoencoders.protocol import Config, Losses
 from sparseworks.core.codes import Codes
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from sparseworks.codes.autoencoders.method import AutoencoderMethod
     from sparseworks.codes.autoencoders.stream import Batch
 
-DECAY = 0.99  # of running densities and thresholds, a batch
+DECAY = 0.99  # of running densities and thresholds, a batch; thresholds forget faster where training is short
+LEVEL = 0.2  # of what a batch says that the level of thresholds lacks, what it gets
+_SCORED = 1 << 24  # pre-activations that a rule may look at before the first step
 
 
 class SparseAutoencoder(nn.Module):
@@ -54,6 +57,7 @@ class SparseAutoencoder(nn.Module):
     density: Tensor
     threshold: Tensor
     pressure: Tensor
+    level: Tensor
     l0_fast: Tensor
     l0_slow: Tensor
     scale: Tensor
@@ -80,7 +84,7 @@ class SparseAutoencoder(nn.Module):
         else:
             self.b_enc = nn.Parameter(bias)
         self.b_dec = nn.Parameter(torch.zeros(d_out))
-        for name, value in self.rule.parameters(width).items():
+        for name, value in self.rule.parameters(width, d_in).items():
             self.register_parameter(name, nn.Parameter(value))
         for name, value in _counters(width, self.rule.pressure()).items():
             self.register_buffer(name, value)
@@ -147,10 +151,12 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def prepare(self, sample: Batch) -> None:
-        """Scale to unit mean square, and the bias to the geometric median of the targets."""
+        """Scale to unit mean square, the bias to the geometric median of the targets, and what the rule begins with."""
         y = self.goal(sample).float()
         self.scale.copy_(1 / y.square().mean().sqrt().clamp(min=1e-30))
         self.b_dec.copy_(geometric_median(y * self.scale))
+        x = sample.x[: max(_SCORED // self.width, 64)]
+        self.rule.prepare(self, self.centre(x.to(self.W_dec.dtype) * self.scale.to(self.W_dec.dtype)))
 
     def goal(self, batch: Batch) -> Float[Tensor, "rows d_out"]:
         """What is to be reconstructed: the inputs, or what the method's target says."""
@@ -189,27 +195,37 @@ class SparseAutoencoder(nn.Module):
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-30))
 
     @torch.no_grad()
-    def note(self, rows: int, fired: Tensor, l0: Tensor, threshold: Tensor | None) -> None:
-        """Count what fired (float (width,), of `rows` rows of all ranks together) and follow thresholds and the target L0."""
+    def note(
+        self, rows: int, fired: Tensor, threshold: Tensor | None = None, above: Tensor | None = None, steps: int = 400
+    ) -> None:
+        """Count what fired (float (width,), of `rows` rows of all ranks together) and follow thresholds and the target L0, in a
+        training of `steps` steps."""
         self.silent.add_(rows).masked_fill_(fired > 0, 0)
         first = self.batches == 0
         self.density.lerp_(fired / rows, 1.0 if first else 1 - DECAY)
         if threshold is not None:
             known = ~torch.isnan(threshold).expand_as(self.threshold)
             new = torch.where(known, threshold.expand_as(self.threshold).to(self.threshold), self.threshold)
-            self.threshold.copy_(torch.where(self.threshold > 0, self.threshold.lerp(new, 1 - DECAY), new))
+            self.threshold.copy_(
+                torch.where(self.threshold > 0, self.threshold.lerp(new, max(1 - DECAY, 8 / steps)), new)
+            )
         target = self.rule.target_l0()
         if target is not None:
-            self._steer(l0, target)
+            self._steer(fired.sum() / rows, target, steps)
+            if above is not None:
+                self.level.add_(LEVEL * lacking(above, target * rows))
         self.batches.add_(1)
 
-    def _steer(self, l0: Tensor, target: float) -> None:
-        """More pressure where L0 will be above its target: thresholds move long after the pressure did, so that its trend counts too."""
+    def _steer(self, l0: Tensor, target: float, steps: int) -> None:
+        """More pressure where L0 will be above its target: thresholds move long after the pressure did, so that its trend counts too.
+
+        By 2 % a step at most, by more where all steps together could not bring it to e^8 times what it was.
+        """
         first = self.batches == 0
         self.l0_fast.lerp_(l0, 1.0 if first else 0.1)
         self.l0_slow.lerp_(l0, 1.0 if first else 0.02)
         ahead = self.l0_fast + 2 * (self.l0_fast - self.l0_slow)
-        self.pressure.mul_(torch.exp(0.02 * ((ahead - target) / target).clamp(-1, 1)))
+        self.pressure.mul_(torch.exp(max(0.02, 8 / steps) * ((ahead - target) / target).clamp(-1, 1)))
 
     # -- afterwards ---------------------------------------------------------------------------------------------------
 
@@ -260,12 +276,13 @@ def _unit(rows: int, columns: int, seed: int) -> Tensor:
 
 def _counters(width: int, pressure: float) -> dict[str, Tensor]:
     """State that is not learned: tokens since a latent was on, its running density and threshold, the sparsity weight
-    and the two running means of L0 that steer it, the scale."""
+    and the two running means of L0 that steer it, the common level of learned thresholds, the scale."""
     return {
         "silent": torch.zeros(width, dtype=torch.long),
         "density": torch.zeros(width, dtype=torch.float64),
         "threshold": torch.zeros(width),
         "pressure": torch.tensor(pressure, dtype=torch.float64),
+        "level": torch.tensor(0.0, dtype=torch.float64),
         "l0_fast": torch.tensor(0.0, dtype=torch.float64),
         "l0_slow": torch.tensor(0.0, dtype=torch.float64),
         "scale": torch.tensor(1.0, dtype=torch.float64),

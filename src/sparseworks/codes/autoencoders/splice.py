@@ -122,6 +122,8 @@ def ce_recovered(
 ) -> dict[str, float]:
     """Cross-entropy of the model, with the site spliced, and with the site at 0; recovered = (zero - spliced) / (zero - model).
 
+    Without a `loss`, `kl` beside it: mean KL(model || spliced) of the distributions of the next token, in nats.
+
     Means are over tokens of all batches, however these are cut.
 
     Args:
@@ -132,22 +134,26 @@ def ce_recovered(
     Raises:
         CalibrationError: no batches.
     """
-    measure, sums, tokens = loss or next_token_loss, torch.zeros(3, dtype=torch.float64), 0
+    measure, sums, tokens = loss or next_token_loss, torch.zeros(4, dtype=torch.float64), 0
     for batch in batches:
-        own = measure(call(model, batch), batch)
+        first = call(model, batch)
+        own = measure(first, batch)
         with splice(model, site, sae):
-            spliced = measure(call(model, batch), batch)
+            second = call(model, batch)
+        spliced = measure(second, batch)
+        apart = own.new_zeros(()) if loss is not None else _divergence(first, second, batch)
         with hooked(model, site, torch.zeros_like):
             zero = measure(call(model, batch), batch)
-        sums += torch.stack([own.double().sum(), spliced.double().sum(), zero.double().sum()]).cpu()
+        sums += torch.stack([t.double().sum() for t in (own, spliced, zero, apart)]).cpu()
         tokens += own.numel()
     if not tokens:
         raise CalibrationError("There are no tokens to measure the loss on; give at least one batch.")
-    model_loss, spliced_loss, zero_loss = (sums / tokens).tolist()
+    model_loss, spliced_loss, zero_loss, kl = (sums / tokens).tolist()
     return {
         "model": model_loss,
         "spliced": spliced_loss,
         "zero": zero_loss,
+        **({"kl": kl} if loss is None else {}),
         "recovered": (zero_loss - spliced_loss) / (zero_loss - model_loss) if zero_loss != model_loss else float("nan"),
     }
 
@@ -158,11 +164,26 @@ def next_token_loss(output: Any, batch: Any) -> Float[Tensor, " tokens"]:
     Raises:
         CalibrationError: no token ids in the batch.
     """
-    logits = output if isinstance(output, Tensor) else output["logits"]
+    logits = _logits(output)
     named: Any = batch if hasattr(batch, "keys") else {}
     ids = named["input_ids"] if named else batch[0] if isinstance(batch, tuple | list) else batch
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.shape != logits.shape[:2]:
         raise CalibrationError("Next-token loss needs token ids of the logits' first two dimensions; give `loss`.")
     losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    mask = named.get("attention_mask")
+    return _real(losses, batch)
+
+
+def _divergence(own: Any, other: Any, batch: Any) -> Float[Tensor, " tokens"]:
+    """KL(own || other) for the tokens that `next_token_loss` counts."""
+    p, q = (F.log_softmax(_logits(o)[:, :-1].flatten(0, 1).float(), dim=1) for o in (own, other))
+    return _real((p.exp() * (p - q)).sum(1), batch)
+
+
+def _logits(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output["logits"]
+
+
+def _real(losses: Tensor, batch: Any) -> Tensor:
+    """Those of tokens that are not padding and whose next one is not."""
+    mask = batch.get("attention_mask") if hasattr(batch, "keys") else None
     return losses if mask is None else losses[(mask[:, 1:].bool() & mask[:, :-1].bool()).flatten()]

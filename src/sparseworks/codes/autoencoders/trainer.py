@@ -118,12 +118,14 @@ class Trainer:
         on = coded.codes.values.detach() != 0 if coded.on is None else coded.on
         fired = torch.bincount(coded.codes.indices[on].long(), minlength=coded.codes.width).double()
         rows = len(batch) * ranks()
-        threshold = coded.threshold
+        threshold, above = coded.threshold, coded.above
         if ranks() > 1:
             dist.all_reduce(fired)
             if threshold is not None:
                 threshold = _mean_known(threshold.clone())
-        self.model.note(rows, fired, fired.sum() / rows, threshold)
+            if above is not None:
+                dist.all_reduce(above)
+        self.model.note(rows, fired, threshold, above, self.schedule.steps)
 
     def _renew(self, index: int, batch: Batch, residual: Tensor) -> None:
         auxiliary = self.method.auxiliary

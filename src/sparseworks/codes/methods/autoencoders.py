@@ -75,7 +75,9 @@ add_autoencoder(
     Source("Rajamanoharan et al.", 2024, "2407.14435", "Jumping ahead: JumpReLU sparse autoencoders"),
     "fidelity at a given L0 equal to or above Gated and TopK",
     when="Thresholds a latent are to be learned, and inference is to be one comparison.",
-    when_not="An exact L0 is needed, or training is short: thresholds move slowly.",
+    when_not="An exact L0 is needed: the one asked for is met within some per cent. Training of some hundred steps with the bandwidth of the "
+    "paper: hardly an entry lies so near to its threshold; 0.01 to 0.05 teaches them. On `sparseworks/tiny-lm`, 400 steps, one seed, it "
+    "explained 0.796 at L0 16 where TopK did 0.805: the claim was not seen.",
 )
 add_autoencoder(
     "gated_sae",
@@ -84,7 +86,7 @@ add_autoencoder(
     "no shrinkage; half the L0 of ReLU at equal fidelity",
     auxiliary=Resample(),
     when="A comparison with published Gated autoencoders.",
-    when_not="An exact L0 is needed.",
+    when_not="An exact L0 is needed: the one asked for is met within some per cent.",
 )
 add_autoencoder(
     "relu_sae",

@@ -10,7 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment, chosen, preactivations
+from sparseworks.codes.autoencoders.latent import (
+    LATENTS,
+    OFFSETS,
+    Coded,
+    LatentRule,
+    Moment,
+    chosen,
+    least_kept,
+    preactivations,
+)
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.rules.thresholds import Thresholds
 from sparseworks.core.codes import Codes
@@ -19,42 +28,56 @@ from sparseworks.core.codes import Codes
 @LATENTS.register("jumprelu")
 @dataclass(frozen=True)
 class JumpReLU(LatentRule):
-    """z = pi 1{pi > theta}, theta = exp(log_threshold); penalty mean_rows ||z||_0.
+    """z = pi 1{pi > theta}, theta = exp(log_threshold + level); penalty mean_rows ||z||_0.
 
     dz/dtheta = -(theta / eps) K((pi - theta) / eps) and d1{pi > theta}/dtheta = -(1 / eps) K(..), K the unit rectangle.
 
     Attributes:
-        weight: of the penalty.
-        l0: mean latents a token that the weight is steered to; None: the weight stays.
-        threshold: theta at the beginning.
-        bandwidth: eps, on activations of unit mean square.
+        weight: of the penalty, where no L0 is asked for.
+        l0: mean latents a token. Thresholds then begin where the first codes have it and the weight at theta^2, what an entry at its
+            threshold is worth; the common level of the thresholds follows the L0 of the batches, and the weight what keeps it (ours).
+        threshold: theta at the beginning; None: as `l0` says, or 0.001.
+        bandwidth: eps. Both are for inputs of mean square norm 1, so that they mean the same whatever their size; the default is for
+            long training: with some hundred steps too few entries lie so near to their thresholds, 0.01 to 0.05 teaches them.
 
     Source: Rajamanoharan et al., 2024, arXiv 2407.14435, threshold and eps 0.001 as there.
     """
 
     weight: float = 3e-2
     l0: float | None = None
-    threshold: float = 1e-3
+    threshold: float | None = None
     bandwidth: float = 1e-3
 
-    def parameters(self, width: int) -> dict[str, Tensor]:
+    def parameters(self, width: int, d_in: int) -> dict[str, Tensor]:
         """log_threshold."""
-        return {"log_threshold": torch.full((width,), math.log(self.threshold))}
+        first = 1e-3 if self.threshold is None else self.threshold
+        return {"log_threshold": torch.full((width,), math.log(first * math.sqrt(d_in)))}
+
+    def prepare(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]) -> None:
+        """Thresholds at the quantile of the pre-activations that has the L0."""
+        if self.l0 is not None:
+            first = float(least_kept(preactivations(sae, x), self.l0).clamp(min=1e-3))
+            sae.pressure.fill_(first**2)
+            if self.threshold is None:
+                sae.log_threshold.data.fill_(math.log(first))
 
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """While training the codes hold, at 0, also what lies within eps / 2 below its threshold, where pseudo-gradients act."""
         del moment
-        theta = sae.log_threshold.exp()
+        theta = _theta(sae)
         scores = preactivations(sae, x)
         on = scores > theta.detach()
         if not sae.training:
             return Coded(chosen(x, sae.encoder, sae.b_enc, on))
-        near = on | ((scores - theta.detach()).abs() <= self.bandwidth / 2)
+        bandwidth = self.bandwidth * math.sqrt(x.shape[1])
+        near = on | ((scores - theta.detach()).abs() <= bandwidth / 2)
         pre = chosen(x, sae.encoder, sae.b_enc, near)
         at, kept = pre.indices.long(), pre.kept()
         on = on.gather(1, at) & kept
-        values, count = _Jump.apply(pre.values, theta[at], on, kept, self.bandwidth)
-        return Coded(Codes(values, pre.indices, pre.width, pre.lengths), count.sum() / max(len(x), 1), on=on)
+        values, count = _Jump.apply(pre.values, theta[at], on, kept, bandwidth)
+        above = torch.stack([(scores > theta.detach() * math.exp(o)).sum() for o in OFFSETS])
+        codes = Codes(values, pre.indices, pre.width, pre.lengths)
+        return Coded(codes, count.sum() / max(len(x), 1), above=above, on=on)
 
     def pressure(self) -> float:
         """The weight."""
@@ -65,15 +88,20 @@ class JumpReLU(LatentRule):
         return self.l0
 
     def fold(self, sae: SparseAutoencoder, scale: float) -> None:
-        """theta / scale."""
-        sae.log_threshold.data -= math.log(scale)
+        """theta / scale, the level inside."""
+        sae.log_threshold.data += float(sae.level) - math.log(scale)
+        sae.level.zero_()
 
     def exported(self, sae: SparseAutoencoder, threshold: Tensor | None) -> LatentRule:
         """The number after theta, since those equal to it are off."""
         del threshold
-        theta = sae.log_threshold.detach().exp()
+        theta = _theta(sae).detach()
         sae.threshold.copy_(torch.nextafter(theta, torch.full_like(theta, torch.inf)))
         return Thresholds()
+
+
+def _theta(sae: SparseAutoencoder) -> Float[Tensor, " width"]:
+    return (sae.log_threshold + sae.level.to(sae.log_threshold.dtype)).exp()
 
 
 class _Jump(torch.autograd.Function):
