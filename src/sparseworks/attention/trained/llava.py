@@ -177,8 +177,10 @@ class TokenGate(Gate):
     def _column(self, keep: Tensor | None, heads: Heads) -> Tensor:
         if keep is None:
             return heads.q.new_zeros(1, 1, 1, 1)
-        return torch.zeros_like(keep).where(keep > 0, -torch.inf)[:, None, None, :].masked_fill(
-            torch.eye(heads.keys, dtype=torch.bool, device=keep.device), 0.0
+        return (
+            torch.zeros_like(keep)
+            .where(keep > 0, -torch.inf)[:, None, None, :]
+            .masked_fill(torch.eye(heads.keys, dtype=torch.bool, device=keep.device), 0.0)
         )
 
     def forget(self) -> None:

@@ -125,6 +125,6 @@ add_trained(
     "anywhere on the grid, a quarter of the pairs answered 83 to 92 % (three seeds), a window or random pairs of as many, tuned alike, 29 to 32 %.",
     catalog=(184,),
     when="A vision transformer with a fixed number of tokens is fine-tuned, and which patches belong together differs by image.",
-    when_not="Nothing may be lost: the dense layer answered 89 to 98 %. Near patches say enough, or any few do: on small digits at 10 % of the pairs, 60 steps of fine-tuning without a warm-up gave 58 % "
-    "of right names, as many with a fixed window 71 % and with fixed random pairs 77 %.",
+    when_not="Nothing may be lost: the dense layer answered 89 to 98 %. Or near patches say enough, or any few do: on small digits at 10 % of the "
+    "pairs, 60 steps of fine-tuning without a warm-up gave 58 % of right names, as many with a fixed window 71 % and with random pairs 77 %.",
 )  # fmt: skip
