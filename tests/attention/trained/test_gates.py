@@ -179,7 +179,7 @@ def test_a_token_predictor_learns_about_what_it_dropped():
     torch.manual_seed(0)
     gate = sw.method("dynamic_llava", layer=0, width=8).build(Sizes(8, 2, 2, 4, layer=0, layers=1))
     gate.join({0: gate})
-    heads = Heads(*torch.randn(3, 1, 2, 6, 4))
+    heads = Heads(*(torch.randn(3, 1, 2, 6, 4) * 0.5))  # kept tokens have more than a tenth everywhere
     keep = torch.tensor([[1.0, 0, 0, 1, 0, 1]], requires_grad=True)
     gate.hidden, gate.decide = torch.randn(1, 6, 8), lambda hidden, first=0: keep
     out, probe = gate(heads), torch.randn(1, 2, 6, 4)

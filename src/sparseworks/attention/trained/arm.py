@@ -166,7 +166,7 @@ add_trained(
     catalog=(185,),
     status="experimental",
     when="Rows have many fields, few of which act together, and it should be readable which.",
-    when_not="Error is all that counts: on y = x1 x2 + x3^2 x5 with 25 fields of noise, four cross features and 2000 rows, alpha 1.7 "
-    "left out 28 % of the gates of noise and 19 % of the true ones and erred by 0.0065 of the variance after 900 steps, a softmax by 0.0059 "
-    "(one seed); with 300 rows it overfitted (0.36 against 0.04), and with two cross features it hardly learned.",
+    when_not="Error is all that counts: on y = a1 b2 + c3^2 d5 of categories, 20 fields, 1000 rows and 8 cross features, alpha 1.7 set 42 to 54 % of "
+    "the gates of noise to zero and 46 to 54 % of the true ones, and erred by .019 to .030 of the variance after 400 steps, a softmax by .015 to "
+    ".023 (three seeds); with numbers for fields, or four cross features, it fell further behind: a field goes as well by its weight as by its gate.",
 )  # fmt: skip
