@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import sparseworks as sw
 from sparseworks.attention.trained import Sizes
 from sparseworks.attention.trained.entmax import entmax, sparse_sigmoid
-from sparseworks.core.errors import BudgetError, ModelError
+from sparseworks.core.errors import BudgetError, ModelError, ShapeError
 
 
 @pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 4.0, 8.0])
@@ -135,3 +135,18 @@ def test_with_alpha_1_nothing_is_chosen_and_the_ensemble_adds_a_model():
         torch.testing.assert_close(whole, both(x) + second)
     with pytest.raises(BudgetError, match="at least 1"):
         sw.method("arm_net", alpha=0.5)
+
+
+def test_categories_have_embeddings_of_their_own():
+    torch.manual_seed(0)
+    model = sw.method("arm_net", fields=3, levels=4).build(Sizes(0, 0, 0, 0)).eval()
+    x = torch.tensor([[0, 3, 1], [2, 2, 2]])
+    e = torch.stack([torch.stack([model.embedding[f, x[r, f]] for f in range(3)]) for r in range(2)])
+    assert torch.equal(model.embed(x), e)
+    with torch.no_grad():
+        torch.testing.assert_close(model.sparse(x), model(x), atol=1e-5, rtol=1e-4)
+    for bad in (x.float(), x + 1, x - 1):
+        with pytest.raises(ShapeError, match="from 0 to 3"):
+            model(bad)
+    with pytest.raises(BudgetError, match="levels"):
+        sw.method("arm_net", fields=3, levels=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import sparseworks as sw
@@ -60,3 +61,64 @@ def test_pruned_context_answers_what_a_window_of_that_size_does_not():
         near = Recall(EXAMPLES)(model).value
     assert density < 0.65 and run.density() >= density - 0.02
     assert pruned > near + 0.3, (pruned, near)
+
+
+ASKED = torch.arange(LENGTH) >= LENGTH - 24
+
+
+def predicted(seed, steps=60):
+    """recall-lm, frozen, with a predictor behind its first layer that was trained to keep 22 % of the tokens before the questions."""
+    model = sw.load("sparseworks/recall-lm").float().eval().requires_grad_(False)
+    torch.manual_seed(seed)
+    attached = attach(model, sw.method("dynamic_llava", layer=1, width=32, target=0.22))
+    for gate in attached.modules.values():
+        gate.protect = ASKED
+    optimiser = torch.optim.Adam(attached.parameters(), 1e-3)
+    for step in range(steps):
+        ids = rows(4, 1000 * seed + step).ids
+        attached.set_progress(min(1.0, step / (0.8 * steps)))
+        with torch.no_grad():
+            teacher = model(ids, use_cache=False).logits[:, ASKED]
+        model.train()
+        with training(attached):
+            student = model(ids, use_cache=False).logits[:, ASKED]
+        (distillation(student, teacher) + attached.modules[1].loss).backward()
+        torch.nn.utils.clip_grad_norm_(attached.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        model.eval()
+    attached.set_progress(1.0)
+    return model, attached
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_predicted_tokens_answer_what_random_ones_and_those_attended_to_do_not(seed):
+    """Eight pairs, all asked for, are 22 % of the tokens before the questions; so many stay as keys from the second layer on."""
+    model, attached = predicted(seed)
+    examples = mqar(48, LENGTH, pairs=PAIRS, turns=PAIRS, seed=10**6)
+    first, gate = attached.modules[0], attached.modules[1]
+    with torch.no_grad(), training(attached):
+        model(examples.ids, use_cache=False)
+        share = float(gate.decided[:, ~ASKED].mean())
+        found = {"predicted": Recall(examples)(model).value}
+        seen, draw, attend = {}, torch.Generator().manual_seed(seed), first.forward
+
+        def watched(heads):
+            seen["attention"] = heads.scores().softmax(-1)[:, :, ASKED].mean((1, 2))
+            seen["random"] = torch.rand(seen["attention"].shape, generator=draw)
+            return attend(heads)
+
+        first.forward = watched
+        for name in ("random", "attention"):
+
+            def decide(hidden, first=0, name=name):
+                score = seen[name].masked_fill(ASKED, -1.0)
+                best = score.topk(round(share * int((~ASKED).sum())), -1).indices
+                gate.decided = torch.zeros_like(score).scatter(1, best, 1.0).masked_fill(ASKED, 1.0)
+                return gate.decided
+
+            gate.decide = decide
+            found[name] = Recall(examples)(model).value
+    assert share == pytest.approx(0.22, abs=0.02)
+    assert found["predicted"] > found["random"] + 0.4, (share, found)
+    assert found["predicted"] > found["attention"] + 0.03, (share, found)

@@ -169,3 +169,29 @@ def test_dms_decides_late(model, ids):
         )  # gone for one query, gone for all later ones
         later = (back > 5).sum(0)
         assert bool(((columns == 0) | (columns == later)).all())
+
+
+def test_a_token_predictor_learns_about_what_it_dropped():
+    """d out / d keep_j = e^s_j / (sum over kept of e^s) (v_j - out) for every past token j, kept or not."""
+    from sparseworks.attention import Heads
+    from sparseworks.attention.trained import Sizes
+
+    torch.manual_seed(0)
+    gate = sw.method("dynamic_llava", layer=0, width=8).build(Sizes(8, 2, 2, 4, layer=0, layers=1))
+    gate.join({0: gate})
+    heads = Heads(*(torch.randn(3, 1, 2, 6, 4) * 0.5))  # kept tokens have more than a tenth everywhere
+    keep = torch.tensor([[1.0, 0, 0, 1, 0, 1]], requires_grad=True)
+    gate.hidden, gate.decide = torch.randn(1, 6, 8), lambda hidden, first=0: keep
+    out, probe = gate(heads), torch.randn(1, 2, 6, 4)
+    (out * probe).sum().backward()
+    wanted = torch.zeros(6)
+    for h in range(2):
+        for i in range(6):
+            weight = (heads.q[0, h, i] @ heads.k[0, h, : i + 1].T * heads.factor).exp()
+            stays = keep.detach()[0, : i + 1].clone()
+            stays[i] = 1
+            attended = (weight * stays) @ heads.v[0, h, : i + 1] / (weight * stays).sum()
+            torch.testing.assert_close(out[0, h, i].detach(), attended, atol=1e-5, rtol=1e-4)
+            for j in range(i):
+                wanted[j] += weight[j] / (weight * stays).sum() * (heads.v[0, h, j] - attended) @ probe[0, h, i]
+    torch.testing.assert_close(keep.grad[0], wanted, atol=1e-4, rtol=1e-3)

@@ -54,7 +54,7 @@ add(
         catalog=(60,),
         claims="8 % of the feed-forward neurons of a token, predicted from half of its own entries: no parameter more, no sort.",
         when="A transformer is trained from scratch and its feed-forward layers shall be sparse without a predictor beside them.",
-        when_not="A trained model is given: its layers have another shape. Pre-activations far from normal get another count than asked for. On small language models it came within 2 % of the dense loss, but no closer than plain top-k, which reads more weights.",
+        when_not="A trained model is given: its layers have another shape. Pre-activations far from normal get another count than asked for. On small language models it came within 2 % of the dense loss; plain top-k of as many neurons came closer and read three quarters more weights, with as many read it lost more: 2.512 and 2.554 nats a character at its better of two splits, against 2.494 and 2.534 (two seeds).",
     )
 )
 

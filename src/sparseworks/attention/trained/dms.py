@@ -129,10 +129,11 @@ class DMSHeld(KVScore):
 
 add_trained(
     "dms", DMS(), SOURCE,
-    "Key heads learn, in a short distillation, which tokens of the cache to let go, some steps after they were read.",
+    "Key heads learn, in a short distillation, which tokens of the cache to let go, some steps after they were read. On one layer that is asked for "
+    "the token just before and for a mark far back, 26 to 31 % of the pairs answered all that dense attention did (three seeds); the same "
+    "decisions carried out at once answered at most 10 %, H2O of that size at most 21 %, the last query's choice at most 57 %.",
     catalog=(100,),
-    status="experimental",
     when="A reasoning model writes long answers and the cache limits how many or how long; a fine-tuning of about 1000 steps is possible.",
-    when_not="Only the gates can be trained, for some minutes: on recall with a model of four layers they answered 90 % of the questions "
-    "from 30 % of the tokens after 80 steps, no better than eviction at once or by accumulated attention (95 % from 25 %).",
+    when_not="Nothing can be trained, or what comes next never looks at what was just written. With a gain of 100, gates want steps of 3e-4 or "
+    "less, and the model trains with them: at 3e-3 the decisions are fixed within a few steps, and not the best ones.",
 )  # fmt: skip

@@ -16,7 +16,7 @@ from sparseworks.attention.cache.method import HEAD, CacheMethod
 from sparseworks.attention.heads import Heads
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.score import ATTENTION_SCORES, AttentionScore
-from sparseworks.attention.trained.gate import Gate, gate_of
+from sparseworks.attention.trained.gate import Gate, attend_biased, gate_of
 from sparseworks.attention.trained.method import add_trained
 from sparseworks.attention.trained.remembered import remembered
 from sparseworks.attention.trained.trainable import TRAINABLES, Sizes, Trainable
@@ -28,6 +28,10 @@ from sparseworks.core.published import Source
 SOURCE = Source(
     "Huang, Zhai, Shen, Cao, Zhao, Xu, Ye and Lin", 2024, "2412.00876", "Dynamic-LLaVA: Efficient Multimodal Large Language Models via Dynamic Vision-language Context Sparsification"
 )  # fmt: skip
+
+LEAST = 0.1
+"""Share of the attention that kept tokens have at least in the gradient of decisions: without a bound, one head that looks at what was
+dropped alone drives the predictor into saturation."""
 
 
 @TRAINABLES.register("token_predictor")
@@ -156,13 +160,29 @@ class TokenGate(Gate):
 
     def bias(self, heads: Heads) -> Float[Tensor, "batch 1 queries keys"]:
         """log of the decision, 0 for a token's own."""
+        return self._column(self.keeps(self.read(heads)), heads)
+
+    def forward(self, heads: Heads) -> Float[Tensor, "batch heads queries d"]:
+        """Attention to what is kept; decisions learn by d out / d keep_j = (exp s_j / sum over kept exp s) (v_j - out), dropped ones too."""
         keep = self.keeps(self.read(heads))
+        out = attend_biased(heads, self.counted(self._column(keep, heads), heads))
+        if keep is None or not keep.requires_grad:
+            return out
+        own = torch.eye(heads.keys, dtype=torch.bool, device=keep.device)
+        with torch.no_grad():
+            whole, v = heads.scores().softmax(-1), heads.shared(heads.v)
+        mass = whole * keep[:, None, None, :].masked_fill(own, 1.0)
+        relaxed = mass @ v.detach() / mass.sum(-1, keepdim=True).clamp(min=LEAST)
+        return out + (relaxed - relaxed.detach()).to(out.dtype)
+
+    def _column(self, keep: Tensor | None, heads: Heads) -> Tensor:
         if keep is None:
             return heads.q.new_zeros(1, 1, 1, 1)
-        # Forwards 0 or -inf; backwards the relaxed decision raises or lowers its column by one.
-        column = torch.where(keep.detach() > 0, 0.0, -torch.inf) + (keep - keep.detach())
-        own = torch.eye(heads.keys, dtype=torch.bool, device=keep.device)
-        return column[:, None, None, :].masked_fill(own, 0.0)
+        return (
+            torch.zeros_like(keep)
+            .where(keep > 0, -torch.inf)[:, None, None, :]
+            .masked_fill(torch.eye(heads.keys, dtype=torch.bool, device=keep.device), 0.0)
+        )
 
     def forget(self) -> None:
         """Let go of the tensors of the last call."""
@@ -220,10 +240,11 @@ class TokenHeld(KVScore):
 
 add_trained(
     "dynamic_llava", TokenPredictor(), SOURCE,
-    "A predictor behind an early layer drops image tokens from the prompt and generated tokens from the cache of all later layers.",
+    "A predictor behind an early layer drops image tokens from the prompt and generated tokens from the cache of all later layers. On recall with "
+    "a frozen model of four layers, 22 % of the tokens answered all questions after 60 steps (three seeds), those that the questions attend to "
+    "in the first layer 95 %, random ones 29 %.",
     catalog=(148,),
-    status="experimental",
-    when="Most tokens of a prompt are an image or other filler, the model may be fine-tuned at length, and prefill and cache both count.",
-    when_not="Training is short or the model frozen: on recall with a model of four layers the predictor met its target share within 20 "
-    "steps, but after 80 it kept no better tokens than chance. Or any token may be asked for later.",
+    when="Most tokens of a prompt are an image or other filler, the model may be fine-tuned, and prefill and cache both count.",
+    when_not="Any token may be asked for later. Or the target is below what is needed: it then keeps what answers and misses the target (of 15 %, "
+    "22 % stayed). Behind a layer that has already gathered what matters, random tokens do as well.",
 )  # fmt: skip

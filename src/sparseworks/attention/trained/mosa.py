@@ -197,6 +197,7 @@ add_trained(
     catalog=(147,),
     status="experimental",
     when="A model is trained from the start at a fixed cost, and what heads look for is rare in the text.",
-    when_not="Text is generated token by token by the rule of training: expert choice looks ahead, see `fit_thresholds`. One layer that "
-    "looks for a mark learned it as fast as a dense one at 20 % of the pairs; lower perplexity at equal cost was not measured here.",
+    when_not="Text is generated token by token by the rule of training: expert choice looks ahead, see `fit_thresholds`. Only few rows have a loss: "
+    "heads learn what to take by the rows that they write. At equal cost it was not better here: 8 interleaved streams of 64 tokens, each to name "
+    "its last value, one dense and 27 sparse heads of 8 tokens: .64 nats after 300 steps (.60 by thresholds), four dense heads .55 (one seed).",
 )  # fmt: skip

@@ -113,6 +113,24 @@ class Past:
         return self.parts
 
 
+class Compress(nn.Module):
+    """sum_t w_t / sqrt(span) + MLP(w), the MLP small at first: from the first step a window is chosen by what it holds.
+
+    Departure: the paper has the MLP alone, the code at fla-org/native-sparse-attention a mean alone. A fresh MLP says nothing of
+    its keys, and a mean has logits so small that blocks are chosen by chance for long; this has the scale of a key.
+    """
+
+    def __init__(self, span: int, d: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(span * d, d), nn.GELU(), nn.Linear(d, d))
+        with torch.no_grad():
+            self.mlp[-1].weight.mul_(0.1), self.mlp[-1].bias.zero_()  # type: ignore[operator, union-attr]
+
+    def forward(self, windows: Float[Tensor, "*some span d"]) -> Float[Tensor, "*some d"]:
+        """One key or value of each window."""
+        return windows.sum(-2) * windows.shape[-2] ** -0.5 + self.mlp(windows.flatten(-2))
+
+
 class NSAttention(nn.Module):
     """In place of an attention module. Selection has no gradient; the MLPs learn through the compressed branch.
 
@@ -131,9 +149,7 @@ class NSAttention(nn.Module):
         self.o_proj = nn.Linear(sizes.heads * d, width, bias=False)
         self.gate = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 3 * sizes.heads))
         self.places = nn.Parameter(torch.randn(2, spec.span, d) * 0.02)
-        self.compress = nn.ModuleList(
-            nn.Sequential(nn.Linear(spec.span * d, d), nn.GELU(), nn.Linear(d, d)) for _ in range(2)
-        )
+        self.compress = nn.ModuleList(Compress(spec.span, d) for _ in range(2))
 
     def forward(
         self, hidden_states: Float[Tensor, "batch new width"], *args: Any, past: Past | None = None, **others: Any
@@ -179,7 +195,7 @@ class NSAttention(nn.Module):
         if not count(heads.keys, span, stride):
             return torch.zeros_like(heads.q), heads.q.new_zeros(*heads.k.shape[:2], heads.queries, share.shape[1])
         windows = [t.unfold(2, span, stride).mT + p for t, p in zip((heads.k, heads.v), self.places, strict=True)]
-        k, v = (mlp(w.flatten(-2)) for mlp, w in zip(self.compress, windows, strict=True))
+        k, v = (made(w) for made, w in zip(self.compress, windows, strict=True))
         k = rotate(k, torch.arange(k.shape[2], device=k.device) * stride)
         seen = visible(heads, span, stride)
         scores = (heads.q @ heads.shared(k).mT * heads.factor).masked_fill(~seen, -torch.inf)
@@ -204,11 +220,11 @@ class NSAttention(nn.Module):
 
 add_trained(
     "nsa", NSA(), SOURCE,
-    "Three branches mixed by a gate: one key a window, whole blocks that those point at, and the recent keys.",
+    "Three branches mixed by a gate: one key a window, whole blocks that those point at, and the recent keys. Of one layer that read 60 % of the "
+    "pairs, three seeds found a mark among 96 tokens at 99.5 % of the places or more, as dense attention did; a window of as many pairs at 28 to "
+    "30 %, and 18 to 41 % were left once no block was free.",
     catalog=(295,),
-    status="experimental",
     when="A model is trained for long contexts from the start, and training, reading and generation shall all be sparse.",
-    when_not="A model that was trained dense is to be used as it is: the branches have keys and values of their own. Training is short, or rows are: "
-    "of one layer with two free blocks of four tokens, three seeds had found a mark among 48 tokens at 97, 60 and 59 % of the places after "
-    "120 steps, and 14 to 18 % once no block was free, but the branches together read 90 % of the pairs; a dense layer had found 76 % (one seed).",
+    when_not="A model that was trained dense is to be used as it is: the branches have keys and values of their own. Rows are short: of 96 tokens "
+    "the branches together read 60 % of the pairs, and where a dense layer needs 70 steps to find anything this one needs 110.",
 )  # fmt: skip

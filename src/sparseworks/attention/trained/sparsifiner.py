@@ -37,6 +37,7 @@ class Sparsifiner(Trainable):
         density: pairs of a query that are kept.
         small: entries of W_up below this share of their row's largest are 0.
         weight: of the loss |S - A|^2 / |A|^2 against the attention A of the whole map.
+        warm: share of the training before which the layer attends to all pairs and only the predictor learns to choose.
     """
 
     bidirectional: ClassVar[bool] = True
@@ -45,6 +46,7 @@ class Sparsifiner(Trainable):
     density: float = 0.25
     small: float = 0.05
     weight: float = 1.0
+    warm: float = 0.4
 
     @classmethod
     def example(cls) -> Sparsifiner:
@@ -101,6 +103,8 @@ class SparsifinerGate(Gate):
             full = heads.scores().softmax(-1)
             kept = select(heads, self.spec.export()[0]).mask
         self.loss = self.spec.weight * (found - full).square().sum() / full.square().sum()
+        if self.progress < self.spec.warm:
+            return torch.zeros_like(full)
         return torch.zeros_like(full).masked_fill(~kept, -torch.inf)
 
 
@@ -117,10 +121,10 @@ class Connectivity(AttentionScore):
 
 add_trained(
     "sparsifiner", Sparsifiner(197), SOURCE,
-    "A low-rank predictor draws the connections of every image; attention is computed over these pairs only.",
+    "A low-rank predictor draws the connections of every image; attention is computed over these pairs only. Where the partner of a token lies "
+    "anywhere on the grid, a quarter of the pairs answered 83 to 92 % (three seeds), a window or random pairs of as many, tuned alike, 29 to 32 %.",
     catalog=(184,),
-    status="experimental",
-    when="A vision transformer with a fixed number of tokens is fine-tuned at length, and which patches belong together differs by image.",
-    when_not="Fine-tuning is short: on small digits at 10 % of the pairs, 60 steps with predicted pairs gave 58 % of right names where as "
-    "many with a fixed window gave 71 % and with fixed random pairs 77 %, though the predictor finds more heavy pairs than pooled blocks.",
+    when="A vision transformer with a fixed number of tokens is fine-tuned, and which patches belong together differs by image.",
+    when_not="Nothing may be lost: the dense layer answered 89 to 98 %. Or near patches say enough, or any few do: on small digits at 10 % of the "
+    "pairs, 60 steps of fine-tuning without a warm-up gave 58 % of right names, as many with a fixed window 71 % and with random pairs 77 %.",
 )  # fmt: skip
