@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -66,10 +67,25 @@ def result(path: Path) -> Iterator[str]:
     # rows of a run, one a seed, are what its tables were made of
     shown = {key: value for key, value in data.items() if not (key == "rows" and "schema" in data)}
     groups = {key: value for key, value in shown.items() if key not in FACTS and key not in plain and value}
-    groups = dict(data.get("tables", {})) | groups
+    groups = dict(data.get("tables", {}) or pivoted(data.get("rows", ()) if "schema" in data else ())) | groups
     for key, value in (groups | ({"setting": plain | dict(groups.get("setting", {}))} if plain else {})).items():
         yield from (f"**{key}**", "")
         yield from table(rows_of(value))
+
+
+def pivoted(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of single runs as a table for every task and metric: methods by density, the mean over seeds."""
+    found: dict[str, dict[str, dict[float, list[float]]]] = {}
+    for row in rows:
+        methods = found.setdefault(f"{row['task']}: {row['metric']}", {})
+        methods.setdefault(row["label"], {}).setdefault(row["density"], []).append(row["value"])
+    return {
+        title: [
+            {"method": name} | {f"{100 * d:.3g} %": fmean(own[d]) for d in sorted(own, reverse=True)}
+            for name, own in methods.items()
+        ]
+        for title, methods in found.items()
+    }
 
 
 def rows_of(value: Any) -> list[dict[str, Any]]:
