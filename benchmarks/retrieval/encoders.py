@@ -26,7 +26,7 @@ from sparseworks.retrieval.losses import DistillKL
 from sparseworks.retrieval.train import DenseTeacher, Teacher, train_retriever
 
 _SENTENCE = re.compile(r"[.!?]+(?:\s+|$)")
-_PIECES, _OPEN = 6, 300
+_PIECES, _OPEN = 3, 300
 """Texts of each document that are asked for; terms of a document that are open before training."""
 
 
@@ -156,31 +156,44 @@ def masked_model(encoder: Any, ids: Sequence[int], trained_layers: int) -> nn.Mo
     return made
 
 
+class Reader(nn.Module):
+    """A masked language model that gives hidden states and logits in float32, and may compute in bfloat16."""
+
+    def __init__(self, model: Any, bfloat16: bool):
+        super().__init__()
+        self.model, self.config, self.bfloat16 = model, model.config, bfloat16
+
+    def forward(self, **batch: Any) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, self.bfloat16):
+            out = self.model(**batch)
+        return out.hidden_states[-1].float(), out.logits.float()
+
+
 def begin(encoder: TermEncoder, texts: Sequence[str], steps: int, rate: float = 1e-3) -> None:
     """Fit the untrained head so that it names the token that it stands on, then open about 300 terms of a document.
 
     A sentence encoder comes without its language-model head. With the embeddings tied, a head that names its own token gives
     related tokens large logits too: those are what training begins with.
     """
-    head, model = encoder.model.cls.predictions, encoder.model  # type: ignore[union-attr]
-    parameters = [p for p in head.parameters() if p.requires_grad]
-    optimizer, rng = torch.optim.Adam(parameters, rate), random.Random(0)
-    ids = encoder.token_ids(texts, False)
+    reader: Any = encoder.model
+    head = reader.model.cls.predictions
+    optimizer = torch.optim.Adam([p for p in head.parameters() if p.requires_grad], rate)
+    ids, rng = encoder.token_ids(texts, False), random.Random(0)
     for _ in range(steps):
         batch = encoder.tokens.batch(rng.sample(ids, min(8, len(ids))), 1)
-        with torch.no_grad():
-            hidden = model.bert(input_ids=batch.ids, attention_mask=batch.attention).last_hidden_state  # type: ignore[union-attr]
         at = batch.attention.bool()
-        loss = F.cross_entropy(head(hidden[at]), batch.ids[at])
+        with torch.autocast("cpu", torch.bfloat16, reader.bfloat16):
+            with torch.no_grad():
+                hidden = reader.model.bert(input_ids=batch.ids, attention_mask=batch.attention).last_hidden_state[at]
+            loss = F.cross_entropy(head(hidden).float(), batch.ids[at])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
         batch = encoder.tokens.batch(rng.sample(ids, min(64, len(ids))), 1)
-        logits = model(input_ids=batch.ids, attention_mask=batch.attention).logits  # type: ignore[operator]
-        best = logits.masked_fill(~batch.pooled.unsqueeze(2), -torch.inf).amax(1)
-        open_ = min(_OPEN, best.shape[1] - 1)
-        head.bias -= best.sort(dim=1, descending=True).values[:, open_].median()
+        _, logits = reader(input_ids=batch.ids, attention_mask=batch.attention, output_hidden_states=True)
+        best = logits.masked_fill(~batch.pooled.unsqueeze(2), -torch.inf).amax(1).sort(dim=1, descending=True).values
+        head.bias -= best[:, min(_OPEN, best.shape[1] - 1)].median()
 
 
 def teachers(documents: Sequence[str], vectors: Tensor, asked: Asked, bm25: BM25) -> tuple[Teacher, Teacher]:
@@ -206,6 +219,7 @@ def train_terms(
     tokens: int,
     read: int,
     folder: Path | None,
+    bfloat16: bool = False,
     batch: int = 8,
     rate: float = 2e-4,
     layers: int = 2,
@@ -213,7 +227,7 @@ def train_terms(
     """A term encoder of this method, distilled on texts of `tokens` tokens, that then reads `read`; a run that was cut off goes on."""
     torch.manual_seed(0)
     smaller, ids = cut_vocabulary(tokenizer, documents)
-    made = masked_model(encoder, ids, min(layers, encoder.config.num_hidden_layers))
+    made = Reader(masked_model(encoder, ids, min(layers, encoder.config.num_hidden_layers)), bfloat16)
     found = method.encoder(made, smaller, idf=_idf(smaller, documents, len(ids)), max_length=tokens)
     begin(found, documents, max(2, steps // 2))
     train_retriever(found, method, rows, teachers=taught, steps=steps, batch_size=batch, rate=rate, folder=folder, save_every=20)  # fmt: skip

@@ -34,12 +34,12 @@ class Data:
     model: Any
     tokenizer: Any
     folder: Path
+    bfloat16: bool = False
 
     def __post_init__(self):
         self.ids, self.texts = list(self.collection.documents), list(self.collection.documents.values())
         self.judged = self.collection.judged
         self.queries = [self.collection.queries[q] for q in self.judged]
-        self.embed = Encoder(self.model, self.tokenizer).encode
         self.documents, self.asked = self.kept("documents", self.texts), self.kept("queries", self.queries)
 
     def kept(self, name: str, texts: Sequence[str]) -> Tensor:
@@ -47,7 +47,8 @@ class Data:
         path = self.folder / f"{name}.pt"
         if path.is_file():
             return torch.load(path, weights_only=True)
-        made = self.embed(texts, progress=True)
+        with torch.autocast("cpu", torch.bfloat16, self.bfloat16):
+            made = Encoder(self.model, self.tokenizer).encode(texts).float()
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.save(made, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)

@@ -120,10 +120,10 @@ def term_codes(data: Data, name: str, args: Namespace) -> tuple[Rows, Rows, floa
         taught = encoders.teachers(data.texts, data.documents, asked, bm25)
         start = time.perf_counter()
         method = encoders.distilled(name, **TERM_ENCODERS[name])
-        made = encoders.train_terms(method, data.model, data.tokenizer, data.texts, rows, taught, steps=args.steps, tokens=args.tokens, read=args.read, folder=folder)  # fmt: skip
+        made = encoders.train_terms(method, data.model, data.tokenizer, data.texts, rows, taught, steps=args.steps, tokens=args.tokens, read=args.read, folder=folder, bfloat16=args.bfloat16)  # fmt: skip
         seconds = time.perf_counter() - start
         SparseVectors.of(made.encode_queries(data.queries)).save(folder / "queries.safetensors")
-        SparseVectors.of(made.encode_documents(data.texts, progress=True)).save(folder / "documents.safetensors")
+        SparseVectors.of(made.encode_documents(data.texts)).save(folder / "documents.safetensors")
         (folder / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
     queries, documents = (SparseVectors.load(folder / f"{n}.safetensors")[0] for n in ("queries", "documents"))
     return queries, documents, float(json.loads((folder / "seconds.json").read_text(encoding="utf-8")))
@@ -182,22 +182,26 @@ def synthetic() -> tuple[Any, Any, list[Collection]]:
 def run(args: Namespace) -> list[dict[str, Any]]:
     """Every part of every collection."""
     if args.quick:
-        args.steps, args.tokens, args.read, args.work = 3, 32, 32, Path(tempfile.mkdtemp())
+        args.steps, args.tokens, args.read, args.bfloat16, args.work = 3, 32, 32, False, Path(tempfile.mkdtemp())
         model, tokenizer, collections = synthetic()
     else:
         model, tokenizer = sw.load(args.model).float().eval(), load_tokenizer(args.model)
         collections = [read_collection(c) for c in args.collections]
-    setting = {n: getattr(args, n) for n in ("model", "steps", "tokens", "read")}
-    setting["model"] = Path(args.model).name
-    journal = Journal(None if args.quick else args.work / "rows.json", json.dumps(setting))
     rows = []
     for collection in collections:
-        data = Data(collection, model, tokenizer, args.work / collection.name)
+        kept = None if args.quick else args.work / collection.name / "rows.json"
+        journal = Journal(kept, json.dumps(setting(args)))
+        data = Data(collection, model, tokenizer, args.work / collection.name, args.bfloat16)
         for part in args.parts:
             made = journal.keep(f"{collection.name} {part}", lambda d=data, p=part: PARTS[p](d, args))
             rows += [{"collection": collection.name, **row} for row in made]
             show(rows[-len(made) :])
     return rows
+
+
+def setting(args: Namespace) -> dict[str, Any]:
+    """All that the figures depend on."""
+    return {n: getattr(args, n) for n in ("steps", "tokens", "read", "bfloat16")} | {"model": Path(args.model).name}
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -216,13 +220,14 @@ def main() -> None:
         steps={"type": int, "default": 150, "help": "steps of a term encoder's training"},
         tokens={"type": int, "default": 64, "help": "tokens of a text in training"},
         read={"type": int, "default": 128, "help": "tokens of a text that trained term encoders read"},
+        bfloat16={"action": "store_true", "help": "run the encoder's products in bfloat16, where the processor is fast at them"},
         work={"type": Path, "default": Path("out/retrieval-quality"), "help": "where embeddings, encoders and rows are kept"},
     )  # fmt: skip
     if not args.quick and not args.collections:
         raise SystemExit("Give --collections FOLDER ..., or --quick.")
     rows = run(args)
     path = args.json
-    store("retrieval_quality", [], None if path is None else path if path.parent != Path() else RESULTS / "retrieval" / path, rows=rows, setting={n: getattr(args, n) for n in ("steps", "tokens", "read")})  # fmt: skip
+    store("retrieval_quality", [], None if path is None else path if path.parent != Path() else RESULTS / "retrieval" / path, rows=rows, setting=setting(args))  # fmt: skip
 
 
 if __name__ == "__main__":
