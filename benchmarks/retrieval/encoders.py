@@ -23,6 +23,7 @@ from sparseworks.retrieval.encoders import TermEncoder, idf_of
 from sparseworks.retrieval.encoders.method import TermMethod
 from sparseworks.retrieval.encoders.tokens import Tokens
 from sparseworks.retrieval.losses import DistillKL
+from sparseworks.retrieval.regularisers import Flops
 from sparseworks.retrieval.train import DenseTeacher, Teacher, train_retriever
 
 _SENTENCE = re.compile(r"[.!?]+(?:\s+|$)")
@@ -235,9 +236,10 @@ def train_terms(
     return found
 
 
-def distilled(name: str, **weights: Any) -> TermMethod:
+def distilled(name: str, on_queries: Flops | None, on_documents: Flops | None) -> TermMethod:
     """A registered method with the supervision that all of them share here."""
-    return sw.method(name).with_(loss=DistillKL(), **weights)
+    changes = {"query_regulariser": on_queries, "document_regulariser": on_documents}
+    return sw.method(name).with_(loss=DistillKL(), **changes)
 
 
 def _idf(tokenizer: Any, documents: Sequence[str], width: int) -> Tensor:

@@ -79,7 +79,8 @@ def dense_runs(data: Data, queries: Tensor, documents: Tensor) -> Runs:
     """By cosine, every document."""
     scores = F.normalize(queries, dim=1) @ F.normalize(documents, dim=1).T
     best, at = scores.sort(dim=1, descending=True, stable=True)
-    return [dict(zip((data.ids[i] for i in a), b, strict=True)) for a, b in zip(at[:, :DEPTH].tolist(), best.tolist(), strict=False)]  # fmt: skip
+    rows = zip(best[:, :DEPTH].tolist(), at[:, :DEPTH].tolist(), strict=True)
+    return [{data.ids[i]: s for s, i in zip(*row, strict=True)} for row in rows]
 
 
 def sparse_runs(data: Data, queries: Rows, documents: Rows) -> Runs:

@@ -52,10 +52,10 @@ BM25S = {
     "BM25, k1 0.9, b 0.4, not stemmed": {"k1": 0.9, "b": 0.4},
     "BM25, k1 1.5, b 0.75, not stemmed": {"k1": 1.5, "b": 0.75},
 }
-TERM_ENCODERS = {
-    "idf_flops": {"document_regulariser": Flops(0.02)},
-    "splade": {"query_regulariser": Flops(0.1), "document_regulariser": Flops(0.08)},
-}
+TERM_ENCODERS = {"idf_flops": (0.0, 0.02), "splade": (0.1, 0.08)}
+"""Published weights of FLOPS on queries and documents."""
+
+
 # -- representations ----------------------------------------------------------------------------------------------
 
 
@@ -99,7 +99,7 @@ def csr_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
     own = torch.cat([data.documents, data.documents[asked.owner]])
     for budget in BUDGETS:
         k, start = max(1, width * budget // BUDGETS[0] * 4 // 6), time.perf_counter()
-        model = train_csr(x, own, k=k, epochs=max(1, args.steps * 2 * 512 // len(x)), batch_size=512)
+        model = train_csr(x, own, k=k, epochs=max(1, args.steps * 512 // len(x)), batch_size=512)
         seconds = time.perf_counter() - start
         with torch.no_grad():
             queries, documents = (rows_of(_unit(model.encode(v, k))) for v in (data.asked, data.documents))
@@ -113,13 +113,14 @@ def _unit(codes: Codes) -> Codes:
 
 def term_codes(data: Data, name: str, args: Namespace) -> tuple[Rows, Rows, float]:
     """Queries and documents by a trained term encoder, and the seconds of its training; kept once made."""
-    folder = data.folder / name
+    folder = data.folder / f"{name}-{args.steps}-{args.tokens}-{args.read}-{args.weight:g}"
     if not (folder / "seconds.json").is_file():
         asked, bm25 = data.made_up(), BM25(**LUCENE).fit(data.texts)
         rows = asked.rows(data.texts, data.documents, 16 * args.steps)
         taught = encoders.teachers(data.texts, data.documents, asked, bm25)
         start = time.perf_counter()
-        method = encoders.distilled(name, **TERM_ENCODERS[name])
+        on_queries, on_documents = (args.weight * w for w in TERM_ENCODERS[name])
+        method = encoders.distilled(name, Flops(on_queries) if on_queries else None, Flops(on_documents))
         made = encoders.train_terms(method, data.model, data.tokenizer, data.texts, rows, taught, steps=args.steps, tokens=args.tokens, read=args.read, folder=folder, bfloat16=args.bfloat16)  # fmt: skip
         seconds = time.perf_counter() - start
         SparseVectors.of(made.encode_queries(data.queries)).save(folder / "queries.safetensors")
@@ -182,7 +183,8 @@ def synthetic() -> tuple[Any, Any, list[Collection]]:
 def run(args: Namespace) -> list[dict[str, Any]]:
     """Every part of every collection."""
     if args.quick:
-        args.steps, args.tokens, args.read, args.bfloat16, args.work = 3, 32, 32, False, Path(tempfile.mkdtemp())
+        args.steps, args.tokens, args.read, args.weight, args.bfloat16 = 3, 32, 32, 0.1, False
+        args.work = Path(tempfile.mkdtemp())
         model, tokenizer, collections = synthetic()
     else:
         model, tokenizer = sw.load(args.model).float().eval(), load_tokenizer(args.model)
@@ -201,7 +203,9 @@ def run(args: Namespace) -> list[dict[str, Any]]:
 
 def setting(args: Namespace) -> dict[str, Any]:
     """All that the figures depend on."""
-    return {n: getattr(args, n) for n in ("steps", "tokens", "read", "bfloat16")} | {"model": Path(args.model).name}
+    return {n: getattr(args, n) for n in ("steps", "tokens", "read", "weight", "bfloat16")} | {
+        "model": Path(args.model).name
+    }
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -220,6 +224,7 @@ def main() -> None:
         steps={"type": int, "default": 150, "help": "steps of a term encoder's training"},
         tokens={"type": int, "default": 64, "help": "tokens of a text in training"},
         read={"type": int, "default": 128, "help": "tokens of a text that trained term encoders read"},
+        weight={"type": float, "default": 0.1, "help": "weights of regularisers over those published for a hundred times the steps"},
         bfloat16={"action": "store_true", "help": "run the encoder's products in bfloat16, where the processor is fast at them"},
         work={"type": Path, "default": Path("out/retrieval-quality"), "help": "where embeddings, encoders and rows are kept"},
     )  # fmt: skip
