@@ -194,7 +194,9 @@ def run(args: Namespace) -> list[dict[str, Any]]:
         kept = None if args.quick else args.work / collection.name / "rows.json"
         journal = Journal(kept, json.dumps(setting(args)))
         data = Data(collection, model, tokenizer, args.work / collection.name, args.bfloat16)
-        for part in args.parts:
+        for part in PARTS:
+            if part not in args.parts and f"{collection.name} {part}" not in journal:
+                continue
             made = journal.keep(f"{collection.name} {part}", lambda d=data, p=part: PARTS[p](d, args))
             rows += [{"collection": collection.name, **row} for row in made]
             show(rows[-len(made) :])
@@ -220,7 +222,7 @@ def main() -> None:
         __doc__ or "",
         model={"default": "minilm", "help": "sentence encoder: a folder, or the name of an embedded model"},
         collections={"type": Path, "nargs": "*", "default": [], "metavar": "FOLDER", "help": "folders in BEIR's layout"},
-        parts={"nargs": "*", "default": list(PARTS), "choices": list(PARTS), "help": "which representations"},
+        parts={"nargs": "*", "default": list(PARTS), "choices": list(PARTS), "help": "what to make; rows that were made before are stored too"},
         steps={"type": int, "default": 150, "help": "steps of a term encoder's training"},
         tokens={"type": int, "default": 64, "help": "tokens of a text in training"},
         read={"type": int, "default": 128, "help": "tokens of a text that trained term encoders read"},

@@ -31,6 +31,10 @@ class Journal:
                 f"{path} belongs to a run with other settings; delete it, or use another work folder."
             )
 
+    def __contains__(self, key: str) -> bool:
+        """Whether the entry was made."""
+        return key in self._known
+
     def keep(
         self,
         key: str,
