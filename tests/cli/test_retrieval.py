@@ -25,8 +25,8 @@ TEXTS = {
 class Words:
     """Counts of words, with the interface of BM25."""
 
-    def __init__(self, k1, b, method):
-        self.options = k1, b, method
+    def __init__(self, k1, b, method, stem, stop_words):
+        self.options = k1, b, method, stem, stop_words
 
     def fit(self, texts):
         self.places = {w: i for i, w in enumerate(sorted({w for t in texts for w in t.split()}))}
@@ -61,6 +61,35 @@ def many_queries(folder):
     path = folder / "queries.jsonl"
     path.write_text("".join(json.dumps({"_id": str(i), "text": "moon yeast"}) + "\n" for i in range(50)))
     return path
+
+
+def test_stems_are_kept_with_the_index(tmp_path):
+    beir = write_beir(
+        tmp_path / "beir", {"a": "pruned weights", "b": "dense models"}, {"q": "pruning"}, {"q": {"a": 1}}
+    )
+    answer("index", tmp_path / "plain", "--add", beir)
+    answer("index", tmp_path / "stemmed", "--add", beir, "--k1", 0.9, "--b", 0.4, "--stem", "porter")
+    hits = {n: answer("search", tmp_path / n, "pruning", "-k", 1)["hits"]["pruning"] for n in ("plain", "stemmed")}
+    assert hits["stemmed"][0]["id"] == "a" and not hits["plain"]
+    with pytest.raises(RecipeError, match="klingon"):
+        run("index", tmp_path / "other", "--add", beir, "--stem", "klingon")
+
+
+def test_stop_words_are_lucenes_none_or_those_of_a_file(tmp_path):
+    beir = write_beir(
+        tmp_path / "beir", {"a": "the pruned weights", "b": "dense models"}, {"q": "the"}, {"q": {"a": 1}}
+    )
+    words = tmp_path / "words.txt"
+    words.write_text("pruned\nweights\n")
+    for name, given in (("lucene", "english"), ("none", "none"), ("own", str(words))):
+        answer("index", tmp_path / name, "--add", beir, "--stop-words", given)
+    found = {
+        n: [bool(answer("search", tmp_path / n, w)["hits"][w]) for w in ("the", "pruned")]
+        for n in ("lucene", "none", "own")
+    }
+    assert found == {"lucene": [False, True], "none": [True, True], "own": [True, False]}
+    with pytest.raises(CalibrationError, match="nowhere"):
+        run("index", tmp_path / "other", "--add", beir, "--stop-words", "nowhere")
 
 
 def test_texts_are_indexed_searched_and_judged(beir, tmp_path):

@@ -51,6 +51,9 @@ def test_stems_bring_forms_of_a_word_together():
     bm25 = BM25(stem="english").fit(["pruned weights", "attention"])
     assert bm25.words("Pruning a weight") == ["prune", "weight"]
     assert len(bm25.queries(["pruning"]).values) == 1 and len(BM25().fit(["pruned"]).queries(["pruning"]).values) == 0
+    assert BM25(stem="porter").words("skis dying") == ["ski", "dy"] and BM25(stem="english").words("dying") == ["die"]
+    with pytest.raises(RecipeError, match="porter"):
+        BM25(stem="klingon")
 
 
 def test_unknown_words_and_empty_texts_have_no_terms():

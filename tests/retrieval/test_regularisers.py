@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparseworks.core.codes import Codes
 from sparseworks.core.errors import BudgetError, CalibrationError, NonFiniteError, ShapeError
-from sparseworks.retrieval.encoders import Log1p, Log1pTwice
+from sparseworks.retrieval.encoders import Log1p, Log1pTwice, rows_of
 from sparseworks.retrieval.losses import DistillKL, InfoNCE, MarginMSE, ensemble
 from sparseworks.retrieval.regularisers import (
     L0,
@@ -52,6 +53,9 @@ def test_evenly_used_dimensions_need_nnz_squared_over_d():
         w[i, [(4 * i + j) % 32 for j in range(4)]] = 1
     assert expected_flops(w) == pytest.approx(4**2 / 32)
     assert expected_flops(w, torch.ones(3, 32)) == pytest.approx(4)
+    assert expected_flops(rows_of(Codes.from_dense(w)), torch.ones(3, 32)) == pytest.approx(4)
+    with pytest.raises(ShapeError, match="one width"):
+        expected_flops(w, torch.ones(3, 16))
 
 
 SCORES, OWN = torch.tensor([[3.0, 1.0, 0.0], [0.5, 2.0, 4.0]]), torch.tensor([0, 1])

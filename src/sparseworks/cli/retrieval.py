@@ -45,6 +45,16 @@ def index(
     k1: Annotated[float, typer.Option(help="BM25 of texts: saturation.", min=0.0)] = 1.5,
     b: Annotated[float, typer.Option(help="BM25 of texts: length normalisation.", min=0.0, max=1.0)] = 0.75,
     variant: Annotated[str, typer.Option(help="BM25 of texts: lucene, robertson, atire, bm25l, bm25+.")] = "lucene",
+    stem: Annotated[
+        str | None,
+        typer.Option(
+            help="BM25 of texts: Snowball stemmer, such as english or porter; default: none. Needs `sparseworks[retrieval]`.",
+            show_default=False,
+        ),
+    ] = None,
+    stop_words: Annotated[
+        str, typer.Option(help="BM25 of texts: words left out: english (Lucene's 33), none, or a file of words.")
+    ] = "english",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -57,15 +67,18 @@ def index(
 
     `sparseworks index out/papers --add ./scifact`
 
+    `sparseworks index out/papers --add ./scifact --k1 0.9 --b 0.4 --stem porter` (BM25 as Pyserini runs it on BEIR)
+
     `sparseworks index out/papers --delete gone.txt --merge --queries ./scifact`
 
     `sparseworks index out/vectors --add splade.safetensors --export for-lucene.ciff`
     """
     from sparseworks.cli.app import show
-    from sparseworks.cli.searching import run_index
+    from sparseworks.cli.searching import run_index, words_left_out
 
     set_threads(threads)
-    show(run_index(folder, add, delete, merge, queries, k, export, {"k1": k1, "b": b, "method": variant}), as_json)
+    options = {"k1": k1, "b": b, "method": variant, "stem": stem, "stop_words": words_left_out(stop_words)}
+    show(run_index(folder, add, delete, merge, queries, k, export, options), as_json)
 
 
 def search(

@@ -87,6 +87,20 @@ def run_search(
     return data, as_table(f"{1000 * seconds:.1f} ms, {how}", ["query", "", "id", "score", "text"], rows)
 
 
+def words_left_out(given: str) -> str | list[str] | None:
+    """What `--stop-words` says, as BM25 takes it.
+
+    Raises:
+        CalibrationError: neither english nor none nor a file.
+    """
+    if given in ("english", "none"):
+        return None if given == "none" else given
+    try:
+        return sorted(set(Path(given).read_text(encoding="utf-8").lower().split()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(f"Stop words are english, none, or a text file of words; {given}: {error}.") from error
+
+
 def _add(folder: Path, add: Path, options: dict[str, Any]) -> Any:
     from sparseworks.retrieval import Index, SparseVectors
     from sparseworks.retrieval.exchange import read_ciff, read_texts

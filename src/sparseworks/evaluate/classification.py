@@ -13,8 +13,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError, NonFiniteError, ShapeError
-from sparseworks.evaluate.task import TASKS, Result, Task, bar, evaluating, some
+from sparseworks.evaluate.task import TASKS, Result, Task, evaluating, some
 from sparseworks.stream.outputs import logits_of
+from sparseworks.stream.progress import bar
 from sparseworks.stream.tree import call
 
 

@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError
-from sparseworks.evaluate.task import bar, device_of, evaluating
-from sparseworks.evaluate.tokens import encode, pad_id, padded
+from sparseworks.evaluate.task import device_of, evaluating
 from sparseworks.stream.outputs import last_hidden, mean_pooled
+from sparseworks.stream.progress import bar
+from sparseworks.stream.tokens import encode, pad_id, padded
 
 
 class Encoder:

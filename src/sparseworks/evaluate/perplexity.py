@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError, NonFiniteError, ShapeError
-from sparseworks.evaluate.task import TASKS, Result, Task, bar, device_of, evaluating
+from sparseworks.evaluate.task import TASKS, Result, Task, device_of, evaluating
 from sparseworks.stream.outputs import logits_of
+from sparseworks.stream.progress import bar
 
 
 @TASKS.register("perplexity")

@@ -15,7 +15,7 @@ from sparseworks.evaluate.collection import Collection, read_collection
 from sparseworks.evaluate.encoder import Encoder
 from sparseworks.evaluate.ranking import average_precision, ndcg, recall, top
 from sparseworks.evaluate.task import TASKS, Result, Task
-from sparseworks.evaluate.tokens import encode
+from sparseworks.stream.tokens import encode
 
 
 @TASKS.register("retrieval")

@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError
-from sparseworks.evaluate.task import TASKS, Result, Task, bar, evaluating, some
+from sparseworks.evaluate.task import TASKS, Result, Task, evaluating, some
 from sparseworks.stream.outputs import last_hidden, logits_of, mean_pooled
 from sparseworks.stream.padding import real_tokens, token_masks
+from sparseworks.stream.progress import bar
 from sparseworks.stream.tree import call
 
 

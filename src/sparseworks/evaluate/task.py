@@ -113,17 +113,6 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
-def bar(items: Sequence[T], what: str, progress: bool) -> Iterator[T]:
-    """The items, with a progress bar on the standard error stream if asked for."""
-    if not progress:
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(items, description=what, console=Console(stderr=True))
-
-
 def some(items: Sequence[T], what: str, remedy: str) -> Sequence[T]:
     """`items`, unless there are none.
 

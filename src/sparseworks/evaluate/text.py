@@ -18,7 +18,7 @@ from sparseworks.evaluate.collection import lines, records
 from sparseworks.evaluate.documentation import documentation_passages as documentation_passages
 from sparseworks.evaluate.documentation import documentation_retrieval as documentation_retrieval
 from sparseworks.evaluate.task import some
-from sparseworks.evaluate.tokens import encode, pad_id, padded, plain_tokenizer
+from sparseworks.stream.tokens import encode, pad_id, padded, plain_tokenizer
 
 T = TypeVar("T")
 

@@ -22,6 +22,7 @@ from sparseworks.exec.layers import Layer, layer_of
 from sparseworks.exec.race import Entry, Race, RaceCache, candidates, race, race_key
 from sparseworks.exec.row import Row
 from sparseworks.exec.units import Seen, Unit
+from sparseworks.stream.progress import bar
 
 # How far the kernel of whole layers may lie behind the best kernels: of the time of MiniLM with 65 % of its weights, one call
 # per layer saved 28 % at 4096 rows and 40 % at 12.
@@ -108,7 +109,7 @@ def draw(
 ) -> dict[str, Drawn]:
     """Module -> decision. Ceilings are those of the model as planned: a smaller model may be read faster."""
     size = drawing.working_set
-    raced = [_race(drawing, unit, unit.support(supports), size) for unit in _watched(units, progress)]
+    raced = [_race(drawing, unit, unit.support(supports), size) for unit in bar(units, "plan", progress)]
     raced = _in_one_call(drawing, raced)
     planned = max(1, size + sum(r.nbytes - r.dense_bytes for r in raced))
     limits = _limits(raced, planned, drawing.cache.on_disk) if drawing.measure else None
@@ -124,15 +125,6 @@ def _limits(raced: Sequence[_Raced], working_set: int, cache: bool) -> Ceilings 
         return None
     first = raced[0].first
     return ceilings(working_set=working_set, cache=cache, device=first.device, dtype=first.dtype)
-
-
-def _watched(units: Sequence[Unit], progress: bool):
-    if not progress:
-        return units
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(units, description="plan", console=Console(stderr=True))
 
 
 def _race(drawing: Drawing, unit: Unit, support: Support, size: int) -> _Raced:

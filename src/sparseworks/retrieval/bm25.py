@@ -84,10 +84,10 @@ class BM25:
         method: "lucene", "robertson", "atire", "bm25l" or "bm25+".
         delta: of the last two.
         stop_words: left out: "english" (Lucene's 33), words, or None.
-        stem: with the Snowball stemmer of this language ("english"; needs PyStemmer); None = not.
+        stem: with this Snowball stemmer ("english", or "porter", which Lucene's analyser has; needs PyStemmer); None = not.
 
     Raises:
-        RecipeError: an unknown method, or numbers out of range.
+        RecipeError: an unknown method or stemmer, or numbers out of range.
 
     Source: Robertson and Zaragoza, 2009; eager sparse scoring: Lu, 2024 (arXiv 2407.03618).
     """
@@ -226,9 +226,11 @@ class BM25:
 
 def _stemmer(language: str) -> Callable[[list[str]], list[str]]:
     try:
-        from Stemmer import Stemmer  # type: ignore[import-not-found]
+        from Stemmer import Stemmer, algorithms  # type: ignore[import-not-found]
     except ImportError:
         raise RecipeError(
             "Stemming needs PyStemmer: `pip install sparseworks[retrieval]`, or leave `stem` out."
         ) from None
+    if language not in algorithms():
+        raise RecipeError(f"There is no stemmer {language!r}; known: {', '.join(algorithms())}.")
     return Stemmer(language).stemWords

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparseworks.core.codes import Codes
 from sparseworks.core.errors import BudgetError, CalibrationError, NonFiniteError, ShapeError
 from sparseworks.exec.codes import decode, encode_topk
-from sparseworks.retrieval.encoders.encoder import bar
+from sparseworks.stream.progress import bar
 
 
 @dataclass(frozen=True)

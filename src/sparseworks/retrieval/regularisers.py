@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.config import NOUNS
-from sparseworks.core.errors import BudgetError
+from sparseworks.core.errors import BudgetError, ShapeError
 from sparseworks.core.registry import Registry
+from sparseworks.exec.search import Rows
 
 REGULARISERS: Registry[type[CodeRegulariser]] = Registry("regulariser of codes", "sparseworks.retrieval")
 
@@ -125,11 +126,24 @@ def quadratic_ramp(step: int, steps: int) -> float:
     return 1.0 if steps <= 0 else min(1.0, (step / steps) ** 2)
 
 
-def expected_flops(w: Float[Tensor, "n width"], other: Float[Tensor, "m width"] | None = None) -> float:
-    """sum_j P(w_j != 0) P(v_j != 0): multiplications that a sparse dot product of two codes needs on average."""
-    p = (w.abs() > 0).float().mean(0)
-    q = p if other is None else (other.abs() > 0).float().mean(0)
+def expected_flops(w: Float[Tensor, "n width"] | Rows, other: Float[Tensor, "m width"] | Rows | None = None) -> float:
+    """sum_j P(w_j != 0) P(v_j != 0): multiplications that a sparse dot product of two codes needs on average; of rows, what they hold.
+
+    Raises:
+        ShapeError: codes of different widths.
+    """
+    p = _share(w)
+    q = p if other is None else _share(other)
+    if p.shape != q.shape:
+        raise ShapeError(f"Codes that are multiplied have one width, got {len(p)} and {len(q)}.")
     return float(torch.dot(p, q))
+
+
+def _share(w: Tensor | Rows) -> Float[Tensor, " width"]:
+    """P(w_j != 0) of every j."""
+    if isinstance(w, Rows):
+        return torch.bincount(w.indices, minlength=w.width).float() / max(len(w), 1)
+    return (w.abs() > 0).float().mean(0)
 
 
 NOUNS["code_regulariser"] = (CodeRegulariser, REGULARISERS)

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.errors import BudgetError, CalibrationError, CheckpointError, NonFiniteError
-from sparseworks.retrieval.encoders.encoder import TermEncoder, bar
+from sparseworks.retrieval.encoders.encoder import TermEncoder
 from sparseworks.retrieval.encoders.method import TermMethod
 from sparseworks.retrieval.losses import ensemble
 from sparseworks.retrieval.regularisers import CodeRegulariser, quadratic_ramp
+from sparseworks.stream.progress import bar
 
 Teacher = Callable[[Sequence[str], Sequence[str]], Float[Tensor, "queries documents"]]
 """(queries, documents) -> scores of all pairs; any scale, each query's are normalised."""

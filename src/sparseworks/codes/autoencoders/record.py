@@ -17,6 +17,7 @@ from sparseworks.codes.autoencoders.stream import Batch
 from sparseworks.core.errors import CalibrationError, CheckpointError, NonFiniteError
 from sparseworks.io.folder import write_file
 from sparseworks.stream.padding import Padding, real_tokens
+from sparseworks.stream.progress import bar
 from sparseworks.stream.shards import write_shard
 from sparseworks.stream.tree import call
 
@@ -125,7 +126,7 @@ class ActivationStream:
         was = model.training
         model.eval()
         try:
-            for i in _watched(range(count), progress):
+            for i in bar(range(count), "record activations", progress):
                 path = folder / _name(i)
                 if not path.exists():
                     taken = [_run(model, b, site, target, loss, dtype) for b in batches[i * shard : (i + 1) * shard]]
@@ -263,11 +264,3 @@ def _name(index: int) -> str:
 def _generator(*seed: int) -> torch.Generator:
     digest = hashlib.sha256(repr(seed).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-def _watched(shards: range, progress: bool) -> Any:
-    if not progress:
-        return shards
-    from rich.progress import track
-
-    return track(shards, description="Recording activations", transient=True)

@@ -15,6 +15,7 @@ from sparseworks.codes.autoencoders.optimise import rank, ranks
 from sparseworks.codes.autoencoders.stream import Batch, Stream, as_stream
 from sparseworks.codes.autoencoders.trainer import Schedule, Trainer
 from sparseworks.core.errors import CalibrationError, CheckpointError
+from sparseworks.stream.progress import bar
 
 
 def train_autoencoders(
@@ -66,7 +67,7 @@ def train_autoencoders(
     trainers = [Trainer(m, sample, width, how, s, dtype) for m, s in zip(chosen, own, strict=True)]
     folder = None if workdir is None else Path(workdir)
     _resume(trainers, folder)
-    for index in _watched(range(min(t.done for t in trainers), steps), progress):
+    for index in bar(range(min(t.done for t in trainers), steps), "train autoencoders", progress and not rank()):
         part = _share(given.batch(index, batch, seed))
         for trainer in trainers:
             if trainer.done == index:
@@ -120,11 +121,3 @@ def _save(trainers: Sequence[Trainer], folder: Path) -> None:
 
 def _path(folder: Path, index: int) -> Path:
     return folder / f"autoencoder-{index}.safetensors"
-
-
-def _watched(steps: range, progress: bool) -> Any:
-    if not progress or rank():
-        return steps
-    from rich.progress import track
-
-    return track(steps, description="Training autoencoders", transient=True)

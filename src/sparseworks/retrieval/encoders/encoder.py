@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from sparseworks.exec.search import Rows
 from sparseworks.retrieval.encoders.heads import SPLADE_SIDE, Read, TermSide
 from sparseworks.retrieval.encoders.tokens import Ids, Tokens
 from sparseworks.stream.outputs import logits_of
+from sparseworks.stream.progress import bar
 
 _BATCH = 32
 
@@ -163,17 +164,6 @@ def idf_of(ids: Sequence[Sequence[int]], width: int) -> Float[Tensor, " width"]:
     df = torch.zeros(width)
     df[torch.tensor(list(counts), dtype=torch.long)] = torch.tensor(list(counts.values()), dtype=torch.float32)
     return torch.log1p((len(ids) - df + 0.5) / (df + 0.5))
-
-
-def bar(items: range, what: str, progress: bool) -> Iterator[int]:
-    """The items, with a progress bar on the standard error stream if asked for."""
-    if not progress:
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(items, description=what, console=Console(stderr=True))
 
 
 def _joined(parts: Sequence[Codes], order: Int[Tensor, " texts"]) -> Codes:

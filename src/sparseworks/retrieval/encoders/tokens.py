@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sparseworks.core.errors import CalibrationError
+from sparseworks.stream.tokens import pad_id, padded, plain_tokenizer
 
 
 class Ids(NamedTuple):
@@ -39,19 +39,10 @@ class Tokens:
     """
 
     def __init__(self, tokenizer: Any, length: int):
-        from tokenizers import Tokenizer
-
-        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        if not isinstance(backend, Tokenizer):
-            raise CalibrationError(
-                f"Texts need a `tokenizers.Tokenizer` or a fast Hugging Face tokenizer, got {type(tokenizer).__name__}."
-            )
-        self._plain = Tokenizer.from_str(backend.to_str())
-        self._plain.no_padding()
-        self._plain.enable_truncation(length)
+        self._plain = plain_tokenizer(tokenizer, length)
         self.width = self._plain.get_vocab_size(with_added_tokens=True)
         self._special = [i for i, t in self._plain.get_added_tokens_decoder().items() if t.special]
-        self._pad = int(backend.padding["pad_id"]) if backend.padding else min(self._special, default=0)
+        self._pad = pad_id(tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of each text, special tokens included."""
@@ -66,13 +57,10 @@ class Tokens:
     def batch(self, rows: Sequence[Ids], copies: int, device: torch.device | str = "cpu") -> Batch:
         """Rows padded on the right; of several copies only the last is pooled, of one copy its special tokens too."""
         made = [_repeated(row, copies) for row in rows]
-        width = max(1, *(len(ids) for ids, _ in made))
-        ids = torch.full((len(made), width), self._pad, dtype=torch.long)
-        attention, pooled = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
-        for i, (row, start) in enumerate(made):
-            ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-            attention[i, : len(row)] = 1
-            pooled[i, start.start : start.stop] = True
+        ids, attention = padded([row for row, _ in made], self._pad).values()
+        pooled = torch.zeros(ids.shape, dtype=torch.bool)
+        for i, (_, copy) in enumerate(made):
+            pooled[i, copy] = True
         return Batch(ids.to(device), attention.to(device), pooled.to(device))
 
 

@@ -1,0 +1,241 @@
+"""How well do sparse representations rank beside dense ones of the same bytes, and beside BM25?
+
+Collections are folders of documents, queries and judgements (BEIR's layout); the sentence encoder is all-MiniLM-L6-v2 or another.
+What is trained sees the documents alone: made-up queries are their sentences and some words in a row, teachers are the sentence
+encoder and BM25. `bytes` a document: 4 a number, and 2 (4 beyond 65,536 terms) for the index of each entry of a sparse vector;
+`index bytes`: what `sparseworks.retrieval.Index` takes on disk, ids and both directions included. FLOPs: expected multiplications
+of one query with one document. Rows are kept as they are made, embeddings and encoders in `--work`: a run that was cut off goes on.
+
+    python benchmarks/retrieval/quality.py --model minilm --collections nfcorpus cranfield --threads 1 --json quality
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import encoders
+from common import RESULTS, arguments, store, table
+from figures import Data, dense_row, dense_runs, pruned, scored, sparse_row, sparse_runs
+
+import sparseworks as sw
+from sparseworks.core.codes import Codes
+from sparseworks.evaluate import Collection, TopicCorpus, read_collection
+from sparseworks.exec.search import Rows
+from sparseworks.io import load_tokenizer
+from sparseworks.jobs.journal import Journal
+from sparseworks.retrieval import SparseVectors
+from sparseworks.retrieval.bm25 import BM25
+from sparseworks.retrieval.csr import train_csr
+from sparseworks.retrieval.encoders import rows_of
+from sparseworks.retrieval.fusion import interpolate
+from sparseworks.retrieval.regularisers import Flops
+
+BUDGETS = (1536, 768, 384, 192, 96)
+"""Bytes a document at which representations are compared; the first is MiniLM as it is."""
+LUCENE = {"k1": 0.9, "b": 0.4, "stem": "porter"}
+"""BM25 as Anserini and Pyserini run it on BEIR: Lucene's idf, its 33 stop words, Porter stems."""
+BM25S = {
+    "BM25, k1 0.9, b 0.4, Porter (Pyserini)": LUCENE,
+    "BM25, k1 1.5, b 0.75, Porter": {"k1": 1.5, "b": 0.75, "stem": "porter"},
+    "BM25, k1 0.9, b 0.4, not stemmed": {"k1": 0.9, "b": 0.4},
+    "BM25, k1 1.5, b 0.75, not stemmed": {"k1": 1.5, "b": 0.75},
+}
+TERM_ENCODERS = {"idf_flops": (0.0, 0.02), "splade": (0.1, 0.08)}
+"""Published weights of FLOPS on queries and documents."""
+
+
+# -- representations ----------------------------------------------------------------------------------------------
+
+
+def bm25_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
+    """Variants, and the published one with fewer terms."""
+    rows = []
+    for name, options in BM25S.items():
+        model = BM25(**options).fit(data.texts)
+        rows.append(sparse_row(data, name, model.queries(data.queries), model.documents(data.texts)))
+    model = BM25(**LUCENE).fit(data.texts)
+    queries, documents = model.queries(data.queries), model.documents(data.texts)
+    return rows + [sparse_row(data, "BM25, strongest terms", queries, pruned(documents, b // 6)) for b in BUDGETS]
+
+
+def dense_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
+    """MiniLM whole and cut."""
+    width = data.documents.shape[1]
+    return [
+        dense_row(data, "MiniLM" if n == width else "MiniLM, first dimensions", data.asked[:, :n], data.documents[:, :n])
+        for n in (width * b // BUDGETS[0] for b in BUDGETS)
+    ]  # fmt: skip
+
+
+def matryoshka_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
+    """A linear head trained to be cut."""
+    width, asked, start = data.documents.shape[1], data.made_up(), time.perf_counter()
+    sizes = [width * b // BUDGETS[0] for b in BUDGETS]
+    head = encoders.Matryoshka(data.documents, sizes).fit(asked.vectors, data.documents[asked.owner], 4 * args.steps)
+    seconds = time.perf_counter() - start
+    with torch.no_grad():
+        return [
+            {**dense_row(data, "Matryoshka head", head(data.asked, n), head(data.documents, n)), "seconds": seconds}
+            for n in sizes
+        ]
+
+
+def csr_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
+    """A top-k autoencoder for each budget, on documents and made-up queries, each beside its document."""
+    width, asked, rows = data.documents.shape[1], data.made_up(), []
+    x = torch.cat([data.documents, asked.vectors])
+    own = torch.cat([data.documents, data.documents[asked.owner]])
+    for budget in BUDGETS:
+        k, start = max(1, width * budget // BUDGETS[0] * 4 // 6), time.perf_counter()
+        model = train_csr(x, own, k=k, epochs=max(1, args.steps * 512 // len(x)), batch_size=512)
+        seconds = time.perf_counter() - start
+        with torch.no_grad():
+            queries, documents = (rows_of(_unit(model.encode(v, k))) for v in (data.asked, data.documents))
+        rows.append({**sparse_row(data, "CSR", queries, documents), "seconds": seconds, "k": k})
+    return rows
+
+
+def _unit(codes: Codes) -> Codes:
+    return Codes(F.normalize(codes.values, dim=1), codes.indices, codes.width, codes.lengths)
+
+
+def term_codes(data: Data, name: str, args: Namespace) -> tuple[Rows, Rows, float]:
+    """Queries and documents by a trained term encoder, and the seconds of its training; kept once made."""
+    folder = data.folder / f"{name}-{args.steps}-{args.tokens}-{args.read}-{args.weight:g}"
+    if not (folder / "seconds.json").is_file():
+        asked, bm25 = data.made_up(), BM25(**LUCENE).fit(data.texts)
+        rows = asked.rows(data.texts, data.documents, 16 * args.steps)
+        taught = encoders.teachers(data.texts, data.documents, asked, bm25)
+        start = time.perf_counter()
+        on_queries, on_documents = (args.weight * w for w in TERM_ENCODERS[name])
+        method = encoders.distilled(name, Flops(on_queries) if on_queries else None, Flops(on_documents))
+        made = encoders.train_terms(method, data.model, data.tokenizer, data.texts, rows, taught, steps=args.steps, tokens=args.tokens, read=args.read, folder=folder, bfloat16=args.bfloat16)  # fmt: skip
+        seconds = time.perf_counter() - start
+        SparseVectors.of(made.encode_queries(data.queries)).save(folder / "queries.safetensors")
+        SparseVectors.of(made.encode_documents(data.texts)).save(folder / "documents.safetensors")
+        (folder / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
+    queries, documents = (SparseVectors.load(folder / f"{n}.safetensors")[0] for n in ("queries", "documents"))
+    return queries, documents, float(json.loads((folder / "seconds.json").read_text(encoding="utf-8")))
+
+
+def term_rows(data: Data, args: Namespace, name: str) -> list[dict[str, Any]]:
+    """As trained, and with the strongest terms of each document."""
+    queries, documents, seconds = term_codes(data, name, args)
+    rows = [sparse_row(data, name, queries, documents)]
+    rows += [sparse_row(data, f"{name}, strongest terms", queries, pruned(documents, b // 6)) for b in BUDGETS[1:]]
+    return [{**row, "seconds": seconds} for row in rows]
+
+
+def fused_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
+    """BM25 interpolated with each of the others, half and half."""
+    model = BM25(**LUCENE).fit(data.texts)
+    words = model.queries(data.queries), model.documents(data.texts)
+    first, others = sparse_runs(data, *words), {"MiniLM": dense_runs(data, data.asked, data.documents)}
+    size = {"MiniLM": 4.0 * data.documents.shape[1]}
+    for name in TERM_ENCODERS:
+        queries, documents, _ = term_codes(data, name, args)
+        others[name], size[name] = sparse_runs(data, queries, documents), 6 * len(documents.indices) / len(documents)
+    own = 6 * len(words[1].indices) / len(words[1])
+    return [
+        {"name": f"BM25 + {name}", **scored(data, [interpolate(a, b) for a, b in zip(first, runs, strict=True)]), "bytes": own + size[name]}
+        for name, runs in others.items()
+    ]  # fmt: skip
+
+
+PARTS: Mapping[str, Callable[[Data, Namespace], list[dict[str, Any]]]] = {
+    "bm25": bm25_rows,
+    "dense": dense_rows,
+    "matryoshka": matryoshka_rows,
+    "csr": csr_rows,
+    **{name: lambda data, args, n=name: term_rows(data, args, n) for name in TERM_ENCODERS},
+    "fused": fused_rows,
+}
+
+
+# -- the run ------------------------------------------------------------------------------------------------------
+
+
+def synthetic() -> tuple[Any, Any, list[Collection]]:
+    """A small untrained encoder and a collection of its words."""
+    from transformers import BertConfig, BertModel
+
+    corpus = TopicCorpus(topics=3, concepts=4, own=2, passing=1, asked=1, stop=3)
+    tokenizer = corpus.tokenizer()
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64,
+    )  # fmt: skip
+    return BertModel(config), tokenizer, [corpus.collection(40, 12)]
+
+
+def run(args: Namespace) -> list[dict[str, Any]]:
+    """Every part of every collection."""
+    if args.quick:
+        args.steps, args.tokens, args.read, args.weight, args.bfloat16 = 3, 32, 32, 0.1, False
+        args.work = Path(tempfile.mkdtemp())
+        model, tokenizer, collections = synthetic()
+    else:
+        model, tokenizer = sw.load(args.model).float().eval(), load_tokenizer(args.model)
+        collections = [read_collection(c) for c in args.collections]
+    rows = []
+    for collection in collections:
+        kept = None if args.quick else args.work / collection.name / "rows.json"
+        journal = Journal(kept, json.dumps(setting(args)))
+        data = Data(collection, model, tokenizer, args.work / collection.name, args.bfloat16)
+        for part in PARTS:
+            if part not in args.parts and f"{collection.name} {part}" not in journal:
+                continue
+            made = journal.keep(f"{collection.name} {part}", lambda d=data, p=part: PARTS[p](d, args))
+            rows += [{"collection": collection.name, **row} for row in made]
+            show(rows[-len(made) :])
+    return rows
+
+
+def setting(args: Namespace) -> dict[str, Any]:
+    """All that the figures depend on."""
+    return {n: getattr(args, n) for n in ("steps", "tokens", "read", "weight", "bfloat16")} | {
+        "model": Path(args.model).name
+    }
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the figures of one part."""
+    head = ("ndcg@10", "recall@100", "bytes", "index bytes", "terms", "query terms", "flops", "seconds")
+    cells = [[r["name"], *(f"{r[h]:.4g}" if h in r else "" for h in head)] for r in rows]
+    table(rows[0]["collection"], ["representation", *head], cells)
+
+
+def main() -> None:
+    args = arguments(
+        __doc__ or "",
+        model={"default": "minilm", "help": "sentence encoder: a folder, or the name of an embedded model"},
+        collections={"type": Path, "nargs": "*", "default": [], "metavar": "FOLDER", "help": "folders in BEIR's layout"},
+        parts={"nargs": "*", "default": list(PARTS), "choices": list(PARTS), "help": "what to make; rows that were made before are stored too"},
+        steps={"type": int, "default": 150, "help": "steps of a term encoder's training"},
+        tokens={"type": int, "default": 64, "help": "tokens of a text in training"},
+        read={"type": int, "default": 128, "help": "tokens of a text that trained term encoders read"},
+        weight={"type": float, "default": 0.1, "help": "weights of regularisers over those published for a hundred times the steps"},
+        bfloat16={"action": "store_true", "help": "run the encoder's products in bfloat16, where the processor is fast at them"},
+        work={"type": Path, "default": Path("out/retrieval-quality"), "help": "where embeddings, encoders and rows are kept"},
+    )  # fmt: skip
+    if not args.quick and not args.collections:
+        raise SystemExit("Give --collections FOLDER ..., or --quick.")
+    rows = run(args)
+    path = args.json
+    store("retrieval_quality", [], None if path is None else path if path.parent != Path() else RESULTS / "retrieval" / path, rows=rows, setting=setting(args))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
