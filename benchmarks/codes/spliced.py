@@ -22,9 +22,9 @@ from sparseworks.codes.autoencoders import Rows, ce_recovered, splice
 from sparseworks.codes.autoencoders.splice import hooked
 from sparseworks.evaluate import documentation_passages
 from sparseworks.evaluate.text import read_texts
-from sparseworks.evaluate.tokens import plain_tokenizer
 from sparseworks.io import load_tokenizer
 from sparseworks.stream.shards import write_shard
+from sparseworks.stream.tokens import plain_tokenizer
 
 SPLICED = 24
 """Windows that the spliced model is measured on."""

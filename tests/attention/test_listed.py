@@ -94,7 +94,7 @@ def test_an_index_grown_token_by_token_is_one_made_at_once(bits):
     for at in range(100, 160):
         index.extend(heads.k[0, :, at : at + 1])
     other = copy.deepcopy(index)
-    index.crop(130)
+    index.crop(130, heads.k[0, :, :130])
     for at in range(130, 200):
         index.extend(heads.k[0, :, at : at + 1])
         other.extend(-heads.k[0, :, at : at + 1])
@@ -115,7 +115,7 @@ def test_members_of_clusters_are_those_of_the_labels():
     index = KeyClusters.of(Centroids(0.1, recent=20), heads)
     for keys, tokens in ((200, None), (240, None), (150, 150), (151, None)):
         if tokens:
-            index.crop(tokens)
+            index.crop(tokens, heads.k[0, :, :tokens])
         order, start = index.members(keys)
         label = index.parts["label"]
         for head in range(2):
