@@ -1,5 +1,7 @@
 """The ragged cache: bytes fall, heads differ in length, `generate` with padding, beams, two turns; saved and loaded."""
 
+from inspect import signature
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,11 @@ import sparseworks as sw
 from sparseworks.attention.cache.store import RaggedStore
 from sparseworks.core.errors import CheckpointError, ModelError, ShapeError
 from sparseworks.testing.cache import dense, example_held, stored
+
+
+def taking(model, cache):
+    """The cache by the name that `model` takes it by: transformers 5.24 renamed it."""
+    return {"cache" if "cache" in signature(model.forward).parameters else "past_key_values": cache}
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +109,15 @@ def test_two_turns_equal_one_when_nothing_goes(model, padded, tmp_path):
     expected = model(ids).logits[:, 150:]
     with sw.attention(model, sw.method("snapkv", density=1.0)) as run:
         cache = run.cache()
-        model(ids[:, :150], cache=cache)
+        model(ids[:, :150], **taking(model, cache))
         cache.save(tmp_path / "cache.safetensors")
-        second = model(ids[:, 150:], cache=cache).logits
+        second = model(ids[:, 150:], **taking(model, cache)).logits
         again = run.cache()
         again.load(tmp_path / "cache.safetensors")
         assert again.get_seq_length() == 150
-        resumed = model(ids[:, 150:], cache=again).logits
+        resumed = model(ids[:, 150:], **taking(model, again)).logits
         cache.crop(-50)
-        cropped = model(ids[:, 150:], cache=cache).logits
+        cropped = model(ids[:, 150:], **taking(model, cache)).logits
     for found in (second, resumed, cropped):
         torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
     (tmp_path / "cache.safetensors").write_bytes(b"half")
@@ -124,7 +131,7 @@ def test_eviction_between_turns_and_while_decoding(model, padded):
     with sw.attention(model, sw.method("h2o", budget={"count": {"value": 48}})) as run:
         model.generate(ids, max_new_tokens=8, do_sample=False)
         assert run.held.tokens == 6 * 4 * 48
-        model(ids[:, :20], cache=run.held)
+        model(ids[:, :20], **taking(model, run.held))
         assert run.held.tokens == 6 * 4 * 48
     with sw.attention(model, "trianglemix", sw.method("snapkv", density=0.5)) as run:
         model.generate(ids, max_new_tokens=2, do_sample=False)
@@ -135,10 +142,10 @@ def test_eviction_between_turns_and_while_decoding(model, padded):
 def test_padding_in_a_later_turn_is_refused(model, padded):
     with sw.attention(model, sw.method("snapkv", density=1.0)) as run:
         cache = run.cache()
-        model(padded["input_ids"], attention_mask=padded["attention_mask"], cache=cache)
+        model(padded["input_ids"], attention_mask=padded["attention_mask"], **taking(model, cache))
         later = torch.cat([padded["attention_mask"], torch.tensor([[0, 1], [1, 1]])], 1)
         with pytest.raises(ModelError, match="later turn"):
-            model(padded["input_ids"][:, :2], attention_mask=later, cache=cache)
+            model(padded["input_ids"][:, :2], attention_mask=later, **taking(model, cache))
 
 
 PAGED = {"pattern": {"unit": [1, 64], "group": [1, None]}}
@@ -160,10 +167,10 @@ def test_pages_read_what_the_budget_says_and_can_be_cropped(model, padded):
     expected = model(ids).logits[:, 150:]
     with sw.attention(model, sw.method("quest", density=1.0, **PAGED)) as run:
         cache = run.cache()
-        model(ids[:, :150], cache=cache)
-        second = model(ids[:, 150:], cache=cache).logits
+        model(ids[:, :150], **taking(model, cache))
+        second = model(ids[:, 150:], **taking(model, cache)).logits
         cache.crop(-50)
-        stepwise = torch.cat([model(ids[:, i : i + 1], cache=cache).logits for i in range(150, 160)], 1)
+        stepwise = torch.cat([model(ids[:, i : i + 1], **taking(model, cache)).logits for i in range(150, 160)], 1)
     torch.testing.assert_close(second, expected, atol=2e-4, rtol=0)
     torch.testing.assert_close(stepwise, expected[:, :10], atol=2e-4, rtol=0)
     with sw.attention(model, sw.method("quest", budget={"count": {"value": 128}}, **PAGED)) as run:

@@ -1,5 +1,7 @@
 """A method in force on a transformers model: padding, generation, densities, and what is refused."""
 
+from inspect import signature
+
 import pytest
 import torch
 
@@ -90,7 +92,8 @@ def test_layers_with_a_window_of_their_own_keep_it_and_the_others_take_the_metho
         out = windowed.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
     assert torch.equal(out, windowed.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False))
     with sw.attention(windowed, sw.method("snapkv", density=0.5)) as run, pytest.raises(ModelError, match="window"):
-        windowed(ids, cache=run.cache())
+        name = "cache" if "cache" in signature(windowed.forward).parameters else "past_key_values"
+        windowed(ids, **{name: run.cache()})
     soft = Gemma2ForCausalLM(Gemma2Config(**sizes, sliding_window=9)).eval()
     with sw.attention(soft, "pooled_blocks"), pytest.raises(ModelError, match="softcap"):
         soft(ids)
