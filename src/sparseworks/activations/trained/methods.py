@@ -49,7 +49,6 @@ add(
     TrainedMethod(
         "spark_ffn",
         StatisticalTopK(),
-        status="experimental",
         source=_SPARK,
         catalog=(60,),
         claims="8 % of the feed-forward neurons of a token, predicted from half of its own entries: no parameter more, no sort.",
