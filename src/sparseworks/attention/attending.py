@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from sparseworks.attention.cache.method import CacheMethod
 from sparseworks.attention.cache.rotation import Angles
+from sparseworks.attention.dense import attend_dense, attend_window
 from sparseworks.attention.heads import Clip, Heads
-from sparseworks.attention.kept import Kept, attend_dense, attend_window
+from sparseworks.attention.kept import Kept
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.race import Race
 from sparseworks.attention.run import learns, sparse_attention

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.attention.budgets import HeadMass
+from sparseworks.attention.dense import attend_dense
 from sparseworks.attention.heads import Heads
-from sparseworks.attention.kept import attend_dense
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.run import sparse_attention
 from sparseworks.attention.scores.sparge import SelfSimilar

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sparseworks.attention.dense import attend_dense
 from sparseworks.attention.heads import Heads
-from sparseworks.attention.kept import attend_dense
 from sparseworks.attention.trained.method import add_trained
 from sparseworks.attention.trained.rotary import rotate
 from sparseworks.attention.trained.trainable import TRAINABLES, Sizes, Trainable

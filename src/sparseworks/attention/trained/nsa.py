@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sparseworks.attention.dense import attend_dense
 from sparseworks.attention.heads import Heads
-from sparseworks.attention.kept import attend_dense
 from sparseworks.attention.masks import Sink, Window
 from sparseworks.attention.method import AttentionMethod
 from sparseworks.attention.run import sparse_attention
