@@ -40,9 +40,10 @@ def test_data_are_the_same_each_time_and_in_any_number(script):
 
 def test_ours_and_the_peer_find_the_same(script, monkeypatch):
     monkeypatch.setattr(script.peers, "bm25s_index", lambda *_: None)
+    monkeypatch.setattr(script, "find_spec", lambda _: None)
     lines, setting = script.exact(400, 8, argparse.Namespace(quick=True, rounds=2, build=False))
     assert [line.ours for line in lines] == ["exhaustive_postings", "max_score", "block_max_wand"]
-    assert {line.peer for line in lines} == {"torch CSR"} and setting == {"absent": "bm25s"}
+    assert {line.peer for line in lines} == {"torch CSR"} and setting == {"seismic": "absent", "absent": "bm25s"}
     documents, queries = script.data.draw(400, 126, 0), script.data.draw(8, 39, 2)
     found = script.peers.torch_csr(documents)(queries)
     ours = script._ours(script.sw.method("exhaustive_postings").build(documents), queries)()

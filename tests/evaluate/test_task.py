@@ -6,7 +6,7 @@ from torch import nn
 
 from sparseworks.core.errors import NonFiniteError, UnknownNameError
 from sparseworks.evaluate import TASKS, Result, Task, task_for
-from sparseworks.evaluate.task import bar, device_of, evaluating
+from sparseworks.evaluate.task import device_of, evaluating
 
 
 def test_tasks_are_found_by_name():
@@ -50,15 +50,6 @@ def test_evaluating_restores_modes_also_after_an_error():
         assert not torch.is_grad_enabled()
         raise KeyError
     assert [m.training for m in model.modules()] == [True, True, False]
-
-
-def test_progress_shows_on_request(capsys):
-    assert list(bar([1, 2], "count", True)) == [1, 2]
-    shown = capsys.readouterr()
-    assert "count" in shown.err
-    assert shown.out == ""  # standard output is for the answer
-    assert list(bar([1, 2], "count", False)) == [1, 2]
-    assert capsys.readouterr().err == ""
 
 
 def test_device_of_modules_without_parameters():

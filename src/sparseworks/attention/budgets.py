@@ -74,6 +74,11 @@ class HeadMass(Budget):
         for value in self.values:
             Mass(value)
 
+    @classmethod
+    def example(cls) -> HeadMass:
+        """One."""
+        return cls((0.9, 0.8))
+
     def counts(self, grouped: Float[Tensor, "batch heads rows n"]) -> Int[Tensor, "batch heads rows"]:
         """As `Mass` counts, head by head.
 

@@ -38,7 +38,10 @@ def choose(heads: Heads, method: AttentionMethod) -> Listed | None:
         return found
     if method.pattern.across or (method.always is not None and method.always.by_head):
         return None
-    scores = score.row(heads, unit).float()
+    scores = score.row(heads, unit)
+    if scores.dtype is torch.float64:  # compared as they are: the kernel would round ties into them
+        return None
+    scores = scores.float()
     if method.always is not None:
         scores.index_fill_(-1, always_units(heads, method), torch.inf)
     rows = scores.flatten(0, 1)
