@@ -83,7 +83,7 @@ def held(tools, model, *methods):
         return right(tools.step_by_step(model, run, IDS, 1)), run.held.tokens
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_what_goes_late_was_read_by_its_neighbours(tools, seed):
     teacher = finished(tools, seed)
     model, attached = distilled(teacher, METHOD, seed)

@@ -91,7 +91,7 @@ def predicted(seed, steps=60):
     return model, attached
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_predicted_tokens_answer_what_random_ones_and_those_attended_to_do_not(seed):
     """Eight pairs, all asked for, are 22 % of the tokens before the questions; so many stay as keys from the second layer on."""
     model, attached = predicted(seed)

@@ -91,7 +91,7 @@ def fixed(kind, seed):
     return torch.zeros(TOKENS, TOKENS).scatter(1, order.topk(KEPT).indices, 1.0).bool()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_predicted_pairs_reach_partners_that_fixed_pairs_do_not(seed):
     torch.manual_seed(seed)
     config = BlockConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)

@@ -96,7 +96,7 @@ def right(model):
     return float((model(ids).argmax(-1) == wanted).float().mean())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0])
 def test_nsa_finds_by_the_blocks_it_chooses_what_a_dense_layer_finds(seed):
     """By two free blocks of a query's four; a window of as many pairs, and the layer with no block free, do not."""
     method = sw.method("nsa", block=4, keep=4, local=1, span=4, stride=4, window=4)

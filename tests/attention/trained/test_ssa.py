@@ -282,7 +282,7 @@ def windows():
     return copied(without_blocks(FAR.with_(window=8)), 0)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_chosen_blocks_find_what_lies_far_off_where_larger_windows_do_not(windows, seed):
     """Four seeds: .88 to 1.00 with 28 % of the pairs, without the blocks .22 to .72 with 41 %."""
     sparse, density = copied(FAR.build, seed)
