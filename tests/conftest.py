@@ -8,6 +8,8 @@ from hypothesis import settings
 
 settings.register_profile("steady", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("steady")
+# Before any fixture: those of modules are made before `_calm`, and threads of several workers on few cores wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
