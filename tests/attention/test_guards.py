@@ -102,7 +102,7 @@ def test_guards_of_a_model_cost_less_perplexity_than_one_guard_at_equal_density(
     docs = [[d for n in dir(part) if isinstance(d := getattr(part, n).__doc__, str)] for part in (torch.nn, torch)]
     texts, held_out = (lm_windows(part, tokenizer, length, samples=6) for part in docs)
     method, task = sw.method("spargeattn", pattern=blocks(16)), Perplexity(held_out.flatten(), length)
-    recipe = tune_guards(model, texts[:4].split(2), method)
+    recipe = tune_guards(model, texts[:4].split(2), method, bound=0.08)
     assert sw.Recipe.from_yaml(recipe.to_yaml()) == recipe
     found = []
     for one in (recipe, method.with_(score=SelfSimilar(0.0), budget=Mass(0.95)), method):

@@ -105,3 +105,11 @@ def test_packed_sequences_are_refused(model):
     positions = torch.cat([torch.arange(12), torch.arange(8)])[None]
     with sw.attention(model, "pooled_blocks"), pytest.raises(ModelError, match="packed"):
         model(ids, position_ids=positions, use_cache=False)
+
+
+def test_a_transformers_that_is_too_old_is_named(model, monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", "5.15.1")
+    with pytest.raises(ModelError, match=r"5\.16 or later, this is 5\.15\.1"), sw.attention(model, "quest"):
+        pass

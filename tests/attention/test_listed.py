@@ -16,7 +16,7 @@ from sparseworks.attention.scores.centroids import KeyClusters, ranges
 from sparseworks.attention.scores.channels import LabelCache
 from sparseworks.attention.select import select
 from sparseworks.core.budget import Count, Density
-from sparseworks.core.errors import ShapeError
+from sparseworks.core.errors import NonFiniteError, ShapeError
 from sparseworks.core.published import METHODS
 
 CHOSEN = {
@@ -165,3 +165,11 @@ def test_a_store_that_closes_gaps_holds_what_a_list_would(seed):
     if store.even:
         k0, _ = store.sequence(0)
         assert torch.equal(k0, other.padded()[0][1])
+
+
+@pytest.mark.parametrize("name", ["double_sparsity", "quest", "squeezed_attention"])
+def test_nan_is_refused_while_decoding(name):
+    heads = one_query()
+    heads.q[0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="NaN"):
+        select(heads, METHODS.get(name))

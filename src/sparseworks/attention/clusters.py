@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparseworks.solve.clusters import summed
+
 
 @dataclass(frozen=True)
 class Clusters:
@@ -43,5 +45,5 @@ def members(sizes: Int[Tensor, "*some units"], tokens: int) -> Int[Tensor, "*som
 
 def means(x: Float[Tensor, "*some tokens d"], sizes: Int[Tensor, "*some units"]) -> Float[Tensor, "*some units d"]:
     """Mean of the tokens of each unit, 0 of none."""
-    one = torch.nn.functional.one_hot(members(sizes, x.shape[-2]), sizes.shape[-1]).to(x)
-    return one.mT @ x / sizes.clamp(min=1).to(x).unsqueeze(-1)
+    sums = summed(x, members(sizes, x.shape[-2]), sizes.shape[-1])
+    return sums / sizes.clamp(min=1).to(x).unsqueeze(-1)

@@ -21,7 +21,7 @@ from sparseworks.core.errors import BudgetError, ModelError
 from sparseworks.core.published import METHODS, Published
 from sparseworks.core.recipe import Recipe
 
-OLDEST = (5, 16)
+OLDEST = "5.16"
 """transformers whose interfaces of attention, masks and caches have this form."""
 _NUMBERS = count()
 M = TypeVar("M", bound=Published)
@@ -88,10 +88,11 @@ def attention(
 def through(model: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
     """Inside, every attention layer of the model calls `function`, which gets and gives what the interface of transformers does."""
     import transformers
+    from packaging.version import Version
 
-    if tuple(map(int, transformers.__version__.split(".")[:2])) < OLDEST:
+    if Version(transformers.__version__) < Version(OLDEST):
         raise ModelError(
-            f"Attention by a method needs transformers {'.'.join(map(str, OLDEST))} or later, this is {transformers.__version__}: "
+            f"Attention by a method needs transformers {OLDEST} or later, this is {transformers.__version__}: "
             "pip install -U transformers"
         )
     from transformers.masking_utils import AttentionMaskInterface

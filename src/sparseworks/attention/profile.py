@@ -45,7 +45,7 @@ def tune_guards(
     batches: Iterable[Int[Tensor, "rows tokens"]],
     method: AttentionMethod,
     *,
-    bound: float = 0.08,
+    bound: float = 0.07,
     grid: Sequence[Guard] | None = None,
 ) -> Recipe:
     """The method with a guard for every head of every layer, each the cheapest within the bound: see `choose_guards`.

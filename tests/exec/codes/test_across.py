@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sparseworks.core.errors import BudgetError, NonFiniteError
 from sparseworks.core.select_across import select_across
-from sparseworks.exec.codes import places_across
+from sparseworks.exec.codes import across, encode_topk, places_across
 
 
 def mask_of(places: torch.Tensor, lengths: torch.Tensor, latents: int) -> torch.Tensor:
@@ -53,3 +53,12 @@ def test_bad_input_is_refused() -> None:
             places_across(x, weight, None, total)
     with pytest.raises(NonFiniteError):
         places_across(x * torch.nan, weight, None, 2)
+
+
+def test_no_more_than_some_products_of_a_row_are_kept_at_once(monkeypatch) -> None:
+    """With rows alike, twice the mean and a few: the matrix of rows x latents is never made."""
+    asked = []
+    monkeypatch.setattr(across, "encode_topk", lambda x, w, b, k: asked.append(k) or encode_topk(x, w, b, k))
+    g = torch.Generator().manual_seed(0)
+    places_across(torch.randn(64, 16, generator=g), torch.randn(4096, 16, generator=g), None, 64 * 8)
+    assert asked[0] == 24 and max(asked) <= 96, asked

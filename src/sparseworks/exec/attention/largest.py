@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparseworks.core.errors import ShapeError
+from sparseworks.core.errors import NonFiniteError, ShapeError
 from sparseworks.core.select import top
 from sparseworks.exec.native import native
 
@@ -21,10 +21,12 @@ def best(
 
     Raises:
         ShapeError: not as many counts as rows.
+        NonFiniteError: NaN in the scores.
     """
     rows, n = scores.shape
     if keep.shape != (rows,):
         raise ShapeError(f"There are {rows} rows of scores and {tuple(keep.shape)} counts.")
+    _refuse_nan(scores)
     module = native()
     if module is None or not scores.is_cpu or scores.dtype is not torch.float32 or not scores.numel():
         must, live = ((x.sum(-1)) for x in (scores == torch.inf, scores > -torch.inf))
@@ -42,9 +44,11 @@ def cut(scores: Float[Tensor, " n"], weight: Int[Tensor, " n"], keep: int) -> fl
 
     Raises:
         ShapeError: not as many weights as scores.
+        NonFiniteError: NaN in the scores.
     """
     if scores.dim() != 1 or weight.shape != scores.shape:
         raise ShapeError(f"Scores and weights are two vectors, got {tuple(scores.shape)} and {tuple(weight.shape)}.")
+    _refuse_nan(scores)
     module = native()
     if module is not None and scores.is_cpu and scores.dtype is torch.float32:
         scores, weight = scores.detach().contiguous(), weight.detach().int().contiguous()
@@ -52,6 +56,11 @@ def cut(scores: Float[Tensor, " n"], weight: Int[Tensor, " n"], keep: int) -> fl
     found, order = scores.sort(descending=True)
     reached = (weight[order].cumsum(0) >= keep).nonzero()[:, 0]
     return float(found[reached[0]]) if len(reached) else -torch.inf
+
+
+def _refuse_nan(scores: Tensor) -> None:
+    if scores.numel() and bool(scores.amax().isnan()):
+        raise NonFiniteError("Scores hold NaN; a selection needs every entry to be comparable.")
 
 
 def _pointers(counts: Tensor) -> Tensor:
