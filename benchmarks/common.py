@@ -18,6 +18,8 @@ import sparseworks as sw
 from sparseworks.exec import measure
 
 RESULTS = Path(__file__).parent / "results"
+DEVICE = {"default": "cpu", "help": "where models and data are: cpu, or cuda; timings of CPU kernels do not follow"}
+"""Of a script that can run on a GPU: its argument `device`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,10 @@ def line(case: str, timings: measure.Comparison, ours: str, peer: str, ceiling_u
 
 
 def arguments(description: str, **extra: dict[str, Any]) -> argparse.Namespace:
-    """Parsed command line: `--threads`, `--rounds`, `--json FILE`, `--quick`, and `extra` (name -> add_argument options)."""
+    """Parsed command line: `--threads`, `--rounds`, `--json FILE`, `--quick`, and `extra` (name -> add_argument options).
+
+    A script that can run on a GPU passes `device=DEVICE`: tensors and modules that it makes are then made there.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--rounds", type=int, default=15, help="rounds per comparison")
@@ -66,6 +71,8 @@ def arguments(description: str, **extra: dict[str, Any]) -> argparse.Namespace:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
+    if "device" in given:
+        torch.set_default_device(given.device)
     return given
 
 

@@ -108,6 +108,8 @@ def forward_flops(model: nn.Module, x: Any) -> float:
 def hardware() -> str:
     """Where this runs, in a line."""
     machine = measure.machine()
+    if torch.get_default_device().type == "cuda":
+        return machine["gpu"]
     return f"{machine['cpu']}, {machine['isa']}, {machine['threads']} of {machine['cores']} threads"
 
 
