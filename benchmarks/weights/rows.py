@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
-from common import RESULTS, Line, facts, show, table
+from common import RESULTS, Line, facts, ran_on, show, table
 from torch import nn
 
 import sparseworks as sw
@@ -108,8 +108,8 @@ def forward_flops(model: nn.Module, x: Any) -> float:
 def hardware() -> str:
     """Where this runs, in a line."""
     machine = measure.machine()
-    if torch.get_default_device().type == "cuda":
-        return machine["gpu"]
+    if ran_on[-1].startswith("cuda"):
+        return str(machine["gpu"])
     return f"{machine['cpu']}, {machine['isa']}, {machine['threads']} of {machine['cores']} threads"
 
 
