@@ -30,7 +30,7 @@ from sparseworks.testing import activations, attention, cache, encoder, pursuit,
 from sparseworks.testing.decoder import Decoder
 from sparseworks.testing.examples import require
 
-AGREE = 0.98
+AGREE = 0.95
 """Share of what is kept that two devices must agree on: sums in another order decide near ties otherwise."""
 CLOSE = 1e-3
 """Of outputs, relative to the largest."""
@@ -80,7 +80,8 @@ def _trains(method: Method, device: torch.device) -> None:
         nn.functional.mse_loss(model(x), y).backward()
         optimizer.step()
         sparsifier.step()
-    regime._check_end(method, model.cpu(), sparsifier.finish())
+    supports = sparsifier.finish()
+    regime._check_end(method, model.cpu(), supports)
 
 
 def _pruned(method: Method, device: torch.device) -> dict[str, Support]:
@@ -107,7 +108,7 @@ def _attention(method: AttentionMethod, device: torch.device) -> None:
     causal = method.order is None and not getattr(method.score, "bidirectional", False)
     for phase in method.phases:
         heads = attention.example_heads(1 if phase == "decode" else 128, 128, causal=causal)
-        moved = heads.with_(**{n: getattr(heads, n).to(device) for n in "qkv"})
+        moved = heads.with_(**{n: getattr(heads, n).to(device) for n in "qkv"}, learned={})
         here, there = (attention._run(h, method)[0] for h in (heads, moved))
         # A near tie changes a row of outputs: most rows are as they were.
         apart = ((here - there.cpu()).abs().amax(-1) > CLOSE * float(here.abs().max())).float().mean()
