@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import sparseworks as sw
-from sparseworks.activations import ActivationMethod, sparsify_activations
+from sparseworks.activations import ActivationMethod, predict_structures, sparsify_activations
+from sparseworks.activations.contextual import ContextualMethod
+from sparseworks.activations.trained import TrainedMethod, train_sparse
 from sparseworks.attention import AttentionMethod
 from sparseworks.attention.cache.held import Held
 from sparseworks.attention.cache.method import CacheMethod, kept_tokens
@@ -113,6 +115,8 @@ def _attention(method: AttentionMethod, device: torch.device) -> None:
         # A near tie changes a row of outputs: most rows are as they were.
         apart = ((here - there.cpu()).abs().amax(-1) > CLOSE * float(here.abs().max())).float().mean()
         require(float(apart) <= 1 - AGREE, f"{method.name}: {float(apart):.1%} of the outputs differ ({phase}).")
+    if causal and "decode" in method.phases:
+        _generates(method, device)
 
 
 @_check.register
@@ -121,6 +125,27 @@ def _caches(method: CacheMethod, device: torch.device) -> None:
     moved = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in vars(held).items()}
     here, there = (kept_tokens(h, method) for h in (cache.fresh(held), Held(**{**moved, "memory": {}})))
     _same(here, there, method.name)
+    _generates(method, device)
+
+
+def _generates(method: Published, device: torch.device) -> None:
+    """Greedy decoding of a small model of transformers, cache and all."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=97, num_hidden_layers=3, eos_token_id=None, **sizes)  # type: ignore[arg-type]
+    model: Any = LlamaForCausalLM(config).eval()
+    prompt = torch.randint(0, 97, (2, 160), generator=torch.Generator().manual_seed(1))
+    found = []
+    for at in (torch.device("cpu"), device):
+        with torch.no_grad(), sw.attention(model.to(at), method):
+            made = model.generate(
+                prompt.to(at), max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+        found.append(made.logits[0].cpu())
+        require(made.sequences.shape == (2, 166), f"{method.name} generates no text on {at}.")
+    _near(found[0], found[1], method.name, 0.02)
 
 
 @_check.register
@@ -151,6 +176,31 @@ def _activations(method: ActivationMethod, device: torch.device) -> None:
     done = sparsify_activations(model, method, data)
     require(bool(done.rows), f"{method.name} masks nothing.")
     require(bool(model(**data[0]).isfinite().all()), f"{method.name}: outputs are not finite.")
+
+
+@_check.register
+def _contextual(method: ContextualMethod, device: torch.device) -> None:
+    model = activations._decoder().to(device)
+    data = [{"input_ids": batch["input_ids"].to(device)} for batch in activations._batches()]
+    made = predict_structures(model, method, data, hidden=16, epochs=2, loss=_loss)
+    require(bool(model(**data[0]).isfinite().all()), f"{method.name}: outputs are not finite.")
+    require(bool(made.recall), f"{method.name} predicts nothing.")
+
+
+@_check.register
+def _sparse_while_it_trains(method: TrainedMethod, device: torch.device) -> None:
+    if method.activation.built_with:
+        return  # modules of its own
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    train_sparse(model, method).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(4):
+        x, y = (t.to(device) for t in regime._batch(step))
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x.repeat(1, 4)), y).backward()
+        optimizer.step()
+    require(all(bool(p.isfinite().all()) for p in model.parameters()), f"{method.name}: weights are not finite.")
 
 
 @_check.register
