@@ -60,13 +60,14 @@ class Gated(LatentRule):
             gate = torch.nn.functional.linear(x, sae.encoder, bias)
             is_open = gate > 0
         plain = chosen(x, sae.encoder, None, is_open)
-        at, kept = plain.indices.long(), plain.kept()
-        strength = (sae.r_mag[at].exp() * plain.values + sae.b_enc[at]).relu() * kept
+        kept = plain.among(is_open)
+        gain, shift = plain.of_latents(sae.r_mag.exp()), plain.of_latents(sae.b_enc)
+        strength = (gain * plain.values + shift).relu() * kept
         codes = Codes(strength, plain.indices, plain.width, plain.lengths)
         if not sae.training:
             return Coded(codes)
-        gates = (plain.values + bias[at]).relu() * kept
-        penalty = (gates * sae.W_dec.norm(dim=1)[at]).sum() / max(len(x), 1)
+        gates = (plain.values + plain.of_latents(bias)).relu() * kept
+        penalty = (gates * plain.of_latents(sae.W_dec.norm(dim=1))).sum() / max(len(x), 1)
         rough = decode(Codes(gates, plain.indices, plain.width, plain.lengths), sae.W_dec.detach(), sae.b_dec.detach())
         extra = (sae.wanted - rough).square().mean() if sae.wanted is not None else None
         return Coded(codes, penalty, extra, above=torch.stack([(gate > o).sum() for o in OFFSETS]))

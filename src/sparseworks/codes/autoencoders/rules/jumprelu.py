@@ -72,9 +72,8 @@ class JumpReLU(LatentRule):
         bandwidth = self.bandwidth * math.sqrt(x.shape[1])
         near = on | ((scores - theta.detach()).abs() <= bandwidth / 2)
         pre = chosen(x, sae.encoder, sae.b_enc, near)
-        at, kept = pre.indices.long(), pre.kept()
-        on = on.gather(1, at) & kept
-        values, count = _Jump.apply(pre.values, theta[at], on, kept, bandwidth)
+        on, kept = pre.among(on), pre.among(near)
+        values, count = _Jump.apply(pre.values, pre.of_latents(theta), on, kept, bandwidth)
         above = torch.stack([(scores > theta.detach() * math.exp(o)).sum() for o in OFFSETS])
         codes = Codes(values, pre.indices, pre.width, pre.lengths)
         return Coded(codes, count.sum() / max(len(x), 1), above=above, on=on)

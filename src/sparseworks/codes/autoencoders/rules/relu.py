@@ -30,7 +30,7 @@ class ReLU(LatentRule):
         """All that are positive."""
         del moment
         codes = chosen(x, sae.encoder, sae.b_enc, preactivations(sae, x) > 0)
-        norms = sae.W_dec.norm(dim=1)[codes.indices.long()]
+        norms = codes.of_latents(sae.W_dec.norm(dim=1))
         return Coded(codes, penalty=(codes.values * norms).sum() / max(len(codes), 1))
 
     def pressure(self) -> float:
