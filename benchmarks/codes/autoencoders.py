@@ -43,6 +43,7 @@ import sparseworks as sw
 from sparseworks.codes.autoencoders import AutoencoderMethod, Batch
 from sparseworks.codes.autoencoders.metrics import measure
 from sparseworks.codes.autoencoders.stream import passes
+from sparseworks.core.ahead import running_ahead
 from sparseworks.core.record import Record
 from sparseworks.jobs.journal import Journal, read_json
 
@@ -103,9 +104,11 @@ def trained(data: Text, name: str, k: int, seed: int, how: Training) -> Any:
     return sae.export(passes(data.train, how.batch, 20)) if sae.rule.across else sae
 
 
-def measured(sae: Any, tokens: Tensor) -> dict[str, float]:
-    """FVU, L0 and dead latents on some tokens."""
-    return {key: float(value) for key, value in measure(sae, [Batch(x) for x in tokens.split(_AT_ONCE)]).items()}
+def measured(sae: Any, tokens: Tensor, *metrics: str) -> dict[str, float]:
+    """Metrics on some tokens; none named: FVU, L0 and dead latents."""
+    batches = [Batch(x) for x in tokens.split(_AT_ONCE)]
+    with running_ahead(tokens.is_cuda):
+        return {key: float(value) for key, value in measure(sae, batches, metrics or ("fvu", "l0", "dead")).items()}
 
 
 def rows_of(
@@ -136,14 +139,14 @@ def _label(name: str, k: int, kept: int) -> str:
 def _record(data: Text, sae: Any, name: str, seed: int, how: Training) -> Record:
     found = measured(sae, data.held)
     chosen = {"rate": how.rate, **({"bandwidth": how.bandwidth} if name == "jumprelu_sae" else {})}
-    dead = {"dead": measured(sae, data.train.all.x)["dead"], "dead on held-out": found["dead"]}
+    dead = {"dead": measured(sae, data.train.all.x, "dead")["dead"], "dead on held-out": found["dead"]}
     size = sum(p.numel() for p in sae.parameters())
     return Record(
         method=name, task=f"{data.name}, {data.site}", metric="explained variance", value=1 - found["fvu"], seed=seed, start="dense",
         dynamic=True, when="during", structure="codes", kept=size, parent=sum(p.numel() for p in data.model.parameters()),
         densities={data.site: min(found["l0"] / sae.width, 1.0)}, epochs=how.tokens / data.train.tokens,
         examples=data.train.tokens, hardware=hardware(), higher_is_better=True, inference_flops=None, training_flops=None,
-        more={"l0": found["l0"], **dead, **data.spliced(sae), **chosen, CHOSEN: 1 - measured(sae, data.chosen)["fvu"]},
+        more={"l0": found["l0"], **dead, **data.spliced(sae), **chosen, CHOSEN: 1 - measured(sae, data.chosen, "fvu")["fvu"]},
     )  # fmt: skip
 
 

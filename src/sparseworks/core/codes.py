@@ -105,6 +105,14 @@ class Codes:
             return torch.ones(self.values.shape, dtype=torch.bool, device=self.values.device)
         return places < self.lengths.unsqueeze(1)
 
+    def counts(self, on: Bool[Tensor, "rows k"] | None = None) -> Int[Tensor, " width"]:
+        """On how many rows each latent is on; None: where it is not 0."""
+        on = self.values.detach() != 0 if on is None else on
+        if self.is_whole:
+            return on.sum(0)
+        none = torch.zeros(self.width, dtype=torch.long, device=on.device)
+        return none.index_add_(0, self.indices.long().flatten(), on.long().flatten())
+
     @property
     def nnz(self) -> int:
         """Entries of all rows together."""

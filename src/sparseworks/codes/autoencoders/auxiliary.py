@@ -171,9 +171,10 @@ def _loss_of(
 def _loss_of_any(
     weight: float, sae: SparseAutoencoder, x: Tensor, residual: Tensor, mask: Bool[Tensor, " width"], k: int
 ) -> Tensor:
-    """As `_loss_of`, however many latents are dead, without asking how many: all others lie at -inf for the choice."""
+    """As `_loss_of`, however many latents are dead, without asking how many: all others lie far below them for the choice."""
     with torch.no_grad():
-        at = encode_topk(x, sae.encoder, sae.b_enc.masked_fill(~mask, -torch.inf), k, relu=False).indices
+        below = torch.finfo(x.dtype).min / 2
+        at = encode_topk(x, sae.encoder, sae.b_enc.masked_fill(~mask, below), k, relu=False).indices
         on = torch.zeros(len(x), sae.width, dtype=torch.bool, device=x.device).scatter_(1, at, True) & mask
     pre = F.linear(x, sae.encoder, sae.b_enc)
     rebuilt = torch.where(on, pre, pre.new_zeros(())) @ sae.W_dec

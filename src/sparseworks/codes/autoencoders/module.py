@@ -228,7 +228,7 @@ class SparseAutoencoder(nn.Module):
 
     def _share(self, usual: float) -> Tensor:
         """Of a batch in a running mean: all of it where it is the first."""
-        return torch.where(self.batches == 0, 1.0, usual).to(self.density.dtype)
+        return usual + (1 - usual) * (self.batches == 0).double()
 
     # -- afterwards ---------------------------------------------------------------------------------------------------
 

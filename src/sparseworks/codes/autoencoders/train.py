@@ -90,6 +90,8 @@ def train_autoencoder(stream: Stream | Tensor, method: str | AutoencoderMethod, 
 
 def _finished(model: Any, stream: Stream) -> Any:
     model.labels = dict(getattr(stream, "labels", {}))
+    for p in model.parameters():
+        p.grad = None
     return model.fold().eval()
 
 

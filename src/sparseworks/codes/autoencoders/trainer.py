@@ -139,13 +139,7 @@ class Trainer:
     def _note(self, batch: Batch, coded: Coded | None) -> None:
         if coded is None:
             return
-        codes = coded.codes
-        on = codes.values.detach() != 0 if coded.on is None else coded.on
-        if codes.is_whole:
-            fired = on.sum(0).double()
-        else:
-            fired = torch.zeros(codes.width, dtype=torch.float64, device=on.device)
-            fired.index_add_(0, codes.indices.long().flatten(), on.double().flatten())
+        fired = coded.codes.counts(coded.on).double()
         rows = len(batch) * ranks()
         threshold, above = coded.threshold, coded.above
         if ranks() > 1:
