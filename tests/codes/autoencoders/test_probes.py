@@ -52,7 +52,7 @@ def test_one_latent_of_the_right_dictionary_tells_a_class_and_of_a_rotated_one_d
     assert found["rotated"][1] > found["rotated"][0]
     (a, ya), (b, yb) = _texts(0), _texts(1)
     mixed = ya[torch.randperm(len(ya), generator=torch.Generator().manual_seed(0))]
-    assert abs(float(sparse_probing(a.mean(1), mixed, b.mean(1), yb).mean()) - 0.5) < 0.1
+    assert abs(float(sparse_probing(a.mean(1), mixed, b.mean(1), yb).mean()) - 0.5) < 0.16
 
 
 def test_pooled_leaves_out_what_is_masked():

@@ -120,6 +120,27 @@ class LatentRule:
 NOUNS["latents"] = (LatentRule, LATENTS)
 
 
+@dataclass(frozen=True)
+class Penalised(LatentRule):
+    """Base of rules that a penalty makes sparse.
+
+    Attributes:
+        weight: of the penalty, where no L0 is asked for.
+        l0: mean latents a token that the weight is steered to; None: the weight stays.
+    """
+
+    weight: float = 1e-1
+    l0: float | None = None
+
+    def pressure(self) -> float:
+        """The weight."""
+        return self.weight
+
+    def target_l0(self) -> float | None:
+        """The L0 to steer to."""
+        return self.l0
+
+
 # -- what rules share -------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from sparseworks.codes.autoencoders.latent import (
     Coded,
     LatentRule,
     Moment,
+    Penalised,
     chosen,
     least_kept,
     preactivations,
@@ -26,7 +27,7 @@ from sparseworks.exec.codes import decode
 
 @LATENTS.register("gated")
 @dataclass(frozen=True)
-class Gated(LatentRule):
+class Gated(Penalised):
     """z = 1{g > 0} ReLU(exp(r) W x + b_enc), g = W x + b_gate - level; penalty sum_i ReLU(g_i) ||d_i||, further loss ||x - Dec(ReLU(g))||^2 with
     the decoder held fixed.
 
@@ -37,9 +38,6 @@ class Gated(LatentRule):
 
     Source: Rajamanoharan et al., 2024, arXiv 2404.16014.
     """
-
-    weight: float = 1e-1
-    l0: float | None = None
 
     def parameters(self, width: int, d_in: int) -> dict[str, Tensor]:
         """r and b_gate; b_enc is the bias of the magnitudes."""
@@ -71,14 +69,6 @@ class Gated(LatentRule):
         rough = decode(Codes(gates, plain.indices, plain.width, plain.lengths), sae.W_dec.detach(), sae.b_dec.detach())
         extra = (sae.wanted - rough).square().mean() if sae.wanted is not None else None
         return Coded(codes, penalty, extra, above=torch.stack([(gate > o).sum() for o in OFFSETS]))
-
-    def pressure(self) -> float:
-        """The weight."""
-        return self.weight
-
-    def target_l0(self) -> float | None:
-        """The L0 to steer to."""
-        return self.l0
 
     def fold(self, sae: SparseAutoencoder, scale: float) -> None:
         """(b_gate - level) / scale."""
