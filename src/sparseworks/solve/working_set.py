@@ -86,7 +86,7 @@ def solve_one(
         if bool(missing.any()):
             room = max(int((z != 0).sum()), _FIRST)
             problem.take(problem.urgency(correlation, screened), room)
-        z, used = problem.descend(z, u, screened, worst * _INSIDE, passes - steps)
+        z, used = problem.descend(z, u, screened, correlation, worst * _INSIDE, passes - steps)
         steps += max(used, 1)
     return Found(z, steps, number, proves, int(screened.sum()))
 
@@ -154,11 +154,13 @@ class _One:
         more = min(more, int((urgency > -torch.inf).sum()))
         self.kept = torch.cat([self.kept, top(urgency.unsqueeze(0), more)[0].nonzero()[:, 0]])
 
-    def descend(self, z: Tensor, u: Tensor, screened: Tensor, goal: float, passes: int) -> tuple[Tensor, int]:
+    def descend(
+        self, z: Tensor, u: Tensor, screened: Tensor, correlation: Tensor, goal: float, passes: int
+    ) -> tuple[Tensor, int]:
         """The problem on the working set, or on all that is not screened, from z with z D = u, to a violation of `goal`."""
         used, done = 0, False
         if isinstance(self.datafit, Quadratic):
-            z, used, done = self._visited(z, u, screened, goal, passes)
+            z, used, done = self._visited(z, u, screened, correlation, goal, passes)
         if done:
             return z, used
         outside = (z != 0).index_fill(0, self.kept, False)
@@ -171,9 +173,12 @@ class _One:
             inside, more = self._newton(self.some, penalty, inside, goal, passes)
         return torch.zeros_like(z).index_copy(0, self.kept, inside), used + more
 
-    def _visited(self, z: Tensor, u: Tensor, screened: Tensor, goal: float, passes: int) -> tuple[Tensor, int, bool]:
+    def _visited(
+        self, z: Tensor, u: Tensor, screened: Tensor, correlation: Tensor, goal: float, passes: int
+    ) -> tuple[Tensor, int, bool]:
         """Passes over atoms: never longer than inner products would have taken."""
         left = (~screened).nonzero()[:, 0]
+        left = left[correlation[left].abs().argsort(descending=True, stable=True)]  # fewer enter that would leave again
         if len(self.y) < _TALL * len(left):
             return z, 0, False
         self.price = max(self.price, len(left) ** 2 // _LOOK)
