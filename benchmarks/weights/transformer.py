@@ -33,8 +33,8 @@ def parsed(doc: str, parts: tuple[str, ...], **extra: Any) -> argparse.Namespace
         text={"type": Path, "help": "text to train and measure on (.txt, .jsonl, also .gz); default: documentation"},
         part={"choices": parts, "nargs": "+", "default": list(parts), "help": "questions"},
         seeds={"type": int, "default": 3, "help": "repetitions"},
-        first={"type": int, "default": 1500, "help": "steps from scratch"},
-        steps={"type": int, "default": 1200, "help": "steps of a dense model that goes on"},
+        first={"type": int, "default": 1200, "help": "steps from scratch"},
+        steps={"type": int, "default": 1000, "help": "steps of a dense model that goes on"},
         merge={"type": Path, "nargs": "+", "help": "only join the rows of these files"},
         device=DEVICE,
         **extra,
@@ -52,12 +52,9 @@ class Bench:
         self.text = Bytes(found, self.size, args.device, 32 if args.quick else 1024)
         self.name = args.text.name.partition(".")[0] if args.text else "documentation"
         setting = {
-            "text": self.name,
-            "bytes": len(self.text.train),
-            "first": self.first,
-            "steps": self.steps,
-            **vars(self.size),
-        }
+            "text": self.name, "bytes": len(self.text.train), "first": self.first, "steps": self.steps, **vars(self.size),
+            "products": "bfloat16" if args.device.startswith("cuda") else "float32",
+        }  # fmt: skip
         self.rows = Rows(
             "nm_transformer", setting, quick=True
         )  # runs of parts are beside each other: no common journal
