@@ -20,18 +20,15 @@ def script(monkeypatch):
 
 
 @pytest.fixture
-def bench(script, monkeypatch):
+def bench(script, monkeypatch, tmp_path):
     """A bench of a script with the smallest setting."""
 
     def build(name: str, kind: str):
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            [name, "--quick", "--seeds", "1", "--threads", "1", "--text", str(Path(__file__).with_suffix(".md"))],
-        )
+        (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 200)
+        text = str(tmp_path / "text.txt")
+        monkeypatch.setattr(sys, "argv", [name, "--quick", "--seeds", "1", "--threads", "1", "--text", text])
         shared, module = script("transformer"), script(name)
         args = shared.parsed(module.__doc__ or "", ("fade", "retrain", "factors", "oneshot"))
-        args.text = None
         return getattr(module, kind)(name, args)
 
     return build
