@@ -94,7 +94,7 @@ class Factors(Bench):
         for seed in range(self.args.seeds):
             self.add(f"oneshot dense {seed}", lambda s=seed: self.shot("dense", None, s))
             for block in (4,) if self.quick else (8, 32):
-                method = sw.method("armor", form=Wrapped(block, 20 if self.quick else 3000))
+                method = sw.method("armor", form=Wrapped(block, 20 if self.quick else 1000))
                 make = lambda s=seed, m=method, b=block: self.shot(f"ARMOR, blocks of {b}", m, s)  # noqa: E731
                 self.add(f"oneshot armor {block} {seed}", make)
             for label, method in pruned.items():
