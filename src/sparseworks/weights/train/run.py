@@ -164,8 +164,7 @@ class Run:
     def keep(self, masks: Mapping[str, Bool[Tensor, "rows cols"]]) -> None:
         """Make these the supports; what leaves becomes zero, and the optimiser's state of all that changes is cleared."""
         moved = {p.name: masks[p.name] ^ p.mask for p in self.sites}
-        dropped = sum(int((moved[p.name] & p.mask).sum()) for p in self.sites)
-        grown = sum(int((moved[p.name] & masks[p.name]).sum()) for p in self.sites)
+        dropped, grown, kept = _movement(moved, {p.name: p.mask for p in self.sites}, masks)
         self._stale = True
         for place in self.sites:
             place.mask = masks[place.name]
@@ -173,7 +172,7 @@ class Run:
             for slot, at in self._marks(moved):
                 slot.clear(self.optimizer, at)
         if dropped or grown:
-            self.history.append(Event(self.done, sum(int(p.mask.sum()) for p in self.sites), dropped, grown))
+            self.history.append(Event(self.done, kept, dropped, grown))
 
     # -- how it is done ------------------------------------------------------------------------------------------
 
@@ -211,6 +210,12 @@ class Run:
         )
         counts = method.allocate(listed, method.budget, evidence=evidence)
         return {name: torch.tensor([count]) for name, count in counts.items()}
+
+
+def _movement(moved: Mapping[str, Tensor], old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> list[int]:
+    """Entries that left, that came, and that are kept: counted where they lie, so that a GPU is waited for once."""
+    each = [torch.stack([(m & old[n]).sum(), (m & new[n]).sum(), new[n].sum()]) for n, m in moved.items()]
+    return torch.stack([c.to(each[0].device) for c in each]).sum(dim=0).tolist()
 
 
 def _left(size: int, final: Tensor, share: float) -> int:
