@@ -6,12 +6,13 @@ Five tasks of two classes each, or a stream in eight megabatches: perceptrons on
 
     python benchmarks/weights/continual.py --threads 1 --json continual
     python benchmarks/weights/continual.py --data DATA --device cuda --parts rehearsal megabatches --json continual_cifar10
-    python benchmarks/weights/continual.py --width 32 --parts told --threads 1 --json continual_wide
+    python benchmarks/weights/continual.py --width 32 --parts told --densities 0.2 0.1 0.05 --growth random gradient --threads 1 --json continual_wide
 """
 
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -406,6 +407,13 @@ def main() -> None:
             "help": "tables to make; with images rehearsal and megabatches",
         },
         width={"type": int, "default": 8, "help": "of the convolutions of tasks that are told"},
+        densities={"nargs": "+", "type": float, "default": [0.5, 0.2, 0.1, 0.05], "help": "of tasks that are told"},
+        growth={
+            "nargs": "+",
+            "default": [*GROWTH],
+            "choices": [*GROWTH],
+            "help": "scores to grow by, of tasks that are told",
+        },
         seeds={"type": int, "default": 3, "help": "runs a cell"},
         steps={"type": int, "default": 100, "help": "steps a task (epochs are a fifth of it)"},
     )
@@ -419,7 +427,9 @@ def main() -> None:
         photographs(rows, images, given.parts, seeds, steps, given.quick)
     else:
         rows = Rows("continual" if given.width == 8 else "continual_wide", setting, quick=given.quick, **where)
-        handwriting(rows, given.parts, seeds, steps, given.width, given.quick)
+        if "told" in given.parts:
+            told(rows, given, seeds, steps)
+        handwriting(rows, given.parts, seeds, steps, given.quick)
     rows.show()
     rows.store(given.json)
 
@@ -444,15 +454,21 @@ def photographs(rows: Rows, images: Images, parts: Sequence[str], seeds: int, st
                     rows.add(f"{name} {size} {seed}", make)
 
 
-def handwriting(rows: Rows, parts: Sequence[str], seeds: int, steps: int, width: int, quick: bool) -> None:
-    """All tables on digits."""
+def told(rows: Rows, given: Namespace, seeds: int, steps: int) -> None:
+    """CL-DST on digits."""
+    stream, quick = digits(), given.quick
+    for seed in range(seeds):
+        for density in (0.2,) if quick else given.densities:
+            for allocate in ("erk", "uniform"):
+                for growth in ("random",) if quick else given.growth:
+                    make = partial(task_incremental, stream, allocate, growth, density, seed, steps, given.width)
+                    rows.add(f"cl_dst {allocate} {growth} {density} {seed}", make)
+
+
+def handwriting(rows: Rows, parts: Sequence[str], seeds: int, steps: int, quick: bool) -> None:
+    """The other tables on digits."""
     stream, epochs, every = digits(), max(steps // 5, 2), max(steps // 3, 2)
     for seed in range(seeds):
-        for density in ((0.2,) if quick else (0.5, 0.2, 0.1, 0.05)) if "told" in parts else ():
-            for allocate in ("erk", "uniform"):
-                for growth in ("random",) if quick else GROWTH:
-                    make = partial(task_incremental, stream, allocate, growth, density, seed, steps, width)
-                    rows.add(f"cl_dst {allocate} {growth} {density} {seed}", make)
         for density in ((0.25,) if quick else (0.25, 0.1)) if "rehearsal" in parts else ():
             for name, how in rehearsals(density, every).items():
                 asked = density if how.method is not None else 1.0

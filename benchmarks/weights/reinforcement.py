@@ -1,7 +1,9 @@
-"""Do agents stay good while they become sparse? EauDeQN against a dense agent and fixed schedules on CartPole; schedules that oscillate on channel access.
+"""Do agents stay good while they become sparse? EauDeQN against a dense agent and fixed schedules on CartPole and in mazes; schedules that oscillate on channel access.
 
-CartPole-v1 of Gymnasium (`pip install 'sparseworks[rl]'`): deep Q-learning, networks 4-64-64-2, the return of 20 greedy games. Channel access:
-three users, four channels, independent recurrent actors and one critic, successes a slot. Three seeds, of channel access five.
+"pole": CartPole-v1 of Gymnasium (`pip install 'sparseworks[rl]'`): deep Q-learning, networks 4-64-64-2, the return of 20 greedy games. "maze":
+two mazes, every step of all of them in each batch, steps to the goal. "access": three users, four channels, independent recurrent actors and
+one critic, successes a slot, where all come to send on a channel of their own; "moving": two users, three channels, and the one that is
+taken moves on in every slot, so that it pays to remember.
 
     python benchmarks/weights/reinforcement.py --threads 1 --json reinforcement
 """
@@ -13,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,7 +30,7 @@ from rows import Row, Rows, record_of
 
 import sparseworks as sw
 from sparseworks.core.schedule import Cubic, Harmonic, Linear, Schedule
-from sparseworks.evaluate import ChannelAccess, IndependentActors
+from sparseworks.evaluate import ChannelAccess, Gridworld, IndependentActors
 from sparseworks.weights.settings import PacedQNetworks
 from sparseworks.weights.train import Gradual, Regrow
 
@@ -70,11 +73,13 @@ class Replay:
 class Single:
     """One online network under a sparsifier, dense or along a schedule that is fixed beforehand."""
 
-    def __init__(self, network: nn.Module, density: float, updates: int):
+    def __init__(
+        self, network: nn.Module, density: float, updates: int, *, rate: float = 5e-4, every: int = UPDATE // 2
+    ):
         self.network, self.target = network, copy.deepcopy(network)
         self.size = self.aim = sum(s.size for s in sw.sites(network))
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
-        self.method = sw.method("gmp", pattern="global", density=density, train=Gradual(every=UPDATE // 2, stop=0.8))
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+        self.method = sw.method("gmp", pattern="global", density=density, train=Gradual(every=every, stop=0.8))
         self.run = sw.Sparsifier(network, self.method, self.optimizer, steps=updates)
 
     def acting(self) -> nn.Module:
@@ -105,9 +110,9 @@ def paced_flops(agent: PacedQNetworks) -> float:
     return BATCH * sum(6.0 * sum(s.count for s in rival.supports.values()) + 2.0 * aim for rival in agent.rivals)
 
 
-def network(seed: int) -> nn.Module:
+def network(seed: int, seen: int = 4, actions: int = 2) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    return nn.Sequential(nn.Linear(seen, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, actions))
 
 
 def act(model: nn.Module, state: np.ndarray) -> int:
@@ -170,15 +175,69 @@ def pole(name: str, density: float, seed: int, steps: int) -> Row:
     return Row(name, density, record, time.perf_counter() - began)
 
 
-def paced(seeds: int, steps: int) -> list[Row]:
+def paced(seeds: int, play: Callable[[int], Row]) -> list[Row]:
     """EauDeQN with every seed; nobody asks for its density, so it stands at the mean of what it came to."""
-    rows = [pole("eau_de_qn", 0.0, seed, steps) for seed in range(seeds)]
+    rows = [play(seed) for seed in range(seeds)]
     return [replace(row, density=round(mean(r.density for r in rows), 2)) for row in rows]
 
 
-def access(name: str, schedule: Schedule | None, density: float, seeds: int, updates: int) -> list[Row]:
+MAZES = {
+    "maze of 6 x 6": ("......", ".####.", "....#.", ".##.#.", ".#..#.", "...#.G"),
+    "maze of 10 x 10": (
+        "..........", ".########.", ".#......#.", ".#.####.#.", ".#.#..#.#.", ".#.##.#.#.", ".#....#.#.", ".######.#.",
+        "........#.", "#######..G",
+    ),
+}  # fmt: skip
+MAZE_UPDATE, LIMIT = 20, 100
+
+
+def walk(maze: str, name: str, density: float, seed: int, updates: int) -> Row:
+    """Steps saved on the way to the goal, per cent of what the shortest ways save of `LIMIT`; batches of all steps of the maze."""
+    began, world = time.perf_counter(), Gridworld(MAZES[maze])
+    moves, seen = world.transitions(), world.features.shape[1]
+
+    def loss(online: nn.Module, target: nn.Module) -> Tensor:
+        with torch.no_grad():
+            wanted = moves.reward + 0.95 * ~moves.end * target(moves.after).max(dim=1).values
+        return nn.functional.mse_loss(online(moves.state).gather(1, moves.action[:, None])[:, 0], wanted)
+
+    drawn, agent = network(seed, seen, 4), None
+    if name == "eau_de_qn":
+        agent = PacedQNetworks(drawn, lambda p: torch.optim.Adam(p, lr=5e-3), seed=seed)
+    else:
+        agent = Single(drawn, density, updates * MAZE_UPDATE, rate=5e-3, every=MAZE_UPDATE)
+    flops = 0.0
+    for _ in range(updates):
+        spent = agent.flops() if isinstance(agent, Single) else paced_flops(agent)
+        flops += MAZE_UPDATE * spent * len(moves.state) / BATCH
+        for _ in range(MAZE_UPDATE):
+            agent.learn(loss)
+        agent.renew()
+    if isinstance(agent, Single):
+        agent.run.finish()
+        agent.renew()
+    with torch.no_grad():
+        steps = world.steps(agent.target(world.features).argmax(dim=1), LIMIT)
+    saved = 100 * float((LIMIT - steps).mean() / (LIMIT - world.shortest()).mean())
+    record = record_of(
+        None if name == "dense" else agent.method, agent.supports, network(seed, seen, 4), task=maze, seed=seed, value=saved,
+        metric="steps saved, % of what is possible", epochs=updates * MAZE_UPDATE, examples=len(moves.state), training_flops=flops,
+        data=f"{updates} target updates of {MAZE_UPDATE} steps",
+    )  # fmt: skip
+    if name == "eau_de_qn":
+        record = replace(record, start="dense-to-sparse", dynamic=True, when="during")
+        density = record.kept / sum(s.size for s in agent.supports.values())
+    return Row(name, density, record, time.perf_counter() - began)
+
+
+STILL, MOVING = ChannelAccess(), ChannelAccess(users=2, channels=3, hop=1)
+
+
+def access(
+    name: str, schedule: Schedule | None, density: float, seeds: int, updates: int, game: ChannelAccess = STILL
+) -> list[Row]:
     """Successes a slot of greedy games after training, seed by seed."""
-    began, model, g = time.perf_counter(), IndependentActors(ChannelAccess(), range(seeds)), torch.Generator()
+    began, model, g = time.perf_counter(), IndependentActors(game, range(seeds)), torch.Generator()
     g.manual_seed(0)
     optimizer, run, method, flops = torch.optim.Adam(model.parameters(), lr=5e-3), None, None, 0.0
     listed, heads = model.sites, model.head.numel() + model.judge_head.numel()
@@ -190,7 +249,7 @@ def access(name: str, schedule: Schedule | None, density: float, seeds: int, upd
     size = sum(s.size for s in listed)
     for _ in range(updates):
         optimizer.zero_grad()
-        model.loss(model.play(GAMES, SLOTS, g)).backward()
+        model.loss(model.play(GAMES, SLOTS, g), entropy=0.03 if game.hop else 0.01).backward()
         optimizer.step()
         flops += 6.0 * GAMES * SLOTS * ((run.density if run else 1.0) * size + heads) / seeds
         if run:
@@ -200,7 +259,7 @@ def access(name: str, schedule: Schedule | None, density: float, seeds: int, upd
         played = model.play(256, SLOTS, torch.Generator().manual_seed(1), greedy=True)
     kept = (sum(s.count for s in supports.values()) if run else size) // seeds
     known: dict[str, Any] = {
-        "task": "channel access, three users", "metric": "successes a slot", "epochs": 1, "examples": updates * GAMES * SLOTS,
+        "task": "channel access, two users, the taken channel moves" if game.hop else "channel access, three users", "metric": "successes a slot", "epochs": 1, "examples": updates * GAMES * SLOTS,
         "data": f"{updates} updates of {GAMES} games of {SLOTS} slots", "training_flops": flops, "kept": kept,
         "inference_flops": 2.0 * kept, "parent": sum(p.numel() for p in model.parameters()) // seeds,
         "densities": {s.name: supports[s.name].density if run else 1.0 for s in listed},
@@ -213,25 +272,43 @@ def access(name: str, schedule: Schedule | None, density: float, seeds: int, upd
     ]
 
 
+PARTS = ("pole", "maze", "access", "moving")
+
+
 def main() -> None:
     given = arguments(
         (__doc__ or "").split("\n")[0],
         steps={"type": int, "default": 12_000, "help": "steps in CartPole"},
         updates={"type": int, "default": 1000, "help": "updates of the actors"},
-        seeds={"type": int, "default": 3, "help": "runs a cell"},
+        seeds={"type": int, "default": 3, "help": "runs a cell of CartPole; of the others five"},
+        parts={"nargs": "+", "default": PARTS, "choices": PARTS, "help": "games"},
     )
     steps, updates, seeds = (1500, 10, 1) if given.quick else (given.steps, given.updates, given.seeds)
-    rows = Rows("reinforcement", {"steps": steps, "updates": updates, "seeds": seeds}, quick=given.quick)
-    for seed in range(seeds):
-        for name, density in (("dense", 1.0), ("cubic", 0.2), ("cubic", 0.05), ("cubic", 0.02)):
-            rows.add(f"{name} {density} {seed}", lambda n=name, d=density, s=seed: pole(n, d, s, steps))
-    rows.add("eau_de_qn", lambda: paced(seeds, steps))
-    together = max(seeds, 5)
-    rows.add("access dense", lambda: access("dense", None, 1.0, together, updates))
-    for density in (0.1, 0.05):
-        for name, schedule in (("harmonic", Harmonic()), ("cubic", Cubic()), ("linear", Linear())):
-            make = lambda n=name, s=schedule, d=density: access(n, s, d, together, updates)  # noqa: E731
-            rows.add(f"access {name} {density}", make)
+    setting = {"steps": steps, "updates": updates, "seeds": seeds}
+    where = {"folder": given.json.parent / "journals"} if given.json and given.json.parent != Path() else {}
+    name = "reinforcement" if given.parts == PARTS else "_".join(["reinforcement", *given.parts])
+    rows = Rows(name, setting, quick=given.quick, **where)
+    if "pole" in given.parts:
+        for seed in range(seeds):
+            for label, density in (("dense", 1.0), ("cubic", 0.2), ("cubic", 0.05), ("cubic", 0.02)):
+                rows.add(f"{label} {density} {seed}", partial(pole, label, density, seed, steps))
+        rows.add("eau_de_qn", partial(paced, seeds, partial(pole, "eau_de_qn", 0.0, steps=steps)))
+    together, walks = (1, 8) if given.quick else (max(seeds, 5), 160)
+    for maze in MAZES if "maze" in given.parts else ():
+        for seed in range(together):
+            for label, density in (("dense", 1.0), ("cubic", 0.2), ("cubic", 0.05)):
+                rows.add(f"{maze} {label} {density} {seed}", partial(walk, maze, label, density, seed, walks))
+        make = partial(walk, maze, "eau_de_qn", 0.0, updates=walks)
+        rows.add(f"{maze} eau_de_qn", partial(paced, together, make))
+    for part, game, densities in (("access", STILL, (0.1, 0.05)), ("moving", MOVING, (0.05, 0.02))):
+        if part not in given.parts:
+            continue
+        many = together if part == "access" else 2 * together
+        rows.add(f"{part} dense", partial(access, "dense", None, 1.0, many, updates, game))
+        for density in densities:
+            for label, schedule in (("harmonic", Harmonic()), ("cubic", Cubic()), ("linear", Linear())):
+                make = partial(access, label, schedule, density, many, updates, game)
+                rows.add(f"{part} {label} {density}", make)
     rows.show()
     rows.store(given.json)
 
