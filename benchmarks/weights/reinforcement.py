@@ -188,7 +188,7 @@ MAZES = {
         "........#.", "#######..G",
     ),
 }  # fmt: skip
-MAZE_UPDATE, LIMIT = 20, 100
+MAZE_UPDATE, LIMIT = 100, 100
 
 
 def walk(maze: str, name: str, density: float, seed: int, updates: int) -> Row:
@@ -203,9 +203,9 @@ def walk(maze: str, name: str, density: float, seed: int, updates: int) -> Row:
 
     drawn, agent = network(seed, seen, 4), None
     if name == "eau_de_qn":
-        agent = PacedQNetworks(drawn, lambda p: torch.optim.Adam(p, lr=5e-3), seed=seed)
+        agent = PacedQNetworks(drawn, lambda p: torch.optim.Adam(p, lr=2e-3), seed=seed)
     else:
-        agent = Single(drawn, density, updates * MAZE_UPDATE, rate=5e-3, every=MAZE_UPDATE)
+        agent = Single(drawn, density, updates * MAZE_UPDATE, rate=2e-3, every=20)
     flops = 0.0
     for _ in range(updates):
         spent = agent.flops() if isinstance(agent, Single) else paced_flops(agent)
@@ -293,7 +293,7 @@ def main() -> None:
             for label, density in (("dense", 1.0), ("cubic", 0.2), ("cubic", 0.05), ("cubic", 0.02)):
                 rows.add(f"{label} {density} {seed}", partial(pole, label, density, seed, steps))
         rows.add("eau_de_qn", partial(paced, seeds, partial(pole, "eau_de_qn", 0.0, steps=steps)))
-    together, walks = (1, 8) if given.quick else (max(seeds, 5), 160)
+    together, walks = (1, 2) if given.quick else (max(seeds, 5), 60)
     for maze in MAZES if "maze" in given.parts else ():
         for seed in range(together):
             for label, density in (("dense", 1.0), ("cubic", 0.2), ("cubic", 0.05)):
