@@ -50,12 +50,13 @@ def test_steps_of_a_task_are_those_that_are_left_after_removal(script):
 
 def test_images_come_as_streams(script):
     continual, rows = script("continual"), script("rows")
-    stream = continual.stream_of(*script("images").digits().first(64))
+    x, y = torch.randn(40, 3, 16, 16), torch.arange(40) % 10
+    stream = continual.stream_of("noise", x, y, x, y)
     ways = continual.rehearsals(0.25, 10)
     found = [
-        continual.class_incremental(stream, n, ways[n], d, 0, 2, 20, 16) for n, d in (("dense", 1.0), ("sparcl", 0.25))
+        continual.class_incremental(stream, n, ways[n], d, 0, 2, 20, 64) for n, d in (("dense", 1.0), ("sparcl", 0.25))
     ]
-    assert len(rows.groups(found)) == 1 and found[1].record.examples == 64
+    assert len(rows.groups(found)) == 1 and found[1].record.examples == 40
     assert 0.1 < found[1].record.training_flops / found[0].record.training_flops < 0.4
 
 
