@@ -164,8 +164,8 @@ class Run:
     def keep(self, masks: Mapping[str, Bool[Tensor, "rows cols"]]) -> None:
         """Make these the supports; what leaves becomes zero, and the optimiser's state of all that changes is cleared."""
         moved = {p.name: masks[p.name] ^ p.mask for p in self.sites}
-        dropped = sum(int((moved[p.name] & p.mask).sum()) for p in self.sites)
-        grown = sum(int((moved[p.name] & masks[p.name]).sum()) for p in self.sites)
+        dropped = _together([(moved[p.name] & p.mask).sum() for p in self.sites])
+        grown = _together([(moved[p.name] & masks[p.name]).sum() for p in self.sites])
         self._stale = True
         for place in self.sites:
             place.mask = masks[place.name]
@@ -173,7 +173,7 @@ class Run:
             for slot, at in self._marks(moved):
                 slot.clear(self.optimizer, at)
         if dropped or grown:
-            self.history.append(Event(self.done, sum(int(p.mask.sum()) for p in self.sites), dropped, grown))
+            self.history.append(Event(self.done, _together([p.mask.sum() for p in self.sites]), dropped, grown))
 
     # -- how it is done ------------------------------------------------------------------------------------------
 
@@ -211,6 +211,11 @@ class Run:
         )
         counts = method.allocate(listed, method.budget, evidence=evidence)
         return {name: torch.tensor([count]) for name, count in counts.items()}
+
+
+def _together(counts: Sequence[Tensor]) -> int:
+    """Their sum, for which a GPU is waited for once."""
+    return int(torch.stack([count.to(counts[0].device) for count in counts]).sum()) if counts else 0
 
 
 def _left(size: int, final: Tensor, share: float) -> int:
