@@ -93,7 +93,7 @@ def trained(
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=course.rate, momentum=0.9, weight_decay=course.decay)
     steps, batches = course.steps(data), len(data.x) // course.batch
-    run = None if made is None else made(optimizer, steps)
+    run: Any = made(optimizer, steps) if made is not None else None
     generator, order = torch.Generator().manual_seed(seed), data.y
     for step in range(steps):
         if step % batches == 0:

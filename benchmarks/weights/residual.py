@@ -5,6 +5,7 @@
 - `fan_in`, `fan_in_90`: SRigL beside RigL and beside itself without ablation, at 95, 99 and 90 %.
 - `thresholds`: AutoSparse from several first thresholds, its gradient of masked weights annealed, constant, or none.
 - `penalties`: HyperSparse at 99 % beside L1 and L2 at several rates, before the cut, after it, and fine-tuned.
+- `search`: a cell searched by the loss of the masked network beside one searched dense, both trained sparse at 95 %.
 - `flow`: feature flow beside plain training: half of the inner channels cut without fine-tuning, and filters near zero.
 
 Networks are trained from new weights, or come trained; all see the same 6000 images, flipped and moved. Test images are 1000.
@@ -23,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from cell_search import found
 from cifar import Course, Images, accuracy, images, resnet, trained
 from common import DEVICE, arguments
 from rows import Row, Rows, journals, record_of
@@ -33,7 +35,7 @@ from sparseworks.core.method import Method
 from sparseworks.core.schedule import Annealing, Constant
 from sparseworks.stream import dependency_groups
 from sparseworks.weights import keep_support
-from sparseworks.weights.train import FanInDropGrow, FeatureFlow, LearnedThreshold, Nested, Penalised
+from sparseworks.weights.train import FanInDropGrow, LearnedThreshold, Nested, Penalised
 
 LEVELS = (0.5, 0.2, 0.1)
 ENDS = ("conv1", "linear")
@@ -100,9 +102,7 @@ def nested(bench: Bench) -> Iterator[Cell]:
         for i, level in enumerate(levels):
             method = sw.method("magnitude", pattern="fan-in", density=level).with_(name="dress")
             with found.at_level(i):
-                listed.append(
-                    bench.row(label, level, seed, model, method, found.supports(i), course=course, new=False)
-                )
+                listed.append(bench.row(label, level, seed, model, method, found.supports(i), course=course, new=False))
         return listed
 
     yield "together", lambda s: rows("DRESS, three levels", LEVELS, bench.short, s)
@@ -126,7 +126,7 @@ def bidirectional(bench: Bench) -> Iterator[Cell]:
         return bench.row(name, 1.0 if method is None else 0.25, seed, model, method, supports, course=course, new=new)
 
     for new in (False, True):
-        for name in ("sr_ste", "bdwp", "dense"):
+        for name in ("sr_ste", "bdwp") if new else ("sr_ste", "bdwp", "dense"):
             yield f"{name} {'new' if new else 'trained'}", lambda s, n=name, w=new: one(n, w, s)
 
 
@@ -162,9 +162,7 @@ def thresholds(bench: Bench) -> Iterator[Cell]:
 
     def one(kind: str, first: float, seed: int) -> Row:
         stop = 1.0 if kind == "constant" else 0.75
-        method = sw.method(
-            "autosparse", schedule=shares[kind], train=LearnedThreshold(first=first, stop=stop)
-        )
+        method = sw.method("autosparse", schedule=shares[kind], train=LearnedThreshold(first=first, stop=stop))
         model, supports = bench.fitted(method, seed, new=True)
         kept = sum(s.count for s in supports.values()) / sum(s.size for s in supports.values())
         label = f"AutoSparse, {kind}, from {first:g}"
@@ -191,8 +189,12 @@ def penalties(bench: Bench) -> Iterator[Cell]:
         holding = trained(model, bench.data, course, seed + 100, lambda o, n: keep_support(o, model, sites, supports))
         holding.remove()
         tuned = course._replace(epochs=2 * course.epochs)
-        label, own = f"{kind}, rate {rate:g}", {"course": tuned, "new": False, "before_cut": before, "after_cut": after}
-        return [bench.row(label, 0.01, seed, model, method, supports, **own)]
+        return [
+            bench.row(
+                f"{kind}, rate {rate:g}", 0.01, seed, model, method, supports, course=tuned, new=False, before_cut=before,
+                after_cut=after,
+            )
+        ]  # fmt: skip
 
     for i in range(2):
         for kind, rates in PENALTIES.items():
@@ -224,15 +226,34 @@ def flow(bench: Bench) -> Iterator[Cell]:
 
 
 @torch.no_grad()
-def small(model: nn.Module) -> dict[str, float]:
+def small(model: nn.Module) -> dict[str, Any]:
     """Shares of the channels of all blocks whose factor is below 1/1000, 1/100 and 1/10 of the largest of their norm."""
     norms = [m.weight.abs() / m.weight.abs().max() for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
     sizes = torch.cat(norms)
     return {f"below_{limit:g}": float((sizes < limit).float().mean()) for limit in (1e-3, 1e-2, 1e-1)}
 
 
+def search(bench: Bench) -> Iterator[Cell]:
+    """A cell that was searched for masked or dense, then trained sparse; its network is a small one of its own."""
+
+    def one(masked: bool, seed: int) -> Row:
+        steps = (1, 1, 2) if len(bench.data.x) < 1000 else (150, 75, 250)
+        made = found(bench.data, masked, 0.05, seed, steps)
+        label = f"DASS, searched {'masked' if masked else 'dense'}"
+        chosen: dict[str, Any] = {f"{e.start}-{e.end}": e.operation for e in made.genotype}
+        row = bench.row(
+            label, 0.05, seed, made.model, sw.method("dass", density=0.05), made.supports, course=None, new=True, **chosen
+        )  # fmt: skip
+        told = f"{sum(steps)} steps of search, {sum(steps)} of training"
+        return replace(row, record=replace(row.record, task="CIFAR-10, a cell", data=told))
+
+    for second in (0, 100):  # searches vary much: two a seed
+        for masked in (True, False):
+            yield f"{masked} {second}", lambda s, m=masked, n=second: one(m, s + n)
+
+
 STUDIES: dict[str, Callable[[Bench], Iterator[Cell]]] = {
-    f.__name__: f for f in (nested, bidirectional, fan_in, fan_in_90, thresholds, flow, penalties)
+    f.__name__: f for f in (nested, bidirectional, fan_in, fan_in_90, thresholds, flow, search, penalties)
 }
 
 
