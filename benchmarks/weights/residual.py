@@ -3,7 +3,7 @@
 - `nested`: DRESS, three levels in one weight, beside nets trained for one level alone, and pruned without training.
 - `bidirectional`: BDWP at 2:8 beside SR-STE and dense, from the trained network and from new weights.
 - `fan_in`, `fan_in_90`: SRigL beside RigL and beside itself without ablation, at 95, 99 and 90 %.
-- `thresholds`: AutoSparse from several first thresholds, its gradient of masked weights annealed, constant, or none.
+- `thresholds`, `thresholds_low`: AutoSparse from several first thresholds, its gradient of masked weights annealed, constant, or none.
 - `penalties`: HyperSparse at 99 % beside L1 and L2 at several rates, before the cut, after it, and fine-tuned.
 - `search`: a cell searched by the loss of the masked network beside one searched dense, both trained sparse at 95 %.
 - `flow`: feature flow beside plain training: half of the inner channels cut without fine-tuning, and filters near zero.
@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from cell_search import found
+from cell_search import Network, found
 from cifar import Course, Images, accuracy, images, resnet, trained
 from common import DEVICE, arguments
 from rows import Row, Rows, journals, record_of
@@ -40,7 +40,8 @@ from sparseworks.weights.train import FanInDropGrow, LearnedThreshold, Nested, P
 LEVELS = (0.5, 0.2, 0.1)
 ENDS = ("conv1", "linear")
 """The first and the last layer: their inputs or outputs are not divisible by 8."""
-THRESHOLDS = {"annealed": (-4.0, -3.25, -2.5), "constant": (-4.0, -3.25, -2.5), "none": (-5.0, -4.0, -3.25)}
+THRESHOLDS = {"annealed": (-2.0, -1.5), "constant": (-2.0, -1.5), "none": (-2.5, -2.0)}
+LOW = {"annealed": (-2.5,), "none": (-3.25,)}
 PENALTIES = {"hyper_sparse": (5e-3, 2e-2), "l1": (1e-3, 3e-3), "l2": (2e-2, 6e-2)}
 FLOWS = (0.1, 0.3, 1.0)
 Cell = tuple[str, Callable[[int], Row | list[Row]]]
@@ -156,7 +157,7 @@ def fan_in_90(bench: Bench) -> Iterator[Cell]:
     return fan_in(bench, (0.1,))
 
 
-def thresholds(bench: Bench) -> Iterator[Cell]:
+def thresholds(bench: Bench, firsts: Mapping[str, tuple[float, ...]] = THRESHOLDS) -> Iterator[Cell]:
     """Learned thresholds: where the density ends follows from the first."""
     shares = {"annealed": Annealing(), "constant": Constant(0.75), "none": Constant(0.0)}
 
@@ -168,9 +169,14 @@ def thresholds(bench: Bench) -> Iterator[Cell]:
         label = f"AutoSparse, {kind}, from {first:g}"
         return bench.row(label, kept, seed, model, method, supports, course=bench.long, new=True, kept_share=kept)
 
-    for i in range(3):
-        for kind, firsts in THRESHOLDS.items():
-            yield f"{kind} {firsts[i]}", lambda s, k=kind, f=firsts[i]: one(k, f, s)
+    for kind in firsts:
+        for first in firsts[kind]:
+            yield f"{kind} {first}", lambda s, k=kind, f=first: one(k, f, s)
+
+
+def thresholds_low(bench: Bench) -> Iterator[Cell]:
+    """From lower ones."""
+    return thresholds(bench, LOW)
 
 
 def penalties(bench: Bench) -> Iterator[Cell]:
@@ -245,7 +251,8 @@ def search(bench: Bench) -> Iterator[Cell]:
             label, 0.05, seed, made.model, sw.method("dass", density=0.05), made.supports, course=None, new=True, **chosen
         )  # fmt: skip
         told = f"{sum(steps)} steps of search, {sum(steps)} of training"
-        return replace(row, record=replace(row.record, task="CIFAR-10, a cell", data=told))
+        space = sum(p.numel() for p in Network().parameters())  # one for all, though what was chosen differs in size
+        return replace(row, record=replace(row.record, task="CIFAR-10, a cell", data=told, parent=space))
 
     for second in (0, 100):  # searches vary much: two a seed
         for masked in (True, False):
@@ -253,7 +260,8 @@ def search(bench: Bench) -> Iterator[Cell]:
 
 
 STUDIES: dict[str, Callable[[Bench], Iterator[Cell]]] = {
-    f.__name__: f for f in (nested, bidirectional, fan_in, fan_in_90, thresholds, flow, search, penalties)
+    f.__name__: f
+    for f in (nested, bidirectional, fan_in, fan_in_90, thresholds, thresholds_low, flow, search, penalties)
 }
 
 
