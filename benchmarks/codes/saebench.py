@@ -102,9 +102,8 @@ class Tasks:
                 part.append(torch.tensor(ids[: PASSAGE * count]).view(count, PASSAGE))
         found = []
         for part in parts:
-            x = activations(self.model, torch.cat(part), self.site, False).view(
-                -1, PASSAGE - 1, self.model.config.hidden_size
-            )
+            x = activations(self.model, torch.cat(part), self.site, False)
+            x = x.view(-1, PASSAGE - 1, x.shape[1])
             found.append((x, torch.arange(len(part)).repeat_interleave(len(part[0]))))
         return found
 
@@ -205,7 +204,7 @@ def main() -> None:
         )
     site, length = SITES[MODEL]
     how = Training(args.width, args.steps, args.batch)
-    tasks = Tasks(args.data, tuple(args.passages), site, 300 if args.quick else 10_000)
+    tasks = Tasks(args.data, (args.passages[0], args.passages[1]), site, 300 if args.quick else 10_000)
 
     @cache
     def tokens() -> Any:
