@@ -119,10 +119,14 @@ def rows_of(
     sae = trained(data, name, k, seed, how)
     seconds = time.perf_counter() - began
     if saved is not None:
-        _save(sae, saved / f"{name}-{k}-{seed}-{how.rate:g}-{how.bandwidth:g}.safetensors")
+        _save(sae, saved / _file(name, k, seed, how))
     for kept in ks:
         found = sae if kept == k else sae.at(k=kept)
         yield Row(_label(name, k, kept), kept / how.width, _record(data, found, name, seed, how), seconds)
+
+
+def _file(name: str, k: int, seed: int, how: Training) -> str:
+    return f"{name}-{k}-{seed}-{how.rate:g}-{how.bandwidth:g}.safetensors"
 
 
 def _save(sae: Any, path: Path) -> None:
@@ -317,6 +321,8 @@ def main() -> None:
             tried = {choice: found[at.index(own)] for choice in several if (found := add(name, own, at, 0, choice))}
             if tried:
                 choices[name] = max(tried, key=lambda choice: tried[choice].record.more[CHOSEN])
+            for choice in set(tried) - {choices.get(name)} if args.save else ():
+                (args.save / _file(name, own, 0, choice)).unlink(missing_ok=True)
     rows.rows.clear()  # what follows reads the chosen ones back
     for seed in range(args.seeds):
         for name, own, at in _plan(args.methods, ks):

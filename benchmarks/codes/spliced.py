@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,8 +151,8 @@ def activations(model: nn.Module, windows: Tensor, site: str, special: bool) -> 
     seen: list[Tensor] = []
     inner = slice(1, -1 if special else None)
     with hooked(model, site, lambda x: seen.append(x[:, inner].flatten(0, 1))):
-        for part in windows.split(_AT_ONCE[model.device.type]):  # type: ignore[index]
-            model(part.to(model.device))
+        for part in _parts(model, windows):
+            model(part)
     return torch.cat(seen)
 
 
@@ -166,12 +166,17 @@ def with_gradients(model: nn.Module, windows: Tensor, site: str) -> tuple[Tensor
         return seen[0]
 
     with torch.enable_grad(), hooked(model, site, leaf):
-        for part in windows.split(_AT_ONCE[model.device.type]):  # type: ignore[index]
-            ids = part.to(model.device)
+        for ids in _parts(model, windows):
             (g,) = torch.autograd.grad(next_token_loss(model(ids), ids).sum(), seen)
             found.append((seen[0].detach()[:, 1:].flatten(0, 1), g[:, 1:].flatten(0, 1)))
     x, gradients = (torch.cat(parts) for parts in zip(*found, strict=True))
     return x, None, gradients
+
+
+def _parts(model: nn.Module, windows: Tensor) -> Iterator[Tensor]:
+    """Some windows at a time, on the model's device."""
+    device = next(model.parameters()).device
+    return (part.to(device) for part in windows.split(_AT_ONCE[device.type]))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from sparseworks.codes.autoencoders.replay import Replay
 from sparseworks.core.ahead import is_ahead, running_ahead
 from sparseworks.core.codes import Codes
 from sparseworks.core.errors import NonFiniteError
-from sparseworks.exec.codes import decode
+from sparseworks.exec.codes import decode, encode
 
 METHODS = {
     "topk": sw.method("topk_sae", k=3, after=64),
@@ -105,3 +105,22 @@ def test_a_step_that_cannot_be_recorded_is_run_each_time_with_one_warning(monkey
     for batch in batches[4:]:
         step(batch)
     assert seen == batches
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_step_looks_at_an_entry_or_makes_a_tensor_elsewhere(name, monkeypatch):
+    """On the meta device an entry cannot be looked at, and no tensor of another device can be taken in; so a GPU can record the step."""
+
+    def encoded(x, weight, bias, k, relu):  # the kernel of GPUs in place of the one that looks for NaN
+        return x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
+
+    monkeypatch.setattr(encode, "_encode", encoded)
+    trainer = Trainer(METHODS[name], _stream().all, 24, Schedule(12, 32, lr=3e-3))
+    trainer.model.to("meta")
+    trainer.ahead, trainer._finite = True, trainer._finite.to("meta")
+    trainer.optimiser.parameters = trainer.optimiser.masters = list(trainer.model.parameters())
+    monkeypatch.setattr(trainer.optimiser.adam, "step", lambda: None)
+    batch = _stream().batch(0, 32, 0).to("meta")
+    with running_ahead():
+        trainer._learned(batch)
+    assert trainer.history["l0"].is_meta and trainer.model.density.is_meta

@@ -119,7 +119,8 @@ class Optimiser:
 def _clip(grads: list[Tensor], most: float) -> None:
     norm = nn.utils.get_total_norm(grads)
     if is_ahead():
-        torch._foreach_mul_(grads, (most / norm.clamp(min=1e-30)).clamp(max=1))
+        share = (most / norm.clamp(min=1e-30)).clamp(max=1)
+        torch._foreach_mul_(grads, share)  # pyright: ignore[reportPrivateImportUsage]
     elif float(norm) > most:  # one pass less where nothing is to be clipped
         for grad in grads:
             grad.mul_(most / float(norm))
