@@ -106,7 +106,7 @@ def slr_random_support(
     Raises:
         ShapeError: operands that do not fit.
 
-    Source: Chandrasekaran et al., 2025, arXiv 2511.06211; their phase 1, which searches a basis for any design by convex programs,
+    Source: Chandrasekaran et al., 2025, arXiv 2511.06211; their phase 1, which finds a basis for any design,
     is replaced by `basis_of`, of which nothing is proven.
     """
     if design.dim() != 2 or response.shape != design.shape[:1]:
