@@ -128,6 +128,19 @@ add_coder(
 )
 add_routine(
     CodesRoutine,
+    "forest_bcd",
+    "codes.numerics.forest:forest_descent",
+    "score=|grad_b| pattern=induced forest budget=few blocks schedule=greedy each step repair=message passing",
+    Source("Nutini et al.", 2017, "1712.08859", "Let's make block coordinate descent converge faster"),
+    "Blocks as large as half of all coordinates, minimised exactly in time linear in their size, because they are forests.",
+    catalog=(313,),
+    when="A smooth quadratic with sparse inner products: labels spread over a graph, images, time series. On a lattice half of "
+    "the updates of red and black nodes (470 to 560 against 940 to 1060), at the same cost each.",
+    when_not="Penalties that are not smooth (greedy_bcd), or dense inner products, whose forests are pairs. A good preconditioner for "
+    "conjugate gradients takes fewer products still.",
+)
+add_routine(
+    CodesRoutine,
     "slr_random_support",
     "codes.random_support:slr_random_support",
     "score=lasso in a changed basis budget=l1 ball or price repair=basis change",
