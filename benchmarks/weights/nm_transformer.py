@@ -47,8 +47,8 @@ def retraining() -> dict[str, Options]:
     """Trainings of a dense model, all of them taught by it."""
     return {
         "SR-STE": {f"decay {d:g}": sw.method("sr_ste", train=Straight(d, every=10)) for d in (2e-4, 2e-3, 1e-2)},
-        "AST": {f"decay {d:g}": sw.method("ast", train=AdamDecay(decay=d)) for d in (6e-4, 2e-3, 6e-3, 2e-2)},
-        "CAST": {f"decay {d:g}": sw.method("cast", train=AdamShrink(decay=d)) for d in (3e-4, 1e-3, 3e-3, 1e-2)},
+        "AST": {f"decay {d:g}": sw.method("ast", train=AdamDecay(decay=d)) for d in (2e-3, 6e-3, 2e-2, 6e-2, 2e-1)},
+        "CAST": {f"decay {d:g}": sw.method("cast", train=AdamShrink(decay=d)) for d in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)},
     }
 
 
