@@ -7,7 +7,6 @@ that moved least (AP), or on negative weights by chance; beside accuracy the sha
 
     python benchmarks/weights/conv_tickets.py --data DATA --device cuda --parts start --json conv_start
     python benchmarks/weights/conv_tickets.py --data DATA --device cuda --parts cycles --seeds 5 --json conv_cycles
-    python benchmarks/weights/conv_tickets.py --merge conv_start.json conv_cycles.json --json conv_tickets
 """
 
 from __future__ import annotations
