@@ -7,7 +7,6 @@ that moved least (AP), or on negative weights by chance; beside accuracy the sha
 
     python benchmarks/weights/conv_tickets.py --data DATA --device cuda --parts start --json conv_start
     python benchmarks/weights/conv_tickets.py --data DATA --device cuda --parts cycles --seeds 5 --json conv_cycles
-    python benchmarks/weights/conv_tickets.py --merge conv_start.json conv_cycles.json --json conv_tickets
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from common import DEVICE, arguments
-from images import Images, accuracy, cifar, convolutional, digits
+from images import WIDTHS, Images, accuracy, cifar, convolutional, digits
 from rows import Row, Rows, record_of
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,7 +54,7 @@ class Run:
 
     def net(self, seed: int, *widths: int) -> nn.Sequential:
         """The network as drawn, on the CPU."""
-        return convolutional(self.data.x.shape[1], seed=seed, **({"widths": widths} if widths else {}))
+        return convolutional(self.data.x.shape[1], widths=widths or WIDTHS, seed=seed)
 
     def train(self, model: nn.Module, seed: int, supports: Supports | None = None) -> None:
         """SGD with a rate that falls in a straight line; half of the images are mirrored."""
@@ -158,7 +157,7 @@ def cycle(run: Run, label: str, seed: int, rate: float, density: float) -> list[
     method = sw.method(CYCLES[label], density=density, schedule=Survivors(rate))
     model, found, began = run.net(seed).to(run.device), list[Row](), time.perf_counter()
 
-    def each(done: Any, model: nn.Module, supports: Supports) -> None:
+    def each(done: Any, _: nn.Module, supports: Supports) -> None:
         if done.density > 0.5:
             return
         more = {"zeros_after_relu": dead(model, run.data.x_test[:500])}

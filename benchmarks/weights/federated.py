@@ -75,8 +75,9 @@ def clothes(folder: Path) -> Task:
 
 def network(widths: tuple[int, ...]) -> nn.Sequential:
     layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.ReLU())]
-    for layer in layers[::2]:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return nn.Sequential(*layers[:-1])
 
 

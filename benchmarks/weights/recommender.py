@@ -81,7 +81,8 @@ def method_of(label: str, density: float, every: int) -> sw.Method | None:
     if label == "held at random":
         return sw.method("random", density=density)
     dsl = sw.method("dsl", density=density)
-    regime = replace(dsl.train, every=every) if isinstance(dsl.train, DropGrow) else None
+    assert isinstance(dsl.train, DropGrow)
+    regime = replace(dsl.train, every=every)
     return dsl.with_(train=replace(regime, grow=Random()) if "grown" in label else regime)
 
 
