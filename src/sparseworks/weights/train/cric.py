@@ -27,8 +27,9 @@ class ShrinkAfterTrials(ShrinkGroups):
 
     Source: Chen et al., 2024, arXiv 2409.09085 (HESSO-CRIC). Departures: a regime sees gradients, not the loss, so the deviation
     of a group is the line integral of the gradient along its way to zero, sum_t <g_t, change of x_t>, divided by its norm over
-    the groups as the scores are; the released code measures the loss after projecting whole layers. It also has one period
-    for all K, which is `periods` = 1: trials of weights that so many groups leave at once say little about those that stay.
+    the groups as the scores are; the released code measures the loss after projecting whole layers and gives all groups of a
+    layer the same, over their number: tried here, that kept one layer of small nets nearly whole and one group of each other.
+    It also has one period for all K, which is `periods` = 1: trials of weights that so many groups leave at once say little about those that stay.
     """
 
     periods: int = 5
