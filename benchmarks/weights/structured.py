@@ -2,7 +2,7 @@
 
 Methods x shares of units that go, each from the same trained network: accuracy right after the run, then the network is sliced
 and timed beside the dense one, both as torch runs them. ResNet-20 on CIFAR-10 from a folder with `models/resnet_cifar10` and
-`vision/cifar10_*.npz`; without `--data` or with `--quick` a small residual network on scikit-learn's digits. Shortcuts of
+`vision/cifar10_*.npz`; without `--data` a small residual network on scikit-learn's digits. Shortcuts of
 the CIFAR networks write their channels down, so only the inner channels of blocks without them go. Penalties are given at
 several strengths, HESSO at several numbers of periods. Ten epochs of it take minutes a cell on two cores, seconds on a GPU; a
 short run with one seed says that the methods work there, not which is better, and its rows say so.
