@@ -50,7 +50,8 @@ add(
     schedule=Annealing(), train=LearnedThreshold(), status="experimental", catalog=(250,),
     when="The density may come out of training instead of being given.",
     when_not="A budget has to be met: see `autosparse_topk`. From thresholds of 0.1 it kept 41 % on digits and learned, where without the gradient 3 % "
-    "were left; but at a density of 0.4 thresholds without it, begun lower, were more accurate.",
+    "were left; but at a density of 0.4 thresholds without it, begun lower, were more accurate. So they were in a ResNet-20 on CIFAR-10 (one seed): 63.9 % "
+    "with 14 % kept and 60.4 with 4 %; annealed 61.0 and 58.7 with 57 and 54 %, with a constant share 62.4 and 57.1 with 45 and 46 %.",
 )  # fmt: skip
 add(
     "autosparse_topk", Magnitude(), "tensor", KUNDU, "The same annealed gradient at a fixed budget.",

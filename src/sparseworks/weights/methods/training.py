@@ -91,9 +91,11 @@ add(
 )  # fmt: skip
 add(
     "srigl", Magnitude(), "live-fan-in", LASBY, "RigL with equally many inputs a living neuron, which runs fast; weak neurons die.",
-    allocate=ERK(), schedule=Cosine(0.3), train=FanInDropGrow(rescale=True), catalog=(80,), status="experimental",
-    when="Rows shall hold equally many weights, for condensed kernels at small batches, at 90 % sparsity and more.",
-    when_not="Half of the weights stay: neurons hardly die. With few inputs a neuron take `ablate=0.95` (digits, 95 %: 0.91, without 0.89, RigL 0.94).",
+    allocate=ERK(), schedule=Cosine(0.3), train=FanInDropGrow(rescale=True), catalog=(80,),
+    when="Rows shall hold equally many weights, for condensed kernels at small batches, at 90 % sparsity and more. A ResNet-20 with 6000 images of CIFAR-10 "
+    "and 20 epochs came to 57.6 % at 95 % sparsity, RigL to 58.4 (three seeds, deviations 1.7 and 1.1); at 99 % to 47.0, RigL to 43.5 (two).",
+    when_not="Half of the weights stay: neurons hardly die; they did not in that ResNet either, where it was no better than without ablation (57.8 and 48.9). "
+    "In a perceptron RigL stays ahead: with few inputs a neuron take `ablate=0.95` (digits, 95 %: 0.91, without 0.89, RigL 0.94).",
 )  # fmt: skip
 add(
     "g2g", Modular(), "tensor", KONSTANTAROPOULOS, "Matched groups of neurons dense, the rest at random: held while training.",
