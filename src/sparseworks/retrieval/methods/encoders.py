@@ -180,8 +180,8 @@ add_encoder(
     query_regulariser=Flops(0.01),
     document_regulariser=Flops(0.01),
     loss=InfoNCE(),
-    when="Texts hold names and numbers that training never saw, and must be found by them.",
-    status="experimental",
-    when_not="All terms are common ones: plain SPLADE weighs them as well. The residual was seen to help, 0.90 against 0.26 of unseen "
-    "names found first; that the window saves trainings which collapse without it was not.",
+    when="Texts hold names and numbers that training never saw, and must be found by them (0.90 against 0.26 of them came first), or training "
+    "starts from a model that opens nearly every term: with the window nDCG@10 was 0.85 and 0.84 with 10 terms a document, without it 0.60 "
+    "and 0.71 with 32, at the same weight of FLOPS and after the same 200 steps (2 seeds; after 140 on 3 seeds 0.51 to 0.70 against 0.15 to 0.56).",
+    when_not="All terms are common ones and the start is sparse: plain SPLADE weighs them as well.",
 )
