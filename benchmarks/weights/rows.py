@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
-from common import RESULTS, Line, facts, show, table
+from common import RESULTS, Line, facts, ran_on, show, table
 from torch import nn
 
 import sparseworks as sw
@@ -37,6 +37,11 @@ JOURNALS = Path("out") / "benchmarks"
 
 TIMES = {"action": "store_true", "help": "only take the times, on a quiet machine; the run that stores reads them back"}
 """Of a script with times: its argument `times`."""
+
+
+def journals(path: Path | None) -> Path:
+    """The folder of the journals of a run that stores at `path`: parts that run side by side, each with a path of its own, do not share one."""
+    return JOURNALS if path is None or path.parent == Path() else path.with_suffix("")
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,8 @@ def forward_flops(model: nn.Module, x: Any) -> float:
 def hardware() -> str:
     """Where this runs, in a line."""
     machine = measure.machine()
-    if torch.get_default_device().type == "cuda":
-        return machine["gpu"]
+    if ran_on[-1].startswith("cuda"):
+        return str(machine["gpu"])
     return f"{machine['cpu']}, {machine['isa']}, {machine['threads']} of {machine['cores']} threads"
 
 
