@@ -38,7 +38,8 @@ add_encoder(
     document_regulariser=Flops(0.08),
     loss=MarginMSE(),
     when="Queries and documents use different words, and a model may run on every query.",
-    when_not="Query latency matters: `splade_qmlp`, or an inference-free method, costs a small part of it.",
+    when_not="Query latency matters: `splade_qmlp`, or an inference-free method, costs a small part of it. Nor after a short training on "
+    "made-up queries: with 150 steps from MiniLM nDCG@10 was 0.27 on NFCorpus and 0.31 on Cranfield, BM25's 0.33 and 0.36.",
 )
 add_encoder(
     "splade_doc",
@@ -134,7 +135,8 @@ add_encoder(
     document_regulariser=Flops(0.02),
     loss=DistillKL(),
     when="No model can run on queries, and one or several teachers can score the training pairs.",
-    when_not="A model may run on queries and every point counts.",
+    when_not="A model may run on queries and every point counts. Nor after a short training on made-up queries: with 150 steps from MiniLM "
+    "nDCG@10 was 0.24 on NFCorpus and 0.33 on Cranfield, BM25's 0.33 and 0.36 (interpolated with BM25 it gained on Cranfield: 0.38).",
 )
 add_encoder(
     "l0_inference_free",
