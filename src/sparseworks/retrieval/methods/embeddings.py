@@ -36,6 +36,6 @@ _add(
     catalog=(249,),
     when="Embeddings of a finished model are to become very short, without training it: MiniLM's of NFCorpus in 96 bytes (16 entries) gave "
     "nDCG@10 0.23, a Matryoshka map in as many (24 dimensions) 0.18, each after 600 steps on made-up queries.",
-    when_not="The bytes of k floats and more are at hand, as an entry has an index as well: at 192 bytes it was 0.24 against the map's 0.26, "
-    "and with more the map stays ahead. Short trainings: after 142 steps the codes were behind at every size.",
+    when_not="The bytes of k floats and more are at hand, as an entry has an index as well: at 192 bytes it was 0.24 against the map's 0.26. "
+    "Short trainings: after 142 steps the codes were behind at every size there.",
 )
