@@ -63,7 +63,8 @@ add(
     "gmp_harmonic", Magnitude(), "tensor", STAMATELIS, "A sparsity ramp that oscillates, so that weights return.",
     schedule=Harmonic(), train=Regrow(), status="experimental", catalog=(118,),
     when="Weights that were dropped too early are to have another chance, as in reinforcement learning.",
-    when_not="The sparsity must never fall again. At 90 and 95 % in a game of three users cubic and linear ramps were as good.",
+    when_not="The sparsity must never fall again. At 90 and 95 % in a game of three users cubic and linear ramps were as good; so "
+    "they were where two users follow a channel that moves (98 %, ten seeds: 1.56, 1.55 and 1.56 successes a slot, dense 1.60).",
 )  # fmt: skip
 add(
     "variational_dropout", Magnitude(), "tensor", MOLCHANOV, "Weights learn their noise; density emerges. Against magnitude better at high sparsity.",
