@@ -1,6 +1,7 @@
 """A device that does not exist, for machines without one: its tensors compute on the CPU, and refuse to meet tensors that lie there.
 
-`with pretended(): check_device(method, PRETENDED)` finds what was made on the CPU beside a model that lies elsewhere.
+`with pretended(): check_device(method, PRETENDED)` finds what was made on the CPU beside a model that lies elsewhere. Where torch's own code makes
+tensors unseen by dispatch (gradients of an indexed tensor, for one) it takes them for the CPU's: then a GPU has the last word.
 """
 
 from __future__ import annotations
