@@ -90,8 +90,8 @@ add(
 add(
     "cast", Magnitude(), "2:4", CAST, "No mask until the end: L1 decay inside Adam prunes, row scales make it good; distil from the dense model.",
     train=AdamShrink(), catalog=(162,),
-    when="A dense model is retrained to 2:4 with Adam and is its own teacher. Try decays: what is too small leaves weights to the cut, what is "
-    "large costs little. At the best of each, loss on a language of 16 letters 1.720, AST 1.726 (200 steps, four dense models).",
+    when="A dense model is retrained with Adam and is its own teacher. Try decays: what is too small leaves weights to the cut, what is large "
+    "costs little. tinyshakespeare, 400 steps, three seeds: 2.059 at 2:4 and 2.127 at 1:8, AST 2.068 and 2.145, SR-STE 2.061 and 2.162.",
     when_not="The pattern is sparser and the run short: at 1:4 of that language, 400 steps, AST came to 1.914 and CAST to 1.940; or the rate does "
     "not fall: weights that go to zero stay within a rate of it, and are lost at the cut.",
 )  # fmt: skip
