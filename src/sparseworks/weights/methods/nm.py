@@ -86,8 +86,9 @@ add(
 add(
     "ast", Magnitude(), "2:4", AST, "Retrains a dense model to 2:4: annealed decay of dropped weights inside Adam; distil from the dense model.",
     train=AdamDecay(), catalog=(174,),
-    when="A dense model is there as a start and as a teacher, and is retrained to 2:4 with Adam or AdamW.",
-    when_not="The optimiser is another one: the decay acts inside Adam's moments, and others are refused.",
+    when="A dense model is there as a start and as a teacher, and is retrained to 2:4 with Adam or AdamW; try decays, large ones cost little. A "
+    "transformer of three million weights on bytes of books, 1000 steps: 1.382, SR-STE 1.407 at the best of each (one seed).",
+    when_not="The optimiser is another one: the decay acts inside Adam's moments, and others are refused; or CAST is given as long: it ends lower at 2:4.",
 )  # fmt: skip
 add(
     "cast", Magnitude(), "2:4", CAST, "No mask until the end: L1 decay inside Adam prunes, row scales make it good; distil from the dense model.",
