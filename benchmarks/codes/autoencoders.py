@@ -5,7 +5,7 @@ the documentation without `--data`. The last tenth of the text is never trained 
 chosen from `--rates`, at the second L0; explained variance, dead latents and L0 are of the other half. `recovered` is the share of the
 cross-entropy between the layer at 0 and the model's own that is left when the layer's output is the reconstruction; an encoder has no such
 loss: `cosine` is that of the text's embedding with its own. Methods run as registered but for k or L0, for the tokens after which a
-latent counts as dead (a twentieth of training), and for the width of pseudo-gradients, since training is short; methods whose rows compete
+latent counts as dead while training (a twentieth of it), and for the width of pseudo-gradients where training is short; methods whose rows compete
 are measured in their inference form, with a threshold found on training tokens. Methods are held against TopK at the L0 they came to. Where
 one autoencoder serves several budgets it is trained once and cut: `hierarchical_topk` at the largest, `mp_sae` at the smallest. Rows are kept
 as they end; a run that was cut off, or that stopped after `--minutes`, goes on where it was.
@@ -16,22 +16,26 @@ as they end; a run that was cut off, or that stopped after `--minutes`, goes on 
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "weights"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import RESULTS, arguments, table
+from common import DEVICE, RESULTS, arguments, table
 from rows import JOURNALS, Row, Rows, hardware  # pyright: ignore[reportMissingImports]
 from spliced import SPLICED, Text, text  # pyright: ignore[reportMissingImports]
 
@@ -39,67 +43,114 @@ import sparseworks as sw
 from sparseworks.codes.autoencoders import AutoencoderMethod, Batch
 from sparseworks.codes.autoencoders.metrics import measure
 from sparseworks.codes.autoencoders.stream import passes
+from sparseworks.core.ahead import running_ahead
 from sparseworks.core.record import Record
+from sparseworks.jobs.journal import Journal, read_json
 
 MODEL = "sparseworks/tiny-lm"
 SITES = {MODEL: ("model.layers.2", 256), "minilm": ("encoder.layer.2", 128)}
 """Model -> site and tokens a window."""
-BATCH = 512
-TOPK, NESTED, PURSUIT = "topk_sae", "hierarchical_topk", "mp_sae"
+TOPK, NESTED, PURSUIT, GRADIENTS = "topk_sae", "hierarchical_topk", "mp_sae", "g_sae"
 CHOSEN = "explained of others"
 """Explained variance of the tokens that learning rates are chosen by."""
-CLAIMS = {"batch_topk_sae": TOPK, "jumprelu_sae": TOPK, "gated_sae": TOPK, NESTED: TOPK, PURSUIT: TOPK}
-"""Which method is said to explain no less than which at equal L0."""
+CLAIMS = {
+    "batch_topk_sae": TOPK, "jumprelu_sae": TOPK, "gated_sae": TOPK, NESTED: TOPK, PURSUIT: TOPK, "matryoshka_sae": TOPK,
+    GRADIENTS: TOPK,
+}  # fmt: skip
+"""Which method is said to explain no less than which at equal L0 (matryoshka: somewhat less; g_sae: less, with more recovered)."""
+_AT_ONCE = 8192
 
 
-def method(name: str, k: int, tokens: int) -> AutoencoderMethod:
-    """A registered method with k latents a token, for training on so many tokens."""
-    if name in ("jumprelu_sae", "gated_sae"):
-        found = sw.method(name, l0=float(k))
-        return found.with_(bandwidth=0.02) if name == "jumprelu_sae" else found
-    found = sw.method(name, k=k)
-    return found if found.auxiliary is None else found.with_(after=max(tokens // 20, 1))
+@dataclass(frozen=True)
+class Training:
+    """How autoencoders are trained.
+
+    Attributes:
+        width: latents.
+        steps, batch: batches, and tokens of each.
+        rate: the highest learning rate.
+        bandwidth: of JumpReLU's pseudo-gradients.
+    """
+
+    width: int
+    steps: int
+    batch: int
+    rate: float = 3e-3
+    bandwidth: float = 0.02
+
+    @property
+    def tokens(self) -> int:
+        """Trained on, those that came again counted again."""
+        return self.steps * self.batch
 
 
-def trained(data: Text, name: str, k: int, rate: float, seed: int, width: int, steps: int) -> Any:
+def method(name: str, k: int, how: Training) -> AutoencoderMethod:
+    """A registered method with k latents a token."""
+    if name == "jumprelu_sae":
+        return sw.method(name, l0=float(k), bandwidth=how.bandwidth)
+    found = sw.method(name, **({"l0": float(k)} if name == "gated_sae" else {"k": k}))
+    if found.auxiliary is None:
+        return found
+    renewed = {"every": max(how.steps // 16, 1)} if name == "gated_sae" else {}
+    return found.with_(after=max(how.tokens // 20, 1), **renewed)
+
+
+def trained(data: Text, name: str, k: int, seed: int, how: Training) -> Any:
     """One autoencoder for k latents, in its inference form where rows compete."""
-    kind = method(name, k, steps * BATCH)
     sae = sw.train_autoencoder(
-        data.train, kind, width=width, steps=steps, batch=BATCH, seed=seed, lr=rate, warmup=0.1, decay=0.3
-    )
-    return sae.export(passes(data.train, 1024, 20)) if sae.rule.across else sae
+        data.train, method(name, k, how), width=how.width, steps=how.steps, batch=how.batch, seed=seed, lr=how.rate,
+        warmup=0.1, decay=0.3,
+    )  # fmt: skip
+    return sae.export(passes(data.train, how.batch, 20)) if sae.rule.across else sae
 
 
-def measured(sae: Any, held: Tensor) -> dict[str, float]:
-    """FVU, L0 and dead latents on held-out tokens."""
-    return {key: float(value) for key, value in measure(sae, [Batch(part) for part in held.split(1024)]).items()}
+def measured(sae: Any, tokens: Tensor, *metrics: str) -> dict[str, float]:
+    """Metrics on some tokens; none named: FVU, L0 and dead latents."""
+    batches = [Batch(x) for x in tokens.split(_AT_ONCE)]
+    with running_ahead(tokens.is_cuda):
+        return {key: float(value) for key, value in measure(sae, batches, metrics or ("fvu", "l0", "dead")).items()}
 
 
 def rows_of(
-    data: Text, name: str, k: int, ks: Sequence[int], rate: float, seed: int, width: int, steps: int
+    data: Text, name: str, k: int, ks: Sequence[int], seed: int, how: Training, saved: Path | None
 ) -> Iterator[Row]:
     """Train one autoencoder for k latents and measure it at each of `ks`."""
     began = time.perf_counter()
-    sae = trained(data, name, k, rate, seed, width, steps)
+    sae = trained(data, name, k, seed, how)
     seconds = time.perf_counter() - began
+    if saved is not None:
+        _save(sae, saved / _file(name, k, seed, how))
     for kept in ks:
         found = sae if kept == k else sae.at(k=kept)
-        yield Row(_label(name, k, kept), kept / width, _record(data, found, name, seed, steps, rate), seconds)
+        yield Row(_label(name, k, kept), kept / how.width, _record(data, found, name, seed, how), seconds)
+
+
+def _file(name: str, k: int, seed: int, how: Training) -> str:
+    return f"{name}-{k}-{seed}-{how.rate:g}-{how.bandwidth:g}.safetensors"
+
+
+def _save(sae: Any, path: Path) -> None:
+    """The state, matrices in 16 bits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    halved = {n: t.detach().cpu().to(torch.bfloat16 if t.dim() > 1 else t.dtype) for n, t in sae.state_dict().items()}
+    save_file({n: t.contiguous() for n, t in halved.items()}, path, {"rule": sae.rule.registered_name})
 
 
 def _label(name: str, k: int, kept: int) -> str:
     return name if name in (TOPK, NESTED) or k == kept else f"{name}, trained at {k}"
 
 
-def _record(data: Text, sae: Any, name: str, seed: int, steps: int, rate: float) -> Record:
+def _record(data: Text, sae: Any, name: str, seed: int, how: Training) -> Record:
     found = measured(sae, data.held)
+    chosen = {"rate": how.rate, **({"bandwidth": how.bandwidth} if name == "jumprelu_sae" else {})}
+    dead = {"dead": measured(sae, data.train.all.x, "dead")["dead"], "dead on held-out": found["dead"]}
     size = sum(p.numel() for p in sae.parameters())
     return Record(
         method=name, task=f"{data.name}, {data.site}", metric="explained variance", value=1 - found["fvu"], seed=seed, start="dense",
         dynamic=True, when="during", structure="codes", kept=size, parent=sum(p.numel() for p in data.model.parameters()),
-        densities={data.site: min(found["l0"] / sae.width, 1.0)}, epochs=steps * BATCH / data.train.tokens,
+        densities={data.site: min(found["l0"] / sae.width, 1.0)}, epochs=how.tokens / data.train.tokens,
         examples=data.train.tokens, hardware=hardware(), higher_is_better=True, inference_flops=None, training_flops=None,
-        more={"l0": found["l0"], "dead": found["dead"], **data.spliced(sae), "rate": rate, CHOSEN: 1 - measured(sae, data.chosen)["fvu"]},
+        more={"l0": found["l0"], **dead, **data.spliced(sae), **chosen, CHOSEN: 1 - measured(sae, data.chosen, "fvu")["fvu"]},
     )  # fmt: skip
 
 
@@ -185,55 +236,98 @@ def main() -> None:
         data={"type": Path, "metavar": "FILE", "help": "books as gzipped JSON lines (title, text), or a text"},
         width={"type": int, "default": 2048, "help": "latents"},
         k={"type": int, "nargs": 3, "default": [8, 16, 32], "help": "latents a token, ascending"},
-        steps={"type": int, "default": 400, "help": f"batches of {BATCH} tokens"},
+        steps={"type": int, "default": 400, "help": "batches"},
+        batch={"type": int, "default": 512, "help": "tokens a batch"},
+        bandwidths={
+            "type": float,
+            "nargs": "+",
+            "default": [0.02],
+            "help": "of JumpReLU's pseudo-gradients, to choose from",
+        },
+        spliced={"type": int, "default": SPLICED, "help": "windows that the spliced model is measured on"},
         tokens={"type": int, "default": 200_000, "help": "tokens to train on"},
         held={"type": int, "default": 100, "help": "windows to measure on"},
         seeds={"type": int, "default": 2, "help": "dictionaries and orders of the tokens"},
         rates={"type": float, "nargs": "+", "default": [3e-3, 1e-2], "help": "learning rates to choose from"},
-        methods={"nargs": "+", "default": [TOPK, *CLAIMS], "help": "which"},
+        methods={"nargs": "+", "default": [TOPK, *(n for n in CLAIMS if n != GRADIENTS)], "help": "which"},
         as_it_is={"action": "store_true", "help": "train nothing more: store the rows there are"},
         minutes={"type": float, "default": None, "help": "end after the first row after so long; call again to go on"},
+        journal={"type": Path, "metavar": "FILE", "help": "keep rows in this file and leave them there"},
+        join={
+            "type": Path,
+            "nargs": "+",
+            "default": [],
+            "help": "journals of other runs, whose rows are taken over first",
+        },
+        save={"type": Path, "metavar": "FOLDER", "help": "keep the autoencoders of the first seed at the second L0"},
+        device=DEVICE,
     )
     if args.quick:
-        args.width, args.k, args.steps, args.tokens, args.held, args.seeds = 64, [2, 4, 8], 3, 2048, 2, 1
+        args.width, args.k, args.steps, args.batch, args.tokens, args.held, args.seeds = (
+            64,
+            [2, 4, 8],
+            5,
+            512,
+            2048,
+            2,
+            1,
+        )
+        args.spliced = 2
         args.rates = args.rates[:1]
-    site, length = SITES.get(args.model, (args.site, 128))
+    site, length = SITES.get(args.model if args.model in SITES else Path(args.model).name, (args.site, 128))
     if site is None:
         raise SystemExit(f"Say with --site what of {args.model} is to be explained.")
     site = args.site or site
     folder = None if args.quick else JOURNALS
-    data = cache(lambda: text(args.model, site, args.data, length, args.tokens, args.held, folder))
-    setting = {n: getattr(args, n) for n in ("model", "width", "k", "steps", "tokens", "held")}
-    setting |= {
+    how = Training(args.width, args.steps, args.batch)
+    if args.device != "cpu":
+        torch.set_float32_matmul_precision("high")  # products in TF32 while training; nothing here needs more
+
+    @cache
+    def data() -> Text:
+        return text(
+            args.model, site, args.data, length, args.tokens, args.held, folder, device=args.device, spliced=args.spliced,
+            gradients=GRADIENTS in args.methods,
+        )  # fmt: skip
+
+    numbers = ("width", "k", "steps", "batch", "tokens", "held", "spliced")
+    setting = {n: getattr(args, n) for n in numbers} | {
+        "model": args.model if args.model in SITES else Path(args.model).name,
         "site": site,
-        "batch": BATCH,
-        "spliced": SPLICED,
         "text": args.data.name if args.data else "documentation",
     }
-    rows = Rows(f"autoencoders-{Path(args.model).name}", setting, quick=args.quick)
+    rows = _rows(args, setting)
     ends = math.inf if args.minutes is None else time.monotonic() + 60 * args.minutes
     ks = tuple(args.k)
 
-    def add(name: str, own: int, at: tuple[int, ...], seed: int, rate: float) -> list[Row]:
-        key = f"{name} {own} {seed} at {rate:g}"
+    def add(name: str, own: int, at: tuple[int, ...], seed: int, choice: Training) -> list[Row]:
+        key = f"{name} {own} {seed} at {choice.rate:g}"
+        key += f" and {choice.bandwidth:g}" if name == "jumprelu_sae" else ""
         if args.as_it_is and key not in rows.journal:
             return []
-        found = rows.add(key, lambda: list(rows_of(data(), name, own, at, rate, seed, args.width, args.steps)))
+        saved = args.save if name == TOPK or not seed else None
+        saved = saved if own == ks[1] or len(at) > 1 else None
+        found = rows.add(key, lambda: list(rows_of(data(), name, own, at, seed, choice, saved)))
         if time.monotonic() > ends:
             raise SystemExit("Time is up: call again to go on.")
         return found
 
-    rates = {}
+    choices: dict[str, Training] = {}
     for name, own, at in _plan(args.methods, ks):
-        if name not in rates and (own == ks[1] or len(at) > 1):
-            tried = {rate: found[at.index(own)] for rate in args.rates if (found := add(name, own, at, 0, rate))}
+        if name not in choices and (own == ks[1] or len(at) > 1):
+            several = [replace(how, rate=rate) for rate in args.rates]
+            if name == "jumprelu_sae":
+                several = [replace(h, bandwidth=b) for h in several for b in args.bandwidths]
+            tried = {choice: found[at.index(own)] for choice in several if (found := add(name, own, at, 0, choice))}
             if tried:
-                rates[name] = max(tried, key=lambda rate: tried[rate].record.more[CHOSEN])
+                choices[name] = max(tried, key=lambda choice: tried[choice].record.more[CHOSEN])
+            for choice in set(tried) - {choices.get(name)} if args.save else ():
+                (args.save / _file(name, own, 0, choice)).unlink(missing_ok=True)
     rows.rows.clear()  # what follows reads the chosen ones back
     for seed in range(args.seeds):
         for name, own, at in _plan(args.methods, ks):
-            if name in rates:
-                add(name, own, at, seed, rates[name])
+            if name in choices:
+                add(name, own, at, seed, choices[name])
     lines = summary(rows.rows, args.width)
     tables = {"means over seeds": lines}
     tables |= {f"beside {TOPK} at L0 {n}": verdicts(rows.rows, n, args.width) for n in ks}
@@ -245,11 +339,27 @@ def main() -> None:
         None if path is None else path if path.parent != Path() else RESULTS / "codes" / path,
         tables=tables,
         rates=args.rates,
+        bandwidths=args.bandwidths,
     )
 
 
+def _rows(args: Any, setting: dict[str, Any]) -> Rows:
+    """With the rows of the journals to join."""
+    rows = Rows(f"autoencoders-{Path(setting['model']).name}", setting, quick=args.quick)
+    run = json.dumps(rows.setting, sort_keys=True, default=str)
+    if args.journal is not None:
+        rows.journal = Journal(args.journal, run)
+    for path in args.join:
+        other = read_json(path)
+        if other is None or other.pop("run") != run:
+            raise SystemExit(f"{path} is no journal of a run with these settings.")
+        for key, value in other.items():
+            rows.journal.keep(key, lambda value=value: value)
+    return rows
+
+
 def _plan(methods: Sequence[str], ks: tuple[int, ...]) -> list[tuple[str, int, tuple[int, ...]]]:
-    """Method, the k it is trained at, those it is measured at; the gated autoencoder, which is older, at the middle one only."""
+    """Method, the k it is trained at, those it is measured at."""
     plan: list[tuple[str, int, tuple[int, ...]]] = []
     for name in methods:
         if name == NESTED:
@@ -257,7 +367,7 @@ def _plan(methods: Sequence[str], ks: tuple[int, ...]) -> list[tuple[str, int, t
         elif name == PURSUIT:
             plan.append((name, ks[0], ks))
         else:
-            plan += [(name, k, (k,)) for k in (ks[1:2] if name == "gated_sae" else ks)]
+            plan += [(name, k, (k,)) for k in ks]
     return plan
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from sparseworks.core.ahead import is_ahead, running_ahead
 from sparseworks.core.errors import DtypeError, ShapeError
 
 
@@ -45,6 +47,8 @@ class Codes:
             raise ShapeError(f"Values are on {self.values.device}, indices on {self.indices.device}: move one of them.")
         if not 0 <= self.values.shape[1] <= self.width:
             raise ShapeError(f"Codes with {self.values.shape[1]} entries a row do not fit a width of {self.width}.")
+        if is_ahead():
+            return
         if self.lengths is not None:
             self._check_lengths(self.lengths)
         if not self.indices.numel():
@@ -73,12 +77,41 @@ class Codes:
     def __len__(self) -> int:
         return len(self.values)
 
+    @classmethod
+    def whole(cls, z: Float[Tensor, "rows width"]) -> Codes:
+        """All entries of z, zeros too: values are the dense rows, indices one row in memory. For what runs ahead of a device."""
+        with running_ahead():
+            return cls(z, _every(z.shape[1], z.device).expand(len(z), -1), z.shape[1])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the indices are those of `whole`, so that the values are the dense rows."""
+        if self.indices.dim() != 2 or self.indices.shape[1] != self.width or self.indices.stride(0) != 0:
+            return False
+        return self.indices.data_ptr() == _every(self.width, self.indices.device).data_ptr()
+
+    def of_latents(self, v: Shaped[Tensor, " width"]) -> Shaped[Tensor, "rows k"]:
+        """v at each entry's latent; differentiable."""
+        return v.expand(len(self), -1) if self.is_whole else v[self.indices.long()]
+
+    def among(self, mask: Bool[Tensor, "rows width"]) -> Bool[Tensor, "rows k"]:
+        """Which entries lie on a mask; places beyond a row's length do not."""
+        return mask if self.is_whole else mask.gather(1, self.indices.long()) & self.kept()
+
     def kept(self) -> Tensor:
         """bool (rows, k): which places hold an entry."""
         places = torch.arange(self.values.shape[1], device=self.values.device)
         if self.lengths is None:
             return torch.ones(self.values.shape, dtype=torch.bool, device=self.values.device)
         return places < self.lengths.unsqueeze(1)
+
+    def counts(self, on: Bool[Tensor, "rows k"] | None = None) -> Int[Tensor, " width"]:
+        """On how many rows each latent is on; None: where it is not 0."""
+        on = self.values.detach() != 0 if on is None else on
+        if self.is_whole:
+            return on.sum(0)
+        none = torch.zeros(self.width, dtype=torch.long, device=on.device)
+        return none.index_add_(0, self.indices.long().flatten(), on.long().flatten())
 
     @property
     def nnz(self) -> int:
@@ -123,6 +156,11 @@ class Codes:
     def from_dense(cls, z: Float[Tensor, "rows width"]) -> Codes:
         """The entries of z that are not 0; only for what comes from elsewhere, since a kept entry may be 0."""
         return cls.from_mask(z, z != 0)
+
+
+@cache
+def _every(width: int, device: torch.device) -> Int[Tensor, " width"]:
+    return torch.arange(width, device=device)
 
 
 def places_of(mask: Bool[Tensor, "rows width"]) -> tuple[Int[Tensor, "rows k"], Int[Tensor, " rows"]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from sparseworks.codes.autoencoders.absorption import Absorption, absorption
 from sparseworks.codes.autoencoders.attribution import HeadAttribution
 from sparseworks.codes.autoencoders.auxiliary import AUXILIARIES, Auxiliary
 from sparseworks.codes.autoencoders.bilinear import BilinearAutoencoder, hoyer_density
 from sparseworks.codes.autoencoders.dark_matter import ErrorSplit, dark_matter
+from sparseworks.codes.autoencoders.disentangle import Disentanglement, disentanglement
 from sparseworks.codes.autoencoders.features import FeatureTable, collect_features, logit_effects
 from sparseworks.codes.autoencoders.fidelity import Cosine, NormRatio, ReconstructionBias
 from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment
@@ -15,6 +17,7 @@ from sparseworks.codes.autoencoders.metrics import METRICS, atom_recovery, match
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.plain import Plain
 from sparseworks.codes.autoencoders.prefixes import PREFIXES, Prefixes
+from sparseworks.codes.autoencoders.probes import pooled, sparse_probing
 from sparseworks.codes.autoencoders.protocol import Config
 from sparseworks.codes.autoencoders.record import ActivationStream
 from sparseworks.codes.autoencoders.splice import ce_recovered, splice
@@ -38,6 +41,7 @@ __all__ = [
     "METRICS",
     "PREFIXES",
     "TARGETS",
+    "Absorption",
     "ActivationStream",
     "AutoencoderMethod",
     "Auxiliary",
@@ -46,6 +50,7 @@ __all__ = [
     "Coded",
     "Config",
     "Cosine",
+    "Disentanglement",
     "Edited",
     "ErrorSplit",
     "Evaluation",
@@ -66,19 +71,23 @@ __all__ = [
     "SupervisedDictionary",
     "Target",
     "Trainer",
+    "absorption",
     "add_autoencoder",
     "atom_recovery",
     "ce_recovered",
     "collect_features",
     "dark_matter",
+    "disentanglement",
     "geometric_median",
     "hoyer_density",
     "logit_effects",
     "match_atoms",
     "measure",
+    "pooled",
     "preference_accuracy",
     "sae_principled_eval",
     "sparse_edits",
+    "sparse_probing",
     "splice",
     "support_f1",
     "train_autoencoder",

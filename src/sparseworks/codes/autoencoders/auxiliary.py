@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.rules.feature_choice import zipf
+from sparseworks.core.ahead import is_ahead
 from sparseworks.core.codes import Codes
 from sparseworks.core.config import NOUNS
 from sparseworks.core.registry import Registry
@@ -28,6 +29,16 @@ class Auxiliary:
         """A loss from centred inputs and what the codes leave over; None: nothing to add."""
         del sae, x, residual
         return None
+
+    @property
+    def steady(self) -> bool:
+        """Whether the loss asks nothing that changes from step to step but tensors."""
+        return True
+
+    def due(self, batches: int) -> bool:
+        """Whether to `renew` after so many batches."""
+        del batches
+        return False
 
     def renew(
         self,
@@ -93,8 +104,8 @@ class AuxZipf(Auxiliary):
     ) -> Tensor | None:
         """The loss, or None where no latent is dying."""
         law = zipf(sae.density, self.exponent, self.offset) * sae.density.sum()
-        dying = sae.density <= self.share * law
-        return _loss_of(self, sae, x, residual, dying) if int(sae.batches) else None
+        dying = (sae.density <= self.share * law) & (sae.batches > 0)
+        return _loss_of(self, sae, x, residual, dying)
 
 
 @AUXILIARIES.register("resample")
@@ -114,6 +125,10 @@ class Resample(Auxiliary):
     after: int = 200_000
     gain: float = 0.2
 
+    def due(self, batches: int) -> bool:
+        """Every so many batches."""
+        return batches % self.every == 0
+
     def renew(
         self,
         sae: SparseAutoencoder,
@@ -122,8 +137,6 @@ class Resample(Auxiliary):
         generator: torch.Generator,
     ) -> Int[Tensor, " latents"] | None:
         """Dead latents get an example each: its error's direction as atom, its input's as encoder, bias 0, the clock at 0."""
-        if int(sae.batches) % self.every:
-            return None
         dead = (sae.silent >= self.after).nonzero().flatten()
         weight = residual.float().square().sum(1).cpu()
         if not len(dead) or not bool(weight.sum() > 0):
@@ -142,11 +155,28 @@ class Resample(Auxiliary):
 def _loss_of(
     aux: AuxK | AuxZipf, sae: SparseAutoencoder, x: Tensor, residual: Tensor, mask: Bool[Tensor, " width"]
 ) -> Tensor | None:
+    k = max(x.shape[1] // 2, 1) if aux.k is None else aux.k
+    if is_ahead():
+        return _loss_of_any(aux.weight, sae, x, residual, mask, min(k, sae.width))
     some = mask.nonzero().flatten()
     if not len(some):
         return None
-    k = min(max(x.shape[1] // 2, 1) if aux.k is None else aux.k, len(some))
+    k = min(k, len(some))
     found = encode_topk(x, sae.encoder[some], sae.b_enc[some], k, relu=False)
     rebuilt = decode(Codes(found.values, found.indices, len(some)), sae.W_dec[some])
     loss = (residual - rebuilt).square().sum() / residual.square().sum().clamp(min=1e-30)
     return aux.weight * loss
+
+
+def _loss_of_any(
+    weight: float, sae: SparseAutoencoder, x: Tensor, residual: Tensor, mask: Bool[Tensor, " width"], k: int
+) -> Tensor:
+    """As `_loss_of`, however many latents are dead, without asking how many: all others lie far below them for the choice."""
+    with torch.no_grad():
+        below = torch.finfo(x.dtype).min / 2
+        at = encode_topk(x, sae.encoder, sae.b_enc.masked_fill(~mask, below), k, relu=False).indices
+        on = torch.zeros(len(x), sae.width, dtype=torch.bool, device=x.device).scatter_(1, at, True) & mask
+    pre = F.linear(x, sae.encoder, sae.b_enc)
+    rebuilt = torch.where(on, pre, pre.new_zeros(())) @ sae.W_dec
+    loss = (residual - rebuilt).square().sum() / residual.square().sum().clamp(min=1e-30)
+    return weight * loss * mask.any()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparseworks.core.ahead import is_ahead
 from sparseworks.core.codes import Codes, places_of
 from sparseworks.core.config import NOUNS
 from sparseworks.core.patterns import unstructured
@@ -80,6 +81,11 @@ class LatentRule:
         """Codes of inputs from which the bias was already taken away."""
         raise NotImplementedError
 
+    @property
+    def steady(self) -> bool:
+        """Whether every training step is alike: nothing depends on the progress, and no entry is looked at."""
+        return True
+
     def parameters(self, width: int, d_in: int) -> dict[str, Tensor]:
         """Parameters of the rule's own, one number a latent, at their initial values."""
         del width, d_in
@@ -114,6 +120,27 @@ class LatentRule:
 NOUNS["latents"] = (LatentRule, LATENTS)
 
 
+@dataclass(frozen=True)
+class Penalised(LatentRule):
+    """Base of rules that a penalty makes sparse.
+
+    Attributes:
+        weight: of the penalty, where no L0 is asked for.
+        l0: mean latents a token that the weight is steered to; None: the weight stays.
+    """
+
+    weight: float = 1e-1
+    l0: float | None = None
+
+    def pressure(self) -> float:
+        """The weight."""
+        return self.weight
+
+    def target_l0(self) -> float | None:
+        """The L0 to steer to."""
+        return self.l0
+
+
 # -- what rules share -------------------------------------------------------------------------------------------------
 
 
@@ -121,6 +148,14 @@ def preactivations(sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]) -> Flo
     """x W_enc + b_enc, to choose by: no gradient, and nothing of it is kept."""
     with torch.no_grad():
         return F.linear(x, sae.encoder, sae.b_enc)
+
+
+def best_of_rows(scores: Float[Tensor, "rows width"], k: int) -> Bool[Tensor, "rows width"]:
+    """The k largest of each row; ties go to the lower latent, but to any where this runs ahead of a device."""
+    if not is_ahead():
+        return select_mask(scores, unstructured("row"), k)
+    at = scores.topk(k, dim=1, sorted=False).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, at, True)
 
 
 def least_kept(scores: Float[Tensor, "rows width"], l0: float) -> Float[Tensor, ""]:
@@ -143,7 +178,12 @@ def chosen(
     bias: Float[Tensor, " width"] | None,
     mask: Bool[Tensor, "rows width"],
 ) -> Codes:
-    """Codes with the values (x W^T + b) at a mask; their gradients are sparse, as those of `encode_topk`."""
+    """Codes with the values (x W^T + b) at a mask; their gradients are sparse, as those of `encode_topk`.
+
+    Where this runs ahead of a device the codes are whole, since how many a row has is not known there.
+    """
+    if is_ahead():
+        return Codes.whole(torch.where(mask, F.linear(x, weight, bias), x.new_zeros(())))
     indices, lengths = places_of(mask)
     return chosen_at(x, weight, bias, indices, lengths)
 

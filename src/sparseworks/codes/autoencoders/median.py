@@ -21,7 +21,8 @@ def geometric_median(
     """
     if not len(rows):
         raise CalibrationError("The geometric median of no rows is not known; give at least one.")
-    some = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()].double()
+    at = torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()
+    some = rows[at.to(rows.device)].double()
     middle = some.mean(0)
     for _ in range(steps):
         weight = 1 / (some - middle).norm(dim=1).clamp(min=1e-12)

@@ -91,8 +91,7 @@ class Densities(Metric):
 
     def add(self, y: Float[Tensor, "rows d"], rebuilt: Float[Tensor, "rows d"], codes: Codes) -> None:
         """Count."""
-        on = codes.indices[codes.values.detach() != 0].long()
-        fired = torch.bincount(on, minlength=codes.width)
+        fired = codes.counts()
         self.fired = fired if self.fired is None else self.fired + fired
         self.rows += len(codes)
 
@@ -175,7 +174,7 @@ def match_atoms(
         raise ShapeError(f"{len(true)} atoms cannot be matched with {len(found)}.")
     from scipy.optimize import linear_sum_assignment
 
-    return torch.as_tensor(linear_sum_assignment(cosine.numpy(), maximize=True)[1]), cosine
+    return torch.as_tensor(linear_sum_assignment(cosine.cpu().numpy(), maximize=True)[1]).to(cosine.device), cosine
 
 
 def support_f1(found: Codes, true: Codes, match: Int[Tensor, " atoms"] | None = None) -> Float[Tensor, " atoms"]:
@@ -200,7 +199,7 @@ def support_f1(found: Codes, true: Codes, match: Int[Tensor, " atoms"] | None = 
 
 
 def _on(codes: Codes) -> Float[Tensor, "rows width"]:
-    on = torch.zeros(len(codes), codes.width, dtype=torch.float64)
+    on = torch.zeros(len(codes), codes.width, dtype=torch.float64, device=codes.values.device)
     rows, at = (codes.values.detach() != 0).nonzero(as_tuple=True)
     on[rows, codes.indices[rows, at].long()] = 1
     return on

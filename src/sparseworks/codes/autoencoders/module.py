@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparseworks.codes.autoencoders.latent import lacking
 from sparseworks.codes.autoencoders.median import geometric_median
 from sparseworks.codes.autoencoders.protocol import Config, Losses
+from sparseworks.core.ahead import is_ahead
 from sparseworks.core.codes import Codes
 from sparseworks.core.errors import DtypeError, NonFiniteError, ShapeError
 from sparseworks.exec.codes import decode
@@ -142,7 +143,7 @@ class SparseAutoencoder(nn.Module):
             raise ShapeError(f"Inputs of this autoencoder end in {self.encoder.shape[1]}, got {tuple(x.shape)}.")
         if not x.is_floating_point():
             raise DtypeError(f"Activations are floating point, got {x.dtype}.")
-        if not bool(torch.isfinite(x).all()):
+        if not is_ahead() and not bool(torch.isfinite(x).all()):
             raise NonFiniteError("Activations hold NaN or infinity: check the model and the site.")
         x = x.reshape(-1, x.shape[-1]).to(self.W_dec.dtype)
         return x - self.b_dec if self.centred else x
@@ -201,8 +202,7 @@ class SparseAutoencoder(nn.Module):
         """Count what fired (float (width,), of `rows` rows of all ranks together) and follow thresholds and the target L0, in a
         training of `steps` steps."""
         self.silent.add_(rows).masked_fill_(fired > 0, 0)
-        first = self.batches == 0
-        self.density.lerp_(fired / rows, 1.0 if first else 1 - DECAY)
+        self.density.lerp_(fired / rows, self._share(1 - DECAY))
         if threshold is not None:
             known = ~torch.isnan(threshold).expand_as(self.threshold)
             new = torch.where(known, threshold.expand_as(self.threshold).to(self.threshold), self.threshold)
@@ -221,11 +221,14 @@ class SparseAutoencoder(nn.Module):
 
         By 2 % a step at most, by more where all steps together could not bring it to e^8 times what it was.
         """
-        first = self.batches == 0
-        self.l0_fast.lerp_(l0, 1.0 if first else 0.1)
-        self.l0_slow.lerp_(l0, 1.0 if first else 0.02)
+        self.l0_fast.lerp_(l0, self._share(0.1))
+        self.l0_slow.lerp_(l0, self._share(0.02))
         ahead = self.l0_fast + 2 * (self.l0_fast - self.l0_slow)
         self.pressure.mul_(torch.exp(max(0.02, 8 / steps) * ((ahead - target) / target).clamp(-1, 1)))
+
+    def _share(self, usual: float) -> Tensor:
+        """Of a batch in a running mean: all of it where it is the first."""
+        return usual + (1 - usual) * (self.batches == 0).double()
 
     # -- afterwards ---------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from sparseworks.core.ahead import is_ahead
 
 
 class Optimiser:
@@ -19,6 +23,7 @@ class Optimiser:
         warmup, decay: shares of the steps in which the rate rises from 0 and falls to 0, in straight lines.
         clip: the gradient's largest norm; 0: not clipped.
         betas: of Adam.
+        recorded: steps will be recorded on a GPU and replayed, so that the rate is a tensor.
     """
 
     def __init__(
@@ -30,12 +35,14 @@ class Optimiser:
         decay: float,
         clip: float,
         betas: tuple[float, float],
+        recorded: bool = False,
     ) -> None:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.names = [n for n, p in module.named_parameters() if p.requires_grad]
         self.masters = [nn.Parameter(p.detach().float()) if _short(p) else p for p in self.parameters]
         self.lr, self.steps, self.warmup, self.decay, self.clip = lr, steps, warmup, decay, clip
-        self.adam = torch.optim.Adam(self.masters, lr=lr, betas=betas, eps=1e-8, fused=True)
+        first: Any = torch.tensor(lr, device=self.masters[0].device) if recorded else lr
+        self.adam = torch.optim.Adam(self.masters, lr=first, betas=betas, eps=1e-8, fused=True, capturable=recorded)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -57,19 +64,21 @@ class Optimiser:
             dist.all_reduce(grad)
             p.grad = grad / ranks()
 
-    def step(self, step: int) -> None:
+    def at(self, step: int) -> None:
+        """Set the learning rate of a step."""
+        for group in self.adam.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.rate(step))
+            else:
+                group["lr"] = self.rate(step)
+
+    def step(self) -> None:
         """One step of Adam; parameters without a gradient stay."""
         for p, master in zip(self.parameters, self.masters, strict=True):
             if master is not p:
                 master.grad = None if p.grad is None else p.grad.float()
         if self.clip:
-            grads = [m.grad for m in self.masters if m.grad is not None]
-            norm = float(nn.utils.get_total_norm(grads))
-            if norm > self.clip:  # one pass less where nothing is to be clipped
-                for grad in grads:
-                    grad.mul_(self.clip / norm)
-        for group in self.adam.param_groups:
-            group["lr"] = self.rate(step)
+            _clip([m.grad for m in self.masters if m.grad is not None], self.clip)
         self.adam.step()
 
     @torch.no_grad()
@@ -105,6 +114,16 @@ class Optimiser:
         for name, master, p in zip(self.names, self.masters, self.parameters, strict=True):
             if master is not p:
                 master.copy_(extra[name])
+
+
+def _clip(grads: list[Tensor], most: float) -> None:
+    norm = nn.utils.get_total_norm(grads)
+    if is_ahead():
+        share = (most / norm.clamp(min=1e-30)).clamp(max=1)
+        torch._foreach_mul_(grads, share)  # pyright: ignore[reportPrivateImportUsage]
+    elif float(norm) > most:  # one pass less where nothing is to be clipped
+        for grad in grads:
+            grad.mul_(most / float(norm))
 
 
 def ranks() -> int:

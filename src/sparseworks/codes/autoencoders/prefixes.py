@@ -82,8 +82,11 @@ class Matryoshka(Prefixes):
         left, total, first = y - sae.b_dec, y.new_zeros(()), 0
         for share in self.shares:
             end = max(first, round(share * codes.width))
-            inside = (codes.indices >= first) & (codes.indices < end)
-            left = left - _Part(codes.values * inside, codes.indices, codes.width).decoded(sae.W_dec)
+            if codes.is_whole:
+                left = left - codes.values[:, first:end] @ sae.W_dec[first:end]
+            else:
+                inside = (codes.indices >= first) & (codes.indices < end)
+                left = left - _Part(codes.values * inside, codes.indices, codes.width).decoded(sae.W_dec)
             total, first = total + left.square().mean(), end
         return total / len(self.shares)
 

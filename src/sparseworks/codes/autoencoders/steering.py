@@ -159,38 +159,55 @@ def yapo(
     """
     if steps < 1 or batch < 1:
         raise BudgetError(f"Steering is learned in at least one step of one pair, got {steps} of {batch}.")
-    v = torch.zeros(sae.W_dec.shape[0] if sae is not None else _features(model, site, pairs)).requires_grad_()
+    device = pairs.preferred.device
+    width = sae.W_dec.shape[0] if sae is not None else _features(model, site, pairs)
+    v = torch.zeros(width, device=device, requires_grad=True)
     steered, g = SteeringVector(v, site, sae), torch.Generator().manual_seed(seed)
     adam = torch.optim.AdamW([v], lr=lr, weight_decay=decay)
     kept = torch.ones_like(v, dtype=torch.bool)
-    frozen = [p for p in model.parameters() if p.requires_grad]
-    was = model.training
-    model.eval().requires_grad_(False)
-    try:
+    with _frozen(model):
         with torch.no_grad():
-            own = margin(model, pairs) if reference else torch.zeros(len(pairs.preferred))
+            own = margin(model, pairs) if reference else torch.zeros(len(pairs.preferred), device=device)
         for step in range(steps):
             if keep is not None and step == steps // 2:
                 kept = steered.largest(keep)
-            at = torch.randint(0, len(own), (batch,), generator=g)
+            at = torch.randint(0, len(own), (batch,), generator=g).to(device)
             sign = 1.0 if bool(torch.rand((), generator=g) < 0.5) else -1.0
-            with steered.on(model, sign):
-                gap = margin(model, pairs.rows(at)) - own[at]
-            loss = -F.logsigmoid(sign * beta * gap).mean()
-            if not bool(torch.isfinite(loss)):
-                raise NonFiniteError(f"The preference loss is not finite at step {step}; lower lr.")
-            (v.grad,) = torch.autograd.grad(loss, [v])
+            (v.grad,) = torch.autograd.grad(_preference(model, steered, pairs.rows(at), own[at], sign, beta, step), [v])
             for group in adam.param_groups:
-                group["lr"] = (
-                    lr * min(1.0, (step + 1) / max(warmup * steps, 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-                )
+                group["lr"] = lr * _rate(step, steps, warmup)
             adam.step()
             v.data.masked_fill_(~kept, 0.0)
+    return replace(steered, values=v.detach())
+
+
+def _preference(
+    model: nn.Module, steered: SteeringVector, pairs: Preferences, own: Tensor, sign: float, beta: float, step: int
+) -> Tensor:
+    """-log sigma(s beta (margin steered by s - own margin))."""
+    with steered.on(model, sign):
+        loss = -F.logsigmoid(sign * beta * (margin(model, pairs) - own)).mean()
+    if not bool(torch.isfinite(loss)):
+        raise NonFiniteError(f"The preference loss is not finite at step {step}; lower lr.")
+    return loss
+
+
+def _rate(step: int, steps: int, warmup: float) -> float:
+    """Share of the highest rate: up in a line over `warmup`, down as a cosine."""
+    return min(1.0, (step + 1) / max(warmup * steps, 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """In eval mode, without gradients of its parameters; afterwards as it was."""
+    learned, was = [p for p in model.parameters() if p.requires_grad], model.training
+    model.eval().requires_grad_(False)
+    try:
+        yield
     finally:
         model.train(was)
-        for p in frozen:
+        for p in learned:
             p.requires_grad_(True)
-    return replace(steered, values=v.detach())
 
 
 def margin(model: nn.Module, pairs: Preferences) -> Float[Tensor, " pairs"]:

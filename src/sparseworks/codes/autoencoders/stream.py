@@ -104,7 +104,8 @@ class Rows:
     def _permuted(self, epoch: int, seed: int) -> Tensor:
         if self._order is None or self._order[:2] != (epoch, seed):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            self._order = epoch, seed, torch.randperm(self.tokens, generator=generator)
+            order = torch.randperm(self.tokens, generator=generator)  # on the CPU, so that every device has the same
+            self._order = epoch, seed, order.to(self.all.x.device)
         return self._order[2]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,9 @@ def train_autoencoders(
         raise CalibrationError(f"A batch of {batch} tokens cannot be shared by {ranks()} processes.")
     sample = given.batch(0, min(given.tokens, 4096), seed)
     own = list(seeds) if seeds is not None else [seed] * len(chosen)
-    trainers = [Trainer(m, sample, width, how, s, dtype) for m, s in zip(chosen, own, strict=True)]
     folder = None if workdir is None else Path(workdir)
+    make = partial(Trainer, sample=sample, width=width, schedule=how, dtype=dtype, record=folder is None)
+    trainers = [make(m, seed=s) for m, s in zip(chosen, own, strict=True)]
     _resume(trainers, folder)
     for index in bar(range(min(t.done for t in trainers), steps), "train autoencoders", progress and not rank()):
         part = _share(given.batch(index, batch, seed))
@@ -88,6 +90,8 @@ def train_autoencoder(stream: Stream | Tensor, method: str | AutoencoderMethod, 
 
 def _finished(model: Any, stream: Stream) -> Any:
     model.labels = dict(getattr(stream, "labels", {}))
+    for p in model.parameters():
+        p.grad = None
     return model.fold().eval()
 
 

@@ -14,9 +14,13 @@ from torch import Tensor
 from sparseworks.codes.autoencoders.latent import Coded, Moment
 from sparseworks.codes.autoencoders.method import AutoencoderMethod
 from sparseworks.codes.autoencoders.optimise import Optimiser, ranks
+from sparseworks.codes.autoencoders.replay import Replay
 from sparseworks.codes.autoencoders.stream import Batch
+from sparseworks.core.ahead import running_ahead
 from sparseworks.core.errors import BudgetError, CheckpointError, NonFiniteError
 from sparseworks.io.training import load_training, save_training
+
+_LOOK = 100  # steps on a GPU between looks at whether losses were finite
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Trainer:
         schedule: how.
         seed: of the first dictionary and of what is drawn.
         dtype: of the parameters.
+        record: on a GPU, record a step and replay it, where every step is alike; such a training's state cannot be saved.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Trainer:
         schedule: Schedule,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        record: bool = False,
     ) -> None:
         self.method, self.schedule, self.seed, self.done = method, schedule, seed, 0
         target = sample.x if method.target is None else method.target(sample)
@@ -80,43 +86,60 @@ class Trainer:
         for name, buffer in kept.items():  # clocks, densities and scales keep their precision
             setattr(self.model, name, buffer)
         self.model.train()
-        rate = schedule.rate(width)
+        self.ahead = sample.x.is_cuda
+        alike = method.latents.steady and (method.auxiliary is None or method.auxiliary.steady)
+        record = record and alike and self.ahead and ranks() == 1
         self.optimiser = Optimiser(
-            self.model, rate, schedule.steps, schedule.warmup, schedule.decay, schedule.clip, schedule.betas
-        )
-        self.history: dict[str, float] = {}
+            self.model, schedule.rate(width), schedule.steps, schedule.warmup, schedule.decay, schedule.clip, schedule.betas, record
+        )  # fmt: skip
+        self._learn = Replay(self._learned) if record else self._learned
+        self._finite = torch.ones((), dtype=torch.bool, device=sample.x.device)
+        self._residual: Tensor | None = None
+        self.history: dict[str, Tensor] = {}
 
-    def step(self, index: int, batch: Batch) -> dict[str, float]:
+    def step(self, index: int, batch: Batch) -> dict[str, Tensor]:
         """One step; the error and L0 of this process' rows.
 
         Raises:
-            NonFiniteError: the loss is not finite.
+            NonFiniteError: a loss is not finite; on a GPU that is looked at every hundred steps.
         """
-        model, schedule = self.model, self.schedule
-        self.optimiser.zero()
-        losses = model.loss(batch, Moment(index / schedule.steps, batch.gradients))
-        if not bool(torch.isfinite(losses.total)):
-            raise NonFiniteError(
-                f"{self.method.name!r} has a loss of {float(losses.total)} at step {index}: lower the learning rate."
-            )
+        self.optimiser.at(index)
+        with running_ahead(self.ahead):
+            self._learn(batch)
+            self._renew(index, batch)
+        self.done = index + 1
+        if not self.ahead or self.done % _LOOK == 0 or self.done == self.schedule.steps:
+            self._look(index)
+        return self.history
+
+    def _learned(self, batch: Batch) -> None:
+        model, optimiser = self.model, self.optimiser
+        optimiser.zero()
+        losses = model.loss(batch, Moment(self.done / self.schedule.steps, batch.gradients))
+        self._finite.logical_and_(torch.isfinite(losses.total))
+        if not self.ahead:
+            self._look(self.done)
         losses.total.backward()
-        self.optimiser.share()
+        optimiser.share()
         model.project_gradients()
-        self.optimiser.step(index)
-        self.optimiser.publish()
+        optimiser.step()
+        optimiser.publish()
         model.constrain()
         self._note(batch, losses.coded)
-        self._renew(index, batch, losses.residual)
-        self.optimiser.gather()
-        self.done = index + 1
-        self.history = {"error": float(losses.error), "l0": float(losses.coded.l0()) if losses.coded else math.nan}
-        return self.history
+        optimiser.gather()
+        self._residual = losses.residual
+        self.history = {"error": losses.error, "l0": losses.coded.l0() if losses.coded else losses.error * math.nan}
+
+    def _look(self, index: int) -> None:
+        if not bool(self._finite):
+            raise NonFiniteError(
+                f"{self.method.name!r} has a loss that is not finite at step {index}: lower the learning rate."
+            )
 
     def _note(self, batch: Batch, coded: Coded | None) -> None:
         if coded is None:
             return
-        on = coded.codes.values.detach() != 0 if coded.on is None else coded.on
-        fired = torch.bincount(coded.codes.indices[on].long(), minlength=coded.codes.width).double()
+        fired = coded.codes.counts(coded.on).double()
         rows = len(batch) * ranks()
         threshold, above = coded.threshold, coded.above
         if ranks() > 1:
@@ -127,9 +150,9 @@ class Trainer:
                 dist.all_reduce(above)
         self.model.note(rows, fired, threshold, above, self.schedule.steps)
 
-    def _renew(self, index: int, batch: Batch, residual: Tensor) -> None:
-        auxiliary = self.method.auxiliary
-        if auxiliary is None:
+    def _renew(self, index: int, batch: Batch) -> None:
+        auxiliary, residual = self.method.auxiliary, self._residual
+        if auxiliary is None or residual is None or not auxiliary.due(index + 1):
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         with torch.no_grad():
@@ -140,6 +163,7 @@ class Trainer:
                     for p in self.optimiser.parameters:
                         dist.broadcast(p.data, 0)
                 self.optimiser.forget(latents, self.model.width)
+                self.optimiser.gather()
 
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all.

@@ -33,6 +33,8 @@ def decode(
     for t in (dictionary,) if bias is None else (dictionary, bias):
         if t.dtype != codes.values.dtype or t.device != codes.values.device:
             raise DtypeError(f"Codes are {codes.values.dtype} on {codes.values.device}, not {t.dtype} on {t.device}.")
+    if codes.is_whole:
+        return codes.values @ dictionary if bias is None else torch.addmm(bias, codes.values, dictionary)
     return torch.ops.sparseworks.decode(codes.values, codes.indices, dictionary, bias)
 
 
@@ -85,8 +87,8 @@ def _fast(*operands: Tensor) -> bool:
 
 
 def _inside(indices: Tensor, width: int) -> Tensor:
-    """Contiguous int64 indices, every one below `width`: tensors can be written to after codes were built."""
-    if indices.numel():
+    """Contiguous int64 indices, every one below `width`: tensors can be written to after codes were built (GPUs check that themselves)."""
+    if indices.numel() and indices.is_cpu:
         low, high = indices.aminmax()
         if int(low) < 0 or int(high) >= width:
             raise KernelError(f"Codes are damaged: indices outside [0, {width}). Encode anew.")

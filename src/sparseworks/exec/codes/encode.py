@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparseworks.core.ahead import is_ahead
 from sparseworks.core.codes import Codes
 from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
 from sparseworks.exec.format import FLOATS
@@ -93,7 +94,7 @@ def _encode(
 
 
 def _finite(values: Tensor) -> Tensor:
-    if not bool(torch.isfinite(values).all()):
+    if not is_ahead() and not bool(torch.isfinite(values).all()):
         raise NonFiniteError("Products of the encoder hold NaN or infinity: check the input, the weight and the bias.")
     return values
 
@@ -118,6 +119,7 @@ def _fast(
         )  # fmt: skip
     if int(bad):
         values.fill_(torch.nan)
+        indices.zero_()
 
 
 def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, values: Tensor, indices: Tensor) -> None:
@@ -131,6 +133,7 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, value
         tile = tile.relu() if relu else tile
         if bool(tile.isnan().any()):
             values.fill_(torch.nan)
+            indices.zero_()
             return
         ids = torch.arange(first, first + tile.shape[1], device=x.device).expand_as(tile)
         best, at = torch.cat([best, tile], 1), torch.cat([at, ids], 1)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment, chosen_at
+from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment, chosen, chosen_at, preactivations
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.rules.thresholds import Thresholds, by_threshold
 from sparseworks.codes.autoencoders.rules.topk import annealed, check_k
+from sparseworks.core.ahead import is_ahead
 from sparseworks.core.codes import Codes
 from sparseworks.exec.codes import places_across
 
@@ -34,11 +36,20 @@ class BatchTopK(LatentRule):
     def __post_init__(self) -> None:
         check_k(self.k, self.start)
 
+    @property
+    def steady(self) -> bool:
+        """With one k throughout."""
+        return self.start is None
+
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """Exactly k B entries while training, counting those that are 0; the B x F matrix is never all in memory."""
         if not sae.training:
             return Coded(by_threshold(sae, x))
         k = min(annealed(self.k, self.start, self.until, moment.progress), sae.width)
+        if is_ahead():
+            scores = preactivations(sae, x).relu_()
+            mask, threshold = _best_of_all(scores, k * len(x))
+            return Coded(chosen(x, sae.encoder, sae.b_enc, mask), threshold=threshold)
         indices, lengths, threshold = places_across(x, sae.encoder, sae.b_enc, k * len(x))
         codes = chosen_at(x, sae.encoder, sae.b_enc, indices, lengths)
         return Coded(rectified(codes), threshold=threshold)
@@ -48,6 +59,16 @@ class BatchTopK(LatentRule):
         if threshold is not None:
             sae.threshold.copy_(threshold)
         return Thresholds()
+
+
+def _best_of_all(
+    scores: Float[Tensor, "rows width"], count: int
+) -> tuple[Bool[Tensor, "rows width"], Float[Tensor, ""]]:
+    """The `count` largest of a batch that are above 0 (all that tie with the least of them), and that least."""
+    cut = scores.flatten().topk(count, sorted=False).values.min()
+    mask = (scores >= cut) & (scores > 0)
+    least = scores.masked_fill(~mask, torch.inf).min()
+    return mask, torch.where(least.isinf(), torch.nan, least)
 
 
 def rectified(codes: Codes) -> Codes:

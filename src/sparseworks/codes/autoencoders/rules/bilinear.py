@@ -35,6 +35,11 @@ class Bilinear(LatentRule):
         if self.alpha < 0 or (self.ordered and self.mixed):
             raise BudgetError("A bilinear autoencoder takes alpha >= 0, and is ordered or mixed, not both.")
 
+    @property
+    def steady(self) -> bool:
+        """Not looked at."""
+        return False
+
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """Refused: there are no codes."""
         raise RecipeError("Latents of a bilinear autoencoder are dense: call `latents`.")

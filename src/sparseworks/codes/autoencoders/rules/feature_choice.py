@@ -46,6 +46,11 @@ class FeatureChoice(LatentRule):
         if self.quotas not in ("uniform", "zipf"):
             raise BudgetError(f"Quotas are uniform or zipf, got {self.quotas!r}.")
 
+    @property
+    def steady(self) -> bool:
+        """Never: mutual choice comes first, and quotas follow the densities."""
+        return False
+
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """Exactly m_i entries a column while training, counting those that are 0."""
         if not sae.training:

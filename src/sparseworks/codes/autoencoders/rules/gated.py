@@ -14,6 +14,7 @@ from sparseworks.codes.autoencoders.latent import (
     Coded,
     LatentRule,
     Moment,
+    Penalised,
     chosen,
     least_kept,
     preactivations,
@@ -26,7 +27,7 @@ from sparseworks.exec.codes import decode
 
 @LATENTS.register("gated")
 @dataclass(frozen=True)
-class Gated(LatentRule):
+class Gated(Penalised):
     """z = 1{g > 0} ReLU(exp(r) W x + b_enc), g = W x + b_gate - level; penalty sum_i ReLU(g_i) ||d_i||, further loss ||x - Dec(ReLU(g))||^2 with
     the decoder held fixed.
 
@@ -37,9 +38,6 @@ class Gated(LatentRule):
 
     Source: Rajamanoharan et al., 2024, arXiv 2404.16014.
     """
-
-    weight: float = 1e-1
-    l0: float | None = None
 
     def parameters(self, width: int, d_in: int) -> dict[str, Tensor]:
         """r and b_gate; b_enc is the bias of the magnitudes."""
@@ -60,24 +58,17 @@ class Gated(LatentRule):
             gate = torch.nn.functional.linear(x, sae.encoder, bias)
             is_open = gate > 0
         plain = chosen(x, sae.encoder, None, is_open)
-        at, kept = plain.indices.long(), plain.kept()
-        strength = (sae.r_mag[at].exp() * plain.values + sae.b_enc[at]).relu() * kept
+        kept = plain.among(is_open)
+        gain, shift = plain.of_latents(sae.r_mag.exp()), plain.of_latents(sae.b_enc)
+        strength = (gain * plain.values + shift).relu() * kept
         codes = Codes(strength, plain.indices, plain.width, plain.lengths)
         if not sae.training:
             return Coded(codes)
-        gates = (plain.values + bias[at]).relu() * kept
-        penalty = (gates * sae.W_dec.norm(dim=1)[at]).sum() / max(len(x), 1)
+        gates = (plain.values + plain.of_latents(bias)).relu() * kept
+        penalty = (gates * plain.of_latents(sae.W_dec.norm(dim=1))).sum() / max(len(x), 1)
         rough = decode(Codes(gates, plain.indices, plain.width, plain.lengths), sae.W_dec.detach(), sae.b_dec.detach())
         extra = (sae.wanted - rough).square().mean() if sae.wanted is not None else None
         return Coded(codes, penalty, extra, above=torch.stack([(gate > o).sum() for o in OFFSETS]))
-
-    def pressure(self) -> float:
-        """The weight."""
-        return self.weight
-
-    def target_l0(self) -> float | None:
-        """The L0 to steer to."""
-        return self.l0
 
     def fold(self, sae: SparseAutoencoder, scale: float) -> None:
         """(b_gate - level) / scale."""

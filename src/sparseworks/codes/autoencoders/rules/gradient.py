@@ -8,12 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment, chosen, preactivations
+from sparseworks.codes.autoencoders.latent import (
+    LATENTS,
+    Coded,
+    LatentRule,
+    Moment,
+    best_of_rows,
+    chosen,
+    preactivations,
+)
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.rules.batch_topk import rectified
 from sparseworks.codes.autoencoders.rules.topk import TopK, check_k
-from sparseworks.core.patterns import unstructured
-from sparseworks.core.select import select_mask
 
 
 @LATENTS.register("gradient_topk")
@@ -42,7 +48,7 @@ class GradientTopK(LatentRule):
             g = moment.gradients.to(x.dtype)
             g = g / g.norm(dim=1).mean().clamp(min=1e-30)
             scores *= 1 + self.beta * (g @ sae.W_dec.T).abs()
-        mask = select_mask(scores, unstructured("row"), min(self.k, sae.width))
+        mask = best_of_rows(scores, min(self.k, sae.width))
         return Coded(rectified(chosen(x, sae.encoder, sae.b_enc, mask)))
 
     def exported(self, sae: SparseAutoencoder, threshold: Tensor | None) -> LatentRule:

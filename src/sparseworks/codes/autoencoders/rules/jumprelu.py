@@ -16,6 +16,7 @@ from sparseworks.codes.autoencoders.latent import (
     Coded,
     LatentRule,
     Moment,
+    Penalised,
     chosen,
     least_kept,
     preactivations,
@@ -27,7 +28,7 @@ from sparseworks.core.codes import Codes
 
 @LATENTS.register("jumprelu")
 @dataclass(frozen=True)
-class JumpReLU(LatentRule):
+class JumpReLU(Penalised):
     """z = pi 1{pi > theta}, theta = exp(log_threshold + level); penalty mean_rows ||z||_0.
 
     dz/dtheta = -(theta / eps) K((pi - theta) / eps) and d1{pi > theta}/dtheta = -(1 / eps) K(..), K the unit rectangle.
@@ -44,7 +45,6 @@ class JumpReLU(LatentRule):
     """
 
     weight: float = 3e-2
-    l0: float | None = None
     threshold: float | None = None
     bandwidth: float = 1e-3
 
@@ -72,20 +72,11 @@ class JumpReLU(LatentRule):
         bandwidth = self.bandwidth * math.sqrt(x.shape[1])
         near = on | ((scores - theta.detach()).abs() <= bandwidth / 2)
         pre = chosen(x, sae.encoder, sae.b_enc, near)
-        at, kept = pre.indices.long(), pre.kept()
-        on = on.gather(1, at) & kept
-        values, count = _Jump.apply(pre.values, theta[at], on, kept, bandwidth)
+        on, kept = pre.among(on), pre.among(near)
+        values, count = _Jump.apply(pre.values, pre.of_latents(theta), on, kept, bandwidth)
         above = torch.stack([(scores > theta.detach() * math.exp(o)).sum() for o in OFFSETS])
         codes = Codes(values, pre.indices, pre.width, pre.lengths)
         return Coded(codes, count.sum() / max(len(x), 1), above=above, on=on)
-
-    def pressure(self) -> float:
-        """The weight."""
-        return self.weight
-
-    def target_l0(self) -> float | None:
-        """The L0 to steer to."""
-        return self.l0
 
     def fold(self, sae: SparseAutoencoder, scale: float) -> None:
         """theta / scale, the level inside."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.rules.topk import check_k
+from sparseworks.core.ahead import is_ahead
 from sparseworks.core.codes import Codes
 from sparseworks.exec.codes import decode, encode_topk
 
@@ -65,5 +66,7 @@ def merged(values: Float[Tensor, "rows k"], indices: Tensor, width: int) -> Code
     summed = torch.zeros_like(values).scatter_add(1, to, values)
     where = torch.zeros_like(place).scatter_reduce(1, to, torch.where(place < width, place, 0), "amax")
     lengths = new.sum(1)
+    if is_ahead():
+        return Codes(summed, where, width, lengths)
     k = int(lengths.max()) if len(lengths) else 0
     return Codes(summed[:, :k], where[:, :k], width, None if bool((lengths == k).all()) else lengths)

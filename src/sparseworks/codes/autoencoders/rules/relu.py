@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment, chosen, preactivations
+from sparseworks.codes.autoencoders.latent import LATENTS, Coded, Moment, Penalised, chosen, preactivations
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 
 
 @LATENTS.register("relu")
 @dataclass(frozen=True)
-class ReLU(LatentRule):
+class ReLU(Penalised):
     """z = ReLU(pi); penalty mean_rows sum_i z_i ||d_i||.
 
     Attributes:
@@ -23,20 +23,9 @@ class ReLU(LatentRule):
     Source: Bricken et al., 2023, Towards Monosemanticity; Cunningham et al., 2023, arXiv 2309.08600.
     """
 
-    weight: float = 1e-1
-    l0: float | None = None
-
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """All that are positive."""
         del moment
         codes = chosen(x, sae.encoder, sae.b_enc, preactivations(sae, x) > 0)
-        norms = sae.W_dec.norm(dim=1)[codes.indices.long()]
+        norms = codes.of_latents(sae.W_dec.norm(dim=1))
         return Coded(codes, penalty=(codes.values * norms).sum() / max(len(codes), 1))
-
-    def pressure(self) -> float:
-        """The weight."""
-        return self.weight
-
-    def target_l0(self) -> float | None:
-        """The L0 to steer to."""
-        return self.l0

@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.codes.autoencoders.latent import LATENTS, Coded, LatentRule, Moment, chosen, preactivations
+from sparseworks.codes.autoencoders.latent import (
+    LATENTS,
+    Coded,
+    LatentRule,
+    Moment,
+    best_of_rows,
+    chosen,
+    preactivations,
+)
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.core.errors import BudgetError
-from sparseworks.core.patterns import unstructured
-from sparseworks.core.select import select_mask
 from sparseworks.exec.codes import encode_topk
 
 
@@ -50,6 +56,11 @@ class TopK(LatentRule):
     def __post_init__(self) -> None:
         check_k(self.k, self.start)
 
+    @property
+    def steady(self) -> bool:
+        """With one k throughout."""
+        return self.start is None
+
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """The products are never all in memory; see `exec.codes.encode_topk`."""
         k = min(annealed(self.k, self.start, self.until, moment.progress), sae.width)
@@ -73,5 +84,5 @@ class AbsoluteTopK(LatentRule):
         """Chosen by |pi|, row by row."""
         del moment
         scores = preactivations(sae, x).abs()
-        mask = select_mask(scores, unstructured("row"), min(self.k, sae.width))
+        mask = best_of_rows(scores, min(self.k, sae.width))
         return Coded(chosen(x, sae.encoder, sae.b_enc, mask))
