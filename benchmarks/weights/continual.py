@@ -2,10 +2,11 @@
 
 Accuracy in the layout of the papers, methods x densities, with forgetting, training FLOPs, memory or errors over the stream beside it.
 Five tasks of two classes each, or a stream in eight megabatches: perceptrons on scikit-learn's digits, or with `--data` (a folder with
-`vision/cifar10_*.npz`) six convolutions on CIFAR-10, for SparCL and APP.
+`vision/cifar10_*.npz` and `vision/fashion_mnist.npz`) SparCL and APP with six convolutions on CIFAR-10 or perceptrons on Fashion-MNIST.
 
     python benchmarks/weights/continual.py --threads 1 --json continual
     python benchmarks/weights/continual.py --data DATA --device cuda --parts rehearsal megabatches --json continual_cifar10
+    python benchmarks/weights/continual.py --data DATA --images fashion --parts rehearsal megabatches --threads 1 --json continual_fashion
     python benchmarks/weights/continual.py --width 32 --parts told --densities 0.2 0.1 0.05 --growth random gradient --threads 1 --json continual_wide
 """
 
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import DEVICE, arguments
-from images import Images, cifar, convolutional
+from images import Images, cifar, convolutional, fashion
 from rows import Row, Rows, record_of
 
 import sparseworks as sw
@@ -67,9 +68,9 @@ class Stream(NamedTuple):
     y: Tensor
 
     def net(self, *widths: int) -> nn.Sequential:
-        """A perceptron for vectors; six convolutions for images, whatever the widths."""
+        """A perceptron of these widths after its input for vectors; six convolutions for images, whatever the widths."""
         if self.x.dim() == 2:
-            return mlp(*widths)
+            return mlp(self.x.shape[1], *widths)
         return convolutional(self.x.shape[1], seed=int(torch.randint(2**31, ()))).to(self.x.device)
 
 
@@ -217,7 +218,7 @@ def class_incremental(
 ) -> Row:
     """Accuracy over all classes with DER++; the last layer is dense."""
     torch.manual_seed(seed)
-    model, g = stream.net(64, 128, 128, 10), torch.Generator().manual_seed(seed)
+    model, g = stream.net(128, 128, 10), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     steps = [planned(len(part.x), epochs, how.removed, batch) for part in stream.tasks]
     buffer, accuracies, run, seen = Reservoir(size, seed=seed), torch.zeros(5, 5), None, 0
@@ -345,7 +346,7 @@ FINAL = round(0.8**4.5, 6)
 def anytime(stream: Stream, name: str, seed: int, epochs: int, megabatches: int, size: int) -> Row:
     """Final accuracy, gap between training and test accuracy, and errors in per cent summed over megabatches, replaying all."""
     torch.manual_seed(seed)
-    model, g = stream.net(64, 256, 256, 10), torch.Generator().manual_seed(seed)
+    model, g = stream.net(256, 256, 10), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     order, errors, run, gap, right = torch.randperm(len(stream.x), generator=g), 0.0, None, 0.0, 0.0
     method = None if name == "dense" else sw.method(name) if name == "app" else sw.method(name, density=FINAL)
@@ -399,7 +400,8 @@ def main() -> None:
     given = arguments(
         (__doc__ or "").split("\n")[0],
         device=DEVICE,
-        data={"type": Path, "default": None, "help": "folder with vision/cifar10_*.npz; default: digits"},
+        data={"type": Path, "default": None, "help": "folder with vision/; default: digits"},
+        images={"choices": ("cifar10", "fashion"), "default": "cifar10", "help": "those of `data`"},
         parts={
             "nargs": "+",
             "default": PARTS,
@@ -421,8 +423,13 @@ def main() -> None:
     setting = {"steps": steps} | ({"width": given.width} if given.width != 8 else {})
     where = {"folder": given.json.parent / "journals"} if given.json and given.json.parent != Path() else {}
     if given.data is not None:
-        rows = Rows("continual_cifar10", setting, quick=given.quick, **where)
-        images = cifar(given.data).to(given.device)
+        rows = Rows(f"continual_{given.images}", setting, quick=given.quick, **where)
+        images = (cifar if given.images == "cifar10" else fashion)(given.data).to(given.device)
+        images = (
+            images
+            if given.images == "cifar10"
+            else images._replace(x=images.x.flatten(1), x_test=images.x_test.flatten(1))
+        )
         images = images.first(200) if given.quick else images
         photographs(rows, images, given.parts, seeds, steps, given.quick)
     else:
@@ -435,9 +442,9 @@ def main() -> None:
 
 
 def photographs(rows: Rows, images: Images, parts: Sequence[str], seeds: int, steps: int, quick: bool) -> None:
-    """SparCL and APP with six convolutions; "longer" trains SparCL for as many FLOPs as RigL costs."""
+    """SparCL and APP on images; "longer" trains SparCL for as many FLOPs as RigL costs."""
     stream, epochs, batch = stream_of(*images), max(steps // 5, 2), 64
-    every = max(5 * epochs * 1200 // (50 * batch), 2)  # five of fifty epochs
+    every = max(5 * epochs * len(images.x) // (5 * 50 * batch), 2)  # five of fifty epochs
     for seed in range(seeds):
         for density in ((0.25,) if quick else (0.25, 0.1)) if "rehearsal" in parts else ():
             ways = rehearsals(density, every)

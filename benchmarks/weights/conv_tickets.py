@@ -152,8 +152,15 @@ def by_chance(weights: Any, began: Any, masks: Any, total: int) -> Any:
     return activated(weights, anywhere, masks, total)
 
 
+def both(a: Row, b: Row) -> Row:
+    """The mean of two trainings of as many weights."""
+    zeros = (a.record.more["zeros_after_relu"] + b.record.more["zeros_after_relu"]) / 2
+    value = (a.record.value + b.record.value) / 2
+    return replace(b, record=replace(b.record, value=value, more={"zeros_after_relu": zeros}))
+
+
 def cycle(run: Run, label: str, seed: int, rate: float, density: float) -> list[Row]:
-    """Down to `density`; a row at every round below a half of the weights."""
+    """Down to `density`; a row at every round below a half of the weights, the mean where one density is trained twice."""
     method = sw.method(CYCLES[label], density=density, schedule=Survivors(rate))
     model, found, began = run.net(seed).to(run.device), list[Row](), time.perf_counter()
 
@@ -163,6 +170,8 @@ def cycle(run: Run, label: str, seed: int, rate: float, density: float) -> list[
         more = {"zeros_after_relu": dead(model, run.data.x_test[:500])}
         known = (run, label, method, supports, round(done.density, 4), seed, run.score(model), len(found) + 3)
         found.append(row(*known, time.perf_counter() - began, more=more))
+        if len(found) > 1 and found[-2].density == found[-1].density:
+            found[-2:] = [both(*found[-2:])]
 
     chance = patch.object(cycles_run, "activated", by_chance) if "chance" in label else nullcontext()
     with chance:

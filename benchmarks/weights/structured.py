@@ -2,7 +2,7 @@
 
 Methods x shares of units that go, each from the same trained network: accuracy right after the run, then the network is sliced
 and timed beside the dense one, both as torch runs them. ResNet-20 on CIFAR-10 from a folder with `models/resnet_cifar10` and
-`vision/cifar10_*.npz`; without `--data` or with `--quick` a small residual network on scikit-learn's digits. Shortcuts of
+`vision/cifar10_*.npz`; without `--data` a small residual network on scikit-learn's digits. Shortcuts of
 the CIFAR networks write their channels down, so only the inner channels of blocks without them go. Penalties are given at
 several strengths, HESSO at several numbers of periods. Ten epochs of it take minutes a cell on two cores, seconds on a GPU; a
 short run with one seed says that the methods work there, not which is better, and its rows say so.
@@ -47,15 +47,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "hesso_cric, 1 period": ("hesso_cric", {"periods": 1, "trials": 10}),
     "hesso_cric, 2 periods": ("hesso_cric", {"periods": 2, "trials": 5}),
     "hesso_cric, 10 periods": ("hesso_cric", {"periods": 10}),
-    "hesso_cric, layers tried": ("hesso_cric", {}),
-    "hesso_cric, layers tried, 1 period": ("hesso_cric", {"periods": 1, "trials": 10}),
     **{f"group_lasso, {s}": ("group_lasso", {"strength": s}) for s in (0.01, 0.03, 0.1)},
     **{f"wgsef, {s}": ("wgsef", {"strength": s}) for s in (0.01, 0.03, 0.3)},
 }  # fmt: skip
 """Label -> the registered method, and what its regime is told."""
 METHODS = tuple(VARIANTS)[:8]
-FED = tuple(label for label in VARIANTS if "layers tried" in label)
-"""Those whose sparsifier is given data, on which layers are projected as in the released code."""
 GONE = (0.3, 0.5, 0.7)
 BATCH = 64
 
@@ -105,13 +101,12 @@ def cifar(folder: Path, count: int, device: str = "cpu") -> Task:
 
 
 def trained(
-    task: Task, model: nn.Module, method: Method | None, epochs: int, seed: int = 0, *, fed: bool = False
+    task: Task, model: nn.Module, method: Method | None, epochs: int, seed: int = 0
 ) -> tuple[sw.Sparsifier | None, float]:
     """Train `model` in place, with warm-up and cosine; with a method its sparsifier, finished. FLOPs beside it."""
     if task.flops is None and method is not None and task.whole:
         listed = dependency_groups(model, task.x[:2], whole=task.whole)
-        data = {"data": [(task.x[:1000], task.y[:1000])], "loss": _loss} if fed else {}
-        make = lambda o, n: sw.Sparsifier(model, method, o, steps=n, couplings=listed, seed=seed, **data)  # noqa: E731
+        make = lambda o, steps: sw.Sparsifier(model, method, o, steps=steps, couplings=listed, seed=seed)  # noqa: E731
         run = trained_on_images(model, Images(*task[3:7]), Course(epochs, task.rate), seed, make)
         run.finish()
         return run, 0.0
@@ -138,10 +133,6 @@ def trained(
     if run is not None:
         run.finish()
     return run, flops.total
-
-
-def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
 
 
 def accuracy(task: Task, model: nn.Module) -> float:
@@ -183,7 +174,7 @@ def measured(
     """Accuracy after the run; the first seed's network is sliced and timed as well."""
     model = copy.deepcopy(task.model)
     method = named(name, gone, epochs * (len(task.x) // BATCH), task.rate)
-    run, flops = trained(task, model, method, epochs, seed, fed=name in FED)
+    run, flops = trained(task, model, method, epochs, seed)
     assert run is not None
     reached = accuracy(task, model)
     record = record_of(

@@ -106,8 +106,7 @@ def train_retriever(
     method = TermMethod.of(method)
     _check(encoder, method, pairs, teachers, steps, batch_size)
     batch_size = min(batch_size, len(pairs))
-    queries = encoder.token_ids([row[0] for row in pairs], True)
-    documents = [encoder.token_ids(column, False) for column in zip(*(row[1:] for row in pairs), strict=True)]
+    texts = _Texts(encoder, method, pairs, teachers, idf)
     parameters = [p for p in encoder.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: _rate(t, steps))
@@ -119,12 +118,7 @@ def train_retriever(
         run = None if folder is None else _Run(Path(folder), key, encoder, optimizer, schedule, seen)
         start = run.resume() if run else 0
         for step in bar(range(start, steps), "train", progress):
-            rows = _rows(step, batch_size, len(pairs), seed)
-            wq = encoder.weights([queries[i] for i in rows], True)
-            wd = torch.stack([encoder.weights([column[i] for i in rows], False) for column in documents])
-            teacher = _taught(teachers, pairs, rows, wq) if method.loss.needs_teacher else None
-            rank = method.loss(wq @ wd.flatten(0, 1).T, torch.arange(len(rows), device=wq.device), teacher)
-            cost = _cost(method.query_regulariser, wq, idf) + _cost(method.document_regulariser, wd, idf)
+            rank, cost = texts.losses(_rows(step, batch_size, len(pairs), seed), seen)
             total = rank + quadratic_ramp(step + 1, round(method.ramp * steps)) * cost
             if not bool(torch.isfinite(total)):
                 raise NonFiniteError(f"The loss is {float(total)} at step {step}: lower the rate.")
@@ -134,13 +128,34 @@ def train_retriever(
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
             schedule.step()
-            seen.loss.append(float(rank.detach()))
-            seen.nnz_query.append(_entries(wq))
-            seen.nnz_document.append(_entries(wd))
             if run and ((step + 1) % save_every == 0 or step + 1 == steps):
                 run.save(step + 1)
     encoder.eval()
     return seen
+
+
+class _Texts:
+    """Pairs as token ids, and what a batch of them costs."""
+
+    def __init__(
+        self, encoder: TermEncoder, method: TermMethod, pairs: Sequence[Sequence[str]], teachers: Sequence[Teacher],
+        idf: Tensor | None,
+    ):  # fmt: skip
+        self.encoder, self.method, self.pairs, self.teachers, self.idf = encoder, method, pairs, teachers, idf
+        self.queries = encoder.token_ids([row[0] for row in pairs], True)
+        self.documents = [encoder.token_ids(c, False) for c in zip(*(row[1:] for row in pairs), strict=True)]
+
+    def losses(self, rows: Sequence[int], seen: Progress) -> tuple[Tensor, Tensor]:
+        """Loss of ranking, and the regularisers' cost before the ramp."""
+        method, weigh = self.method, self.encoder.weights
+        wq = weigh([self.queries[i] for i in rows], True)
+        wd = torch.stack([weigh([column[i] for i in rows], False) for column in self.documents])
+        teacher = _taught(self.teachers, self.pairs, rows, wq) if method.loss.needs_teacher else None
+        rank = method.loss(wq @ wd.flatten(0, 1).T, torch.arange(len(rows), device=wq.device), teacher)
+        seen.loss.append(float(rank.detach()))
+        seen.nnz_query.append(_entries(wq))
+        seen.nnz_document.append(_entries(wd))
+        return rank, _cost(method.query_regulariser, wq, self.idf) + _cost(method.document_regulariser, wd, self.idf)
 
 
 def _entries(w: Tensor) -> float:

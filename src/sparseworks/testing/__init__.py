@@ -1,4 +1,4 @@
-"""Public conformance suites: what every score, pattern, statistic, allocator, repair, solver, form, format, kernel, mask and method of training must hold.
+"""Public conformance suites: what every score, pattern, statistic, allocator, repair, solver, form, format, kernel, mask, method of training and slot of a term encoder must hold.
 
 Each `check_*` takes the registered class, or an instance, and raises AssertionError with a sentence that says what broke.
 `check_composition` runs one score through every registered pattern, allocator, repair, solver and format on a toy model.

@@ -1,4 +1,5 @@
-"""What a method must do on a GPU: what it does on the CPU. `python -m sparseworks.testing.device cuda` asks all of them.
+"""What a method must do on a GPU: what it does on the CPU. `python -m sparseworks.testing.device cuda` asks all of them; with `pretended`
+in place of `cuda` no GPU is needed, and what is found are tensors that would not be on it, see `testing.pretend`.
 
 Nothing is drawn on a device: models, data and generators are the CPU's and are moved, so that a seed means the same everywhere.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, singledispatch
 from typing import Any
@@ -31,6 +33,7 @@ from sparseworks.core.support import Support
 from sparseworks.testing import activations, attention, cache, encoder, pursuit, regime, trained
 from sparseworks.testing.decoder import Decoder
 from sparseworks.testing.examples import require
+from sparseworks.testing.pretend import pretended
 
 AGREE = 0.95
 """Share of what is kept that two devices must agree on: sums in another order decide near ties otherwise."""
@@ -255,6 +258,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Ask every registered method, print what failed, and return how many did."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     device, names = (given or ["cuda"])[0], given[1:] or METHODS.names()
+    with pretended() if device == "pretended" else nullcontext(device) as at:
+        asked, failed = _ask(names, at)
+    print(f"{asked} methods do on {device} what they do on the CPU, {failed} do not; others have no device")
+    return failed
+
+
+def _ask(names: Sequence[str], device: torch.device | str) -> tuple[int, int]:
     asked, failed = 0, 0
     for name in names:
         try:
@@ -266,8 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ]
             print(f"{name}: {type(error).__name__}: {str(error)[:300]} [{' < '.join(at[::-1][:4])}]", flush=True)
             failed += 1
-    print(f"{asked} methods do on {device} what they do on the CPU, {failed} do not; others have no device")
-    return failed
+    return asked, failed
 
 
 if __name__ == "__main__":

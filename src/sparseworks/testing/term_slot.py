@@ -134,7 +134,7 @@ def _norm(subject: TermNorm, name: str) -> None:
     w[3] = 0
     y = subject(w)
     require(y.shape == w.shape and y.dtype == w.dtype, f"{name} changes shape or type.")
-    require(torch.equal(y != 0, w != 0), f"{name} changes which terms have weights.")
+    require(torch.equal(y.bool(), w.bool()), f"{name} changes which terms have weights.")
     require(
         torch.equal(y.argsort(dim=1, stable=True), w.argsort(dim=1, stable=True)), f"{name} changes the order of terms."
     )

@@ -41,8 +41,8 @@ def pcp_at_its_best(images, masks):
 def test_a_short_training_finds_small_objects_better_than_pcp_with_its_best_threshold():
     images, masks = scenes(120, seed=0)
     test, truth = scenes(20, seed=1)
-    network = sw.method("rpcanet")(stages=2, channels=8, object_layers=2, merge_layers=1, reach=9)
-    history = Training(steps=90, batch=4, rate=5e-3)(network, images, masks)
+    network = sw.method("rpcanet")(stages=2, channels=8, object_layers=2, merge_layers=1, reach=5)
+    history = Training(steps=60, batch=4, rate=5e-3)(network, images, masks)
     with torch.no_grad():
         _, target = network(test)
     ours, pcp = iou(target > 0, truth), pcp_at_its_best(test, truth)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 import sparseworks as sw
 from sparseworks.codes.numerics.kronecker import KroneckerProjection
@@ -46,6 +47,17 @@ def test_small_changes_are_followed_without_a_new_factor_and_batches_end():
     for _ in range(4):
         held.update(torch.randn(6, 1, generator=g, dtype=torch.float64))
     assert factored == [3] and held.changes == 1
+
+
+def test_a_change_costs_a_part_of_the_products_of_a_new_factor():
+    a, w, g = problem(16, 220)
+    held = KroneckerProjection(a, w, batch=100)
+    with FlopCounterMode(display=False) as update:
+        held.update(torch.randn(16, 1, generator=g, dtype=torch.float64))
+    assert held.changes == 1
+    with FlopCounterMode(display=False) as anew:
+        held._factor()  # and its Cholesky factor is not even counted
+    assert 2 * update.get_total_flops() < anew.get_total_flops()
 
 
 def test_it_projects():

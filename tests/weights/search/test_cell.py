@@ -54,6 +54,13 @@ def test_what_is_built_has_the_chosen_operations_and_new_weights():
     assert not torch.equal(chosen.edges[0].weight, model[1].edges[0]["conv"].weight)
 
 
+def test_what_is_built_lies_where_the_cell_lay():
+    for place in (torch.float64, "meta"):
+        model = nn.Sequential(nn.Conv2d(1, 4, 1), cell()).to(place)
+        built = derive(model, {"1": (Edge(0, 1, "conv"), Edge(0, 2, "skip"))})
+        assert {(p.dtype, p.device) for p in built.parameters()} == {(model[1].alpha.dtype, model[1].alpha.device)}
+
+
 def test_a_choice_that_does_not_fit_is_refused():
     model = nn.Sequential(cell())
     with pytest.raises(ModelError, match="no genotype"):

@@ -95,7 +95,7 @@ class Blockwise:
         batch, heads, n, d = k.shape
         held = Held(
             k, v, at.int().expand(batch, heads, -1), torch.ones(batch, heads, n, dtype=torch.bool, device=k.device),
-            query[:, :, self._block], torch.full((batch,), self._tokens - 1), torch.full((batch,), n),
+            query[:, :, self._block], at.new_full((batch,), self._tokens - 1), at.new_full((batch,), n),
             d**-0.5 if scale is None else scale, "prefill", layer, self.run.count, self._memory.setdefault(layer, {}), module,
         )  # fmt: skip
         return kept_tokens(held, method)

@@ -106,9 +106,13 @@ class RaggedLayer(KVLayer):
         """What a score sees."""
         k, v, positions = self.holding.padded()
         assert self.count is not None
-        now = torch.full((len(call.q),), self.seen - 1)
+        valid, count = (
+            self.holding.valid().to(k.device),
+            self.count.to(k.device),
+        )  # counts are kept on the CPU, scores are not
+        now = torch.full_like(count, self.seen - 1)
         return Held(
-            k, v, positions, self.holding.valid(), call.q.detach(), now, self.count, scale_of(call.scale, call.q.shape[-1]),
+            k, v, positions, valid, call.q.detach(), now, count, scale_of(call.scale, call.q.shape[-1]),
             phase, call.layer, call.run.count, self.memory, call.module,
         )  # fmt: skip
 

@@ -51,5 +51,6 @@ add(
     schedule=Survivors(0.2), cycle=Cycle(rewind=0.05, activate=0.1), catalog=(135,),
     when="Iterative pruning of a network with ReLU, whose units die.",
     when_not="Activations pass negative inputs: dropping negative weights wakes nothing up. Accuracy alone counts: on digits at 85 % sparsity that of `imp` "
-    "was equal (fewer zeros after ReLU: 22 against 27 %), and in four layers at 90 % it was 3 points higher.",
+    "was equal (fewer zeros after ReLU: 22 against 27 %), and in four layers at 90 % it was 3 points higher; six convolutions on CIFAR-10 at "
+    "96 % were right in 64.0 % with 50.3 % zeros, those of `imp` in 63.6 with 50.9, with negatives by chance in 63.0 (five seeds).",
 )  # fmt: skip

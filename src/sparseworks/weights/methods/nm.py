@@ -82,7 +82,7 @@ add(
     "bdwp", Magnitude(), "2:8", FANG, "Two of three products of training skip; 0.56 % of accuracy at 2:8.",
     train=Bidirectional(), catalog=(36,),
     when="Training itself is to skip products, on hardware that multiplies N:M in both directions.",
-    when_not="Only inference shall be fast: SR-STE needs no second mask.",
+    when_not="Only inference shall be fast: SR-STE needs no second mask. A trained ResNet-20 tuned at 2:8 on CIFAR-10 came to 88.1 %, by SR-STE to 87.0 (one seed).",
 )  # fmt: skip
 add(
     "ast", Magnitude(), "2:4", AST, "Retrains a dense model to 2:4: annealed decay of dropped weights inside Adam; distil from the dense model.",

@@ -50,7 +50,8 @@ add(
     schedule=Annealing(), train=LearnedThreshold(), status="experimental", catalog=(250,),
     when="The density may come out of training instead of being given.",
     when_not="A budget has to be met: see `autosparse_topk`. From thresholds of 0.1 it kept 41 % on digits and learned, where without the gradient 3 % "
-    "were left; but at a density of 0.4 thresholds without it, begun lower, were more accurate.",
+    "were left; but at a density of 0.4 thresholds without it, begun lower, were more accurate. So they were in a ResNet-20 on CIFAR-10 (one seed): 63.9 % "
+    "with 14 % kept and 60.4 with 4 %; annealed 61.0 and 58.7 with 57 and 54 %, with a constant share 62.4 and 57.1 with 45 and 46 %.",
 )  # fmt: skip
 add(
     "autosparse_topk", Magnitude(), "tensor", KUNDU, "The same annealed gradient at a fixed budget.",
@@ -62,7 +63,8 @@ add(
     "gmp_harmonic", Magnitude(), "tensor", STAMATELIS, "A sparsity ramp that oscillates, so that weights return.",
     schedule=Harmonic(), train=Regrow(), status="experimental", catalog=(118,),
     when="Weights that were dropped too early are to have another chance, as in reinforcement learning.",
-    when_not="The sparsity must never fall again. At 90 and 95 % in a game of three users cubic and linear ramps were as good.",
+    when_not="The sparsity must never fall again. At 90 and 95 % in a game of three users cubic and linear ramps were as good; so "
+    "they were where two users follow a channel that moves (98 %, ten seeds: 1.56, 1.55 and 1.56 successes a slot, dense 1.60).",
 )  # fmt: skip
 add(
     "variational_dropout", Magnitude(), "tensor", MOLCHANOV, "Weights learn their noise; density emerges. Against magnitude better at high sparsity.",

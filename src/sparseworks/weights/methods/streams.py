@@ -27,14 +27,18 @@ add(
     "A support for every task, found by drop-and-grow; what earlier tasks use is used but not moved: nothing is forgotten.",
     budget=Density(0.2), allocate=ERK(), schedule=Cosine(0.5, end=0.005), train=TaskDropGrow(), catalog=(2,),
     when="Tasks come one after another with their names known, and nothing learned may be forgotten.",
-    when_not="Tasks are not told apart at inference, or there are more than the weights can hold: each takes its share.",
+    when_not="Tasks are not told apart at inference, or there are more than the weights can hold: each takes its share. With "
+    "`allocate=\"uniform\"` at 10 % and less small layers starve: 92.6 and 68.4 % of tasks of digits at 10 and 5 %, here 97.4 and 97.3; four "
+    "times as wide 98.9 and 97.6, here 99.2 and 98.9 (three seeds).",
 )  # fmt: skip
 add(
     "sparcl", Magnitude() + Gradient(), "tensor", WANG,
     "With rehearsal: supports widen for a new task and are exchanged within it, and gradients are sparser than weights.",
     budget=Density(0.25), train=ShrinkExpand(), catalog=(88,), status="experimental",
     when="Tasks come one after another, a rehearsal buffer is there, and training itself has to be cheap.",
-    when_not="No examples of earlier tasks may be kept, or density is near 5 %: there SNIP was ahead, 0.62 to 0.50 on tasks of digits.",
+    when_not="No examples of earlier tasks may be kept, or accuracy decides alone: on tasks of digits at 25 % and 10 % 75.0 and "
+    "67.9 % with all examples, 73.2 and 65.3 with a third of them removed, RigL 71.0 and 68.6, SNIP 75.2 and 70.9 (three seeds). On CIFAR-10 it was ahead "
+    "of both for a fifth of dense training's FLOPs, but in one seed only: 29.1 and 30.0 %, 27.8 and 29.0, 26.6 and 26.8, dense 29.4.",
 )  # fmt: skip
 add(
     "sharp", Magnitude(), "tensor", GURBUZ,
@@ -47,5 +51,6 @@ add(
     "app", SNIP(), "global", MISRA, "Prunes a little before every megabatch of a stream: an anytime learner, smaller all the while.",
     budget=Density(0.8**4.5), schedule=Survivors(), train=Staged(start=1 / 4.5), catalog=(137,),
     when="Data come in megabatches, and a model that works is wanted after each, smaller all the while.",
-    when_not="All data are there at once: one pruning can look at all of them.",
+    when_not="All data are there at once: one pruning can look at all of them. Or the gap between training and test accuracy is to be small: after eight "
+    "megabatches of 20, 60 and 140 digits it was 9.2, 3.9 and 1.9 points, SNIP's 9.4, 3.5 and 2.1, the dense model's 8.7, 4.2 and 1.6.",
 )  # fmt: skip

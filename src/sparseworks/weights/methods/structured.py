@@ -40,19 +40,23 @@ add(
     "wgsef", Magnitude(), "global", WGSEF, "At most k groups by the envelope of that constraint: the strong ones hardly shrink.",
     train=GroupProx(), status="experimental", catalog=(44,),
     when="At most k groups may stay, and those that stay shall hardly shrink.",
-    when_not="The number of groups is to come out of training: see `group_lasso`, which of tuned strength was as good on planted groups.",
+    when_not="The number of groups is to come out of training: see `group_lasso`, which of tuned strength was as good on planted groups. In a trained ResNet-20 "
+    "tuned on CIFAR-10, the best of three strengths each: with 80 % of inner channels gone 80.2 %, 79.5 by `group_lasso` with fewer parameters, 77.5 by "
+    "`group_magnitude`; with half gone 86.6, 87.2 and 87.1 (two or three seeds).",
 )  # fmt: skip
 add(
     "hesso", Magnitude(), "global", CHEN, "Exactly K groups shrink to zero in periods, by a mix of five scores.",
     train=ShrinkGroups(), catalog=(177,),
-    when="Exactly K groups are to go during one training, without a penalty to tune.",
-    when_not="Most groups go: see `hesso_cric`, which tries them out first.",
+    when="Exactly K groups are to go during one training, without a penalty to tune. In a trained ResNet-20 tuned on CIFAR-10 with 80 % of inner channels "
+    "gone 79.7 %, one cut by norm 77.5 (two seeds); with half gone 87.7 and 87.1.",
+    when_not="Most groups of a net without shortcuts go: see `hesso_cric`, which tries them out first.",
 )  # fmt: skip
 add(
     "hesso_cric", Magnitude(), "global", CHEN, "HESSO whose groups are tried out first, so that no layer collapses.",
     train=ShrinkAfterTrials(), catalog=(177,),
     when="As `hesso`, where so many groups go that a wrong choice collapses the model: in a plain net of digits with 80 % gone its loss was lower in 27 of 28 runs, 0.58 against 0.89 in the mean; with 70 % gone a third.",
-    when_not="Few groups go, or layers have shortcuts past them: trying them out costs time, and in a residual net of digits with 80 % gone `hesso` was better in five of six runs.",
+    when_not="Few groups go, or layers have shortcuts past them: trying them out costs time, and in a residual net of digits with 80 % gone `hesso` was better in five of six runs. In a ResNet-20 on CIFAR-10 with 80 % gone 78.0, 79.9, 79.3 and "
+    "80.0 % with 1, 2, 5 and 10 periods, `hesso` 79.7 (two seeds): no difference, but with one period.",
 )  # fmt: skip
 add(
     "network_slimming", Magnitude(), "global", LIU, "L1 on the factors of all norms, then the channels of least |gamma| go.",
@@ -69,6 +73,8 @@ add(
 add(
     "ffr", Magnitude(), "global", WU, "Short and straight ways of the features: filters become small by themselves.",
     train=FeatureFlow(), status="experimental", catalog=(172,),
-    when="A residual network is trained from scratch, and filters are to become small by themselves.",
-    when_not="A number of filters has to be met at the end of training alone: in small nets of digits no filter fell below a third of the largest.",
+    when="A residual network is trained from scratch, and has to bear the loss of filters without fine-tuning: a ResNet-20 on CIFAR-10 without half of its "
+    "inner channels kept 51.5 %, trained plainly 35.7 (three seeds, both factors 0.1).",
+    when_not="The whole network counts: that ResNet had 61.8 % before the cut, trained plainly 69.1; or filters have to reach zero: 0.5 % of its channels "
+    "had factors below 1/1000 of the largest, at 1.0 (33.1 % right) 1.3 %, trained plainly none.",
 )  # fmt: skip

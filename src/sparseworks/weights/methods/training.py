@@ -91,9 +91,11 @@ add(
 )  # fmt: skip
 add(
     "srigl", Magnitude(), "live-fan-in", LASBY, "RigL with equally many inputs a living neuron, which runs fast; weak neurons die.",
-    allocate=ERK(), schedule=Cosine(0.3), train=FanInDropGrow(rescale=True), catalog=(80,), status="experimental",
-    when="Rows shall hold equally many weights, for condensed kernels at small batches, at 90 % sparsity and more.",
-    when_not="Half of the weights stay: neurons hardly die. With few inputs a neuron take `ablate=0.95` (digits, 95 %: 0.91, without 0.89, RigL 0.94).",
+    allocate=ERK(), schedule=Cosine(0.3), train=FanInDropGrow(rescale=True), catalog=(80,),
+    when="Rows shall hold equally many weights, for condensed kernels at small batches, at 90 % sparsity and more. A ResNet-20 with 6000 images of CIFAR-10 "
+    "and 20 epochs came to 57.6 % at 95 % sparsity, RigL to 58.4 (three seeds, deviations 1.7 and 1.1); at 99 % to 47.0, RigL to 43.5 (two).",
+    when_not="Half of the weights stay: neurons hardly die; they did not in that ResNet either, where it was no better than without ablation (57.8 and 48.9). "
+    "In a perceptron RigL stays ahead: with few inputs a neuron take `ablate=0.95` (digits, 95 %: 0.91, without 0.89, RigL 0.94).",
 )  # fmt: skip
 add(
     "g2g", Modular(), "tensor", KONSTANTAROPOULOS, "Matched groups of neurons dense, the rest at random: held while training.",
@@ -112,9 +114,10 @@ add(
 )  # fmt: skip
 add(
     "dsl", Magnitude(), "tensor", WANG, "Drop-and-grow on embedding tables and MLPs of recommenders, from scratch.",
-    schedule=Cosine(0.5, end=0.005), train=DropGrow(stop=1.0), catalog=(29,), status="experimental",
-    when="A recommender's embedding tables and perceptrons are trained from scratch in fixed memory.",
-    when_not="Recall may not fall: at 30 % it was 0.61 (held at random 0.54, dense 0.68); where tables were so wide that it was dense's, so was random's.",
+    schedule=Cosine(0.5, end=0.005), train=DropGrow(stop=1.0), catalog=(29,),
+    when="A recommender's embedding tables and perceptrons are trained from scratch in fixed memory. Recall@20 of LightGCN on 1000 people and items, half of "
+    "its tables kept: 59.2 %, with growth at random 58.3, held at random 56.4, dense 60.1 (three seeds).",
+    when_not="Recall may not fall and few entries may stay: at 30 % it was 55.4 (held at random 47.5). Tables are so wide that a random support does as well.",
 )  # fmt: skip
 add(
     "granet", Magnitude(), "global", LIU, "Dense or half dense at first; prunes gradually and regrows by gradient all the while.",
@@ -132,8 +135,9 @@ add(
     "feddip", Magnitude(), "global", LONG,
     "Federated, see `Server`: clients train what is left out as well, the server chooses again every few rounds.",
     allocate=ERK(), schedule=Cubic(), train=Reconfigure(), catalog=(115,),
-    when="Data lie with many clients, and what they send has to be small.",
-    when_not="All data are in one place: `gmp` and `rigl` need no rounds.",
+    when="Data lie with many clients, and what they send has to be small: on digits with ten clients 97.4 and 97.0 % at 90 and 95 % sparsity, FedDST 96.2 "
+    "and 94.7, SNIP 95.7 and 94.3 (three seeds).",
+    when_not="All data are in one place: `gmp` and `rigl` need no rounds. Of its penalty no gain was seen: without it 97.3 and 97.2 %.",
 )  # fmt: skip
 add(
     "feddst", Magnitude(), "tensor", BIBIKAR,
@@ -147,7 +151,9 @@ add(
     "How an agent prunes at the pace at which it learns, see `PacedQNetworks`; its sparsity follows from its losses.",
     catalog=(82,), status="experimental",
     when="A deep Q-network is to become sparse, and nobody knows how sparse it may be: the return decides.",
-    when_not="A density is given: it ends where the agent can still learn. In small mazes wide networks ended at 0 to 35 % sparsity.",
+    when_not="A density is given: it ends where the agent can still learn. In small mazes wide networks ended at 0 to "
+    "55 % sparsity, with all that they had learned; on CartPole, 20,000 steps, at 45 % and returns of 94, dense 274 ± 192 (three seeds; cut to 95 % along a "
+    "cubic ramp 9).",
 )  # fmt: skip
 add(
     "edge_popup", Magnitude(), "tensor", RAMANUJAN, "Weights stay as drawn; the subnetwork is learned.",

@@ -117,7 +117,7 @@ def cells(model: nn.Module) -> dict[str, Cell]:
 
 
 def derive(model: nn.Module, genotypes: Mapping[str, Genotype]) -> nn.Module:
-    """A copy of `model` whose cells are replaced by what was chosen; everything that can be is drawn anew.
+    """A copy of `model` whose cells are replaced by what was chosen, on their device; everything that can be is drawn anew.
 
     Raises:
         ModelError: a cell has no genotype, or an operation is not of its space.
@@ -132,7 +132,8 @@ def derive(model: nn.Module, genotypes: Mapping[str, Genotype]) -> nn.Module:
         if unknown:
             raise ModelError(f"Cell {name!r} has no operation {unknown[0]!r}; it has {', '.join(cell.operations)}.")
         parent, _, leaf = name.rpartition(".")
-        setattr(derived.get_submodule(parent), leaf, Chosen(cell.operations, genotypes[name]))
+        chosen = Chosen(cell.operations, genotypes[name]).to(cell.alpha.device, cell.alpha.dtype)
+        setattr(derived.get_submodule(parent), leaf, chosen)
     for module in derived.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):

@@ -19,7 +19,7 @@ from sparseworks.core.score import Score
 from sparseworks.core.select import select_mask
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Stat, Stats, WeightGradient
-from sparseworks.stream.gradients import Loss, mean_loss
+from sparseworks.stream.gradients import Loss
 from sparseworks.weights.decide import Job, across, gather_evidence
 from sparseworks.weights.prune import reseeded
 from sparseworks.weights.streaming import evaluating
@@ -69,7 +69,6 @@ class Run:
     _watch: Watch
     _final: Counts
     _measured: Mapping[str, Stats]
-    _loss: Callable[[], float] | None
 
     @property
     def progress(self) -> float:
@@ -85,11 +84,6 @@ class Run:
     def measured(self) -> bool:
         """Whether scores are those of data given for the purpose."""
         return bool(self._measured)
-
-    @property
-    def loss(self) -> Callable[[], float] | None:
-        """While data given for the purpose are at hand: the mean loss of the model as it is on them."""
-        return self._loss
 
     @property
     def units(self) -> Units:
@@ -187,14 +181,13 @@ class Run:
         if data is not None:
             listed, needs = [place.site for place in self.sites], self.method.score.needs | self.regime.needs
             job = Job(self.model, [(self.method, listed)], [], list(data), loss)
-            self._loss = lambda: mean_loss(self.model, job.batches, loss)
             measured = needs - self.regime.gives
             with evaluating(self.model):
                 self._measured = gather_evidence(job, {site.name: measured for site in listed})
         try:
             act(self)
         finally:
-            self._measured, self._loss = {}, None
+            self._measured = {}
 
     def _marks(self, at: Mapping[str, Bool[Tensor, "rows cols"]]) -> list[tuple[Slot, Bool[Tensor, "..."]]]:
         """Marks of sites, laid out like the parameters (this rank's part)."""
