@@ -5,7 +5,9 @@ own, and its peak resident memory (VmHWM) is read at the end. What the interpret
 measured too, and taken off both sides for the ratio that speaks of the model. The streamed run is also held against the weights
 of one block and the activations that wait between blocks. `--shape 1b` is LLaMA 3.2 1B in bfloat16, which is only streamed;
 `--blocks` takes fewer of its blocks, as memory does not depend on their number. Methods that look at second moments of all
-inputs (`--method sparsegpt`) need 8 bytes n^2 of them for a matrix of n inputs, and as much again for their factor.
+inputs (`--method sparsegpt`) need 8 bytes n^2 of them for a matrix of n inputs, and as much again for their factor. Layers of a
+block are solved one after another and their moments let go, so the widest decides: 2 x 512 MiB for the 8192 inputs of a down
+projection of LLaMA 3.2 1B, whose block of weights is 116 MiB. On two quiet cores such a block takes two and a half minutes.
 
     python benchmarks/streaming_memory.py --shape 1b --batches 16 --rows 1 --tokens 256 --threads 2 --json streaming_1b_wanda
 

@@ -57,6 +57,8 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Bytes (batch, length) -> logits of the next."""
 
+    words: Tensor
+
     def __init__(self, size: Size):
         super().__init__()
         self.size = size
@@ -69,7 +71,7 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         # A product, as the gradient of a look-up waits for the GPU, which cannot be recorded.
-        x = (ids.unsqueeze(-1) == self.words).to(self.embed.weight.dtype) @ self.embed.weight
+        x = ids.unsqueeze(-1).eq(self.words).to(self.embed.weight.dtype) @ self.embed.weight
         x = x + self.place.weight[: ids.shape[1]]
         for block in self.blocks:
             x = block(x)

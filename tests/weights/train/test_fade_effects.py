@@ -1,16 +1,17 @@
-"""What values that fade out promise, in equal steps, on a language of 16 letters whose next letter depends on two."""
+"""What weights that fade out promise, in equal steps, on a language of 16 letters whose next letter depends on two."""
 
 from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import sparseworks as sw
 from sparseworks.core.method import Method
-from sparseworks.weights.train import FadeValues, Straight
+from sparseworks.weights.train import FadePatterns, FadeValues, Straight
 
 STEPS = 300
 
@@ -34,16 +35,23 @@ def loss_after(windows, method: Method, seed: int) -> float:
         return float(F.cross_entropy(model(inputs[:4096]), labels[:4096]))
 
 
-def test_at_1_of_32_values_that_fade_exponentially_lose_less_than_sr_ste(windows):
-    """Four seeds: 2.347 (2.342 to 2.359) against 2.437 (2.404 to 2.460).
+@pytest.fixture(scope="module")
+def decayed(windows) -> list[float]:
+    """SR-STE at the best decay of 0, 2e-5, 2e-4 (the paper's) and 2e-3; at rates of 4e-3, 2e-2 and 4e-2 the order is the same."""
+    method = sw.method("sr_ste", pattern="1:32", train=Straight(decay=2e-5))
+    return [loss_after(windows, method, seed) for seed in (0, 1)]
 
-    SR-STE's decay is the best of 0, 2e-5, 2e-4 (the paper's) and 2e-3; at rates of 4e-3, 2e-2 and 4e-2 the order is the same.
-    """
-    faded, decayed = (
-        [loss_after(windows, method, seed) for seed in (0, 1)]
-        for method in (
-            sw.method("mdgf_exp", pattern="1:32", train=FadeValues(stop=0.3)),
-            sw.method("sr_ste", pattern="1:32", train=Straight(decay=2e-5)),
-        )
-    )
+
+@pytest.mark.parametrize(
+    ("name", "train"),
+    [
+        ("mdgf_exp", FadeValues(stop=0.3)),
+        ("mdgf_linear", FadeValues(start=0.0, stop=0.3)),
+        ("sdgf_stepwise", FadePatterns(start=0.0, stop=0.4)),
+    ],
+)
+def test_at_1_of_32_what_fades_loses_less_than_sr_ste(windows, decayed, name, train):
+    """MdGf-exp, four seeds: 2.347 (2.342 to 2.359) against 2.437 (2.404 to 2.460); linear 2.36, stepwise 2.34 of the two here."""
+    method = sw.method(name, pattern="1:32", train=train)
+    faded = [loss_after(windows, method, seed) for seed in (0, 1)]
     assert max(faded) < min(decayed) - 0.04
