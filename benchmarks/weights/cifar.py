@@ -8,22 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from convolutional_models import CifarResNet
-
-
-class Images(NamedTuple):
-    """Standardised images, NCHW, and their labels."""
-
-    x: Tensor
-    y: Tensor
-    x_test: Tensor
-    y_test: Tensor
+from images import Images, cifar
+from images import accuracy as right
 
 
 class Course(NamedTuple):
@@ -40,21 +32,8 @@ class Course(NamedTuple):
 
 
 def images(folder: Path, count: int = 6000, device: str = "cpu") -> Images:
-    """The first `count` of the training images, and the test images, of `folder/vision`."""
-    mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-
-    def pixels(rgb: np.ndarray) -> Tensor:
-        return ((torch.from_numpy(rgb).float() / 255 - mean) / spread).permute(0, 3, 1, 2).contiguous()
-
-    test = np.load(folder / "vision" / "cifar10_test_first1000.npz")
-    train = np.load(folder / "vision" / "cifar10_train_first6000.npz")
-    rgb = np.cumsum(train["delta"], axis=-1, dtype=np.uint8)
-    rgb[0] += rgb[1]
-    rgb[2] += rgb[1]
-    y, y_test = (torch.from_numpy(z["labels"]).long() for z in (train, test))
-    few = min(1000, count)
-    listed = pixels(rgb.transpose(1, 2, 3, 0)[:count]), y[:count], pixels(test["images"][:few]), y_test[:few]
-    return Images(*(t.to(device) for t in listed))
+    """The first `count` of the training images, and of the test images, of `folder/vision`."""
+    return cifar(folder).first(count).to(device)
 
 
 def resnet(folder: Path | None) -> nn.Module:
@@ -113,9 +92,6 @@ def trained(
     return run
 
 
-@torch.no_grad()
 def accuracy(data: Images, model: nn.Module) -> float:
     """Per cent of the test images."""
-    model.eval()
-    said = torch.cat([model(part).argmax(dim=1) for part in data.x_test.split(500)])
-    return 100 * float((said == data.y_test).float().mean())
+    return right(model, data.x_test, data.y_test)

@@ -96,7 +96,7 @@ def digits(epochs: int) -> Task:
 def cifar(folder: Path, count: int, device: str = "cpu") -> Task:
     """The trained ResNet-20, the first `count` of 6000 training images and 1000 test images."""
     return Task(
-        "cifar10", resnet(folder).to(device), ("layer2.0", "layer3.0"), *images(folder, count, device), 0.05, None
+        "cifar10", resnet(folder).to(device), ("layer2.0", "layer3.0"), *images(folder, count, device)[1:], 0.05, None
     )
 
 
@@ -107,7 +107,7 @@ def trained(
     if task.flops is None and method is not None and task.whole:
         listed = dependency_groups(model, task.x[:2], whole=task.whole)
         make = lambda o, steps: sw.Sparsifier(model, method, o, steps=steps, couplings=listed, seed=seed)  # noqa: E731
-        run = trained_on_images(model, Images(*task[3:7]), Course(epochs, task.rate), seed, make)
+        run = trained_on_images(model, Images(task.name, *task[3:7]), Course(epochs, task.rate), seed, make)
         run.finish()
         return run, 0.0
     model.train()

@@ -23,7 +23,7 @@ def script(monkeypatch):
 def images(cifar, count=24):
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(count, 3, 8, 8, generator=g), torch.arange(count) % 10
-    return cifar.Images(x, y, x, y)
+    return cifar.Images("noise", x, y, x, y)
 
 
 def test_crops_move_all_images_alike_and_flip_some(script):

@@ -107,7 +107,7 @@ add(
 )  # fmt: skip
 add(
     "g2gnet", Magnitude(), "tensor", KONSTANTAROPOULOS, "Starts from matched groups; grows between neurons that fire together.",
-    schedule=Constant(0.3), train=DropGrow(grow=Hebbian(), first=Modular()), catalog=(156,),
+    schedule=Constant(0.3), train=DropGrow(grow=Hebbian(), first=Modular()), catalog=(156,), status="experimental",
     when="A perceptron is trained sparse on many inputs, some of which have common causes and others are noise. On Fashion-MNIST at 25 % 83.6 % are "
     "right, with growth at random from the same start 83.5, from a random one 83.3 (five seeds; RigL 83.5).",
     when_not="Few weights stay on images (digits, 5 %: 0.50, growth at random 0.60), or the support may be held: `g2g` was better there (83.8).",
