@@ -23,11 +23,15 @@ from sparseworks.core.score import SCORES
 from sparseworks.core.solver import REPAIRS, SOLVERS
 from sparseworks.core.stats import STATS
 from sparseworks.exec import FORMATS, KERNELS
+from sparseworks.retrieval.encoders.heads import TERM_HEADS
+from sparseworks.retrieval.encoders.slots import IMPORTANCES, POOLINGS, SATURATIONS, TERM_NORMS
 from sparseworks.retrieval.method import IndexMethod
 from sparseworks.solve.coders import CODERS
 from sparseworks.solve.maps import MAPS
 from sparseworks.solve.penalty import PENALTIES
 from sparseworks.testing.operator import OPERATORS
+
+TERM_SLOTS = TERM_HEADS, POOLINGS, SATURATIONS, TERM_NORMS, IMPORTANCES
 
 
 @pytest.mark.parametrize("name", SCORES.names())
@@ -101,6 +105,11 @@ def test_method_of_the_cache(name):
 @pytest.mark.parametrize("name", [m.name for m in IndexMethod.all()])
 def test_method_of_indexes(name):
     testing.check_index(name)
+
+
+@pytest.mark.parametrize(("slots", "name"), [(slots, n) for slots in TERM_SLOTS for n in slots.names()])
+def test_slot_of_term_encoders(slots, name):
+    testing.check_term_slot(slots.get(name))
 
 
 @pytest.mark.parametrize("name", [m.name for m in TrainedAttention.all()])

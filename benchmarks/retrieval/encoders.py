@@ -16,15 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparseworks as sw
-from sparseworks.core.select import top
 from sparseworks.exec.search.rows import dense
 from sparseworks.retrieval.bm25 import BM25
 from sparseworks.retrieval.encoders import TermEncoder, idf_of
 from sparseworks.retrieval.encoders.method import TermMethod
 from sparseworks.retrieval.encoders.tokens import Tokens
 from sparseworks.retrieval.losses import DistillKL
-from sparseworks.retrieval.regularisers import Flops
-from sparseworks.retrieval.train import DenseTeacher, Teacher, train_retriever
+from sparseworks.retrieval.regularisers import CodeRegulariser
+from sparseworks.retrieval.train import Teacher, train_retriever
 
 _SENTENCE = re.compile(r"[.!?]+(?:\s+|$)")
 _PIECES, _OPEN = 3, 300
@@ -57,10 +56,10 @@ class Asked:
     vectors: Tensor
 
     @classmethod
-    def of(cls, documents: Sequence[str], embed: Any, seed: int = 0) -> Asked:
-        """From all documents that have words."""
+    def of(cls, documents: Sequence[str], embed: Any, seed: int = 0, count: int = _PIECES) -> Asked:
+        """From all documents that have words, so many of each."""
         rng = random.Random(seed)
-        made = [(p, i) for i, text in enumerate(documents) if text.split() for p in pieces(text, rng)]
+        made = [(p, i) for i, text in enumerate(documents) if text.split() for p in pieces(text, rng, count)]
         texts = [p for p, _ in made]
         return cls(texts, torch.tensor([i for _, i in made]), embed(texts))
 
@@ -71,16 +70,20 @@ class Asked:
         """
         chosen = torch.randperm(len(self.texts), generator=torch.Generator().manual_seed(seed))[:count].tolist()
         rng, rows = random.Random(seed), []
-        for place, i in enumerate(chosen):
-            own = int(self.owner[i])
-            scores = vectors @ self.vectors[i]
-            scores[own] = -torch.inf
-            best = top(scores.unsqueeze(0), min(100, len(documents) - 1))[0].nonzero()[:, 0]
-            near = best[scores[best].argsort(descending=True)].tolist()
-            first, second = rng.sample(near[:10], 2)
-            offered = own if place % 2 == 0 else first, second, rng.choice(near[10:] or near)
-            rows.append([self.texts[i], *(documents[j] for j in offered)])
+        for first in range(0, len(chosen), 512):
+            at = chosen[first : first + 512]
+            for place, (i, near) in enumerate(zip(at, self._near(vectors, at), strict=True), first):
+                a, b = rng.sample(near[:10], 2)
+                offered = int(self.owner[i]) if place % 2 == 0 else a, b, rng.choice(near[10:] or near)
+                rows.append([self.texts[i], *(documents[j] for j in offered)])
         return rows
+
+    def _near(self, vectors: Tensor, at: Sequence[int], most: int = 100) -> list[list[int]]:
+        """Other documents than its own of each, the nearest first."""
+        scores = self.vectors[at] @ vectors.T
+        scores[torch.arange(len(at)), self.owner[at]] = -torch.inf
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        return order[:, : min(most, len(vectors) - 1)].tolist()
 
 
 # -- embeddings made shorter --------------------------------------------------------------------------------------
@@ -105,9 +108,9 @@ class Matryoshka(nn.Module):
     def fit(self, queries: Tensor, documents: Tensor, steps: int, batch: int = 256, rate: float = 3e-4) -> Matryoshka:
         """Train on rows that belong together."""
         generator, optimizer = torch.Generator().manual_seed(0), torch.optim.Adam(self.parameters(), rate)
+        own = torch.arange(min(batch, len(queries)), device=queries.device)
         for _ in range(steps):
             at = torch.randperm(len(queries), generator=generator)[:batch]
-            own = torch.arange(len(at))
             q, d = queries[at], documents[at]
             losses = [F.cross_entropy(20 * self(q, n) @ self(d, n).T, own) for n in self.sizes]
             optimizer.zero_grad()
@@ -165,12 +168,12 @@ class Reader(nn.Module):
         self.model, self.config, self.bfloat16 = model, model.config, bfloat16
 
     def forward(self, **batch: Any) -> tuple[Tensor, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, self.bfloat16):
+        with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, self.bfloat16):
             out = self.model(**batch)
         return out.hidden_states[-1].float(), out.logits.float()
 
 
-def begin(encoder: TermEncoder, texts: Sequence[str], steps: int, rate: float = 1e-3) -> None:
+def begin(encoder: TermEncoder, texts: Sequence[str], steps: int, size: int = 8, rate: float = 1e-3) -> None:
     """Fit the untrained head so that it names the token that it stands on, then open about 300 terms of a document.
 
     A sentence encoder comes without its language-model head. With the embeddings tied, a head that names its own token gives
@@ -179,11 +182,11 @@ def begin(encoder: TermEncoder, texts: Sequence[str], steps: int, rate: float = 
     reader: Any = encoder.model
     head = reader.model.cls.predictions
     optimizer = torch.optim.Adam([p for p in head.parameters() if p.requires_grad], rate)
-    ids, rng = encoder.token_ids(texts, False), random.Random(0)
+    ids, rng, device = encoder.token_ids(texts, False), random.Random(0), next(encoder.parameters()).device
     for _ in range(steps):
-        batch = encoder.tokens.batch(rng.sample(ids, min(8, len(ids))), 1)
+        batch = encoder.tokens.batch(rng.sample(ids, min(size, len(ids))), 1, device)
         at = batch.attention.bool()
-        with torch.autocast("cpu", torch.bfloat16, reader.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, reader.bfloat16):
             with torch.no_grad():
                 hidden = reader.model.bert(input_ids=batch.ids, attention_mask=batch.attention).last_hidden_state[at]
             loss = F.cross_entropy(head(hidden).float(), batch.ids[at])
@@ -191,21 +194,35 @@ def begin(encoder: TermEncoder, texts: Sequence[str], steps: int, rate: float = 
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        batch = encoder.tokens.batch(rng.sample(ids, min(64, len(ids))), 1)
+        batch = encoder.tokens.batch(rng.sample(ids, min(64, len(ids))), 1, device)
         _, logits = reader(input_ids=batch.ids, attention_mask=batch.attention, output_hidden_states=True)
         best = logits.masked_fill(~batch.pooled.unsqueeze(2), -torch.inf).amax(1).sort(dim=1, descending=True).values
         head.bias -= best[:, min(_OPEN, best.shape[1] - 1)].median()
 
 
-def teachers(documents: Sequence[str], vectors: Tensor, asked: Asked, bm25: BM25) -> tuple[Teacher, Teacher]:
+@dataclass(frozen=True)
+class Known:
+    """A teacher whose scores of all made-up queries and documents are a table."""
+
+    scores: Tensor
+    queries: dict[str, int]
+    documents: dict[str, int]
+
+    def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> Tensor:
+        """Scores of all pairs."""
+        at, offered = [self.queries[q] for q in queries], [self.documents[d] for d in documents]
+        return self.scores[at][:, offered]
+
+
+def teachers(
+    documents: Sequence[str], vectors: Tensor, asked: Asked, bm25: BM25, device: str = "cpu"
+) -> tuple[Teacher, Teacher]:
     """The dense encoder, and BM25."""
-    known = dict(zip(asked.texts, asked.vectors, strict=True)) | dict(zip(documents, vectors, strict=True))
-
-    def words(queries: Sequence[str], offered: Sequence[str]) -> Tensor:
-        q, d = bm25.queries(queries), bm25.documents(offered)
-        return dense(q, 0, len(queries)) @ dense(d, 0, len(offered)).T
-
-    return DenseTeacher(lambda texts: torch.stack([known[t] for t in texts])), words
+    places = {q: i for i, q in enumerate(asked.texts)}, {d: i for i, d in enumerate(documents)}
+    queries, words = bm25.queries(asked.texts), dense(bm25.documents(documents), 0, len(documents)).to(device).T
+    starts = range(0, len(asked.texts), 512)
+    parts = [(dense(queries, i, min(i + 512, len(asked.texts))).to(device) @ words).cpu() for i in starts]
+    return Known(asked.vectors @ vectors.T, *places), Known(torch.cat(parts), *places)
 
 
 def train_terms(
@@ -224,19 +241,20 @@ def train_terms(
     batch: int = 8,
     rate: float = 2e-4,
     layers: int = 2,
+    device: str = "cpu",
 ) -> TermEncoder:
     """A term encoder of this method, distilled on texts of `tokens` tokens, that then reads `read`; a run that was cut off goes on."""
     torch.manual_seed(0)
     smaller, ids = cut_vocabulary(tokenizer, documents)
     made = Reader(masked_model(encoder, ids, min(layers, encoder.config.num_hidden_layers)), bfloat16)
-    found = method.encoder(made, smaller, idf=_idf(smaller, documents, len(ids)), max_length=tokens)
-    begin(found, documents, max(2, steps // 2))
-    train_retriever(found, method, rows, teachers=taught, steps=steps, batch_size=batch, rate=rate, folder=folder, save_every=20)  # fmt: skip
+    found = method.encoder(made, smaller, idf=_idf(smaller, documents, len(ids)), max_length=tokens).to(device)
+    begin(found, documents, max(2, steps // 2), batch)
+    train_retriever(found, method, rows, teachers=taught, steps=steps, batch_size=batch, rate=rate, folder=folder, save_every=max(20, steps // 5))  # fmt: skip
     found.tokens = Tokens(smaller, read)
     return found
 
 
-def distilled(name: str, on_queries: Flops | None, on_documents: Flops | None) -> TermMethod:
+def distilled(name: str, on_queries: CodeRegulariser | None, on_documents: CodeRegulariser | None) -> TermMethod:
     """A registered method with the supervision that all of them share here."""
     changes = {"query_regulariser": on_queries, "document_regulariser": on_documents}
     return sw.method(name).with_(loss=DistillKL(), **changes)

@@ -35,6 +35,7 @@ class Data:
     tokenizer: Any
     folder: Path
     bfloat16: bool = False
+    device: str = "cpu"
 
     def __post_init__(self):
         self.ids, self.texts = list(self.collection.documents), list(self.collection.documents.values())
@@ -47,16 +48,20 @@ class Data:
         path = self.folder / f"{name}.pt"
         if path.is_file():
             return torch.load(path, weights_only=True)
-        with torch.autocast("cpu", torch.bfloat16, self.bfloat16):
-            made = Encoder(self.model, self.tokenizer).encode(texts).float()
+        with torch.autocast(self.device, torch.bfloat16, self.bfloat16):
+            made = (
+                Encoder(self.model.to(self.device), self.tokenizer)
+                .encode(texts, 32 if self.device == "cpu" else 256)
+                .float()
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.save(made, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
         return made
 
-    def made_up(self) -> encoders.Asked:
-        """Texts that stand for queries, with their embeddings; drawn from documents alone."""
-        return encoders.Asked.of(self.texts, lambda texts: self.kept("made-up", texts))
+    def made_up(self, count: int) -> encoders.Asked:
+        """Texts that stand for queries, so many a document, with their embeddings; drawn from documents alone."""
+        return encoders.Asked.of(self.texts, lambda texts: self.kept(f"made-up-{count}", texts), count=count)
 
 
 # -- figures ------------------------------------------------------------------------------------------------------

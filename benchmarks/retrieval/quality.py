@@ -6,7 +6,9 @@ encoder and BM25. `bytes` a document: 4 a number, and 2 (4 beyond 65,536 terms) 
 `index bytes`: what `sparseworks.retrieval.Index` takes on disk, ids and both directions included. FLOPs: expected multiplications
 of one query with one document. Rows are kept as they are made, embeddings and encoders in `--work`: a run that was cut off goes on.
 
-    python benchmarks/retrieval/quality.py --model minilm --collections nfcorpus cranfield --threads 1 --json quality
+    python benchmarks/retrieval/quality.py --model minilm --collections nfcorpus cranfield --device cuda --bfloat16 --json quality
+
+With `--device cuda` what learns runs on the GPU; indexes and rankings are made on the CPU.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import encoders
-from common import RESULTS, arguments, store, table
+from common import DEVICE, RESULTS, arguments, store, table
 from figures import Data, dense_row, dense_runs, pruned, scored, sparse_row, sparse_runs
 
 import sparseworks as sw
@@ -40,7 +43,7 @@ from sparseworks.retrieval.bm25 import BM25
 from sparseworks.retrieval.csr import train_csr
 from sparseworks.retrieval.encoders import rows_of
 from sparseworks.retrieval.fusion import interpolate
-from sparseworks.retrieval.regularisers import Flops
+from sparseworks.retrieval.regularisers import CodeRegulariser, Flops, MaskedFlops
 
 BUDGETS = (1536, 768, 384, 192, 96)
 """Bytes a document at which representations are compared; the first is MiniLM as it is."""
@@ -52,8 +55,12 @@ BM25S = {
     "BM25, k1 0.9, b 0.4, not stemmed": {"k1": 0.9, "b": 0.4},
     "BM25, k1 1.5, b 0.75, not stemmed": {"k1": 1.5, "b": 0.75},
 }
-TERM_ENCODERS = {"idf_flops": (0.0, 0.02), "splade": (0.1, 0.08)}
-"""Published weights of FLOPS on queries and documents."""
+TERM_ENCODERS: dict[str, tuple[CodeRegulariser | None, CodeRegulariser]] = {
+    "idf_flops": (None, Flops(0.02)),
+    "splade": (Flops(0.1), Flops(0.08)),
+    "l0_inference_free": (None, MaskedFlops(0.08, above=60)),
+}
+"""Published weights on queries and documents; documents of up to 60 terms are let be, as long as BM25's."""
 
 
 # -- representations ----------------------------------------------------------------------------------------------
@@ -81,9 +88,12 @@ def dense_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
 
 def matryoshka_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
     """A linear head trained to be cut."""
-    width, asked, start = data.documents.shape[1], data.made_up(), time.perf_counter()
+    width, asked, start = data.documents.shape[1], data.made_up(args.pieces), time.perf_counter()
     sizes = [width * b // BUDGETS[0] for b in BUDGETS]
-    head = encoders.Matryoshka(data.documents, sizes).fit(asked.vectors, data.documents[asked.owner], 4 * args.steps)
+    documents, queries = data.documents.to(args.device), asked.vectors.to(args.device)
+    head = (
+        encoders.Matryoshka(documents, sizes).fit(queries, documents[asked.owner.to(args.device)], 2 * args.steps).cpu()
+    )
     seconds = time.perf_counter() - start
     with torch.no_grad():
         return [
@@ -94,12 +104,12 @@ def matryoshka_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
 
 def csr_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
     """A top-k autoencoder for each budget, on documents and made-up queries, each beside its document."""
-    width, asked, rows = data.documents.shape[1], data.made_up(), []
-    x = torch.cat([data.documents, asked.vectors])
-    own = torch.cat([data.documents, data.documents[asked.owner]])
+    width, asked, rows = data.documents.shape[1], data.made_up(args.pieces), []
+    x = torch.cat([data.documents, asked.vectors]).to(args.device)
+    own = torch.cat([data.documents, data.documents[asked.owner]]).to(args.device)
     for budget in BUDGETS:
         k, start = max(1, width * budget // BUDGETS[0] * 4 // 6), time.perf_counter()
-        model = train_csr(x, own, k=k, epochs=max(1, args.steps * 512 // len(x)), batch_size=512)
+        model = train_csr(x, own, k=k, epochs=max(1, 2 * args.steps * 512 // len(x)), batch_size=512).cpu()
         seconds = time.perf_counter() - start
         with torch.no_grad():
             queries, documents = (rows_of(_unit(model.encode(v, k))) for v in (data.asked, data.documents))
@@ -113,19 +123,20 @@ def _unit(codes: Codes) -> Codes:
 
 def term_codes(data: Data, name: str, args: Namespace) -> tuple[Rows, Rows, float]:
     """Queries and documents by a trained term encoder, and the seconds of its training; kept once made."""
-    folder = data.folder / f"{name}-{args.steps}-{args.tokens}-{args.read}-{args.weight:g}"
+    folder = data.folder / f"{name}-{args.steps}-{args.batch}-{args.tokens}-{args.read}-{args.weight:g}"
     if not (folder / "seconds.json").is_file():
-        asked, bm25 = data.made_up(), BM25(**LUCENE).fit(data.texts)
-        rows = asked.rows(data.texts, data.documents, 16 * args.steps)
-        taught = encoders.teachers(data.texts, data.documents, asked, bm25)
+        asked, bm25 = data.made_up(args.pieces), BM25(**LUCENE).fit(data.texts)
+        rows = asked.rows(data.texts, data.documents, 2 * args.batch * args.steps)
+        taught = encoders.teachers(data.texts, data.documents, asked, bm25, args.device)
         start = time.perf_counter()
-        on_queries, on_documents = (args.weight * w for w in TERM_ENCODERS[name])
-        method = encoders.distilled(name, Flops(on_queries) if on_queries else None, Flops(on_documents))
-        made = encoders.train_terms(method, data.model, data.tokenizer, data.texts, rows, taught, steps=args.steps, tokens=args.tokens, read=args.read, folder=folder, bfloat16=args.bfloat16)  # fmt: skip
+        sides = [r and replace(r, weight=args.weight * r.weight) for r in TERM_ENCODERS[name]]
+        method = encoders.distilled(name, *sides)
+        made = encoders.train_terms(method, data.model, data.tokenizer, data.texts, rows, taught, steps=args.steps, tokens=args.tokens, read=args.read, folder=folder, bfloat16=args.bfloat16, batch=args.batch, rate=args.rate, layers=args.layers, device=args.device)  # fmt: skip
         seconds = time.perf_counter() - start
         SparseVectors.of(made.encode_queries(data.queries)).save(folder / "queries.safetensors")
         SparseVectors.of(made.encode_documents(data.texts)).save(folder / "documents.safetensors")
         (folder / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
+        (folder / "retriever.pt").unlink(missing_ok=True)
     queries, documents = (SparseVectors.load(folder / f"{n}.safetensors")[0] for n in ("queries", "documents"))
     return queries, documents, float(json.loads((folder / "seconds.json").read_text(encoding="utf-8")))
 
@@ -184,6 +195,7 @@ def run(args: Namespace) -> list[dict[str, Any]]:
     """Every part of every collection."""
     if args.quick:
         args.steps, args.tokens, args.read, args.weight, args.bfloat16 = 3, 32, 32, 0.1, False
+        args.batch, args.pieces, args.layers, args.rate = 8, 3, 2, 2e-4
         args.work = Path(tempfile.mkdtemp())
         model, tokenizer, collections = synthetic()
     else:
@@ -193,7 +205,7 @@ def run(args: Namespace) -> list[dict[str, Any]]:
     for collection in collections:
         kept = None if args.quick else args.work / collection.name / "rows.json"
         journal = Journal(kept, json.dumps(setting(args)))
-        data = Data(collection, model, tokenizer, args.work / collection.name, args.bfloat16)
+        data = Data(collection, model, tokenizer, args.work / collection.name, args.bfloat16, args.device)
         for part in PARTS:
             if part not in args.parts and f"{collection.name} {part}" not in journal:
                 continue
@@ -205,9 +217,8 @@ def run(args: Namespace) -> list[dict[str, Any]]:
 
 def setting(args: Namespace) -> dict[str, Any]:
     """All that the figures depend on."""
-    return {n: getattr(args, n) for n in ("steps", "tokens", "read", "weight", "bfloat16")} | {
-        "model": Path(args.model).name
-    }
+    names = ("steps", "batch", "pieces", "layers", "rate", "tokens", "read", "weight", "bfloat16")
+    return {n: getattr(args, n) for n in names} | {"model": Path(args.model).name}
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -224,12 +235,18 @@ def main() -> None:
         collections={"type": Path, "nargs": "*", "default": [], "metavar": "FOLDER", "help": "folders in BEIR's layout"},
         parts={"nargs": "*", "default": list(PARTS), "choices": list(PARTS), "help": "what to make; rows that were made before are stored too"},
         steps={"type": int, "default": 150, "help": "steps of a term encoder's training"},
+        batch={"type": int, "default": 8, "help": "rows of a step: a query and three documents each"},
+        pieces={"type": int, "default": 3, "help": "made-up queries of a document"},
+        layers={"type": int, "default": 2, "help": "layers of the encoder that learn, from the last"},
+        rate={"type": float, "default": 2e-4, "help": "learning rate of a term encoder"},
         tokens={"type": int, "default": 64, "help": "tokens of a text in training"},
         read={"type": int, "default": 128, "help": "tokens of a text that trained term encoders read"},
         weight={"type": float, "default": 0.1, "help": "weights of regularisers over those published for a hundred times the steps"},
         bfloat16={"action": "store_true", "help": "run the encoder's products in bfloat16, where the processor is fast at them"},
+        device=DEVICE,
         work={"type": Path, "default": Path("out/retrieval-quality"), "help": "where embeddings, encoders and rows are kept"},
     )  # fmt: skip
+    torch.set_default_device("cpu")  # what goes to the GPU is sent there
     if not args.quick and not args.collections:
         raise SystemExit("Give --collections FOLDER ..., or --quick.")
     rows = run(args)

@@ -1,16 +1,21 @@
 """How well do sparse learners of streams remember: CL-DST, SparCL, SHARP and APP beside their own baselines? Three seeds a cell.
 
 Accuracy in the layout of the papers, methods x densities, with forgetting, training FLOPs, memory or errors over the stream beside it.
-Five tasks of two digits each (scikit-learn, 8 x 8), or a stream in eight megabatches.
+Five tasks of two classes each, or a stream in eight megabatches: perceptrons on scikit-learn's digits, or with `--data` (a folder with
+`vision/cifar10_*.npz`) six convolutions on CIFAR-10, for SparCL and APP.
 
     python benchmarks/weights/continual.py --threads 1 --json continual
+    python benchmarks/weights/continual.py --data DATA --device cuda --parts rehearsal megabatches --json continual_cifar10
+    python benchmarks/weights/continual.py --width 32 --parts told --densities 0.2 0.1 0.05 --growth random gradient --threads 1 --json continual_wide
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import arguments
+from common import DEVICE, arguments
+from images import Images, cifar, convolutional
 from rows import Row, Rows, record_of
 
 import sparseworks as sw
@@ -54,24 +60,33 @@ class Part(NamedTuple):
 
 
 class Stream(NamedTuple):
+    name: str
     tasks: list[Part]
     tests: list[Part]
     x: Tensor
     y: Tensor
 
+    def net(self, *widths: int) -> nn.Sequential:
+        """A perceptron for vectors; six convolutions for images, whatever the widths."""
+        if self.x.dim() == 2:
+            return mlp(*widths)
+        return convolutional(self.x.shape[1], seed=int(torch.randint(2**31, ()))).to(self.x.device)
+
+
+def stream_of(name: str, x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> Stream:
+    """Five tasks of two classes."""
+    split = [[Part(a[b // 2 == k], b[b // 2 == k]) for k in range(5)] for a, b in ((x, y), (x_test, y_test))]
+    return Stream(name, split[0], split[1], x, y)
+
 
 def digits() -> Stream:
-    """Five tasks of two classes; 1200 images to train, 597 to test."""
+    """1200 images to train, 597 to test."""
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     x, y = torch.tensor(x, dtype=torch.float32)[order] / 8 - 0.6, torch.tensor(y)[order]
-    split = [
-        [Part(a[b // 2 == k], b[b // 2 == k]) for k in range(5)]
-        for a, b in ((x[:1200], y[:1200]), (x[1200:], y[1200:]))
-    ]
-    return Stream(split[0], split[1], x[:1200], y[:1200])
+    return stream_of("digits", x[:1200], y[:1200], x[1200:], y[1200:])
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -97,11 +112,11 @@ class Heads(nn.Module):
 
 def row(
     label: str, method: Method | None, density: float, supports: Mapping[str, sw.Support], model: nn.Module, flops: TrainingFlops,
-    accuracies: Tensor, more: Mapping[str, float], **known: Any,
+    accuracies: Tensor, more: Mapping[str, float], examples: int = 1200, **known: Any,
 ) -> Row:  # fmt: skip
     """Final accuracy over all tasks in per cent, and forgetting beside it; what a held support was chosen on came before training."""
     record = record_of(
-        method, supports, model, metric="accuracy over tasks, %", value=100 * final_accuracy(accuracies), examples=1200,
+        method, supports, model, metric="accuracy over tasks, %", value=100 * final_accuracy(accuracies), examples=examples,
         training_flops=flops.total, more={"forgetting": forgetting(accuracies), **more}, **known,
     )  # fmt: skip
     if method is not None and method.train is None:
@@ -119,10 +134,12 @@ def batches(part: Part, steps: int, size: int, g: torch.Generator) -> Iterator[P
 # -- CL-DST: a support a task -----------------------------------------------------------------------------------------
 
 
-def task_incremental(stream: Stream, allocate: str, growth: str, density: float, seed: int, steps: int) -> Row:
+def task_incremental(
+    stream: Stream, allocate: str, growth: str, density: float, seed: int, steps: int, width: int = 8
+) -> Row:
     """Accuracy with the task known, and the share of entries that any task uses."""
     torch.manual_seed(seed)
-    model, g = Heads(), torch.Generator().manual_seed(seed)
+    model, g = Heads(width), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     train = TaskDropGrow(grow=GROWTH[growth], average=growth == "momentum", every=5)
     method = sw.method("cl_dst", density=density, allocate=allocate, train=train)
@@ -167,46 +184,64 @@ def rehearsals(density: float, every: int) -> dict[str, Rehearsed]:
         return sw.method("sparcl", density=density, train=ShrinkExpand(every=every, gradients=gradients))
 
     few = 0.8 * density
+    learned = few + (density - few) / ShrinkExpand.again  # all are looked at when it is decided which pass
     return {
         "dense": Rehearsed(None),
-        "sparcl": Rehearsed(sparcl(few), few, 0.3),
-        "sparcl, all examples": Rehearsed(sparcl(few), few),
+        "sparcl": Rehearsed(sparcl(few), learned, 0.3),
+        "sparcl, all examples": Rehearsed(sparcl(few), learned),
         "sparcl, all gradients": Rehearsed(sparcl(None), None, 0.3),
         "rigl": Rehearsed(sw.method("rigl", density=density, allocate="uniform", train=DropGrow(every=every))),
         "snip": Rehearsed(sw.method("snip", density=density)),
     }
 
 
+REMOVALS = (2, 4, 6, 8)
+"""Epochs of a task before which easy examples are removed."""
+
+
+def planned(examples: int, epochs: int, removed: float, batch: int) -> int:
+    """Steps of a task."""
+    gone = [int(removed * examples / len(REMOVALS)) * sum(at <= epoch for at in REMOVALS) for epoch in range(epochs)]
+    return sum(-(-(examples - some) // batch) for some in gone)
+
+
 def class_incremental(
-    stream: Stream, label: str, how: Rehearsed, density: float, seed: int, epochs: int, size: int = 100
+    stream: Stream,
+    label: str,
+    how: Rehearsed,
+    density: float,
+    seed: int,
+    epochs: int,
+    size: int = 100,
+    batch: int = BATCH,
 ) -> Row:
     """Accuracy over all classes with DER++; the last layer is dense."""
     torch.manual_seed(seed)
-    model, g = mlp(64, 128, 128, 10), torch.Generator().manual_seed(seed)
+    model, g = stream.net(64, 128, 128, 10), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    steps = [epochs * -(-len(part.x) // BATCH) for part in stream.tasks]
+    steps = [planned(len(part.x), epochs, how.removed, batch) for part in stream.tasks]
     buffer, accuracies, run, seen = Reservoir(size, seed=seed), torch.zeros(5, 5), None, 0
     staged = how.method is not None and isinstance(how.method.train, ShrinkExpand)
     if how.method is not None:
         first = [stream.tasks[0]] if how.method.needs and how.method.train is None else None
         run = sw.Sparsifier(
-            model, how.method, optimizer, steps=steps[0] if staged else sum(steps), skip=("4",), seed=seed,
+            model, how.method, optimizer, steps=steps[0] if staged else sum(steps), skip=(sw.sites(model)[-1].name,), seed=seed,
             data=first, loss=lambda m, b: F.cross_entropy(m(b.x), b.y),
         )  # fmt: skip
     flops = TrainingFlops(model if run is None else run, how.gradients)
     for k, part in enumerate(stream.tasks):
         if k and staged and run is not None:
             run.next_stage(steps[k])
-        easy, others = EasyExamples(len(part.x)), torch.full((10,), -1e9)
+        easy, others = EasyExamples(len(part.x)), torch.full((10,), -1e9, device=part.x.device)
         others[2 * k : 2 * k + 2] = 0.0
         for epoch in range(epochs):
-            if how.removed and epoch in (2, 4, 6, 8):
+            if how.removed and epoch in REMOVALS:
                 easy.remove(int(how.removed * len(part.x) / 4))
-            for some in easy.left[torch.randperm(len(easy.left), generator=g)].split(BATCH):
+            for some in easy.left[torch.randperm(len(easy.left), generator=g)].split(batch):
                 optimizer.zero_grad()
                 out = model(part.x[some])
                 loss = F.cross_entropy(out + others, part.y[some])
-                (loss + rehearsal_loss(model, buffer, BATCH) if k else loss).backward()
+                (loss + rehearsal_loss(model, buffer, batch) if k else loss).backward()
                 optimizer.step()
                 easy.saw(some, out.argmax(1) == part.y[some])
                 seen += len(some)
@@ -221,7 +256,7 @@ def class_incremental(
     flops.close()
     return row(
         label, how.method, density, run.finish() if run is not None else {}, model, flops, accuracies, {},
-        task="digits, five tasks, rehearsal", epochs=seen / 1200, seed=seed,
+        task=f"{stream.name}, five tasks, rehearsal", epochs=seen / len(stream.x), seed=seed, examples=len(stream.x),
         data=f"{epochs} epochs a task from random weights, {size} examples for DER++",
     )  # fmt: skip
 
@@ -310,7 +345,7 @@ FINAL = round(0.8**4.5, 6)
 def anytime(stream: Stream, name: str, seed: int, epochs: int, megabatches: int, size: int) -> Row:
     """Final accuracy, gap between training and test accuracy, and errors in per cent summed over megabatches, replaying all."""
     torch.manual_seed(seed)
-    model, g = mlp(64, 256, 256, 10), torch.Generator().manual_seed(seed)
+    model, g = stream.net(64, 256, 256, 10), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     order, errors, run, gap, right = torch.randperm(len(stream.x), generator=g), 0.0, None, 0.0, 0.0
     method = None if name == "dense" else sw.method(name) if name == "app" else sw.method(name, density=FINAL)
@@ -347,7 +382,7 @@ def anytime(stream: Stream, name: str, seed: int, epochs: int, megabatches: int,
     assert flops is not None
     flops.close()
     record = record_of(
-        method, run.supports if run is not None else {}, model, task=f"digits in {megabatches} megabatches of {size}",
+        method, run.supports if run is not None else {}, model, task=f"{stream.name} in {megabatches} megabatches of {size}",
         metric="test accuracy, %", value=100 * right, examples=megabatches * size, seed=seed, training_flops=flops.total,
         epochs=epochs * (megabatches + 1) / 2, data=f"{epochs} epochs a megabatch on all that came, from random weights",
         more={"gap": 100 * gap, "errors_summed": errors},
@@ -357,36 +392,98 @@ def anytime(stream: Stream, name: str, seed: int, epochs: int, megabatches: int,
     return Row(name, 1.0 if method is None else FINAL, record)
 
 
+PARTS = ("told", "rehearsal", "replay", "megabatches")
+
+
 def main() -> None:
     given = arguments(
         (__doc__ or "").split("\n")[0],
+        device=DEVICE,
+        data={"type": Path, "default": None, "help": "folder with vision/cifar10_*.npz; default: digits"},
+        parts={
+            "nargs": "+",
+            "default": PARTS,
+            "choices": PARTS,
+            "help": "tables to make; with images rehearsal and megabatches",
+        },
+        width={"type": int, "default": 8, "help": "of the convolutions of tasks that are told"},
+        densities={"nargs": "+", "type": float, "default": [0.5, 0.2, 0.1, 0.05], "help": "of tasks that are told"},
+        growth={
+            "nargs": "+",
+            "default": [*GROWTH],
+            "choices": [*GROWTH],
+            "help": "scores to grow by, of tasks that are told",
+        },
         seeds={"type": int, "default": 3, "help": "runs a cell"},
         steps={"type": int, "default": 100, "help": "steps a task (epochs are a fifth of it)"},
     )
-    stream, quick = digits(), given.quick
-    seeds, steps = (1, 10) if quick else (given.seeds, given.steps)
-    epochs, every = max(steps // 5, 2), max(steps // 3, 2)
-    rows = Rows("continual", {"steps": steps}, quick=quick)
+    seeds, steps = (1, 10) if given.quick else (given.seeds, given.steps)
+    setting = {"steps": steps} | ({"width": given.width} if given.width != 8 else {})
+    where = {"folder": given.json.parent / "journals"} if given.json and given.json.parent != Path() else {}
+    if given.data is not None:
+        rows = Rows("continual_cifar10", setting, quick=given.quick, **where)
+        images = cifar(given.data).to(given.device)
+        images = images.first(200) if given.quick else images
+        photographs(rows, images, given.parts, seeds, steps, given.quick)
+    else:
+        rows = Rows("continual" if given.width == 8 else "continual_wide", setting, quick=given.quick, **where)
+        if "told" in given.parts:
+            told(rows, given, seeds, steps)
+        handwriting(rows, given.parts, seeds, steps, given.quick)
+    rows.show()
+    rows.store(given.json)
+
+
+def photographs(rows: Rows, images: Images, parts: Sequence[str], seeds: int, steps: int, quick: bool) -> None:
+    """SparCL and APP with six convolutions; "longer" trains SparCL for as many FLOPs as RigL costs."""
+    stream, epochs, batch = stream_of(*images), max(steps // 5, 2), 64
+    every = max(5 * epochs * 1200 // (50 * batch), 2)  # five of fifty epochs
     for seed in range(seeds):
-        for density in (0.2,) if quick else (0.5, 0.2, 0.1, 0.05):
+        for density in ((0.25,) if quick else (0.25, 0.1)) if "rehearsal" in parts else ():
+            ways = rehearsals(density, every)
+            for name in ("dense", "sparcl", "sparcl, longer", "sparcl, all gradients", "rigl", "snip"):
+                how, asked = ways[name.removesuffix(", longer")], 1.0 if name == "dense" else density
+                long = round(epochs * 4 / 3) if "longer" in name else epochs
+                make = partial(class_incremental, stream, name, how, asked, seed, long, 200, batch)
+                if asked < 1 or density == 0.25:
+                    rows.add(f"rehearsal {name} {asked} {seed}", make)
+        if "megabatches" in parts:
+            for size in (8,) if quick else (400,):
+                for name in ("dense", "snip", "app"):
+                    make = partial(anytime, stream, name, seed, max(epochs * 3 // 5, 2), 8, size)
+                    rows.add(f"{name} {size} {seed}", make)
+
+
+def told(rows: Rows, given: Namespace, seeds: int, steps: int) -> None:
+    """CL-DST on digits."""
+    stream, quick = digits(), given.quick
+    for seed in range(seeds):
+        for density in (0.2,) if quick else given.densities:
             for allocate in ("erk", "uniform"):
-                for growth in ("random",) if quick else GROWTH:
-                    make = lambda s=seed, d=density, a=allocate, w=growth: task_incremental(stream, a, w, d, s, steps)  # noqa: E731
+                for growth in ("random",) if quick else given.growth:
+                    make = partial(task_incremental, stream, allocate, growth, density, seed, steps, given.width)
                     rows.add(f"cl_dst {allocate} {growth} {density} {seed}", make)
-        for density in (0.25,) if quick else (0.25, 0.1):
+
+
+def handwriting(rows: Rows, parts: Sequence[str], seeds: int, steps: int, quick: bool) -> None:
+    """The other tables on digits."""
+    stream, epochs, every = digits(), max(steps // 5, 2), max(steps // 3, 2)
+    for seed in range(seeds):
+        for density in ((0.25,) if quick else (0.25, 0.1)) if "rehearsal" in parts else ():
             for name, how in rehearsals(density, every).items():
                 asked = density if how.method is not None else 1.0
                 make = lambda s=seed, d=asked, n=name, h=how: class_incremental(stream, n, h, d, s, epochs)  # noqa: E731
                 if asked < 1 or density == 0.25:
                     rows.add(f"sparcl {name} {asked} {seed}", make)
-        matured = [rows.add(f"sharp {d} {seed}", lambda s=seed, d=d: maturing(stream, d, s, steps))[0] for d in (0, 1)]
-        nbytes = matured[0].record.more["memory_bytes"]
-        rows.add(f"replay {seed}", lambda s=seed, n=nbytes: replaying(stream, n, s, steps))
-        for size in (20,) if quick else (20, 60, 140):
+        if "replay" in parts:
+            matured = [
+                rows.add(f"sharp {d} {seed}", lambda s=seed, d=d: maturing(stream, d, s, steps))[0] for d in (0, 1)
+            ]
+            nbytes = matured[0].record.more["memory_bytes"]
+            rows.add(f"replay {seed}", lambda s=seed, n=nbytes: replaying(stream, n, s, steps))
+        for size in ((20,) if quick else (20, 60, 140)) if "megabatches" in parts else ():
             for name in ("dense", "snip", "app"):
                 rows.add(f"{name} {size} {seed}", lambda s=seed, m=name, n=size: anytime(stream, m, s, epochs, 8, n))
-    rows.show()
-    rows.store(given.json)
 
 
 if __name__ == "__main__":

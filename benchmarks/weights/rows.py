@@ -39,6 +39,11 @@ TIMES = {"action": "store_true", "help": "only take the times, on a quiet machin
 """Of a script with times: its argument `times`."""
 
 
+def journals(path: Path | None) -> Path:
+    """The folder of the journals of a run that stores at `path`: parts that run side by side, each with a path of its own, do not share one."""
+    return JOURNALS if path is None or path.parent == Path() else path.with_suffix("")
+
+
 @dataclass(frozen=True)
 class Row:
     """One figure.

@@ -3,12 +3,13 @@
 Methods x shares of units that go, each from the same trained network: accuracy right after the run, then the network is sliced
 and timed beside the dense one, both as torch runs them. ResNet-20 on CIFAR-10 from a folder with `models/resnet_cifar10` and
 `vision/cifar10_*.npz`; without `--data` or with `--quick` a small residual network on scikit-learn's digits. Shortcuts of
-the CIFAR networks write their channels down, so only the inner channels of blocks without them go. Ten epochs of it take
-minutes a cell; a short run with one seed says that the methods work there, not which is better, and its rows say so.
+the CIFAR networks write their channels down, so only the inner channels of blocks without them go. Penalties are given at
+several strengths, HESSO at several numbers of periods. Ten epochs of it take minutes a cell on two cores, seconds on a GPU; a
+short run with one seed says that the methods work there, not which is better, and its rows say so.
 
     python benchmarks/weights/structured.py --threads 1 --json structured
-    python benchmarks/weights/structured.py --data data --threads 1 --epochs 3 --seeds 1 --images 2000 --shares 0.5 \\
-        --methods network_slimming mask_sparsity hesso group_lasso --json structured_cifar10
+    python benchmarks/weights/structured.py --data data --device cuda --epochs 12 --shares 0.8 0.5 \\
+        --methods group_magnitude hesso hesso_cric --json structured_cifar10
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import Line, arguments, line, show
-from convolutional_models import Block, CifarResNet
-from rows import Row, Rows, record_of
+from cifar import Course, Images, images, resnet
+from cifar import trained as trained_on_images
+from common import DEVICE, Line, arguments, line, show
+from convolutional_models import Block
+from rows import Row, Rows, journals, record_of
 
 import sparseworks as sw
 from sparseworks.core.method import Method
@@ -37,9 +39,23 @@ from sparseworks.stream import dependency_groups
 from sparseworks.weights.settings import TrainingFlops
 from sparseworks.weights.train import FeatureFlow, GroupProx, SparseGammas
 
-METHODS = (
-    "group_magnitude", "hesso", "hesso_cric", "network_slimming", "mask_sparsity", "group_lasso", "wgsef", "ffr",
-)  # fmt: skip
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in (
+        "group_magnitude", "hesso", "hesso_cric", "network_slimming", "mask_sparsity", "group_lasso", "wgsef", "ffr",
+    )},
+    "hesso, 1 period": ("hesso", {"periods": 1}),
+    "hesso_cric, 1 period": ("hesso_cric", {"periods": 1, "trials": 10}),
+    "hesso_cric, 2 periods": ("hesso_cric", {"periods": 2, "trials": 5}),
+    "hesso_cric, 10 periods": ("hesso_cric", {"periods": 10}),
+    "hesso_cric, layers tried": ("hesso_cric", {}),
+    "hesso_cric, layers tried, 1 period": ("hesso_cric", {"periods": 1, "trials": 10}),
+    **{f"group_lasso, {s}": ("group_lasso", {"strength": s}) for s in (0.01, 0.03, 0.1)},
+    **{f"wgsef, {s}": ("wgsef", {"strength": s}) for s in (0.01, 0.03, 0.3)},
+}  # fmt: skip
+"""Label -> the registered method, and what its regime is told."""
+METHODS = tuple(VARIANTS)[:8]
+FED = tuple(label for label in VARIANTS if "layers tried" in label)
+"""Those whose sparsifier is given data, on which layers are projected as in the released code."""
 GONE = (0.3, 0.5, 0.7)
 BATCH = 64
 
@@ -81,32 +97,24 @@ def digits(epochs: int) -> Task:
     return task._replace(flops=trained(task, task.model, None, epochs)[1])
 
 
-def cifar(folder: Path, images: int) -> Task:
-    """The trained ResNet-20, the first `images` of 6000 training images and 1000 test images."""
-    from safetensors.torch import load_file
-
-    mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-
-    def pixels(images: np.ndarray) -> Tensor:
-        return ((torch.from_numpy(images).float() / 255 - mean) / spread).permute(0, 3, 1, 2).contiguous()
-
-    test = np.load(folder / "vision" / "cifar10_test_first1000.npz")
-    train = np.load(folder / "vision" / "cifar10_train_first6000.npz")
-    rgb = np.cumsum(train["delta"], axis=-1, dtype=np.uint8)
-    rgb[0] += rgb[1]
-    rgb[2] += rgb[1]
-    model = CifarResNet(20)
-    model.load_state_dict(load_file(folder / "models" / "resnet_cifar10" / "resnet20.safetensors"), strict=False)
-    labels = (torch.from_numpy(z["labels"]).long() for z in (train, test))
-    x, x_test = pixels(rgb.transpose(1, 2, 3, 0)[:images]), pixels(test["images"])
-    y, y_test = labels
-    return Task("cifar10", model, ("layer2.0", "layer3.0"), x, y[:images], x_test, y_test, 0.02, None)
+def cifar(folder: Path, count: int, device: str = "cpu") -> Task:
+    """The trained ResNet-20, the first `count` of 6000 training images and 1000 test images."""
+    return Task(
+        "cifar10", resnet(folder).to(device), ("layer2.0", "layer3.0"), *images(folder, count, device), 0.05, None
+    )
 
 
 def trained(
-    task: Task, model: nn.Module, method: Method | None, epochs: int, seed: int = 0
+    task: Task, model: nn.Module, method: Method | None, epochs: int, seed: int = 0, *, fed: bool = False
 ) -> tuple[sw.Sparsifier | None, float]:
     """Train `model` in place, with warm-up and cosine; with a method its sparsifier, finished. FLOPs beside it."""
+    if task.flops is None and method is not None and task.whole:
+        listed = dependency_groups(model, task.x[:2], whole=task.whole)
+        data = {"data": [(task.x[:1000], task.y[:1000])], "loss": _loss} if fed else {}
+        make = lambda o, n: sw.Sparsifier(model, method, o, steps=n, couplings=listed, seed=seed, **data)  # noqa: E731
+        run = trained_on_images(model, Images(*task[3:7]), Course(epochs, task.rate), seed, make)
+        run.finish()
+        return run, 0.0
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=task.rate, momentum=0.9, weight_decay=1e-4)
     batches = len(task.x) // BATCH
@@ -132,6 +140,10 @@ def trained(
     return run, flops.total
 
 
+def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
 def accuracy(task: Task, model: nn.Module) -> float:
     """Per cent of the test images."""
     model.eval()
@@ -142,10 +154,11 @@ def accuracy(task: Task, model: nn.Module) -> float:
 
 def named(name: str, gone: float, steps: int, rate: float) -> Method:
     """The method, its penalties scaled so that they can do their work in the steps of this run."""
-    method, reach = (
-        sw.method(name, density=1 - gone),
-        10 * rate * steps / 2,
-    )  # how far momentum carries a constant gradient
+    name, told = VARIANTS[name]
+    method = sw.method(name, density=1 - gone)
+    reach = 10 * rate * steps / 2  # how far momentum carries a constant gradient
+    if told:
+        method = method.with_(train=replace(method.train, **told))  # type: ignore[arg-type]
     if isinstance(method.train, SparseGammas):
         strength = 1 if method.train.mark is None else 4  # all factors bear less than those alone that will go
         return method.with_(train=replace(method.train, rate=strength / reach))
@@ -170,7 +183,7 @@ def measured(
     """Accuracy after the run; the first seed's network is sliced and timed as well."""
     model = copy.deepcopy(task.model)
     method = named(name, gone, epochs * (len(task.x) // BATCH), task.rate)
-    run, flops = trained(task, model, method, epochs, seed)
+    run, flops = trained(task, model, method, epochs, seed, fed=name in FED)
     assert run is not None
     reached = accuracy(task, model)
     record = record_of(
@@ -179,7 +192,7 @@ def measured(
         training_flops=None if task.flops is None else task.flops + flops,
     )  # fmt: skip
     run.slice()
-    if seed == 0:
+    if seed == 0 and task.x.device.type == "cpu":
         lines.append(timed(task, task.model, model, f"{name} -{gone:.0%}", rounds))
     kept = [int(k.sum()) for k in run.units.kept.values()]
     more = {"parameters": sum(p.numel() for p in model.parameters()), "sliced": accuracy(task, model), "units": kept}
@@ -203,12 +216,14 @@ def main() -> None:
         seeds={"type": int, "default": 3, "help": "runs a cell"},
         images={"type": int, "default": 6000, "help": "training images of CIFAR-10"},
         shares={"type": float, "nargs": "+", "default": GONE, "help": "shares of the units that go"},
-        methods={"nargs": "+", "choices": METHODS, "default": METHODS, "help": "the methods"},
+        methods={"nargs": "+", "choices": tuple(VARIANTS), "default": METHODS, "help": "the methods"},
+        device=DEVICE,
     )
-    task = digits(5) if given.data is None or given.quick else cifar(given.data, given.images)
+    task = digits(5) if given.data is None else cifar(given.data, 256 if given.quick else given.images, given.device)
     epochs, seeds, shares = (2, 1, GONE[1:2]) if given.quick else (given.epochs, given.seeds, given.shares)
     rounds, lines = min(given.rounds, 3) if given.quick else given.rounds, list[Line]()
-    rows = Rows("structured", {"task": task.name, "epochs": epochs, "images": len(task.x)}, quick=given.quick)
+    setting = {"task": task.name, "epochs": epochs, "images": len(task.x)}
+    rows = Rows("structured", setting, quick=given.quick, folder=journals(given.json))
     rows.add("dense", lambda: dense(task))
     for seed in range(seeds):
         for gone in shares:

@@ -7,11 +7,11 @@ import torch
 
 import sparseworks as sw
 from sparseworks.codes.method import CodeMethod
-from sparseworks.codes.random_support import cluster_basis, slr_random_support
+from sparseworks.codes.random_support import basis_of, cluster_basis, factor_basis, slr_random_support
 from sparseworks.codes.synthetic_control import linf_synthetic_control
-from sparseworks.core.errors import NonFiniteError, ShapeError
+from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
 from sparseworks.core.published import METHODS, method_from
-from sparseworks.solve.coders import CoordinateDescent, GreedyBlocks, ProximalGradient
+from sparseworks.solve.coders import GreedyBlocks, ProximalGradient
 from sparseworks.solve.datafits import Logistic, Quadratic
 from sparseworks.solve.penalties import L1, L1Ball
 
@@ -64,41 +64,53 @@ def test_newton_on_the_non_zeros_ends_what_greedy_blocks_begin():
     assert 2 * int(solve().steps) < int(solve(settle=0).steps)
 
 
-def clusters(seed: int):
-    """Four latent clusters, features that are nearly copies, five coefficients of +-50."""
-    rn = normal(seed)
-    labels = torch.arange(300) % 4
-    x = rn(80, 4)[:, labels] + 0.02 * rn(80, 300)
-    w = torch.zeros(300, dtype=torch.float64)
-    w[torch.randperm(300, generator=torch.Generator().manual_seed(seed))[:5]] = 50 * torch.sign(rn(5))
-    return x, x @ w, x @ w + 0.3 * rn(80), labels
+def nearly_dependent(seed: int, mixed: bool, samples: int = 160, features: int = 200):
+    """Copies of four factors, or mixtures of them, whose own parts are of scales 1 to 0.001, and six coefficients that tell on them alike."""
+    rn, g = normal(seed), torch.Generator().manual_seed(seed)
+    labels = torch.arange(features) % 4
+    at = torch.randperm(features, generator=g)[:6]
+    scales = torch.logspace(0, -3, 4, dtype=torch.float64)[labels]
+    if mixed:
+        scales = torch.logspace(0, -3, features, dtype=torch.float64)[torch.randperm(features, generator=g)]
+    x = (rn(samples, 4) @ rn(4, features) / 2 if mixed else rn(samples, 4)[:, labels]) + scales * rn(samples, features)
+    w = torch.zeros(features, dtype=torch.float64)
+    w[at] = torch.sign(rn(6)) / scales[at]
+    size = x.square().mean(0).sqrt()
+    clean = x @ w
+    return x / size, clean, clean + 0.3 * rn(samples), labels
 
 
-def test_another_basis_predicts_where_features_are_nearly_copies():
+@pytest.mark.parametrize("mixed", [False, True], ids=["copies", "mixtures"])
+def test_another_basis_predicts_where_features_nearly_depend_on_each_other_at_several_scales(mixed):
     plain, ours = [], []
     for seed in range(3):
-        x, clean, y, _ = clusters(seed)
-        basis = cluster_basis(x)
-        error = lambda w: float((x @ w - clean).square().mean())  # noqa: B023, E731
-        atoms = x.T.contiguous()
-        lasso = [
-            CoordinateDescent(penalty=L1(c), tolerance=1e-9)(atoms, y[None]).z[0] for c in (0.003, 0.01, 0.03, 0.1, 0.3)
-        ]
-        plain.append(min(map(error, lasso)))
-        ours.append(min(error(slr_random_support(x, y, L1(c), basis=basis)) for c in (1.0, 2.0, 4.0, 8.0)))
-    assert 2.5 * sum(ours) < sum(plain)
+        x, clean, y, labels = nearly_dependent(seed, mixed)
+        error = lambda found, clean=clean: float((found - clean).square().mean())  # noqa: E731
+        bases = torch.eye(200, dtype=x.dtype), factor_basis(x, 4) if mixed else cluster_basis(x, labels)
+        for best, basis, prices in zip((plain, ours), bases, ((0.3, 1.0, 3.0), (0.9, 3.0, 9.0)), strict=True):
+            fits = [x @ slr_random_support(x, y, L1(c), basis=basis, tolerance=1e-7, iterations=3000) for c in prices]
+            best.append(min(map(error, [*fits, y])))  # a price of 0 gives back what was measured
+    assert 2 * sum(ours) < sum(plain)
 
 
 def test_the_basis_finds_the_clusters_and_has_columns_of_one_length():
-    x, _, _, labels = clusters(0)
+    rn, labels = normal(0), torch.arange(300) % 4
+    x = rn(80, 4)[:, labels] + 0.02 * rn(80, 300)
     basis = cluster_basis(x)
     assert basis.shape == (300, 304)
-    assert torch.allclose(basis, cluster_basis(x, labels))
+    assert torch.allclose(basis, cluster_basis(x, labels)) and torch.equal(basis, basis_of(x))
+    factors = factor_basis(x)
+    assert factors.shape == (300, 304)
+    mixed = rn(80, 4) @ rn(4, 300) + 0.02 * rn(80, 300)
+    assert torch.equal(basis_of(mixed), factor_basis(mixed, 4))
+    assert torch.allclose((x @ factors).square().sum(0), torch.full((304,), 80.0, dtype=x.dtype))
+    with pytest.raises(BudgetError, match="1 to 80"):
+        factor_basis(x, 81)
     assert torch.allclose(torch.linalg.vector_norm(x @ basis, dim=0), torch.full((304,), 80.0**0.5, dtype=x.dtype))
 
 
 def test_a_price_and_a_ball_of_the_length_it_leaves_are_one_problem():
-    x, _, y, _ = clusters(1)
+    x, _, y, _ = nearly_dependent(1, False, 80)
     some, basis = x[:, :8], torch.eye(8, dtype=x.dtype)
     priced = slr_random_support(some, y, L1(40.0), basis=basis)
     ball = L1Ball(float(priced.abs().sum()))

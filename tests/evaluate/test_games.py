@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparseworks.core.errors import ShapeError
-from sparseworks.evaluate import ChannelAccess, Gridworld, IndependentActors
+from sparseworks.evaluate import CartPole, ChannelAccess, Gridworld, IndependentActors
 
 MAZE = ("..#", ".G#", "...")
 
@@ -64,3 +64,27 @@ def test_the_loss_is_that_of_advantage_actor_critic():
     actors = -(played.log_probability.sum(-1) * error.detach() + 0.1 * played.entropy.sum(-1))
     wanted = (actors + error.square() / 2).mean()
     assert torch.allclose(model.loss(played, discount=0.5, entropy=0.1), wanted)
+
+
+def test_a_pole_falls_as_it_does_in_gymnasium():
+    gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'sparseworks[rl]'")
+    env, game = gymnasium.make("CartPole-v1"), CartPole()
+    for seed, pushes in ((0, (0, 1, 0)), (1, (1,)), (2, (0, 1))):
+        seen, end, state = env.reset(seed=seed)[0], False, None
+        for step in range(100):
+            action = pushes[step % len(pushes)]
+            state, fallen = game.step(torch.tensor(seen) if state is None else state, torch.tensor(action))
+            seen, _, end, _, _ = env.step(action)
+            assert torch.allclose(state, torch.tensor(seen), atol=1e-5) and bool(fallen) == end
+            if end:
+                break
+        assert end
+
+
+def test_poles_beside_each_other_are_poles_alone():
+    game = CartPole()
+    state, action = game.begin(4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0])
+    assert state.shape == (4, 4) and state.abs().max() <= 0.05
+    alone = torch.stack([game.step(s, a)[0] for s, a in zip(state, action, strict=True)])
+    assert torch.allclose(game.step(state, action)[0], alone)
+    assert game.step(torch.tensor([2.5, 0.0, 0.0, 0.0]), torch.tensor(0))[1]

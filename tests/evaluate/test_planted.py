@@ -10,7 +10,7 @@ import sparseworks as sw
 from sparseworks.core.errors import BudgetError, ShapeError
 from sparseworks.evaluate import circle, deeper, hats, helix, plant, planted_data, relu_unit
 from sparseworks.stream import sites
-from sparseworks.weights.enforce import dropped_masks, impose
+from sparseworks.weights.enforce import dropped_masks, impose, keep_support
 
 TARGETS = {"relu": relu_unit(), "circle": deeper(circle(30), 1), "helix": deeper(helix(30), 1)}
 
@@ -93,6 +93,42 @@ def test_iterative_pruning_finds_more_of_the_ticket_than_gradients_and_chance_bu
     rates = {name: pruned(name) for name in ("imp", "grasp", "edge_popup", "random")}
     assert rates["imp"] > 1.3 * rates["grasp"] and rates["grasp"] > 1.5 * rates["random"], rates
     assert rates["imp"] > 3 * rates["edge_popup"] and rates["imp"] < 0.5, rates
+
+
+def test_rounds_end_better_than_one_cut_and_as_much_training_but_with_no_more_of_the_ticket():
+    """At the planted density, 60 steps a round, three seeds: 0.73 right against 0.51 (0.46 is the largest class); of the ticket 0.15 and 0.16.
+
+    With 400 steps a round: IMP 0.80, fine-tuned from round to round 0.88, one cut 0.58.
+    """
+    seed, steps, target = 1, 60, TARGETS["circle"]
+    (x, y), (x_test, y_test) = planted_data("circle", 2000, seed=seed), planted_data("circle", 2000, noise=0.0, seed=99)
+    planted = plant(target, 100, seed)
+
+    def train(model, lap=None, times=1):
+        del lap
+        optimizer, g = torch.optim.Adam(model.parameters(), lr=1e-3), torch.Generator().manual_seed(seed)
+        handle = keep_support(optimizer, model, sites(model), cut) if times > 1 else None
+        for _ in range(times * steps):
+            at = torch.randint(len(x), (64,), generator=g)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[at]), y[at]).backward()
+            optimizer.step()
+        if handle:
+            handle.remove()
+
+    @torch.no_grad()
+    def right(model):
+        return float((model(x_test).argmax(1) == y_test).float().mean())
+
+    iterative = plant(target, 100, seed).model
+    method = sw.method("imp_finetune", density=planted.density)
+    rounds = sw.cycles(iterative, method, train, steps=steps, seed=0, progress=False)
+    once = plant(target, 100, seed).model
+    train(once)
+    cut = sw.prune(once, sw.method("magnitude_global", density=planted.density), progress=False).supports
+    train(once, times=len(rounds.rounds) - 1)
+    assert right(iterative) > right(once) + 0.15
+    assert abs(planted.recovery(rounds.supports) - planted.recovery(cut)) < 0.05
 
 
 def test_what_does_not_fit_is_refused():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparseworks.core.errors import KernelError
-from sparseworks.solve import inner_products
+from sparseworks.solve import inner_products, working_set
 from sparseworks.solve.certificate import certify
 from sparseworks.solve.coders import CoordinateDescent, GraphADMM, GreedyBlocks, PrimalDual, ProximalGradient
 from sparseworks.solve.coders.descent import Screened, path
@@ -133,6 +133,40 @@ def test_screening_leaves_out_only_what_is_zero(seed, share):
     assert torch.allclose(s.z, exact.z, atol=1e-4)
     number, proves = certify(Atoms(d), Quadratic(), L1(share * most), s.z, y)
     assert proves == "duality gap" and float(number) <= 1e-8
+
+
+def tall(alike: float):
+    """120 atoms of 600 numbers that share a part, and a signal of ten of them."""
+    g = torch.Generator().manual_seed(0)
+    d = torch.randn(120, 600, generator=g, dtype=torch.float64)
+    d += alike * torch.randn(600, generator=g, dtype=torch.float64)
+    y = d[:10].sum(0, keepdim=True) + torch.randn(1, 600, generator=g, dtype=torch.float64)
+    return d, y, float((d @ y[0]).abs().max())
+
+
+@pytest.mark.parametrize("alike", [0.0, 30.0], ids=["on the residual alone", "by inner products in the end"])
+def test_a_tall_lasso_needs_no_inner_products_unless_its_atoms_are_alike(alike, monkeypatch):
+    made, real = [], working_set.descend_quadratic
+    monkeypatch.setattr(working_set, "descend_quadratic", lambda *given: (made.append(len(given[0])), real(*given))[1])
+    d, y, most = tall(alike)
+    weights = tuple(torch.linspace(0.5, 2.0, 120).tolist())
+    for penalty in (
+        L1(0.1 * most),
+        NonNegativeL1(0.1 * most),
+        WeightedL1(weights, 0.1 * most),
+        ElasticNet(0.1 * most, 0.7),
+    ):
+        s = CoordinateDescent(penalty=penalty, tolerance=1e-6, iterations=50_000)(d, y)
+        number, proves = certify(Atoms(d), Quadratic(), penalty, s.z, y)
+        assert proves == "duality gap" and float(number) <= 1e-6
+    assert bool(made) == bool(alike)
+
+
+def test_a_tall_problem_without_a_gap_ends_where_nothing_violates():
+    d, y, most = tall(0.0)
+    penalty = MCP(0.1 * most, 3.0)
+    s = CoordinateDescent(penalty=penalty, tolerance=1e-7)(d, y)
+    assert bool(s.converged.all()) and float(penalty.violation(s.z, (s.z @ d - y) @ d.T).max()) < 1e-6 * most
 
 
 def test_from_the_largest_weight_on_nothing_is_kept():

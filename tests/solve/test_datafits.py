@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparseworks.core.errors import CalibrationError
+from sparseworks.solve.coders import CoordinateDescent
 from sparseworks.solve.datafits import DATAFITS, Cox, Huber, Logistic, Poisson, Quadratic
 
 G = torch.Generator().manual_seed(0)
@@ -75,3 +77,12 @@ def test_cox_is_blind_to_a_shift_and_to_censored_times_alone():
     assert torch.allclose(
         Cox().value(first, torch.tensor([1.0, 2.0, 3.0, 4.0]).double()), torch.tensor(24.0).double().log()
     )
+
+
+@pytest.mark.parametrize(("datafit", "wrong"), [(Logistic(), 0.5), (Poisson(), -1.0)])
+def test_what_cannot_be_observed_is_refused_before_anything_is_solved(datafit, wrong):
+    y = torch.ones(2, 4, dtype=torch.float64)
+    y[1, 2] = wrong
+    with pytest.raises(CalibrationError, match=r"labels|counts"):
+        CoordinateDescent(datafit=datafit)(torch.eye(4, dtype=torch.float64), y)
+    assert all(FITS[name].refuses(seen) is None for name, seen in SEEN.items())

@@ -116,7 +116,7 @@ def predict_structures(
         torch.manual_seed(seed)
         predictor = Predictor(seen.early.shape[1], seen.importance.shape[1], hidden)
         predictor.fit(train, structures.sizes, epochs=epochs, lr=lr, seed=seed)
-        importance = lambda early: predictor(early.float().cpu()).to(early.device)  # noqa: E731
+        importance = lambda early: predictor.to(early.device)(early.float())  # noqa: E731
     assert isinstance(chosen.budget, Density)
     share = chosen.budget.value
     with torch.no_grad():

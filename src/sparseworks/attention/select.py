@@ -97,8 +97,13 @@ def keep(
     What is forced, or of infinite score, counts against a density or a count, and is added to what a mass, a threshold or another
     scored budget keeps; of the mass it holds no part.
     A count is of keys per query: ceil(count / keys of a unit) units a row.
+
+    Raises:
+        NonFiniteError: an allowed unit whose score is NaN.
     """
     inside = allowed.expand_as(scores)
+    if scores.numel() and bool(scores.amax().isnan()) and bool((scores.isnan() & inside).any()):
+        raise NonFiniteError(f"Scores of {tuple(scores.shape)} hold NaN where a unit may be kept.")
     forced = (forced | (scores == torch.inf)) & inside
     if isinstance(budget, Threshold):
         return _reached(scores, inside, budget) | forced
@@ -145,8 +150,6 @@ def keep_beam(
 
 def _reached(scores: Tensor, inside: Tensor, budget: Threshold) -> Tensor:
     """Units that reach a threshold: nothing needs to be sorted, or counted."""
-    if scores.numel() and bool(scores.amax().isnan()):
-        budget.counts(scores.masked_fill(~inside, -torch.inf))  # refuses what is not a number
     return (scores >= max(budget.value, torch.finfo(scores.dtype).min)) & inside
 
 

@@ -25,66 +25,79 @@ def autoencoder_names() -> list[str]:
     return [m.name for m in AutoencoderMethod.all()]
 
 
+Where = Annotated[
+    str,
+    typer.Option(
+        help="Where: NAME of a module for its output, NAME:in for its input; `sparseworks inspect` lists names.",
+        show_default=False,
+    ),
+]
+Texts = Annotated[
+    Path,
+    typer.Option(
+        help="Text to look at: .txt, .jsonl (field `text`) or .gz of them.",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of an autoencoder in SAELens's format; with --train, where it is written.",
+        file_okay=False,
+        show_default=False,
+    ),
+]
+Train = Annotated[bool, typer.Option("--train", help="Train an autoencoder on these texts first.")]
+Chosen = Annotated[
+    str,
+    typer.Option(
+        help="With --train: which, see `sparseworks methods --family codes`.",
+        autocompletion=starting(autoencoder_names),
+    ),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(help="With --train: latents; default: four times the features.", min=1, show_default=False),
+]
+Kept = Annotated[
+    int | None,
+    typer.Option(
+        "-k",
+        help="With --train: latents a token (k, or the target L0); default: the method's.",
+        min=1,
+        show_default=False,
+    ),
+]
+Steps = Annotated[int, typer.Option(help="With --train: batches of 1024 tokens.", min=1)]
+Length = Annotated[int, typer.Option(help="Tokens of a row of text.", min=2)]
+Examples = Annotated[int, typer.Option(help="Examples of each latent, each from another row of text.", min=1)]
+Around = Annotated[int, typer.Option(help="Tokens shown on either side.", min=0)]
+Shown = Annotated[
+    int,
+    typer.Option(
+        "--features", help="Latents with examples: those with the largest sum of activations. All are listed.", min=1
+    ),
+]
+Page = Annotated[Path, typer.Option(help="The page.", dir_okay=False)]
+
+
 def features(
     model: Model,
-    site: Annotated[
-        str,
-        typer.Option(
-            help="Where: NAME of a module for its output, NAME:in for its input; `sparseworks inspect` lists names.",
-            show_default=False,
-        ),
-    ],
-    texts: Annotated[
-        Path,
-        typer.Option(
-            help="Text to look at: .txt, .jsonl (field `text`) or .gz of them.",
-            exists=True,
-            dir_okay=False,
-            show_default=False,
-        ),
-    ],
-    autoencoder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of an autoencoder in SAELens's format; with --train, where it is written.",
-            file_okay=False,
-            show_default=False,
-        ),
-    ] = None,
-    train: Annotated[bool, typer.Option("--train", help="Train an autoencoder on these texts first.")] = False,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="With --train: which, see `sparseworks methods --family codes`.",
-            autocompletion=starting(autoencoder_names),
-        ),
-    ] = "topk_sae",
-    width: Annotated[
-        int | None,
-        typer.Option(help="With --train: latents; default: four times the features.", min=1, show_default=False),
-    ] = None,
-    k: Annotated[
-        int | None,
-        typer.Option(
-            "-k",
-            help="With --train: latents a token (k, or the target L0); default: the method's.",
-            min=1,
-            show_default=False,
-        ),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="With --train: batches of 1024 tokens.", min=1)] = 1000,
-    length: Annotated[int, typer.Option(help="Tokens of a row of text.", min=2)] = 128,
-    examples: Annotated[int, typer.Option(help="Examples of each latent, each from another row of text.", min=1)] = 8,
-    around: Annotated[int, typer.Option(help="Tokens shown on either side.", min=0)] = 12,
-    shown: Annotated[
-        int,
-        typer.Option(
-            "--features",
-            help="Latents with examples: those with the largest sum of activations. All are listed.",
-            min=1,
-        ),
-    ] = 4096,
-    out: Annotated[Path, typer.Option(help="The page.", dir_okay=False)] = Path("features.html"),
+    site: Where,
+    texts: Texts,
+    autoencoder: Folder = None,
+    train: Train = False,
+    method: Chosen = "topk_sae",
+    width: Width = None,
+    k: Kept = None,
+    steps: Steps = 1000,
+    length: Length = 128,
+    examples: Examples = 8,
+    around: Around = 12,
+    shown: Shown = 4096,
+    out: Page = Path("features.html"),
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,

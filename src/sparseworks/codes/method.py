@@ -81,7 +81,7 @@ def code(
     Raises:
         UnknownNameError: the name is not registered.
         RecipeError: a method of another kind, or an unknown option.
-        ShapeError, DtypeError, NonFiniteError, KernelError: as `Coder`.
+        ShapeError, DtypeError, NonFiniteError, KernelError, CalibrationError: as `Coder`.
     """
     chosen = CodeMethod.of(method)
     return (chosen.with_(**changes) if changes else chosen).coder(dictionary, signals)

@@ -11,7 +11,7 @@ from sparseworks.evaluate.classification import Classification
 from sparseworks.evaluate.collection import Collection, read_collection, read_qrels
 from sparseworks.evaluate.documentation import Passage, documentation_passages, documentation_retrieval
 from sparseworks.evaluate.encoder import Encoder
-from sparseworks.evaluate.games import ChannelAccess, Gridworld
+from sparseworks.evaluate.games import CartPole, ChannelAccess, Gridworld
 from sparseworks.evaluate.laws import SparseLaw, fit_law
 from sparseworks.evaluate.perplexity import Perplexity
 from sparseworks.evaluate.planted import Planted, circle, deeper, hats, helix, plant, planted_data, relu_unit
@@ -31,6 +31,7 @@ __all__ = [
     "ActivationLaw",
     "BlobNet",
     "Blobs",
+    "CartPole",
     "ChannelAccess",
     "Classification",
     "Collection",

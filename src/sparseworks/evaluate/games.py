@@ -1,7 +1,8 @@
-"""Small games for reinforcement learning, played by tensors: every state of a gridworld at once, many channel-access games beside each other."""
+"""Small games for reinforcement learning, played by tensors: every state of a gridworld at once, many poles or channel-access games beside each other."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -119,3 +120,33 @@ class ChannelAccess:
         taken = torch.nn.functional.one_hot(self.primary(phase, slot) + 1, self.actions).float()
         won = (chosen * ((busy + taken) == 1.0).float().unsqueeze(-2)).sum(dim=-1)
         return torch.cat([chosen, won.unsqueeze(-1)], dim=-1), won.sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class CartPole:
+    """A pole of 1 m stands on a cart that is pushed to the left (action 0) or to the right (1), 50 times a second; it must not fall.
+
+    States are position, velocity, angle and angular velocity; the pole has fallen beyond 12 degrees, or with the cart beyond 2.4 m.
+
+    Source: Barto, Sutton and Anderson, 1983, with the constants and Euler's rule of Gymnasium's CartPole-v1, which ends after `limit` steps.
+    """
+
+    limit: int = 500
+
+    def begin(self, *batch: int, generator: torch.Generator | None = None) -> Float[Tensor, "*batch 4"]:
+        """States near the upright pole at rest, each entry within 0.05."""
+        return torch.rand(*batch, 4, generator=generator) * 0.1 - 0.05
+
+    def step(
+        self, state: Float[Tensor, "*batch 4"], action: Int[Tensor, "*batch"]
+    ) -> tuple[Float[Tensor, "*batch 4"], Bool[Tensor, "*batch"]]:
+        """The states a fiftieth of a second later, and who has fallen."""
+        place, speed, angle, turn = state.unbind(-1)
+        sine, cosine, half, light, mass = angle.sin(), angle.cos(), 0.5, 0.1, 1.1
+        pushed = ((2.0 * action - 1.0) * 10.0 + light * half * turn.square() * sine) / mass
+        bend = (9.8 * sine - cosine * pushed) / (half * (4.0 / 3.0 - light * cosine.square() / mass))
+        drive = pushed - light * half * bend * cosine / mass
+        after = torch.stack(
+            [place + 0.02 * speed, speed + 0.02 * drive, angle + 0.02 * turn, turn + 0.02 * bend], dim=-1
+        )
+        return after, (after[..., 0].abs() > 2.4) | (after[..., 2].abs() > math.radians(12))

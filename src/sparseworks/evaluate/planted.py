@@ -22,6 +22,10 @@ BOUNDS = (0.2, 0.5, 0.7)
 class Planted:
     """A network with a ticket inside it.
 
+    Seen on "circle", 3 % of the weights planted in a width of 100: no pruner finds the ticket, most keep a sixth of it. What they end
+    with differs all the same: after 17 rounds of 400 steps iterative pruning is right in 80 % (`imp`) and 88 % (`imp_finetune`), one cut
+    by magnitude and as many steps in 58 % (three seeds).
+
     Attributes:
         model: linear layers with ReLU between them; at random but for the planted entries.
         supports: site name -> the entries of the ticket.

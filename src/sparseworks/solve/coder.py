@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparseworks.core.codes import Codes
-from sparseworks.core.errors import DtypeError, KernelError, NonFiniteError, ShapeError
+from sparseworks.core.errors import CalibrationError, DtypeError, KernelError, NonFiniteError, ShapeError
 from sparseworks.core.registry import Registry
+from sparseworks.solve.datafit import Datafit
 from sparseworks.solve.linear import LinearMap
 from sparseworks.solve.maps import Atoms
 
@@ -73,12 +74,17 @@ class Coder:
             DtypeError: another precision or device than the map's.
             NonFiniteError: NaN or infinity.
             KernelError: this coder cannot work with this map; the message says why.
+            CalibrationError: signals that its datafit cannot explain, such as labels that are not -1 and 1.
         """
         a = Atoms(dictionary) if isinstance(dictionary, Tensor) else dictionary
         why = self.refuses(a)
         if why is not None:
             raise KernelError(why)
         _check("Signals", signals, a.codomain, a)
+        datafit: Datafit | None = getattr(self, "datafit", None)
+        why = datafit.refuses(signals) if datafit is not None else None
+        if why is not None:
+            raise CalibrationError(why)
         if start is not None:
             _check("The codes to start from", start, a.domain, a)
             if len(start) != len(signals):

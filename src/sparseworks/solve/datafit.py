@@ -22,6 +22,11 @@ class Datafit:
     registered_name: ClassVar[str]
     curvature: float
 
+    def refuses(self, y: Float[Tensor, "*rows m"]) -> str | None:
+        """Why these are not observations of it, in a sentence; None where they are."""
+        del y
+        return None
+
     def value(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows"]:
         """f of every row."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Penalised quadratics given by inner products: coordinate descent, compiled where it can be, in torch elsewhere."""
+"""Penalised quadratics by coordinate descent, on inner products or on a residual: compiled where it can be, in torch elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparseworks.exec.codes import can_descend, descend
+from sparseworks.exec.codes import can_descend, descend, descend_columns
 from sparseworks.solve.penalties import L1, MCP, ElasticNet, NonNegativeL1, WeightedL1
 from sparseworks.solve.penalty import Penalty
 
@@ -26,7 +26,7 @@ def descend_quadratic(
 
     g is separable. Where it is not convex the point is one that no single coordinate can improve.
     """
-    compiled = _compiled(penalty, gram) if can_descend(gram) else None
+    compiled = _compiled(penalty, gram.diagonal()) if can_descend(gram) else None
     if compiled is None:
         return _reference(gram, right, penalty, start, tolerance, passes)
     slopes, options = compiled
@@ -34,20 +34,40 @@ def descend_quadratic(
     return descend(gram, right, slopes, scale, start, tolerance, passes, **options)
 
 
-def _compiled(penalty: Penalty, gram: Tensor) -> tuple[Tensor, dict[str, Any]] | None:
-    """Slopes at 0 and options of the kernel; None where it does not know the penalty."""
-    n = len(gram)
+def descend_residual(
+    atoms: Float[Tensor, "all features"],
+    kept: Int[Tensor, " n"],
+    residual: Float[Tensor, " features"],
+    curvature: Float[Tensor, " n"],
+    penalty: Penalty,
+    start: Float[Tensor, " n"],
+    goal: float,
+    most: int,
+) -> tuple[Float[Tensor, " n"], int, bool]:
+    """argmin_z ||y - z D||^2 / 2 + g(z), D = atoms[kept], without inner products.
+
+    Returns z, how many atoms it looked at (about `most` at most), and whether that was enough. Nothing moves where it is not compiled. `residual` is y - start D, `curvature` the atoms' squared norms.
+    """
+    compiled = _compiled(penalty, curvature) if can_descend(atoms) else None
+    if compiled is None:
+        return start, 0, False
+    slopes, options = compiled
+    return descend_columns(atoms, kept, residual, slopes, curvature, start, goal, most, **options)
+
+
+def _compiled(penalty: Penalty, like: Tensor) -> tuple[Tensor, dict[str, Any]] | None:
+    """Slopes at 0 and options of the kernels for as many coordinates as `like` has; None where they do not know the penalty."""
     if type(penalty) is L1:
-        return gram.new_full((n,), penalty.weight), {}
+        return like.new_full(like.shape, penalty.weight), {}
     if type(penalty) is WeightedL1:
-        return penalty.each(gram), {}
+        return penalty.each(like), {}
     if type(penalty) is NonNegativeL1:
-        return gram.new_full((n,), penalty.weight), {"kind": "non_negative"}
+        return like.new_full(like.shape, penalty.weight), {"kind": "non_negative"}
     if type(penalty) is ElasticNet:
         ridge = penalty.weight * (1 - penalty.share)
-        return gram.new_full((n,), penalty.weight * penalty.share), {"ridge": ridge}
+        return like.new_full(like.shape, penalty.weight * penalty.share), {"ridge": ridge}
     if type(penalty) is MCP:
-        return gram.new_full((n,), penalty.weight), {"kind": "mcp", "gamma": penalty.gamma}
+        return like.new_full(like.shape, penalty.weight), {"kind": "mcp", "gamma": penalty.gamma}
     return None
 
 

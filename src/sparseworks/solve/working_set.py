@@ -12,12 +12,14 @@ from sparseworks.core.select import top
 from sparseworks.solve.certificate import duality_gap
 from sparseworks.solve.datafit import Datafit
 from sparseworks.solve.datafits import Quadratic
-from sparseworks.solve.inner_products import descend_quadratic, restrict
+from sparseworks.solve.inner_products import descend_quadratic, descend_residual, restrict
 from sparseworks.solve.penalties import L1, NonNegativeL1, WeightedL1
 from sparseworks.solve.penalty import Penalty
 
 _FIRST = 100  # atoms in the first working set
 _INSIDE = 0.03  # violation left in a working set, of the worst among all atoms
+_TALL = 4  # from so many features an atom on, looking at atoms may be cheaper than inner products
+_LOOK = 8  # inner products that take the time of a look at one atom
 
 
 @dataclass
@@ -46,7 +48,8 @@ def solve_one(
     """argmin f(z D; y) + g(z), g separable, one z.
 
     Each round looks at all atoms once (gap, screening, violations), takes as many of the worst into the working set as the
-    support is large, and solves there: the quadratic by its inner products, any other datafit by prox-Newton steps.
+    support is large, and solves there: the quadratic by its inner products, any other datafit by prox-Newton steps. Of a tall
+    quadratic all atoms that are left are visited on the residual, until that took the time of their inner products.
 
     Source: working sets as Massias, Gramfort and Salmon, 2018, arXiv 1802.07481; sphere as Ndiaye, Fercoq, Gramfort and
     Salmon, 2017, arXiv 1611.05780.
@@ -83,7 +86,7 @@ def solve_one(
         if bool(missing.any()):
             room = max(int((z != 0).sum()), _FIRST)
             problem.take(problem.urgency(correlation, screened), room)
-        z, used = problem.descend(z, worst * _INSIDE, passes - steps)
+        z, used = problem.descend(z, u, screened, correlation, worst * _INSIDE, passes - steps)
         steps += max(used, 1)
     return Found(z, steps, number, proves, int(screened.sum()))
 
@@ -103,10 +106,11 @@ class _One:
         self.kept = torch.zeros(0, dtype=torch.long, device=y.device)
         self.some = atoms[:0]
         self.gram, self.right = y.new_zeros(0, 0), y.new_zeros(0)
+        self.visits = self.price = 0  # looks at atoms, on the residual, and how many their inner products are worth
 
     def predict(self, z: Tensor) -> Tensor:
         at = z.nonzero()[:, 0]
-        return z[at] @ self.atoms[at]
+        return z[at] @ self.atoms[at] if 3 * len(at) < len(z) else z @ self.atoms  # a copy costs two products
 
     def number(self, z: Tensor, u: Tensor, slope: Tensor, correlation: Tensor) -> tuple[float, str]:
         try:
@@ -146,27 +150,58 @@ class _One:
         return size.masked_fill(screened, -torch.inf).index_fill(0, self.kept, -torch.inf)
 
     def take(self, urgency: Tensor, more: int) -> None:
-        """Let this many more atoms into the working set; inner products of those inside are kept."""
+        """Let this many more atoms into the working set."""
         more = min(more, int((urgency > -torch.inf).sum()))
-        new = top(urgency.unsqueeze(0), more)[0].nonzero()[:, 0]
-        fresh = self.atoms[new]
-        self.kept, self.some = torch.cat([self.kept, new]), torch.cat([self.some, fresh])
+        self.kept = torch.cat([self.kept, top(urgency.unsqueeze(0), more)[0].nonzero()[:, 0]])
+
+    def descend(
+        self, z: Tensor, u: Tensor, screened: Tensor, correlation: Tensor, goal: float, passes: int
+    ) -> tuple[Tensor, int]:
+        """The problem on the working set, or on all that is not screened, from z with z D = u, to a violation of `goal`."""
+        used, done = 0, False
+        if isinstance(self.datafit, Quadratic):
+            z, used, done = self._visited(z, u, screened, correlation, goal, passes)
+        if done:
+            return z, used
+        outside = (z != 0).index_fill(0, self.kept, False)
+        self.kept = torch.cat([self.kept, outside.nonzero()[:, 0]])
+        self._copy()
+        penalty, inside, passes = restrict(self.penalty, self.kept), z[self.kept], max(passes - used, 0)
+        if isinstance(self.datafit, Quadratic):
+            inside, more = _quadratic(self.gram, self.right, penalty, inside, goal, passes)
+        else:
+            inside, more = self._newton(self.some, penalty, inside, goal, passes)
+        return torch.zeros_like(z).index_copy(0, self.kept, inside), used + more
+
+    def _visited(
+        self, z: Tensor, u: Tensor, screened: Tensor, correlation: Tensor, goal: float, passes: int
+    ) -> tuple[Tensor, int, bool]:
+        """Passes over atoms: never longer than inner products would have taken."""
+        left = (~screened).nonzero()[:, 0]
+        left = left[correlation[left].abs().argsort(descending=True, stable=True)]  # fewer enter that would leave again
+        if len(self.y) < _TALL * len(left):
+            return z, 0, False
+        self.price = max(self.price, len(left) ** 2 // _LOOK)
+        most = min(self.price - self.visits, passes * len(left))
+        if most <= 0:
+            return z, 0, False
+        squares, penalty = self.norms[left] ** 2, restrict(self.penalty, left)
+        goal *= _INSIDE  # none is outside, for which this would be too early
+        inside, visits, done = descend_residual(self.atoms, left, self.y - u, squares, penalty, z[left], goal, most)
+        self.visits += visits
+        z = torch.zeros_like(z).index_copy(0, left, inside)
+        return z, -(-visits // len(left)), done
+
+    def _copy(self) -> None:
+        """Atoms of the working set side by side, and for the quadratic their inner products; what is known is kept."""
+        known = len(self.some)
+        fresh = self.atoms[self.kept[known:]]
+        self.some = torch.cat([self.some, fresh])
         if isinstance(self.datafit, Quadratic):
             beside = self.some @ fresh.T
-            known = len(self.gram)
             gram = self.gram.new_empty(len(self.kept), len(self.kept))
             gram[:known, :known], gram[:, known:], gram[known:] = self.gram, beside, beside.T
             self.gram, self.right = gram, torch.cat([self.right, fresh @ self.y])
-
-    def descend(self, z: Tensor, goal: float, passes: int) -> tuple[Tensor, int]:
-        """The problem on the working set, to a violation of `goal`."""
-        penalty = restrict(self.penalty, self.kept)
-        inside = z[self.kept]
-        if isinstance(self.datafit, Quadratic):
-            inside, used = _quadratic(self.gram, self.right, penalty, inside, goal, passes)
-        else:
-            inside, used = self._newton(self.some, penalty, inside, goal, passes)
-        return torch.zeros_like(z).index_copy(0, self.kept, inside), used
 
     def _newton(self, some: Tensor, penalty: Penalty, z: Tensor, goal: float, passes: int) -> tuple[Tensor, int]:
         """Penalised quadratic models of the datafit, and a line search on the cost."""

@@ -42,6 +42,24 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Sequence[Any], loss: Loss | None = None) -> float:
+    """Mean over the batches of `loss(model, batch)` in evaluation mode; default `default_loss`.
+
+    Raises:
+        CalibrationError: no batches, or no loss.
+    """
+    if not batches:
+        raise CalibrationError("The calibration set is empty; give at least one batch.")
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        return sum(float((loss or default_loss)(model, batch)) for batch in batches) / len(batches)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def _takes_labels(model: nn.Module) -> bool:
     return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 

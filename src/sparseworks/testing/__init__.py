@@ -29,6 +29,7 @@ from sparseworks.testing.repair import check_repair
 from sparseworks.testing.score import check_score
 from sparseworks.testing.solver import check_solver
 from sparseworks.testing.stat import check_stat
+from sparseworks.testing.term_slot import check_term_slot
 from sparseworks.testing.trained import check_trained_attention
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "check_score",
     "check_solver",
     "check_stat",
+    "check_term_slot",
     "check_trained_attention",
     "check_training",
     "example",

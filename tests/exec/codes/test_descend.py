@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparseworks.core.errors import DtypeError, KernelError, ShapeError
-from sparseworks.exec.codes import can_descend, descend
+from sparseworks.exec.codes import can_descend, descend, descend_columns
 from sparseworks.exec.native import features, native
 
 G = torch.Generator().manual_seed(0)
@@ -92,3 +92,54 @@ def test_without_the_extension_it_says_so(monkeypatch):
     assert not can_descend(D @ D.T)
     with pytest.raises(KernelError, match="compiled"):
         descend(*operands(torch.float64))
+
+
+def columns(dtype, slope=3.0):
+    """Operands of `descend_columns`: 37 of 50 long atoms, a signal of five of them."""
+    atoms = torch.randn(50, 300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    kept = torch.arange(3, 40)
+    y = 0.5 * atoms[5:10].sum(0)
+    slopes, curvature = torch.full((37,), slope, dtype=dtype), atoms[kept].square().sum(1)
+    return atoms.to(dtype), kept, y.to(dtype), slopes, curvature.to(dtype), torch.zeros(37, dtype=dtype)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", features()["built"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("kind", "ridge"), [("l1", 0.0), ("l1", 5.0), ("non_negative", 0.0), ("mcp", 0.0)])
+def test_on_the_residual_as_on_inner_products(isa, dtype, kind, ridge):
+    module, before = native(), features()["isa"]
+    assert module is not None
+    atoms, kept, y, slopes, curvature, start = columns(dtype)
+    options = {"kind": kind, "ridge": ridge, "gamma": 3.0 if kind == "mcp" else torch.inf}
+    try:
+        module.use(isa)
+        z, visits, done = descend_columns(atoms, kept, y, slopes, curvature, start, 1e-3, 10_000, **options)
+    finally:
+        module.use(before)
+    d = atoms[kept]
+    right, one = (d @ y)[None], torch.ones(1, dtype=dtype)
+    expected, _ = descend(d @ d.T, right, slopes, one, start[None], one * 1e-3, 500, **options)
+    assert done and visits > 37 and not bool(start.any())
+    torch.testing.assert_close(z, expected[0], rtol=1e-4, atol=1e-5)
+    again, visits, done = descend_columns(atoms, kept, y - z @ d, slopes, curvature, z, 1e-2, 1, **options)
+    assert done and visits == 37
+    torch.testing.assert_close(again, z, rtol=1e-4, atol=1e-5)
+
+
+@needs_native
+def test_on_the_residual_it_stops_after_so_many_looks():
+    *operands, start = columns(torch.float64)
+    z, visits, done = descend_columns(*operands, start, 0.0, 30)
+    assert visits == 37 and not done and bool(z.any())
+
+
+@needs_native
+def test_bad_operands_on_the_residual_are_refused():
+    atoms, kept, y, slopes, curvature, start = columns(torch.float64)
+    with pytest.raises(ShapeError, match="must be"):
+        descend_columns(atoms, kept, y[:5], slopes, curvature, start, 1e-3, 9)
+    with pytest.raises(DtypeError, match="float64"):
+        descend_columns(atoms, kept, y, slopes.float(), curvature, start, 1e-3, 9)
+    with pytest.raises(ShapeError, match="kept"):
+        descend_columns(atoms, kept + 20, y, slopes, curvature, start, 1e-3, 9)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparseworks.evaluate import dirichlet_split
 from sparseworks.weights.settings import Client, Server
 
-CLIENTS, ROUNDS = 10, 18
+CLIENTS, ROUNDS = 10, 12
 
 
 class Part(NamedTuple):
@@ -78,7 +78,7 @@ def _shared_digits():
 
 
 def _accuracy(digits, method, seed: int = 1) -> tuple[float, int]:
-    """Of the global model after 18 rounds of ten clients whose classes are shared out by Dirichlet(0.5); and bytes received."""
+    """Of the global model after 12 rounds of ten clients whose classes are shared out by Dirichlet(0.5); and bytes received."""
     x, y, test_x, test_y = digits
     parts = dirichlet_split(y, CLIENTS, 0.5, least=20, seed=seed)
     scored = {"data": [(x[:256], y[:256])], "loss": lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])}

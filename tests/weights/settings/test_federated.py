@@ -254,10 +254,10 @@ def test_feddip_is_better_than_federated_drop_and_grow_and_than_snip_at_five_per
     ours, _ = accuracy(feddip())
     grown, _ = accuracy(sw.method("rigl", density=0.05, train=DropGrow(every=3, rescale=True)))
     scored, _ = accuracy(sw.method("snip", density=0.05))
-    assert ours > grown + 0.05 and ours > scored + 0.15
+    assert ours > grown + 0.05 and ours > scored + 0.12
 
 
 def test_error_feedback_is_better_than_masked_gradients_where_the_start_is_sparse(accuracy):
     ours, sent = accuracy(feddip(first=0.1))
     masked, fewer = accuracy(feddip(first=0.1, local=Feedback(kept_only=True, penalty=Stairs())))
-    assert ours > masked + 0.12 and fewer < sent < 18 * 10 * 4 * (64 * 64 + 640 + 74)
+    assert ours > masked + 0.12 and fewer < sent < 12 * 10 * 4 * (64 * 64 + 640 + 74)

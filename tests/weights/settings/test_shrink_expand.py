@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -76,11 +78,34 @@ def test_only_the_largest_gradients_of_kept_weights_pass():
     assert int((run.sites[0].gradient() != 0).sum()) == 80
 
 
+def test_which_gradients_pass_is_decided_again_every_few_steps_and_with_every_change():
+    model, optimizer, run = small(gradients=0.1, again=3)
+    passed = []
+    for k in range(10):
+        before = run.sites[0].weight().clone()
+        step(model, optimizer, k)
+        passed.append(run.sites[0].weight() != before)
+        run.step()
+    alike = [torch.equal(a, b) for a, b in pairwise(passed)]
+    assert alike == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]  # again at 3, 6, 9; a change after step 5
+
+
 def test_extremes_are_refused():
     with pytest.raises(BudgetError, match="no room"):
         small(density=0.97)
-    with pytest.raises(BudgetError, match="gradients"):
-        ShrinkExpand(gradients=0.0)
+    for wrong in ({"gradients": 0.0}, {"again": 0}):
+        with pytest.raises(BudgetError, match="gradients"):
+            ShrinkExpand(**wrong)
 
 
 def test_sparse_gradients_and_fewer_examples_save_five_sixths_of_the_flops(tasks):

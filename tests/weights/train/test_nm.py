@@ -232,32 +232,79 @@ def test_ast_wants_the_moments_of_adam():
         step(model, optimizer, run)
 
 
-def test_cast_computes_with_all_weights_and_shrinks_the_small_ones():
+def test_steps_of_cast_are_those_of_its_optimiser():
+    """Algorithm 1 by hand: v of what the step is made of, also where weights are kept, and a decay that rises from step to step."""
+    model, plain = net(), net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.95))
+    method = sw.method("cast", train=AdamShrink(decay=0.02, every=2, groups=0))
+    run = sw.Sparsifier(model, method, optimizer, steps=8)
+    weight, m, v = plain[0].weight.data, torch.zeros(32, 16), torch.zeros(32, 16)
+    mask = mask_of(weight, 2, 4)
+    for i in range(8):
+        assert torch.equal(model[0].weight, run.sites[0].weight())  # all of W
+        step(model, optimizer, run, i)
+        m = 0.9 * m + 0.1 * model[0].weight.grad
+        update = torch.where(mask.bool(), m, (1 - i / 8) * m + i / 8 * 0.02 * weight.sign())
+        v = 0.95 * v + 0.05 * update**2
+        root = (v / (1 - 0.95 ** (i + 1))).sqrt() + 1e-8
+        weight.sub_(0.01 / (1 - 0.9 ** (i + 1)) * update / root)
+        if (i + 1) % 2 == 0:
+            mask = mask_of(weight, 2, 4)
+        assert torch.allclose(run.sites[0].weight(), weight, atol=1e-4)
+
+
+def test_cast_brings_what_it_drops_to_zero_and_folds_its_scales_after_the_cut():
     model = net()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     held = [len(g["params"]) for g in optimizer.param_groups]
-    run = sw.Sparsifier(model, sw.method("cast", train=AdamShrink(decay=1.0, every=1)), optimizer, steps=40)
-    assert torch.equal(model[0].weight, net()[0].weight)
-    for i in range(40):
+    run = sw.Sparsifier(model, sw.method("cast", train=AdamShrink(decay=1.0, every=1)), optimizer, steps=60)
+    for i in range(60):
+        optimizer.param_groups[0]["lr"] = 0.01 * max(1 - i / 50, 1e-3)
         step(model, optimizer, run, i)
     place = run.sites[0]
     scale = place.learned["scale"].detach()
-    assert (scale != 1).any() and torch.allclose(place.site.read(model), scale * place.weight())
-    assert not place.weight()[~place.mask].any() and place.weight()[place.mask].all()
-    before = place.site.read(model).clone()
+    assert scale.shape == (32, 2) and (scale != 1).any()
+    spread = scale.repeat_interleave(8, dim=1)
+    assert torch.allclose(place.site.read(model), spread * place.weight())
+    assert place.weight()[~place.mask].abs().max() < 1e-3 and place.weight()[place.mask].abs().median() > 0.02
+    kept = mask_of(place.weight(), 2, 4) * spread * place.weight()
     run.finish()
-    assert torch.equal(place.site.read(model), before)
+    assert torch.equal(place.site.read(model), kept)
     assert [len(g["params"]) for g in optimizer.param_groups] == held
 
 
-def test_the_scale_of_cast_gets_the_gradient_of_the_product():
+def test_cast_goes_on_from_its_state():
+    """Its own second moments are part of it."""
+
+    def after(model, optimizer, run, first):
+        for i in range(first, 6):
+            step(model, optimizer, run, i)
+        return run.sites[0].weight()
+
+    method = sw.method("cast", train=AdamShrink(decay=0.1, every=2))
+    whole = net()
+    optimizer = torch.optim.Adam(whole.parameters(), lr=0.01)
+    run = sw.Sparsifier(whole, method, optimizer, steps=6)
+    for i in range(3):
+        step(whole, optimizer, run, i)
+    model, state, moments = copy.deepcopy(whole), copy.deepcopy(run.state_dict()), copy.deepcopy(optimizer.state_dict())
+    again = torch.optim.Adam(model.parameters(), lr=0.01)
+    resumed = sw.Sparsifier(model, method, again, steps=6)
+    again.load_state_dict(moments)
+    resumed.load_state_dict(state)
+    assert torch.equal(after(model, again, resumed, 3), after(whole, optimizer, run, 3))
+
+
+@pytest.mark.parametrize(("pattern", "parts"), [("2:4", 2), ("2:16", 1)])
+def test_the_scales_of_cast_get_the_gradient_of_the_product(pattern, parts):
+    """Two a row, but where they would cut through groups of the pattern."""
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run = sw.Sparsifier(model, sw.method("cast", train=AdamShrink(decay=0.0)), optimizer, steps=4)
-    scale, weight = torch.ones(32, 1, requires_grad=True), model[0].weight.detach().clone()
+    run = sw.Sparsifier(model, sw.method("cast", pattern=pattern), optimizer, steps=4)
+    scale, weight = torch.ones(32, parts, requires_grad=True), model[0].weight.detach().clone()
     g = torch.Generator().manual_seed(0)
     x = torch.randn(12, 16, generator=g)
-    h = F.linear(x, scale * weight, model[0].bias.detach()).relu()
+    h = F.linear(x, scale.repeat_interleave(16 // parts, dim=1) * weight, model[0].bias.detach()).relu()
     (F.linear(h, model[2].weight.detach(), model[2].bias.detach()) - x[:, :8].sin()).square().mean().backward()
     loss(model).backward()
     run.regime.before(run)

@@ -69,11 +69,10 @@ def dense(windows) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def retrained(windows, dense):
-    """Method -> losses before and after the final cut to 1:4, the dense model teaching."""
+    """Method -> losses before and after 1:4 is imposed at the end, the dense model teaching."""
     methods = {
         "sr_ste": sw.method("sr_ste", pattern="1:4"),
         "ast": sw.method("ast", pattern="1:4", train=AdamDecay(decay=6e-3)),
-        "cast": sw.method("cast", pattern="1:4", train=AdamShrink(decay=5e-2)),
     }
     found = {n: trained(copy.deepcopy(dense), windows, STEPS, 3e-3, m, dense) for n, m in methods.items()}
     return found
@@ -104,6 +103,15 @@ def test_a_pooled_branch_adds_a_gain_to_ast(windows, dense, retrained):
     assert trained(model, windows, STEPS, 3e-3, method, dense).after < retrained["ast"].after - 0.02
 
 
-def test_the_final_cut_of_cast_changes_next_to_nothing(retrained):
-    before, after, _ = retrained["cast"]
-    assert abs(after - before) < 0.005 * before
+def test_cast_loses_less_than_ast_at_2_of_4_and_its_final_cut_changes_next_to_nothing(windows, dense):
+    """Four dense models: 1.720 against 1.726 (better by 0.001 to 0.009), a cut of 0.0003.
+
+    AST's decay is the best of 2e-3, 6e-3, 2e-2, 6e-2 and 0.2; at 400 steps and two models it is 1.685 against 1.691, while at
+    1:4 AST is the better one.
+    """
+    decays = {"ast": AdamDecay(decay=6e-2), "cast": AdamShrink(decay=0.1)}
+    ast, cast = (
+        trained(copy.deepcopy(dense), windows, STEPS, 3e-3, sw.method(n, train=d), dense) for n, d in decays.items()
+    )
+    assert cast.after < ast.after - 0.002
+    assert abs(cast.after - cast.before) < 0.005 * cast.before

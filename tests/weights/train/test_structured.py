@@ -212,6 +212,43 @@ def test_every_period_tries_before_it_removes():
     assert torch.equal(run.norms == 0, gone | chosen) and int((gone | chosen).sum()) == 12
 
 
+def test_with_data_layers_are_tried_too_and_what_the_loss_cannot_spare_is_kept():
+    """The deviation is that of copies without the weakest quarter, half and three quarters of each layer, by hand."""
+    model, fed = net(), [batch(100), batch(101)]
+    listed = [c for c in dependency_groups(model, batch(0)[0]) if c.name.endswith("conv1.channels")]
+    loss = lambda m, b: F.cross_entropy(m(b[0]), b[1])  # noqa: E731
+
+    def mean(m):
+        with torch.no_grad():
+            return sum(float(loss(m.eval(), b)) for b in fed) / 2
+
+    start, expected = copy.deepcopy(model.state_dict()), []
+    for i in range(2):
+        block = model[3][i]
+        parts = (block.conv1.weight.flatten(1).square().sum(1), block.bn1.weight.square(), block.bn1.bias.square())
+        order, found = sum(parts).argsort(), 0.0
+        for some in (2, 4, 6):
+            without = copy.deepcopy(model)
+            with torch.no_grad():
+                for value in (without[3][i].conv1.weight, without[3][i].bn1.weight, without[3][i].bn1.bias):
+                    value[order[:some]] = 0.0
+            found += mean(without) / mean(copy.deepcopy(model)) / 3 / 8
+        expected += [found] * 8
+    method = named("hesso_cric", periods=1, start=0.1, trial=0.1, trials=3, cut=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    run = sw.Sparsifier(model, method, optimizer, steps=20, couplings=listed, data=fed, loss=loss)
+    torch.testing.assert_close(run.units.state["layers"].float(), torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    assert all(torch.equal(v, start[n]) for n, v in model.state_dict().items()) and model.training
+    run.units.state["layers"] = torch.tensor([5.0] * 8 + [0.0] * 8, dtype=torch.float64)
+    for step in range(20):
+        optimizer.zero_grad()
+        loss(model, batch(step)).backward()
+        optimizer.step()
+        run.step()
+    run.finish()
+    assert [int(k.sum()) for k in run.units.kept.values()] == [7, 1]  # one stays of every layer
+
+
 def test_what_costs_the_loss_on_its_way_to_zero_is_not_chosen():
     """A unit with small weights that all others rest on: its gradient says so, its norm does not."""
     torch.manual_seed(0)

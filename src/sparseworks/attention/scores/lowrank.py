@@ -35,8 +35,8 @@ class LowRankPredictor(nn.Module):
         start = torch.linalg.qr(torch.randn(heads.kv_heads, heads.d, min(rank, heads.d), generator=draw)).Q
         self.to_k = nn.Parameter(start.to(heads.q.device))
         self.to_q = nn.Parameter(heads.shared(start[None])[0].clone().to(heads.q.device))
-        self.register_buffer("recall", torch.zeros(heads.heads))
-        self.register_buffer("critical", torch.ones(heads.heads))
+        self.register_buffer("recall", torch.zeros(heads.heads, device=heads.q.device))
+        self.register_buffer("critical", torch.ones(heads.heads, device=heads.q.device))
         self.fits, self.draw = 0, draw
         self.optimizer = torch.optim.Adam(self.parameters(), lr=lr)
 

@@ -128,14 +128,30 @@ add_coder(
 )
 add_routine(
     CodesRoutine,
+    "forest_bcd",
+    "codes.numerics.forest:forest_descent",
+    "score=|grad_b| pattern=induced forest budget=few blocks schedule=greedy each step repair=message passing",
+    Source("Nutini et al.", 2017, "1712.08859", "Let's make block coordinate descent converge faster"),
+    "Blocks as large as half of all coordinates, minimised exactly in time linear in their size, because they are forests.",
+    catalog=(313,),
+    when="A smooth quadratic with sparse inner products: labels spread over a graph, images, time series. On a lattice half of "
+    "the updates of red and black nodes (470 to 560 against 940 to 1060), at the same cost each.",
+    when_not="Penalties that are not smooth (greedy_bcd), or dense inner products, whose forests are pairs. A good preconditioner for "
+    "conjugate gradients takes fewer products still.",
+)
+add_routine(
+    CodesRoutine,
     "slr_random_support",
     "codes.random_support:slr_random_support",
     "score=lasso in a changed basis budget=l1 ball or price repair=basis change",
     Source("Chandrasekaran et al.", 2025, "2511.06211", "Sparse linear regression is easy on random supports"),
-    "Prediction as good as on a well-conditioned design, where features are almost copies of each other and the support is random.",
+    "Prediction as good as on a well-conditioned design, where features nearly depend on each other and the support is random.",
     catalog=(129,),
-    when="Clusters of nearly equal features; a basis of cluster means and rescaled differences, or another that is supplied.",
-    when_not="Designs without such a basis: the paper's general search for one (its phase 1) is not here.",
+    when="Features are copies of each other, or mixtures of a few factors, up to parts of their own of very different size (1 to 0.001): "
+    "of 200 such features and 160 samples the error was a third of the lasso's at its best price, 0.03 against 0.09.",
+    when_not="All own parts are of one size: run until it converges, the lasso as it is predicted no worse (0.033 against 0.041 with parts "
+    "of 0.02). Random walks, whose features share neither copies nor factors. Nothing is proven of the bases here; the paper's own search "
+    "for one, which holds for any design, is not here.",
 )
 add_routine(
     CodesRoutine,

@@ -80,43 +80,61 @@ def prosper(
     Source: Exarchakis, Bornschein, Sheikh, Dai, Henniges, Drefs and Lucke, 2019 (arXiv 1908.06843).
     """
     rule, table = _checked(signals, units, model, values, candidates, most, steps, temperature)
-    y = signals.double()
-    states = StateTable.of(table, candidates, most, y)
-    generator = torch.Generator().manual_seed(seed)
-    deviation = y.std(0, correction=0)
-    atoms = y.mean(0) + torch.randn(units, y.shape[1], generator=generator, dtype=y.dtype) * deviation / 2
-    on = min(share if share is not None else 2 / units, 0.5)
-    chance = y.new_full((len(table),), on / len(table))
-    noise = deviation.square().mean().clamp(min=_FLOOR**2)
-    history: list[float] = []
-    posterior = y.new_zeros(0)
+    run = _EM(rule, signals.double(), units, table, candidates, most, share, seed)
+    history = []
     for step in range(steps):
         heat = 1 + (temperature - 1) * max(0.0, 1 - step / (0.8 * steps)) if steps > 1 else 1.0
-        atoms = atoms.clamp(min=_FLOOR) if rule.nonnegative else atoms
-        chosen = _highest(rule.affinity(y, atoms), candidates)
-        sharpness = 1 / (1 - 1 / max(heat, 1.05))
-        e = Expectation(y, atoms, noise, chosen, states, sharpness)
-        joint = (rule.likelihood(e) + states.log_prior(chance, units)) / heat
-        mass = joint.logsumexp(1)
-        posterior = (joint - mass.unsqueeze(1)).exp()
-        history.append(float(mass.mean() - y.shape[1] / 2 * noise.log() + units * (1 - chance.sum()).log()))
-        inside, mean_on = _truncated(units, most, float(chance.sum()))
-        keep = _kept(mass, inside, max(0.0, 3 * step / steps - 2))
-        e = Expectation(y[keep], atoms, noise, chosen[keep], states, sharpness)
-        used = posterior[keep]
-        new, error = rule.update(e, used)
-        counts = states.used(used) / (len(used) * units)
-        chance = (counts * units * float(chance.sum()) * inside / mean_on).clamp(min=_FLOOR)
-        chance = chance * min(1.0, (1 - _FLOOR) / float(chance.sum()))
-        noise = (error / used.shape[0] / y.shape[1]).clamp(min=_FLOOR**2)
-        atoms = new
+        history.append(run.step(heat, max(0.0, 3 * step / steps - 2)))
     return SparseCoder(
-        atoms.to(signals),
-        chance.to(signals),
-        float(noise.sqrt()),
-        _first(posterior, chosen, states, units).to(signals),
-        tuple(history),
+        run.atoms.to(signals), run.chance.to(signals), float(run.noise.sqrt()), run.means().to(signals), tuple(history)
     )
+
+
+class _EM:
+    """Atoms, probabilities of the values, and the variance of the noise, from one step to the next."""
+
+    def __init__(
+        self, rule: Superposition, y: Tensor, units: int, values: tuple[float, ...], candidates: int, most: int, share: float | None, seed: int
+    ):  # fmt: skip
+        self.rule, self.y, self.units, self.candidates, self.most = rule, y, units, candidates, most
+        self.states = StateTable.of(values, candidates, most, y)
+        generator = torch.Generator().manual_seed(seed)
+        deviation = y.std(0, correction=0)
+        self.atoms = y.mean(0) + torch.randn(units, y.shape[1], generator=generator, dtype=y.dtype) * deviation / 2
+        on = min(share if share is not None else 2 / units, 0.5)
+        self.chance = y.new_full((len(values),), on / len(values))
+        self.noise = deviation.square().mean().clamp(min=_FLOOR**2)
+        self.posterior, self.chosen = y.new_zeros(0), torch.zeros(0, dtype=torch.long)
+
+    def step(self, heat: float, late: float) -> float:
+        """One expectation at this temperature, one maximisation; the mean log likelihood. Signals are left out as it gets late, 0 to 1."""
+        self.atoms = self.atoms.clamp(min=_FLOOR) if self.rule.nonnegative else self.atoms
+        self.chosen = _highest(self.rule.affinity(self.y, self.atoms), self.candidates)
+        sharpness = 1 / (1 - 1 / max(heat, 1.05))
+        e = Expectation(self.y, self.atoms, self.noise, self.chosen, self.states, sharpness)
+        joint = (self.rule.likelihood(e) + self.states.log_prior(self.chance, self.units)) / heat
+        mass = joint.logsumexp(1)
+        self.posterior = (joint - mass.unsqueeze(1)).exp()
+        off = (1 - self.chance.sum()).log()
+        found = float(mass.mean() - self.y.shape[1] / 2 * self.noise.log() + self.units * off)
+        self._maximise(mass, late, sharpness)
+        return found
+
+    def _maximise(self, mass: Tensor, late: float, sharpness: float) -> None:
+        """New parameters from the signals that the truncation serves."""
+        inside, mean_on = _truncated(self.units, self.most, float(self.chance.sum()))
+        keep = _kept(mass, inside, late)
+        e = Expectation(self.y[keep], self.atoms, self.noise, self.chosen[keep], self.states, sharpness)
+        used = self.posterior[keep]
+        self.atoms, error = self.rule.update(e, used)
+        counts = self.states.used(used) / (len(used) * self.units)
+        chance = (counts * self.units * float(self.chance.sum()) * inside / mean_on).clamp(min=_FLOOR)
+        self.chance = chance * min(1.0, (1 - _FLOOR) / float(chance.sum()))
+        self.noise = (error / used.shape[0] / self.y.shape[1]).clamp(min=_FLOOR**2)
+
+    def means(self) -> Tensor:
+        """Of the codes of all signals, by the last posterior."""
+        return _first(self.posterior, self.chosen, self.states, self.units)
 
 
 def _first(posterior: Tensor, chosen: Tensor, states: StateTable, units: int) -> Tensor:

@@ -18,6 +18,10 @@ class Logistic(Datafit):
 
     curvature = 0.25
 
+    def refuses(self, y: Float[Tensor, "*rows m"]) -> str | None:
+        """Anything but -1 and 1."""
+        return None if bool((y.abs() == 1).all()) else "The logistic loss is of labels -1 and 1; these are others."
+
     def value(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows"]:
         """sum log(1 + exp(-y u))."""
         return torch.nn.functional.softplus(-y * u).sum(-1)

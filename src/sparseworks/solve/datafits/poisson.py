@@ -18,6 +18,10 @@ class Poisson(Datafit):
 
     curvature = torch.inf
 
+    def refuses(self, y: Float[Tensor, "*rows m"]) -> str | None:
+        """Negative counts."""
+        return None if bool((y >= 0).all()) else "A Poisson law is of counts, and some of these are negative."
+
     def value(self, u: Float[Tensor, "*rows m"], y: Float[Tensor, "*rows m"]) -> Float[Tensor, "*rows"]:
         """sum exp(u) - y u."""
         return (u.exp() - y * u).sum(-1)

@@ -136,8 +136,9 @@ class Core:
         grams = seen.view(-1, per, self.width, per, self.width)[:, at, :, at].transpose(0, 1)  # (C, per, width, width)
         size = self.left.square().sum(dim=1)  # (R, block): |a_i|^2
         error = self.error()
-        r, c = (i.flatten() for i in torch.meshgrid(*map(torch.arange, error.shape[:2]), indexing="ij"))
-        pair = torch.arange(len(r))
+        lines = [torch.arange(n, device=error.device) for n in error.shape[:2]]
+        r, c = (i.flatten() for i in torch.meshgrid(*lines, indexing="ij"))
+        pair = torch.arange(len(r), device=error.device)
         for _ in range(steps):
             slope = self.left.mT.unsqueeze(1) @ (error * self.h.unsqueeze(1)) @ self.right.mT
             slope = slope.view(len(r), block * per, self.width)
@@ -168,7 +169,7 @@ class Core:
         spread = t.expand(len(old), -1, -1)
         options = old.new_zeros(len(old), len(t), self.width).scatter_(2, spread, u)
         gain = 2 * (options * wish.unsqueeze(1)).sum(2) - (options * (options @ gram)).sum(2)
-        best, each = gain.argmax(dim=1), torch.arange(len(old))
+        best, each = gain.argmax(dim=1), torch.arange(len(old), device=old.device)
         before = 2 * (old * wish).sum(1) - (old * (gram @ old.unsqueeze(2)).squeeze(2)).sum(1)
         better = (gain[each, best] > before).unsqueeze(1)
         kept = torch.zeros_like(options, dtype=torch.bool).scatter_(2, spread, True)[each, best]

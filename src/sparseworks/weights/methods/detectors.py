@@ -16,7 +16,8 @@ add(
     "yolov8_cwd", Magnitude(), "global", SABAGHIAN, "L1 on gammas that falls, one threshold with a floor; recovers with `ChannelWise`.",
     train=ThresholdGammas(), catalog=(75,), status="experimental",
     when="A detector with batch normalisation is cut and its dense version can teach it.",
-    when_not="Sections of the network differ much, see `group_channels`. `MapError` of tuned weight brought back as much on blobs.",
+    when_not="Sections of the network differ much, see `group_channels`. `MapError` of tuned weight brought back as much: on blobs with 80 % of the "
+    "parameters gone both came to 88.3 AP at the best of their weights and of four temperatures, without a teacher 78.0 (three seeds).",
 )  # fmt: skip
 add(
     "group_channels", Magnitude(), "global", CHU, "A threshold for every section of the network; recovers with `SpatialAttention`.",

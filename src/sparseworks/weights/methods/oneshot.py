@@ -59,6 +59,7 @@ add(
     "global",
     HAN,
     "Keeps the largest |w| of the whole model.",
+    catalog=(85,),
     when="Weights are trained on afterwards, and the layers are to share the budget by the size of their weights.",
     when_not="Layers differ in scale for other reasons than importance: those of small weights are emptied first.",
 )

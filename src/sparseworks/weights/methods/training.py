@@ -97,16 +97,18 @@ add(
 )  # fmt: skip
 add(
     "g2g", Modular(), "tensor", KONSTANTAROPOULOS, "Matched groups of neurons dense, the rest at random: held while training.",
-    catalog=(156,), status="experimental",
-    when="Inputs come in groups that act together, in their order, and a sparse start is wanted that costs no data.",
-    when_not="Inputs have no such order (digits, 25 %: 0.937, at random 0.942; 10 %: 0.19 and 0.48), or the support is to move, see `g2gnet`.",
+    catalog=(156,),
+    when="Inputs come in groups that act together, in their order, as pixels do, and a sparse start is wanted that costs no data: on Fashion-MNIST at "
+    "25 % 83.8 % are right, with entries at random 83.5 (five seeds, better in each; dense 84.1).",
+    when_not="Inputs have no such order (digits, 25 %: 0.937, at random 0.942; 10 %: 0.19 and 0.48), or the widths are free: a dense network with a "
+    "quarter of the units has fewer weights and was as good (83.8).",
 )  # fmt: skip
 add(
     "g2gnet", Magnitude(), "tensor", KONSTANTAROPOULOS, "Starts from matched groups; grows between neurons that fire together.",
     schedule=Constant(0.3), train=DropGrow(grow=Hebbian(), first=Modular()), catalog=(156,),
-    status="experimental",
-    when="A perceptron is trained sparse on many inputs, some of which have common causes and others are noise.",
-    when_not="Few weights stay on images (digits, 5 %: 0.50, growth at random 0.60), or gradients cost nothing: RigL grows by what lowers the loss.",
+    when="A perceptron is trained sparse on many inputs, some of which have common causes and others are noise. On Fashion-MNIST at 25 % 83.6 % are "
+    "right, with growth at random from the same start 83.5, from a random one 83.3 (five seeds; RigL 83.5).",
+    when_not="Few weights stay on images (digits, 5 %: 0.50, growth at random 0.60), or the support may be held: `g2g` was better there (83.8).",
 )  # fmt: skip
 add(
     "dsl", Magnitude(), "tensor", WANG, "Drop-and-grow on embedding tables and MLPs of recommenders, from scratch.",

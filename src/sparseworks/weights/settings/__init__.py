@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from sparseworks.weights.settings.federated import Client as Client
-from sparseworks.weights.settings.federated import Server as Server
+from sparseworks.weights.settings.client import Client as Client
 from sparseworks.weights.settings.flower import flower_client as flower_client
 from sparseworks.weights.settings.flower import flower_strategy as flower_strategy
 from sparseworks.weights.settings.mature import Mature as Mature
@@ -21,6 +20,7 @@ from sparseworks.weights.settings.rehearsal import rehearsal_loss as rehearsal_l
 from sparseworks.weights.settings.replay import HiddenReplay as HiddenReplay
 from sparseworks.weights.settings.replay import Neighbours as Neighbours
 from sparseworks.weights.settings.replay import contrastive_loss as contrastive_loss
+from sparseworks.weights.settings.server import Server as Server
 from sparseworks.weights.settings.shrink_expand import ShrinkExpand as ShrinkExpand
 from sparseworks.weights.settings.staged import Staged as Staged
 from sparseworks.weights.settings.tasks import TaskDropGrow as TaskDropGrow

@@ -18,9 +18,10 @@ from torch import Tensor
 from sparseworks.core.errors import ModelError
 from sparseworks.core.site import Site
 from sparseworks.core.support import Support
-from sparseworks.weights.settings.federated import Client, Server
+from sparseworks.weights.settings.client import Client
 from sparseworks.weights.settings.flower import Train
 from sparseworks.weights.settings.messages import Message, Reply, sent_tensors
+from sparseworks.weights.settings.server import Server
 
 
 class FlowerClient(NumPyClient):

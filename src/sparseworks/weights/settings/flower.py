@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from sparseworks.core.errors import ModelError
-from sparseworks.weights.settings.federated import Client, Server
+from sparseworks.weights.settings.client import Client
 from sparseworks.weights.settings.messages import Message
+from sparseworks.weights.settings.server import Server
 
 Train = Callable[[Client, Message], int]
 """Trains `client.model` between `client.receive(message, optimizer)`, which it calls, and the reply; returns the number of examples."""

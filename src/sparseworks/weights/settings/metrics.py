@@ -64,6 +64,7 @@ class TrainingFlops:
         self.total = self.dense = 0.0
         self._run, self._gradients = run if isinstance(run, Sparsifier) else None, gradients
         self._places = {p.name: p for p in self._run.sites} if self._run else {}
+        self._counted: dict[str, tuple[Tensor, int]] = {}
         model = run.model if isinstance(run, Sparsifier) else run
         listed = {s.name: s for s in [*sites(model), *(p.site for p in self._places.values())]}
         owners: dict[str, list[Site]] = {}
@@ -83,10 +84,17 @@ class TrainingFlops:
         """Entries kept, and entries whose gradient is computed."""
         if site.name not in self._places or self._run is None:
             return site.size, site.size
-        kept, regime = int(self._places[site.name].mask.sum()), self._run.regime
+        kept, regime = self._kept(site.name), self._run.regime
         if WeightGradient in regime.needs and regime.due(self._run):
             return kept, site.size
         return kept, kept if self._gradients is None else round(self._gradients * site.size)
+
+    def _kept(self, name: str) -> int:
+        """Entries kept, counted once a support: on a GPU to count is to wait."""
+        mask = self._places[name].mask
+        if name not in self._counted or self._counted[name][0] is not mask:
+            self._counted[name] = mask, int(mask.sum())
+        return self._counted[name][1]
 
     def _hook(self, listed: list[Site]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:

@@ -99,52 +99,70 @@ class AdamDecay(Straight):
 @REGIMES.register("adam_shrink")
 @dataclass(frozen=True)
 class AdamShrink(AdamDecay):
-    """No mask in the forward pass: y = x (s W)^T, and lr decay_t (1 - M) sign(W) / (sqrt(v) + eps) is taken off W after Adam's step.
+    """y = x (s W)^T with all of W, and Adam's step lr u / (sqrt(v) + eps), u = (1 - a) m + a decay sign(W) where W is dropped.
 
-    The decay stops at zero. s is a learned scale a row that begins at 1, trained by the optimiser beside W and folded into it at
-    the end: it makes good what the decay takes from the row's outputs, and being common to a group it changes no choice.
+    u = m where it is kept, v is the mean of u^2, m that of the loss gradient alone, and a = t / T rises over the whole run.
+    Adam divides by what the decay itself adds to v: late in the run dropped weights go to zero at the learning rate however
+    small the decay is, and stay within that rate of it. s is a learned scale of each of `groups` equal parts of a row; it begins
+    at 1, is trained by the optimiser beside W and folded into it after the last cut: it makes good what the decay takes from
+    the outputs, and being common to a group it changes no choice.
 
-    Source: Huang, Hu, Zhu and Chen, 2025, arXiv 2509.25996 (CAST), as far as its text was to be had: where the decay enters
-    Adam and how the scale begins are our reading.
+    Exact for Adam and AdamW (not `amsgrad`); the step that the optimiser took is taken back and made anew.
+
+    Source: Huang, Hu, Zhu and Chen, 2025, arXiv 2509.25996 (CAST: Algorithm 1, decay 4e-7 and 2 groups for LLaMA-2-7B).
 
     Attributes:
-        decay: in units of the gradient; too little, and dropped weights are not at zero when they are cut: on small models of a
-            few hundred steps 5e-2 brought them there, 1e-2 did not.
-        scale: whether rows have a scale.
+        decay: against the mean gradient: the larger, the earlier dropped weights are pulled to zero.
+        groups: scales of a row; one where groups of the pattern would be cut through, and 0 for none.
     """
 
-    scale: bool = True
+    decay: float = 4e-7
+    groups: int = 2
 
     def attach(self, run: Training) -> None:
         """Scales of 1."""
-        if self.scale:
-            for site in run.sites:
-                run.learn(
-                    site, "scale", torch.ones(site.shape[0], 1, dtype=site.parameter.dtype, device=site.mask.device)
-                )
+        for site in run.sites if self.groups else ():
+            ones = torch.ones(site.shape[0], self._parts(run, site), dtype=site.parameter.dtype)
+            run.learn(site, "scale", ones.to(site.mask.device))
 
     def before(self, run: Training) -> None:
         """Gradients of the scale and of W, of that of s W."""
-        for site in run.sites if self.scale else ():
+        for site in run.sites if self.groups else ():
             gradient, scale = site.gradient(), site.learned["scale"]
-            scale.grad = (gradient * site.weight()).sum(dim=1, keepdim=True)
-            site.set_gradient(gradient * scale)
+            scale.grad = (gradient * site.weight()).unflatten(1, (scale.shape[1], -1)).sum(dim=2)
+            site.set_gradient(gradient * self._spread(site))
 
     def project(self, run: Training, site: Trained) -> Float[Tensor, "rows cols"]:
         """s W, of all entries."""
-        return site.weight() * site.learned["scale"].detach() if self.scale else site.weight()
+        return site.weight() * self._spread(site) if self.groups else site.weight()
 
     def end(self, run: Training) -> None:
-        """Fold the scales, which keep every choice within a row, and choose for good."""
+        """Choose for good, then fold the scales."""
+        super().end(run)
         for site in run.sites:
             site.put(self.project(run, site))
-        super().end(run)
 
     def macs(self, density: float) -> float:
         """All: nothing is left out until the end."""
         return 1.0
 
+    def strength(self, run: Training) -> float:
+        """a."""
+        return run.progress
+
     def _step(self, site: Trained, adam: Moments, decay: float, run: Training) -> None:
-        weight = site.weight()
-        less = adam.update(torch.full_like(weight, decay), adam.square)
-        site.put(torch.where(site.mask, weight, weight.sign() * (weight.abs() - less).clamp(min=0)))
+        weight = site.weight() + adam.update(adam.average, adam.square)
+        pulled = (1 - decay) * adam.average + decay * self.decay * weight.sign()
+        wanted = torch.where(site.mask, adam.average, pulled)
+        # A mean of its own: squares of gradients are so much larger that they could not be taken out of the optimiser's again.
+        seen = site.state.get("square", torch.zeros_like(wanted))
+        site.state["square"] = square = adam.beta2 * seen + (1 - adam.beta2) * wanted.square()
+        site.put(weight - adam.update(wanted, square))
+
+    def _parts(self, run: Training, site: Trained) -> int:
+        group = run.method.pattern.group.cols or site.shape[1]
+        return self.groups if site.shape[1] % (self.groups * group) == 0 else 1
+
+    def _spread(self, site: Trained) -> Float[Tensor, "rows cols"]:
+        scale = site.learned["scale"].detach()
+        return scale.repeat_interleave(site.shape[1] // scale.shape[1], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +26,12 @@ class ShrinkAfterTrials(ShrinkGroups):
     trials end when there is nothing new. Then the lowest by mean score over all steps of all trials plus the deviation of the
     loss shrink during what is left of the period. A period too short for trials does without.
 
-    Source: Chen et al., 2024, arXiv 2409.09085 (HESSO-CRIC). Departures: a regime sees gradients, not the loss, so the deviation
-    of a group is the line integral of the gradient along its way to zero, sum_t <g_t, change of x_t>, divided by its norm over
-    the groups as the scores are; the released code measures the loss after projecting whole layers. It also has one period
-    for all K, which is `periods` = 1: trials of weights that so many groups leave at once say little about those that stay.
+    Source: Chen et al., 2024, arXiv 2409.09085 (HESSO-CRIC). In the released code the deviation is that of the layer: mean over
+    s of the loss with the share s of its weakest groups at zero, over the loss before, divided by its number of groups. So it
+    is here if the sparsifier is given `data`, on which it is measured before the first step. A regime sees gradients, not the
+    loss: without data the deviation of a group is the line integral of the gradient along its way to zero,
+    sum_t <g_t, change of x_t>, divided by its norm over the groups as the scores are. The code also has one period for all K,
+    which is `periods` = 1: trials of weights that so many groups leave at once say little about those that stay.
     """
 
     periods: int = 5
@@ -42,6 +45,13 @@ class ShrinkAfterTrials(ShrinkGroups):
                 f"{self.trials} trials of {self.trial:g} of the run do not fit into one of {self.periods} periods "
                 f"between {self.start:g} and `cut`, {self.cut:g}."
             )
+
+    def begin(self, run: Training) -> None:
+        """With data at hand: how much the loss bears the loss of each layer."""
+        super().begin(run)
+        units, loss = on_units(run).units, on_units(run).loss
+        if loss is not None:
+            units.state["layers"] = deviations(units, self.scored(run), loss)
 
     def when(self, run: Training) -> When | None:
         """Trials are periods with negative numbers."""
@@ -105,7 +115,7 @@ class ShrinkAfterTrials(ShrinkGroups):
         state = units.state
         if "trial" not in state:
             super().change(run)
-            units.state = {}
+            units.state = _layers(state)
             return
         last = self.when(run)
         units.load_weights()
@@ -113,9 +123,9 @@ class ShrinkAfterTrials(ShrinkGroups):
         state["new"] = torch.zeros_like(state["new"])
         # `change` is called after the step was counted: the last step of a trial is one back
         if not bool(state["trial"].any()) or last is None or last.period >= 0:
-            deviation = state["cost"] / state["cost"].norm().clamp(min=1e-30)
+            deviation = state.get("layers", state["cost"] / state["cost"].norm().clamp(min=1e-30))
             chosen = self.lowest(run, state["sum"] / state["count"] + deviation)
-            units.state = {"chosen": chosen, "begun": torch.tensor(run.done)}
+            units.state = _layers(state) | {"chosen": chosen, "begun": torch.tensor(run.done)}
 
     def lowest(self, run: Training, scores: Float[Tensor, " groups"]) -> Bool[Tensor, " groups"]:
         """The living groups of the lowest scores that the present period is to take."""
@@ -123,6 +133,31 @@ class ShrinkAfterTrials(ShrinkGroups):
         assert period is not None  # trials leave a step of their period
         count = round(self.removed(run) * (period.period + 1) / self.periods)
         return self.weakest(run, scores, count, ~alive) & alive
+
+
+PROJECTED = (0.25, 0.5, 0.75)
+"""Shares of a layer's groups, the weakest, whose loss is tried out: those of the released code."""
+
+
+def deviations(units: Units, scores: Float[Tensor, " groups"], loss: Callable[[], float]) -> Float[Tensor, " groups"]:
+    """mean_s L(the weakest share s of the layer at zero) / L / groups of the layer, the same for all groups of a layer."""
+    whole, found = max(loss(), torch.finfo(torch.float32).tiny), torch.zeros_like(scores)
+    units.save_weights()
+    for coupling, at in units.groups.slices():
+        weakest = scores[at].argsort(stable=True) + at.start
+        for share in PROJECTED:
+            factors = torch.ones_like(scores)
+            factors[weakest[: max(1, int(share * coupling.units))]] = 0.0
+            units.groups.scale(factors)
+            found[at] += loss() / whole / (len(PROJECTED) * coupling.units)
+            units.load_weights()
+    units.forget_weights()
+    return found
+
+
+def _layers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What stays from period to period."""
+    return {name: state[name] for name in ("layers",) if name in state}
 
 
 def cost(units: Units, groups: Bool[Tensor, " groups"], left: int) -> Float[Tensor, " groups"]:

@@ -19,7 +19,7 @@ from sparseworks.core.score import Score
 from sparseworks.core.select import select_mask
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Stat, Stats, WeightGradient
-from sparseworks.stream.gradients import Loss
+from sparseworks.stream.gradients import Loss, mean_loss
 from sparseworks.weights.decide import Job, across, gather_evidence
 from sparseworks.weights.prune import reseeded
 from sparseworks.weights.streaming import evaluating
@@ -69,6 +69,7 @@ class Run:
     _watch: Watch
     _final: Counts
     _measured: Mapping[str, Stats]
+    _loss: Callable[[], float] | None
 
     @property
     def progress(self) -> float:
@@ -84,6 +85,11 @@ class Run:
     def measured(self) -> bool:
         """Whether scores are those of data given for the purpose."""
         return bool(self._measured)
+
+    @property
+    def loss(self) -> Callable[[], float] | None:
+        """While data given for the purpose are at hand: the mean loss of the model as it is on them."""
+        return self._loss
 
     @property
     def units(self) -> Units:
@@ -164,8 +170,7 @@ class Run:
     def keep(self, masks: Mapping[str, Bool[Tensor, "rows cols"]]) -> None:
         """Make these the supports; what leaves becomes zero, and the optimiser's state of all that changes is cleared."""
         moved = {p.name: masks[p.name] ^ p.mask for p in self.sites}
-        dropped = sum(int((moved[p.name] & p.mask).sum()) for p in self.sites)
-        grown = sum(int((moved[p.name] & masks[p.name]).sum()) for p in self.sites)
+        dropped, grown, kept = _movement(moved, {p.name: p.mask for p in self.sites}, masks)
         self._stale = True
         for place in self.sites:
             place.mask = masks[place.name]
@@ -173,7 +178,7 @@ class Run:
             for slot, at in self._marks(moved):
                 slot.clear(self.optimizer, at)
         if dropped or grown:
-            self.history.append(Event(self.done, sum(int(p.mask.sum()) for p in self.sites), dropped, grown))
+            self.history.append(Event(self.done, kept, dropped, grown))
 
     # -- how it is done ------------------------------------------------------------------------------------------
 
@@ -182,13 +187,14 @@ class Run:
         if data is not None:
             listed, needs = [place.site for place in self.sites], self.method.score.needs | self.regime.needs
             job = Job(self.model, [(self.method, listed)], [], list(data), loss)
+            self._loss = lambda: mean_loss(self.model, job.batches, loss)
             measured = needs - self.regime.gives
             with evaluating(self.model):
                 self._measured = gather_evidence(job, {site.name: measured for site in listed})
         try:
             act(self)
         finally:
-            self._measured = {}
+            self._measured, self._loss = {}, None
 
     def _marks(self, at: Mapping[str, Bool[Tensor, "rows cols"]]) -> list[tuple[Slot, Bool[Tensor, "..."]]]:
         """Marks of sites, laid out like the parameters (this rank's part)."""
@@ -211,6 +217,12 @@ class Run:
         )
         counts = method.allocate(listed, method.budget, evidence=evidence)
         return {name: torch.tensor([count]) for name, count in counts.items()}
+
+
+def _movement(moved: Mapping[str, Tensor], old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> list[int]:
+    """Entries that left, that came, and that are kept: counted where they lie, so that a GPU is waited for once."""
+    each = [torch.stack([(m & old[n]).sum(), (m & new[n]).sum(), new[n].sum()]) for n, m in moved.items()]
+    return torch.stack([c.to(each[0].device) for c in each]).sum(dim=0).tolist()
 
 
 def _left(size: int, final: Tensor, share: float) -> int:

@@ -87,7 +87,7 @@ class Sparsifier(Hooked):
         self.done = self.stage = self._since = 0
         self.history, self.frozen = [], Frozen(model)
         self._pending, self._stale = False, True
-        self._undo, self._measured = [], {}
+        self._undo, self._measured, self._loss = [], {}, None
         listed = chosen(model, sites, skip)
         check(self.method, self.regime, optimizer, model, listed, steps, fed=data is not None)
         self._place(listed, couplings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -118,6 +118,11 @@ class GroupedTraining(Training, Protocol):
     @property
     def steps(self) -> int | None:
         """Optimiser steps of the whole run."""
+        ...
+
+    @property
+    def loss(self) -> Callable[[], float] | None:
+        """While data given to score on are at hand: the mean loss of the model as it is on them."""
         ...
 
     def keep_units(self, alive: Bool[Tensor, " groups"]) -> None:

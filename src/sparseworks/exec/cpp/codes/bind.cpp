@@ -54,6 +54,22 @@ void descend(bool wide, Arguments... arguments) {
     else SW_RUN(descend_single, descent<float>(arguments...));
 }
 
+template <class T>
+bool run_columns(Address atoms, Address kept, Address slopes, Address curvature, Address z, Address residual, Address visits,
+                 int64_t count, int64_t features, int64_t most, double goal, int kind, double ridge, double gamma) {
+    bool done = false;
+    const ColumnDescent<T> given{at<T>(atoms), at<int64_t>(kept), at<T>(slopes), at<T>(curvature), to<T>(z), to<T>(residual),
+                                 to<int64_t>(visits), &done, count, features, most, goal, kind, ridge, gamma};
+    if constexpr (sizeof(T) == 8) SW_RUN(descend_columns_double, given);
+    else SW_RUN(descend_columns_single, given);
+    return done;
+}
+
+template <class... Arguments>
+bool descend_columns(bool wide, Arguments... arguments) {
+    return wide ? run_columns<double>(arguments...) : run_columns<float>(arguments...);
+}
+
 }  // namespace
 
 void bind_codes(nb::module_& m) {
@@ -64,6 +80,9 @@ void bind_codes(nb::module_& m) {
     m.def("codes_descend",
           &descend<Address, Address, Address, Address, Address, Address, Address, int64_t, int64_t, int64_t, int, double,
                    double, int>);
+    m.def("codes_descend_columns",
+          &descend_columns<Address, Address, Address, Address, Address, Address, Address, int64_t, int64_t, int64_t, double,
+                           int, double, double>);
     m.def("cholesky_append", &append);
     m.def("cholesky_solve", &solve);
 }

@@ -1,4 +1,4 @@
-// Coordinate descent on inner products: what the kernel is given, checked by Python.
+// Coordinate descent, on inner products or on a residual: what the kernels are given, checked by Python.
 #pragma once
 #include <cstdint>
 
@@ -22,7 +22,26 @@ struct Descent {
 using DescentSingle = Descent<float>;
 using DescentDouble = Descent<double>;
 
+// The same for one row with its residual y - z D instead of inner products, over the atoms in `kept`.
+template <class T>
+struct ColumnDescent {
+    const T* atoms;                // (any, features)
+    const int64_t* kept;           // (count): rows of `atoms`
+    const T *slopes, *curvature;   // (count): the latter their squared norms
+    T *z, *residual;               // (count), (features): start, then result
+    int64_t* visits;               // (1): atoms that were looked at, until `most` are exceeded
+    bool* done;                    // whether the last pass over all met the goal
+    int64_t count, features, most;
+    double goal;                   // largest violation that is left
+    int kind;
+    double ridge, gamma;
+};
+using ColumnDescentSingle = ColumnDescent<float>;
+using ColumnDescentDouble = ColumnDescent<double>;
+
 SW_KERNEL(descend_single, DescentSingle)
 SW_KERNEL(descend_double, DescentDouble)
+SW_KERNEL(descend_columns_single, ColumnDescentSingle)
+SW_KERNEL(descend_columns_double, ColumnDescentDouble)
 
 }  // namespace sparseworks

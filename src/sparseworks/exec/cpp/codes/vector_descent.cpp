@@ -4,34 +4,15 @@
 #include <limits>
 #include <vector>
 
-#include "../simd.h"
+#include "coordinate.h"
 #include "descent.h"
 
 namespace sparseworks::SW_ISA {
 namespace {
 
-template <class T>
-SW_INLINE void add(T* __restrict y, const T* __restrict x, T a, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
-}
-
-// One sum in several parts, which the compiler may keep in a vector.
-template <class T>
-SW_INLINE T dot(const T* __restrict x, const T* __restrict y, int64_t n) {
-    constexpr int P = 64 / sizeof(T);
-    T part[P] = {};
-    int64_t i = 0;
-    for (; i + P <= n; i += P) {
-        for (int p = 0; p < P; ++p) part[p] += x[i + p] * y[i + p];
-    }
-    T s = 0;
-    for (; i < n; ++i) s += x[i] * y[i];
-    for (int p = 0; p < P; ++p) s += part[p];
-    return s;
-}
-
 template <class T, int Kind>
-struct Row {
+struct Row : Coordinate<T, Kind> {
+    using Coordinate<T, Kind>::ridge, Coordinate<T, Kind>::violation, Coordinate<T, Kind>::prox;
     const Descent<T>& a;
     const int64_t row;
     T* z;
@@ -41,30 +22,10 @@ struct Row {
     std::vector<T> h, gradient, x, slope;
     std::vector<int64_t> alive;
     std::vector<T> factor, step, moved_gradient;
-    const T ridge, gamma;
 
     Row(const Descent<T>& given, int64_t r)
-        : a(given), row(r), z(a.z + r * a.atoms), scale(a.scale[r]), g(a.atoms), ridge(static_cast<T>(a.ridge)),
-          gamma(static_cast<T>(a.gamma)) {}
-
-    // Distance of -gradient to the subdifferential.
-    SW_INLINE T violation(T at, T grad, T l) const {
-        grad += ridge * at;
-        if (at == 0) return std::max<T>((Kind == 1 ? -grad : std::fabs(grad)) - l, 0);
-        if (Kind == 2) l = std::max<T>(l - std::fabs(at) / gamma, 0);
-        return std::fabs(grad + (at > 0 ? l : -l));
-    }
-
-    // argmin of curvature / 2 (u - v)^2 + ridge u^2 / 2 + g(u), given v and the slope l.
-    SW_INLINE T prox(T v, T curvature, T l) const {
-        const T size = std::fabs(v), moved = (Kind == 1 ? v : size) * curvature - l;
-        if (Kind == 2) {
-            if (curvature * gamma <= 1) return size * size * curvature > l * l * gamma ? v : 0;
-            if (size > gamma * l) return v;
-            return moved <= 0 ? 0 : std::copysign(moved / (curvature - 1 / gamma), v);
-        }
-        return moved <= 0 ? 0 : std::copysign(moved / (curvature + ridge), v);
-    }
+        : Coordinate<T, Kind>{static_cast<T>(given.ridge), static_cast<T>(given.gamma)}, a(given), row(r), z(a.z + r * a.atoms),
+          scale(a.scale[r]), g(a.atoms) {}
 
     void start() {
         const T* right = a.right + row * a.atoms;
@@ -132,14 +93,14 @@ struct Row {
             const T* from = h.data() + alive[i] * n;
             const T diagonal = from[alive[i]] + ridge;
             for (int64_t k = 0; k < i; ++k) {
-                own[k] = (from[alive[k]] - dot(own, factor.data() + k * s, k)) * factor[k * s + k];
+                own[k] = (from[alive[k]] - dot<64 / sizeof(T)>(own, factor.data() + k * s, k)) * factor[k * s + k];
             }
-            const T rest = diagonal - dot(own, own, i);
+            const T rest = diagonal - dot<64 / sizeof(T)>(own, own, i);
             if (!(rest > 64 * std::numeric_limits<T>::epsilon() * diagonal)) return false;
             own[i] = 1 / std::sqrt(rest);
             const int64_t at = alive[i];
             const T slopes = gradient[at] + ridge * x[at] + std::copysign(slope[at], x[at]);
-            step[i] = (-slopes - dot(own, step.data(), i)) * own[i];
+            step[i] = (-slopes - dot<64 / sizeof(T)>(own, step.data(), i)) * own[i];
         }
         for (int64_t i = s - 1; i >= 0; --i) {
             step[i] *= factor[i * s + i];
