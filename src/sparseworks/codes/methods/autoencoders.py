@@ -142,7 +142,8 @@ add_autoencoder(
     "less absorption and splitting of features at larger dictionaries",
     auxiliary=AuxK(),
     prefixes=Matryoshka(),
-    when="General features are to stay in the first latents however large the dictionary.",
+    when="General features are to stay in the first latents however large the dictionary. On `sparseworks/tiny-lm` at L0 16 (one seed) a smaller "
+    "part of kinds of tokens was absorbed (0.35 beside TopK's 0.45) and attributes were better disentangled (0.83 beside 0.76).",
     when_not="Reconstruction alone counts: on `sparseworks/tiny-lm` it explained 0.819 at L0 8.2 and 0.859 at 16.2 where TopK did 0.846 and 0.881.",
 )
 add_autoencoder(

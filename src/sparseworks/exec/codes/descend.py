@@ -102,7 +102,9 @@ def descend_columns(
     for operand, shape in zip((atoms, residual, slopes, curvature, start), sizes, strict=True):
         _check(operand, shape, atoms.dtype, f"{count} atoms of {features} features")
     if count and not 0 <= int(kept.min()) <= int(kept.max()) < len(atoms):
-        raise ShapeError(f"Atoms that are kept must be rows of {len(atoms)}, got {int(kept.min())} to {int(kept.max())}.")
+        raise ShapeError(
+            f"Atoms that are kept must be rows of {len(atoms)}, got {int(kept.min())} to {int(kept.max())}."
+        )
     held = [operand.detach().contiguous() for operand in (atoms, kept.long(), slopes, curvature)]
     z, rest = (operand.detach().clone(memory_format=torch.contiguous_format) for operand in (start, residual))
     visits = torch.zeros(1, dtype=torch.long)
