@@ -45,15 +45,7 @@ def rows(script):
 
 def test_every_representation_has_its_row(rows):
     names = {row["name"] for row in rows}
-    assert {
-        "MiniLM",
-        "MiniLM, first dimensions",
-        "Matryoshka head",
-        "CSR",
-        "idf_flops",
-        "splade",
-        "l0_inference_free",
-    } <= names
+    assert {"MiniLM", "MiniLM, first dimensions", "Matryoshka head", "CSR", "idf_flops", "splade", "l0_inference_free"} <= names
     assert {"BM25 + idf_flops", "BM25 + MiniLM"} <= names and any("Pyserini" in name for name in names)
     assert all(0 <= row["ndcg@10"] <= 1 and 0 <= row["recall@100"] <= 1 and row["bytes"] > 0 for row in rows)
     published = next(row for row in rows if "Pyserini" in row["name"])
