@@ -278,6 +278,7 @@ def main() -> None:
     if site is None:
         raise SystemExit(f"Say with --site what of {args.model} is to be explained.")
     site = args.site or site
+    length = 40 if args.quick else length
     folder = None if args.quick else JOURNALS
     how = Training(args.width, args.steps, args.batch)
     if args.device != "cpu":

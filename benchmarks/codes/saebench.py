@@ -8,6 +8,9 @@ capital one, and how long it is, each read by a linear probe from the reconstruc
 another token. The activations themselves stand beside the autoencoders where the protocol has such a baseline: `activations` keeps the k
 features that differ most, and patches features.
 
+Beside these what is left over: how much of the error, and of its squared norm, is linear in the activations, and the error where gradient
+pursuit chooses as many latents.
+
 Autoencoders are trained here as `autoencoders.py` trains them, or are the ones it saved (`--saved`).
 
     OMP_NUM_THREADS=1 python benchmarks/codes/saebench.py --threads 1 --data books.jsonl.gz --json saebench
@@ -37,8 +40,10 @@ from tiny_lm_text import read_books  # pyright: ignore[reportMissingImports]
 
 import sparseworks as sw
 from sparseworks.codes.autoencoders import (
+    Batch,
     SparseAutoencoder,
     absorption,
+    dark_matter,
     disentanglement,
     pooled,
     sparse_probing,
@@ -50,6 +55,7 @@ from sparseworks.stream.tokens import plain_tokenizer
 
 NAMES = ("topk_sae", "batch_topk_sae", "matryoshka_sae", "jumprelu_sae", "gated_sae", "hierarchical_topk", "mp_sae")
 PASSAGE, KS = 128, (1, 2, 5)
+_FITTED = 60_000  # tokens that the linear part of the error is fitted to
 NONE = "activations"
 
 
@@ -132,7 +138,17 @@ def measured(tasks: Tasks, sae: Any) -> dict[str, float]:
     found |= {"absorbed": absorbed.fraction, "fully absorbed": absorbed.full, "latents a kind": absorbed.split}
     apart = disentanglement(sae, x, tasks.attributes)
     cause, isolation = float(apart.cause.mean()), float(apart.isolation.mean())
-    return found | {"cause": cause, "isolation": isolation, "disentangled": apart.score}
+    found |= {"cause": cause, "isolation": isolation, "disentangled": apart.score}
+    left = ("error", "R2 of the error", "R2 of its norm", "error of pursuit")
+    if isinstance(sae, Itself):
+        return found | dict.fromkeys(left, 0.0)
+    fit, held = (_some(x.flatten(0, 1), most) for x, most in ((a, _FITTED), (b, _FITTED // 3)))
+    parts = dark_matter(sae, fit, held)
+    return found | dict(zip(left, (parts.error, parts.r2_error, parts.r2_norm, parts.pursuit), strict=True))
+
+
+def _some(x: Tensor, most: int) -> list[Batch]:
+    return [Batch(part) for part in x[:: max(len(x) // most, 1)].split(4096)]
 
 
 def _loaded(path: Path, name: str, k: int, how: Training) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -11,6 +13,9 @@ from sparseworks.codes.autoencoders.dark_matter import dark_matter, pursued
 from sparseworks.codes.autoencoders.splice import hooked
 from sparseworks.core.codes import Codes
 from sparseworks.core.errors import CalibrationError
+from sparseworks.evaluate import documentation_passages
+from sparseworks.io import load_tokenizer
+from sparseworks.stream.tokens import plain_tokenizer
 
 
 class Planted:
@@ -84,16 +89,23 @@ def test_refusals():
         dark_matter(Planted(), [], _batches(100, 1))
 
 
-def test_on_a_small_language_model_pursuit_leaves_less_at_equal_l0_and_much_of_the_error_is_linear():
-    model = sw.load("sparseworks/recall-lm").float()
-    half = torch.randint(1, 96, (24, 64), generator=torch.Generator().manual_seed(0))
+def test_the_errors_norm_is_told_far_better_than_the_error_on_a_small_language_model_and_pursuit_leaves_less():
+    """R2 0.60 beside 0.48, with three dictionaries within 0.01; of 12,000 tokens of the documentation."""
+    model, tokenizer = sw.load("sparseworks/tiny-lm").float(), plain_tokenizer(load_tokenizer("sparseworks/tiny-lm"))
+    texts = itertools.islice((p.whole for p in documentation_passages(held_out=False)), 60)
+    ids = [i for e in tokenizer.encode_batch(list(texts), add_special_tokens=False) for i in e.ids]
+    model.model.layers = model.model.layers[:3]
     seen: list[torch.Tensor] = []
-    with torch.no_grad(), hooked(model, "model.layers.2", lambda x: seen.append(x.flatten(0, 1))):
-        model(input_ids=half.repeat(1, 2))
-    fit, held = seen[0][:2000], seen[0][2000:]
-    sae = sw.train_autoencoder(fit, sw.method("topk_sae", k=8), width=256, steps=100, batch=256, lr=3e-3)
+    with torch.no_grad(), hooked(model, "model.layers.2", lambda x: seen.append(x[:, 1:].flatten(0, 1))):
+        for part in torch.tensor(ids[: 96 * 128]).view(-1, 128).split(24):
+            model(part)
+    x = torch.cat(seen)
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
+    fit, held = x[:10_000], x[10_000:]
+    method = sw.method("topk_sae", k=16, after=8000)
+    sae = sw.train_autoencoder(fit, method, width=512, steps=300, batch=256, lr=3e-3, warmup=0.1, decay=0.3)
     found = dark_matter(sae, [Batch(fit)], [Batch(held)])
+    assert found.r2_norm > found.r2_error + 0.05 > 0.3, found
     assert found.pursuit < 0.93 * found.error
-    assert found.r2_error > 0.2 and found.linear > 0.2 * found.error
     codes = sae.encode(held)
     assert bool(((pursued(sae, Batch(held), codes).dense() > 0).sum(1) <= (codes.values != 0).sum(1)).all())

@@ -76,7 +76,7 @@ def test_logistic_is_that_of_scikit_learn(balanced):
     peer = LogisticRegression(C=1.0, class_weight="balanced" if balanced else None, tol=1e-10, max_iter=5000)
     peer.fit(x.double().numpy(), y.numpy())
     assert w.tolist() == pytest.approx(peer.coef_[0].tolist(), abs=1e-5)
-    assert float(b) == pytest.approx(float(peer.intercept_[0]), abs=1e-5)
+    assert float(b) == pytest.approx(float(peer.intercept_[0]), abs=1e-5)  # pyright: ignore[reportIndexIssue]
 
 
 def test_an_l1_penalty_leaves_the_one_feature_that_tells():

@@ -45,8 +45,9 @@ add_autoencoder(
     Source("Bussmann et al.", 2024, "2412.06410", "BatchTopK sparse autoencoders"),
     "lower error than TopK at the same mean L0",
     auxiliary=AuxK(),
-    when="A mean L0 is wanted and tokens differ in how many latents they need; export gives one threshold.",
-    when_not="Every token must have at most k latents.",
+    when="A mean L0 is wanted and tokens differ in how many latents they need; export gives one threshold. On `sparseworks/tiny-lm`, 6000 steps of "
+    "2048 tokens, one seed, it explained 0.848 at L0 8.1 and 0.883 at 16 where TopK did 0.846 and 0.881.",
+    when_not="Every token must have at most k latents. Training of some hundred steps: there it was half a point to a point behind TopK.",
 )
 add_autoencoder(
     "mutual_choice",
@@ -76,8 +77,8 @@ add_autoencoder(
     "fidelity at a given L0 equal to or above Gated and TopK",
     when="Thresholds a latent are to be learned, and inference is to be one comparison.",
     when_not="An exact L0 is needed: the one asked for is met within some per cent. Training of some hundred steps with the bandwidth of the "
-    "paper: hardly an entry lies so near to its threshold; 0.01 to 0.05 teaches them. On `sparseworks/tiny-lm`, 400 steps, one seed, it "
-    "explained 0.796 at L0 16 where TopK did 0.805: the claim was not seen.",
+    "paper: hardly an entry lies so near to its threshold; 0.01 to 0.05 teaches them. On `sparseworks/tiny-lm` (one seed, rate and bandwidth chosen) it "
+    "explained 0.877 at L0 16.4 after 6000 steps of 2048 tokens where TopK did 0.881, and 0.796 beside 0.805 after 400 of 512: the claim was not seen.",
 )
 add_autoencoder(
     "gated_sae",
@@ -106,7 +107,9 @@ add_autoencoder(
     catalog=(25,),
     when="The autoencoder is to be spliced in or steered with, and gradients of the model can be recorded.",
     when_not="Only reconstruction counts. On small models of Markov text (32 features, k of 1 to 5, beta 1 to 30) the spliced-in loss was "
-    "sometimes below TopK's and more often above: chosen by gradients in training and by size at inference, latents do not match.",
+    "sometimes below TopK's and more often above: chosen by gradients in training and by size at inference, latents do not match. On "
+    "`sparseworks/tiny-lm` at L0 16, 6000 steps of 2048 tokens at three rates, one seed, cross-entropy recovered was 0.9732, 0.9772, 0.9773 "
+    "where TopK's was 0.9729, 0.9773, 0.9777.",
     status="experimental",
 )
 add_autoencoder(
@@ -115,7 +118,8 @@ add_autoencoder(
     Source("Costa et al.", 2025, "2506.03093", "From flat to hierarchical: matching pursuit"),
     "finds features that depend on others; any k at inference, each step lowering the error",
     catalog=(32,),
-    when="Features form hierarchies, or k is to be chosen at inference.",
+    when="Features form hierarchies, k is to be chosen at inference, or most is to be explained at an L0: 0.869 at 8 and 0.905 at 16 on "
+    "`sparseworks/tiny-lm` where TopK did 0.845 and 0.881.",
     when_not="Encoding must be cheap: it takes k passes over the dictionary. On a planted tree (8 parents, 24 children, short training, three "
     "seeds) its atoms were not found better than TopK's: 1 - |cos| 0.15, 0.24, 0.17 beside 0.16, 0.19, 0.18 (BatchTopK 0.21, 0.24, 0.20).",
 )
@@ -128,7 +132,8 @@ add_autoencoder(
     prefixes=Hierarchical(),
     catalog=(157,),
     when="One autoencoder is to serve many budgets: cut its codes to any k.",
-    when_not="Only one k is ever used.",
+    when_not="Only one k is ever used: on `sparseworks/tiny-lm`, trained at 32 for 6000 steps of 2048 tokens, it explained 0.843 at 8 and 0.867 at "
+    "16 where TopK trained for these did 0.845 and 0.881.",
 )
 add_autoencoder(
     "matryoshka_sae",
@@ -137,8 +142,9 @@ add_autoencoder(
     "less absorption and splitting of features at larger dictionaries",
     auxiliary=AuxK(),
     prefixes=Matryoshka(),
-    when="General features are to stay in the first latents however large the dictionary.",
-    when_not="Reconstruction alone counts: its error is somewhat larger.",
+    when="General features are to stay in the first latents however large the dictionary. On `sparseworks/tiny-lm` at L0 16 (one seed) a smaller "
+    "part of kinds of tokens was absorbed (0.35 beside TopK's 0.45) and attributes were better disentangled (0.83 beside 0.76).",
+    when_not="Reconstruction alone counts: on `sparseworks/tiny-lm` it explained 0.819 at L0 8.2 and 0.859 at 16.2 where TopK did 0.846 and 0.881.",
 )
 add_autoencoder(
     "bilinear_ae",
