@@ -10,7 +10,7 @@ from sparseworks.testing.device import check_device
 from sparseworks.testing.pretend import PRETENDED, Elsewhere, pretended
 
 KINDS = (
-    "rigl", "hesso", "variational_dropout", "wanda", "h2o", "zipvl", "sparse_dllm", "seer_attention", "shadowllm", "omp",
+    "rigl", "hesso", "variational_dropout", "wanda", "h2o", "zipvl", "sparse_dllm", "seer_attention", "shadowllm", "omp", "topk_sae", "jumprelu_sae",
 )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ class Trainer:
         self.model.train()
         self.ahead = sample.x.is_cuda
         alike = method.latents.steady and (method.auxiliary is None or method.auxiliary.steady)
-        record = record and alike and self.ahead and ranks() == 1
+        record = record and alike and self.ahead and torch.cuda.is_available() and ranks() == 1
         self.optimiser = Optimiser(
             self.model, schedule.rate(width), schedule.steps, schedule.warmup, schedule.decay, schedule.clip, schedule.betas, record
         )  # fmt: skip
