@@ -66,7 +66,10 @@ def arguments(description: str, **extra: dict[str, Any]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--rounds", type=int, default=15, help="rounds per comparison")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="where to store the figures; a bare name goes to benchmarks/results"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where to store the figures; a bare name, or one in a folder of benchmarks/results, goes there",
     )
     parser.add_argument("--quick", action="store_true", help="few and small cases: does the script run?")
     for name, options in extra.items():
@@ -128,7 +131,7 @@ def store(name: str, lines: Sequence[Line], path: Path | None, **more: Any) -> P
     """Write the figures as JSON, under a temporary name first; without `path` nothing is written."""
     if path is None:
         return None
-    target = path if path.parent != Path() else RESULTS / path
+    target = RESULTS / path if not path.is_absolute() and (RESULTS / path.parent).is_dir() else path
     target = target.with_suffix(".json")
     data = {"benchmark": name, **facts(), **more, "lines": [asdict(entry) for entry in lines]}
     target.parent.mkdir(parents=True, exist_ok=True)

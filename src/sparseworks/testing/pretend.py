@@ -57,6 +57,8 @@ class Elsewhere(Tensor):
             return args[0].held.tolist()
         if func is Tensor.untyped_storage:
             return args[0].held.untyped_storage()
+        if func is Tensor.new_tensor:
+            return torch.tensor(args[1], dtype=kwargs.get("dtype", args[0].dtype), device=PRETENDED)
         if func is F.one_hot:
             classes = kwargs.get("num_classes", args[1] if len(args) > 1 else int(args[0].max()) + 1)
             return (args[0].unsqueeze(-1) == torch.arange(classes, device=PRETENDED)).long()
