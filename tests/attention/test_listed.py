@@ -14,10 +14,9 @@ from sparseworks.attention.masks import Sink, Window
 from sparseworks.attention.scores import Centroids, ChannelProduct, HeadVote, Landmarks, LogicalPages, StreamingHeads
 from sparseworks.attention.scores.centroids import KeyClusters, ranges
 from sparseworks.attention.scores.channels import LabelCache
-from sparseworks.attention.select import keep, select
-from sparseworks.core.budget import Count, Density, Mass, Threshold
+from sparseworks.attention.select import _holds_nan, select
+from sparseworks.core.budget import Count, Density
 from sparseworks.core.errors import NonFiniteError, ShapeError
-from sparseworks.core.pattern import Pattern, Tile
 from sparseworks.core.published import METHODS
 
 CHOSEN = {
@@ -176,14 +175,20 @@ def test_nan_is_refused_while_decoding(name):
         select(heads, METHODS.get(name))
 
 
-@pytest.mark.parametrize("budget", [Count(32), Density(0.5), Mass(0.9), Threshold(0.1)], ids=str)
-def test_nan_is_refused_on_the_mask_path_unless_it_is_of_the_future(budget):
-    scores = torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    allowed, unit = torch.ones(4, 4, dtype=torch.bool).tril(), Tile(16, 16)
-    always, pattern = torch.zeros(1, 1, 4, 4, dtype=torch.bool), Pattern.parse("block:16x16/row")
-    scores[0, 1, 1, 3] = torch.nan
-    kept = keep(scores, allowed, always, pattern, budget, unit)
-    assert bool(kept.any()) and not bool((kept & ~allowed).any())
-    scores[0, 1, 3, 1] = torch.nan
+@pytest.mark.parametrize("name", ["pooled_blocks", "hip", "token_sparse_attention"])
+def test_nan_is_refused_on_the_mask_path(name):
+    method = METHODS.get(name)
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, h, 256, 16, generator=draw) for h in (4, 2, 2))
+    assert bool(select(Heads(q, k, v, layer=3, layers=4), method).mask.any())
+    q[:, 1] = torch.nan
     with pytest.raises(NonFiniteError, match="NaN"):
-        keep(scores, allowed, always, pattern, budget, unit)
+        select(Heads(q, k, v, layer=3, layers=4), method)
+
+
+def test_rows_that_see_no_key_may_have_scores_that_are_no_numbers():
+    scores, allowed = torch.zeros(1, 2, 4, 4), torch.ones(4, 4, dtype=torch.bool).tril()
+    scores[0, 1, 1, 3] = torch.nan
+    assert not _holds_nan(scores, allowed)
+    scores[0, 1, 3, 1] = torch.nan
+    assert _holds_nan(scores, allowed)

@@ -43,6 +43,8 @@ def select(heads: Heads, method: AttentionMethod) -> Kept:
     if method.score is None:
         mask = must
     elif _searches(method) and (beam := method.score.beam(heads, unit)) is not None:
+        if bool((beam[1].isnan() & (beam[0] < allowed.shape[-1])).any()):
+            raise NonFiniteError(f"{method.name}: the scores of layer {heads.layer} hold NaN.")
         mask = keep_beam(*beam, allowed, must, method.budget, unit)
     else:
         scores = _scores(heads, method, unit, allowed)
@@ -97,13 +99,8 @@ def keep(
     What is forced, or of infinite score, counts against a density or a count, and is added to what a mass, a threshold or another
     scored budget keeps; of the mass it holds no part.
     A count is of keys per query: ceil(count / keys of a unit) units a row.
-
-    Raises:
-        NonFiniteError: an allowed unit whose score is NaN.
     """
     inside = allowed.expand_as(scores)
-    if scores.numel() and bool(scores.amax().isnan()) and bool((scores.isnan() & inside).any()):
-        raise NonFiniteError(f"Scores of {tuple(scores.shape)} hold NaN where a unit may be kept.")
     forced = (forced | (scores == torch.inf)) & inside
     if isinstance(budget, Threshold):
         return _reached(scores, inside, budget) | forced
@@ -148,6 +145,11 @@ def keep_beam(
     return mask.scatter_(-1, listed.masked_fill(~best, last), True)[..., :-1]
 
 
+def _holds_nan(scores: Tensor, allowed: Tensor) -> bool:
+    """Whether a unit that may be kept has a score that is no number: rows that see no key may."""
+    return bool(scores.numel() and scores.amax().isnan()) and bool((scores.isnan() & allowed).any())
+
+
 def _reached(scores: Tensor, inside: Tensor, budget: Threshold) -> Tensor:
     """Units that reach a threshold: nothing needs to be sorted, or counted."""
     return (scores >= max(budget.value, torch.finfo(scores.dtype).min)) & inside
@@ -181,6 +183,8 @@ def _scores(heads: Heads, method: AttentionMethod, unit: Tile, allowed: Tensor) 
     score = method.score
     assert score is not None
     found = score(heads, unit)
+    if _holds_nan(found, allowed):
+        raise NonFiniteError(f"{method.name}: the scores of layer {heads.layer} hold NaN where a unit may be kept.")
     if score.shared not in (None, "union") and heads.group > 1 and found.shape[1] == heads.heads:
         found = heads.shared(heads.grouped(found, score.shared))  # type: ignore[arg-type]
     if method.budget.needs_scores and _is_mass(method.budget) and not score.probability:
