@@ -71,7 +71,9 @@ def solve_one(
         if number <= tolerance or steps >= passes:
             break
         if bool(screened.any()):
-            z[screened] = 0
+            if bool(z[screened].any()):
+                z[screened] = 0
+                u = problem.predict(z)
             if left is None and int(screened.sum()) > 0.7 * len(screened):
                 kept = (~screened).nonzero()[:, 0]
                 left = (kept, atoms[kept])

@@ -143,3 +143,16 @@ def test_bad_operands_on_the_residual_are_refused():
         descend_columns(atoms, kept, y, slopes.float(), curvature, start, 1e-3, 9)
     with pytest.raises(ShapeError, match="kept"):
         descend_columns(atoms, kept + 20, y, slopes, curvature, start, 1e-3, 9)
+
+
+@needs_native
+def test_what_is_not_a_number_is_not_converged():
+    atoms, kept, y, slopes, curvature, start = columns(torch.float64)
+    atoms = atoms.clone()
+    atoms[kept[3], 0] = torch.nan
+    _, _, done = descend_columns(atoms, kept, y, slopes, curvature, start, 1e-3, 200)
+    assert not done
+    with pytest.raises(ShapeError, match="goal"):
+        descend_columns(*columns(torch.float64), float("nan"), 9)
+    with pytest.raises(ShapeError, match="one dimension"):
+        descend_columns(atoms, kept[:, None], y, slopes, curvature, start, 1e-3, 9)

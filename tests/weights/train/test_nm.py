@@ -253,6 +253,19 @@ def test_steps_of_cast_are_those_of_its_optimiser():
         assert torch.allclose(run.sites[0].weight(), weight, atol=1e-4)
 
 
+def test_the_first_step_of_cast_is_no_larger_for_what_its_optimiser_did_before():
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for i in range(200):
+        optimizer.zero_grad()
+        loss(model, i).backward()
+        optimizer.step()
+    run = sw.Sparsifier(model, sw.method("cast", train=AdamShrink(every=100, groups=0)), optimizer, steps=100)
+    before = run.sites[0].weight().clone()
+    step(model, optimizer, run)
+    assert float((run.sites[0].weight() - before).abs().max()) <= 0.0101
+
+
 def test_cast_brings_what_it_drops_to_zero_and_folds_its_scales_after_the_cut():
     model = net()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

@@ -101,6 +101,10 @@ def descend_columns(
     sizes = (len(atoms), features), (features,), (count,), (count,), (count,)
     for operand, shape in zip((atoms, residual, slopes, curvature, start), sizes, strict=True):
         _check(operand, shape, atoms.dtype, f"{count} atoms of {features} features")
+    if kept.dim() != 1 or not kept.is_cpu or not goal >= 0:
+        raise ShapeError(
+            f"Atoms that are kept are listed in one dimension on the CPU, down to a goal >= 0; got {tuple(kept.shape)}, {goal}."
+        )
     if count and not 0 <= int(kept.min()) <= int(kept.max()) < len(atoms):
         raise ShapeError(
             f"Atoms that are kept must be rows of {len(atoms)}, got {int(kept.min())} to {int(kept.max())}."
@@ -125,5 +129,7 @@ def _module(operand: Tensor) -> Any:
 def _check(operand: Tensor, shape: tuple[int, ...], dtype: torch.dtype, size: str) -> None:
     if tuple(operand.shape) != shape:
         raise ShapeError(f"Operands of {size}: {tuple(operand.shape)} must be {shape}.")
+    if not operand.is_cpu:
+        raise KernelError(f"Operands of the compiled coordinate descent are on the CPU, one is on {operand.device}.")
     if operand.dtype != dtype or dtype not in (torch.float32, torch.float64):
         raise DtypeError(f"Operands are all float32 or all float64, got {dtype} and {operand.dtype}.")

@@ -155,7 +155,8 @@ class AdamShrink(AdamDecay):
         pulled = (1 - decay) * adam.average + decay * self.decay * weight.sign()
         wanted = torch.where(site.mask, adam.average, pulled)
         # A mean of its own: squares of gradients are so much larger that they could not be taken out of the optimiser's again.
-        seen = site.state.get("square", torch.zeros_like(wanted))
+        # With an optimiser that has stepped before, as if u had been of this size all the while.
+        seen = site.state.get("square", (1 - adam.beta2 ** (adam.step - 1)) * wanted.square())
         site.state["square"] = square = adam.beta2 * seen + (1 - adam.beta2) * wanted.square()
         site.put(weight - adam.update(wanted, square))
 

@@ -17,6 +17,9 @@ struct Columns : Coordinate<T, Kind> {
     explicit Columns(const ColumnDescent<T>& given)
         : Coordinate<T, Kind>{static_cast<T>(given.ridge), static_cast<T>(given.gamma)}, a(given) {}
 
+    // The larger of the two, and what is not a number before any number: it must not pass for converged.
+    static T larger(T worst, T found) { return found <= worst ? worst : found; }
+
     // One coordinate: how much it violated, before it moved.
     SW_INLINE T visit(int64_t i) {
         if (!(a.curvature[i] > 0)) return 0;
@@ -31,7 +34,7 @@ struct Columns : Coordinate<T, Kind> {
     void run() {
         while (*a.visits < a.most) {
             T worst = 0;
-            for (int64_t i = 0; i < a.count; ++i) worst = std::max(worst, visit(i));
+            for (int64_t i = 0; i < a.count; ++i) worst = larger(worst, visit(i));
             *a.visits += a.count;
             *a.done = worst <= a.goal;
             if (*a.done) return;
@@ -42,7 +45,7 @@ struct Columns : Coordinate<T, Kind> {
             if (10 * alive.size() > 9 * static_cast<size_t>(a.count)) continue;
             for (T most = worst; most > std::max<T>(a.goal, worst / 10) && *a.visits < a.most; *a.visits += alive.size()) {
                 most = 0;
-                for (int64_t i : alive) most = std::max(most, visit(i));
+                for (int64_t i : alive) most = larger(most, visit(i));
             }
         }
     }
