@@ -79,14 +79,22 @@ class Codes:
 
     @classmethod
     def whole(cls, z: Float[Tensor, "rows width"]) -> Codes:
-        """All entries of z, zeros too: values are the dense rows, indices one row in memory. For what runs ahead of a device."""
+        """All entries of z, zeros too (`nnz` counts them): values are the dense rows, indices one row in memory.
+
+        For what runs ahead of a device, where how many entries are not 0 is not known; everything else wants `from_dense`.
+        """
         with running_ahead():
             return cls(z, _every(z.shape[1], z.device).expand(len(z), -1), z.shape[1])
 
     @property
     def is_whole(self) -> bool:
-        """Whether the indices are those of `whole`, so that the values are the dense rows."""
-        if self.indices.dim() != 2 or self.indices.shape[1] != self.width or self.indices.stride(0) != 0:
+        """Whether the indices are those of `whole`, so that the values are the dense rows, zeros too.
+
+        Codes that list all indices themselves are not: what is compared is the memory, no entry.
+        """
+        if self.indices.dim() != 2 or self.indices.shape[1] != self.width:
+            return False
+        if len(self) > 1 and self.indices.stride(0) != 0:  # the stride of a single row says nothing
             return False
         return self.indices.data_ptr() == _every(self.width, self.indices.device).data_ptr()
 
@@ -115,7 +123,7 @@ class Codes:
 
     @property
     def nnz(self) -> int:
-        """Entries of all rows together."""
+        """Entries of all rows together, those of value 0 too."""
         return self.values.numel() if self.lengths is None else int(self.lengths.sum())
 
     def dense(self) -> Float[Tensor, "rows width"]:
@@ -160,7 +168,8 @@ class Codes:
 
 @cache
 def _every(width: int, device: torch.device) -> Int[Tensor, " width"]:
-    return torch.arange(width, device=device)
+    with torch.inference_mode(False):  # it is kept, and what is made there cannot be used in training later
+        return torch.arange(width, device=device)
 
 
 def places_of(mask: Bool[Tensor, "rows width"]) -> tuple[Int[Tensor, "rows k"], Int[Tensor, " rows"]]:

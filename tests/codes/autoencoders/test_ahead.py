@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 import torch
 
 import sparseworks as sw
-from sparseworks.codes.autoencoders import Batch, Rows, Schedule, Trainer
+from sparseworks.codes.autoencoders import Batch, Rows, Schedule, Trainer, auxiliary
+from sparseworks.codes.autoencoders.auxiliary import Auxiliary, AuxK
+from sparseworks.codes.autoencoders.latent import LatentRule
+from sparseworks.codes.autoencoders.prefixes import Prefixes
 from sparseworks.codes.autoencoders.replay import Replay
+from sparseworks.codes.autoencoders.target import Itself, Target, Transcode
 from sparseworks.core.ahead import is_ahead, running_ahead
 from sparseworks.core.codes import Codes
-from sparseworks.core.errors import NonFiniteError
+from sparseworks.core.errors import NonFiniteError, ShapeError
 from sparseworks.exec.codes import decode, encode
 
 METHODS = {
@@ -63,6 +70,58 @@ def test_a_loss_that_is_not_finite_is_found_at_the_end_at_the_latest():
         trainer.step(2, _stream().batch(2, 32, 0))
 
 
+def test_a_state_that_is_not_finite_never_overwrites_the_last_one(tmp_path):
+    trainer = Trainer(METHODS["topk"], _stream().all, 24, Schedule(300, 32, lr=3e-3))
+    trainer.ahead = True
+    trainer.step(0, _stream().batch(0, 32, 0))
+    trainer.save(tmp_path / "state.safetensors")
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with torch.no_grad():
+        trainer.model.W_dec[0, 0] = torch.nan
+    trainer.step(1, _stream().batch(1, 32, 0))
+    with pytest.raises(NonFiniteError, match="by step 2"):
+        trainer.save(tmp_path / "state.safetensors")
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_what_a_recorded_step_returns_is_not_overwritten_by_the_next():
+    trainer = Trainer(METHODS["topk"], _stream().all, 24, Schedule(9, 32, lr=3e-3))
+    trainer._recorded = True
+    found = trainer.step(0, _stream().batch(0, 32, 0))
+    error = float(found["error"])
+    trainer.history["error"].zero_()  # as a replay would
+    assert float(found["error"]) == error > 0
+
+
+def test_more_latents_for_the_dead_than_a_kernel_keeps_are_chosen_without_one(monkeypatch):
+    """As the kernel chooses, and nothing looks at an entry: on the meta device that would fail."""
+    usual = _trained(METHODS["topk"], True)
+    monkeypatch.setattr(auxiliary, "MOST_ON_GPU", 1)
+    ours = _trained(METHODS["topk"], True)
+    for a, b in zip(ours.model.parameters(), usual.model.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=2e-4)
+    model, x = usual.model.to("meta"), torch.empty(32, 8, device="meta")
+    monkeypatch.setattr(auxiliary, "encode_topk", None)
+    with running_ahead():
+        assert AuxK(after=64)(model, x, x).is_meta  # type: ignore[union-attr]
+
+
+def test_the_reference_of_the_encoder_looks_at_no_entry_ahead_of_a_device():
+    x, weight = torch.randn(4, 6), torch.randn(1100, 6)
+    with running_ahead():
+        assert encode.encode_topk(x.to("meta"), weight.to("meta"), None, 600).values.shape == (4, 600)
+        bad = encode.encode_topk(x.double().fill_(torch.nan), weight.double(), None, 600)
+    assert bool(bad.values.isnan().all())
+
+
+def test_one_row_is_whole_too_and_indices_made_in_inference_serve_training():
+    with torch.inference_mode():
+        Codes.whole(torch.randn(2, 13))
+    codes = Codes.whole(torch.randn(1, 13, requires_grad=True))
+    assert codes.is_whole and not codes.indices.is_inference()
+    assert not Codes(torch.randn(1, 13), torch.arange(13).unsqueeze(0), 13).is_whole
+
+
 def test_codes_that_are_whole_are_what_their_entries_say():
     z = torch.randn(5, 7).relu()
     codes, same = Codes.whole(z), Codes.from_dense(z)
@@ -88,13 +147,69 @@ def test_ahead_ends_with_its_context_also_by_an_error():
     assert not is_ahead()
 
 
+def _pretend(monkeypatch, without=None, instead=None):
+    """A device whose recordings are calls; which devices and streams were asked for."""
+    asked: list[Any] = []
+
+    @contextmanager
+    def entered(*what, **more):
+        asked.append((*what, *more.values()))
+        yield
+
+    graph = type("Graph", (), {"replay": lambda self: asked.append("replay")})
+    for name, value in {
+        "CUDAGraph": graph, "synchronize": lambda: None, "Stream": lambda device: f"stream of {device}", "graph": entered, "device": entered,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, instead if name == without else value)
+    return asked
+
+
+def test_a_recording_is_of_its_batch_s_device_and_takes_no_other_shape(monkeypatch):
+    asked = _pretend(monkeypatch)
+    seen: list[Batch] = []
+    step = Replay(seen.append)
+    for _ in range(4):
+        step(Batch(torch.zeros(3, 2)))
+    assert (
+        asked[0] == asked[2] == (torch.device("cpu"),) and asked[1][-1] == "stream of cpu" and asked[3:] == ["replay"]
+    )
+    step(Batch(torch.ones(3, 2)))
+    assert len(seen) == 4 and bool((seen[-1].x == 1).all())
+    with pytest.raises(ShapeError, match="one shape"):
+        step(Batch(torch.zeros(1, 2)))
+    with pytest.raises(ShapeError, match="one shape"):
+        step(Batch(torch.zeros(3, 2), gradients=torch.zeros(3, 2)))
+    assert bool((seen[-1].x == 1).all())
+
+
+@pytest.mark.parametrize("missing", ["CUDAGraph", "graph"])
+def test_whatever_fails_while_recording_is_a_warning(missing, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("no device")
+
+    _pretend(monkeypatch, missing, refuse)
+    step = Replay(lambda batch: None)
+    for _ in range(3):
+        step(Batch(torch.zeros(1, 2)))
+    with pytest.warns(RuntimeWarning, match="could not be recorded"):
+        step(Batch(torch.zeros(1, 2)))
+
+
+def test_only_what_says_so_is_recorded():
+    assert not any(base().steady for base in (LatentRule, Auxiliary, Prefixes, Target))
+    for name in METHODS.keys() - {"choice"}:
+        method = METHODS[name]
+        parts = (method.latents, method.auxiliary, method.prefixes, method.target)
+        assert all(part is None or part.steady for part in parts), name
+    assert Itself().steady and Transcode().steady
+    assert not METHODS["choice"].latents.steady and not sw.method("topk_sae", k=3, start=6).latents.steady
+
+
 def test_a_step_that_cannot_be_recorded_is_run_each_time_with_one_warning(monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("no device")
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    _pretend(monkeypatch, "graph", refuse)
     seen: list[Batch] = []
     step = Replay(seen.append)
     batches = [Batch(torch.zeros(1, 2)) for _ in range(6)]

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparseworks.codes.autoencoders import absorption, disentanglement, pooled, sparse_probing
+from sparseworks.codes.autoencoders import absorption, disentanglement, pooled, probes, sparse_probing
 from sparseworks.codes.autoencoders.probes import linear_probes, logistic
 from sparseworks.core.codes import Codes
-from sparseworks.core.errors import CalibrationError, ShapeError
+from sparseworks.core.errors import BudgetError, CalibrationError, ShapeError
 from sparseworks.exec.codes import decode
 
 
@@ -77,6 +77,12 @@ def test_logistic_is_that_of_scikit_learn(balanced):
     peer.fit(x.double().numpy(), y.numpy())
     assert w.tolist() == pytest.approx(peer.coef_[0].tolist(), abs=1e-5)
     assert float(b) == pytest.approx(float(peer.intercept_[0]), abs=1e-5)  # pyright: ignore[reportIndexIssue]
+
+
+def test_a_step_that_was_refused_is_not_taken(monkeypatch):
+    monkeypatch.setattr(probes, "_HALVINGS", 0)  # none is tried, so that none is accepted
+    w, b = logistic(torch.arange(6.0).unsqueeze(1), torch.arange(6) > 2)
+    assert w.tolist() == [0.0] and float(b) == 0  # pyright: ignore[reportIndexIssue]
 
 
 def test_an_l1_penalty_leaves_the_one_feature_that_tells():
@@ -163,6 +169,10 @@ def _entities(n=300):
     return atoms, x, attributes
 
 
+def _reads(atoms):
+    return [lambda rows, first=first: rows @ atoms[first : first + 4].T for first in (0, 4, 8)]
+
+
 def test_latents_of_single_values_are_disentangled_and_those_of_mixtures_are_not():
     atoms, x, attributes = _entities()
     mixed = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(3)))[0] @ atoms
@@ -173,6 +183,24 @@ def test_latents_of_single_values_are_disentangled_and_those_of_mixtures_are_not
     assert wrong.score < 0.85, wrong
 
 
+def test_attributes_of_32_bits_are_those_of_64():
+    atoms, x, attributes = _entities(100)
+    sae = Planted(atoms, lambda r: (r @ atoms.T).relu())
+    read = _reads(atoms)
+    ours, theirs = (
+        disentanglement(sae, x, a, read, pairs=60, batch=64, lr=1e-2) for a in (attributes.int(), attributes)
+    )
+    assert torch.equal(ours.cause, theirs.cause) and torch.equal(ours.latents, theirs.latents)
+
+
+def test_a_class_of_which_no_word_is_found_is_not_counted():
+    _, x, y = _words(0)
+    sae = Planted(torch.eye(x.shape[1]), lambda rows: rows.relu())
+    lost = torch.where((y == 2).unsqueeze(1), -x, x)  # what the probe has learned of the last letter, turned round
+    found = absorption(sae, x, y, lost, y, most=1, least_f1=0.0)
+    assert found.probe_f1[2] == 0 and 2 not in found.classes.tolist() and found.fraction == found.fraction
+
+
 def test_refusals():
     _, x, attributes = _entities(20)
     sae = Planted(torch.eye(16), lambda r: r)
@@ -180,6 +208,11 @@ def test_refusals():
         disentanglement(sae, x, attributes[:5])
     with pytest.raises(CalibrationError, match="at least two"):
         disentanglement(sae, x, attributes[:, :1])
+    for share, pairs in ((0.0, 60), (1.0, 60), (0.7, 2)):
+        with pytest.raises(BudgetError, match="share"):
+            disentanglement(sae, x, attributes, share=share, pairs=pairs)
+    with pytest.raises(CalibrationError, match="too few"):
+        disentanglement(sae, x, attributes, _reads(_rotation(16)[:12]), pairs=3, share=0.1)
     with pytest.raises(CalibrationError, match="one value"):
         disentanglement(sae, x, torch.stack([attributes[:, 0], attributes[:, 0] * 0], 1))
     with pytest.raises(ShapeError):

@@ -7,7 +7,7 @@ import torch
 
 import sparseworks as sw
 from sparseworks.codes.numerics.forest import Forest, forest_descent, forests
-from sparseworks.core.errors import BudgetError, ShapeError
+from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
 
 
 def lattice(side: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,5 +81,18 @@ def test_the_method_is_registered_and_refuses_what_it_cannot():
         forests(h[:3])
     with pytest.raises(ShapeError, match="right-hand side"):
         forest_descent(h, right[:3])
+    with pytest.raises(ShapeError, match="not symmetric"):
+        forests(h.triu())
+    with pytest.raises(ShapeError, match="not symmetric"):
+        forests(h + 0.1 * h.triu(1))
+    assert len(forests(h * (1 + 1e-9 * torch.rand_like(h)))) == len(forests(h))  # rounding is no asymmetry
+    with pytest.raises(ShapeError, match="start"):
+        forest_descent(h, right, right[:3])
+    with pytest.raises(NonFiniteError, match="right-hand side or the start"):
+        forest_descent(h, right * torch.nan)
+    indefinite, one = torch.tensor([[1.0, 2.0], [2.0, 1.0]]).double(), torch.ones(1, dtype=torch.float64)
+    nodes = [Forest(torch.tensor([i]), torch.zeros(1, dtype=torch.long), (0, 1), one, 0 * one) for i in (0, 1)]
+    with pytest.raises(NonFiniteError, match="not positive definite"):
+        forest_descent(indefinite, torch.tensor([1.0, 2.0]), blocks=nodes)
     with pytest.raises(BudgetError, match="positive definite"):
         forests(h - 10 * torch.eye(16, dtype=h.dtype))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparseworks.codes.autoencoders.latent import best_of_rows
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.rules.feature_choice import zipf
 from sparseworks.core.ahead import is_ahead
@@ -16,6 +17,7 @@ from sparseworks.core.codes import Codes
 from sparseworks.core.config import NOUNS
 from sparseworks.core.registry import Registry
 from sparseworks.exec.codes import decode, encode_topk
+from sparseworks.exec.codes.encode import MOST_ON_GPU
 
 AUXILIARIES: Registry[type[Auxiliary]] = Registry("auxiliary", "sparseworks.codes.autoencoders.auxiliary")
 
@@ -32,8 +34,8 @@ class Auxiliary:
 
     @property
     def steady(self) -> bool:
-        """Whether the loss asks nothing that changes from step to step but tensors."""
-        return True
+        """As that of `LatentRule`, of the loss; `renew` is never recorded."""
+        return False
 
     def due(self, batches: int) -> bool:
         """Whether to `renew` after so many batches."""
@@ -73,6 +75,11 @@ class AuxK(Auxiliary):
     weight: float = 1 / 32
     after: int = 200_000
 
+    @property
+    def steady(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(
         self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], residual: Float[Tensor, "rows d_out"]
     ) -> Tensor | None:
@@ -99,6 +106,11 @@ class AuxZipf(Auxiliary):
     offset: float = 7.0
     share: float = 0.5
 
+    @property
+    def steady(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(
         self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], residual: Float[Tensor, "rows d_out"]
     ) -> Tensor | None:
@@ -124,6 +136,11 @@ class Resample(Auxiliary):
     every: int = 2500
     after: int = 200_000
     gain: float = 0.2
+
+    @property
+    def steady(self) -> bool:
+        """Always: there is no loss."""
+        return True
 
     def due(self, batches: int) -> bool:
         """Every so many batches."""
@@ -172,11 +189,14 @@ def _loss_of_any(
     weight: float, sae: SparseAutoencoder, x: Tensor, residual: Tensor, mask: Bool[Tensor, " width"], k: int
 ) -> Tensor:
     """As `_loss_of`, however many latents are dead, without asking how many: all others lie far below them for the choice."""
+    pre = F.linear(x, sae.encoder, sae.b_enc)
     with torch.no_grad():
         below = torch.finfo(x.dtype).min / 2
-        at = encode_topk(x, sae.encoder, sae.b_enc.masked_fill(~mask, below), k, relu=False).indices
-        on = torch.zeros(len(x), sae.width, dtype=torch.bool, device=x.device).scatter_(1, at, True) & mask
-    pre = F.linear(x, sae.encoder, sae.b_enc)
+        if k > MOST_ON_GPU:  # no kernel keeps so many, and all pre-activations are there
+            on = best_of_rows(pre.masked_fill(~mask, below), k) & mask
+        else:
+            at = encode_topk(x, sae.encoder, sae.b_enc.masked_fill(~mask, below), k, relu=False).indices
+            on = torch.zeros(len(x), sae.width, dtype=torch.bool, device=x.device).scatter_(1, at, True) & mask
     rebuilt = torch.where(on, pre, pre.new_zeros(())) @ sae.W_dec
     loss = (residual - rebuilt).square().sum() / residual.square().sum().clamp(min=1e-30)
     return weight * loss * mask.any()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparseworks.codes.autoencoders.probes import linear_probes
 from sparseworks.core.codes import Codes
-from sparseworks.core.errors import CalibrationError, ShapeError
+from sparseworks.core.errors import BudgetError, CalibrationError, ShapeError
 
 Read = Callable[[Float[Tensor, "rows d"]], Float[Tensor, "rows values"]]
 _LAST = 1e-4  # temperature of the masks at the end, from 1
@@ -70,7 +70,9 @@ def disentanglement(
 
     Raises:
         ShapeError: activations and attributes that do not fit.
-        CalibrationError: fewer than two attributes, or one whose value is the same for all entities that are read right.
+        BudgetError: a share that is not between 0 and 1, or fewer pairs than attributes.
+        CalibrationError: fewer than two attributes, one whose value is the same for all entities that are read right, or too few pairs to
+            learn from and to measure on.
 
     Source: Huang et al., 2024, arXiv 2402.17700 (RAVEL); masks over latents and constants as in SAEBench (Karvonen et al., 2025, 2503.09532).
     """
@@ -78,6 +80,9 @@ def disentanglement(
         raise ShapeError(f"Each entity needs a row of attributes, got {tuple(x.shape)} and {tuple(attributes.shape)}.")
     if attributes.shape[1] < 2:
         raise CalibrationError("One attribute has nothing to be told apart from; give at least two.")
+    if not 0 < share < 1 or pairs < attributes.shape[1]:
+        raise BudgetError(f"Take a share between 0 and 1 and at least a pair an attribute, got {share} of {pairs}.")
+    attributes = attributes.long()
     reads = list(read) if read is not None else [_probe(x, column, seed) for column in attributes.T]
     with torch.no_grad():
         right = torch.stack([r(x).argmax(1) == a for r, a in zip(reads, attributes.T, strict=True)]).all(0)
@@ -88,6 +93,10 @@ def disentanglement(
         generator = torch.Generator().manual_seed(seed + one)
         drawn = _pairs(attributes.cpu(), one, pairs, generator).to(x.device)
         cut = int(share * len(drawn))
+        if not cut or len(drawn[cut:, 3].unique()) < 2:
+            raise CalibrationError(
+                f"{len(drawn)} pairs are too few to learn from {share:.0%} and measure on the others."
+            )
         mask = _learned(sae, z, attributes, reads, drawn[:cut], epochs, batch, lr)
         found.append((*_scores(sae, z, attributes, reads, drawn[cut:], mask), int(mask.sum())))
     cause, isolation, latents = zip(*found, strict=True)

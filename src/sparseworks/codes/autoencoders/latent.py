@@ -83,8 +83,12 @@ class LatentRule:
 
     @property
     def steady(self) -> bool:
-        """Whether every training step is alike: nothing depends on the progress, and no entry is looked at."""
-        return True
+        """Whether every training step is alike, so that a GPU may record one and replay it.
+
+        True only where the call reads no `Moment.progress`, draws nothing, looks at no entry and asks nothing else of the host that
+        changes; False, the default, is always right.
+        """
+        return False
 
     def parameters(self, width: int, d_in: int) -> dict[str, Tensor]:
         """Parameters of the rule's own, one number a latent, at their initial values."""

@@ -223,8 +223,8 @@ class SparseAutoencoder(nn.Module):
         """
         self.l0_fast.lerp_(l0, self._share(0.1))
         self.l0_slow.lerp_(l0, self._share(0.02))
-        ahead = self.l0_fast + 2 * (self.l0_fast - self.l0_slow)
-        self.pressure.mul_(torch.exp(max(0.02, 8 / steps) * ((ahead - target) / target).clamp(-1, 1)))
+        expected = self.l0_fast + 2 * (self.l0_fast - self.l0_slow)
+        self.pressure.mul_(torch.exp(max(0.02, 8 / steps) * ((expected - target) / target).clamp(-1, 1)))
 
     def _share(self, usual: float) -> Tensor:
         """Of a batch in a running mean: all of it where it is the first."""

@@ -24,6 +24,11 @@ class Prefixes:
         """Mean over prefixes of the mean squared error of an entry."""
         raise NotImplementedError
 
+    @property
+    def steady(self) -> bool:
+        """As that of `LatentRule`."""
+        return False
+
 
 NOUNS["prefixes"] = (Prefixes, PREFIXES)
 
@@ -45,6 +50,11 @@ class Hierarchical(Prefixes):
         """J for codes of k entries, ascending."""
         ends = range(self.every, k, self.every) if self.every else [1 << i for i in range(k.bit_length())]
         return sorted({*(j for j in ends if j < k), k})
+
+    @property
+    def steady(self) -> bool:
+        """Always."""
+        return True
 
     def __call__(self, sae: SparseAutoencoder, codes: Codes, y: Float[Tensor, "rows d_out"]) -> Tensor:
         """By partial sums of segments of the sorted code."""
@@ -76,6 +86,11 @@ class Matryoshka(Prefixes):
     def __post_init__(self) -> None:
         if not self.shares or list(self.shares) != sorted(self.shares) or self.shares[0] <= 0 or self.shares[-1] != 1:
             raise BudgetError(f"Shares of nested dictionaries ascend from above 0 to 1, got {self.shares}.")
+
+    @property
+    def steady(self) -> bool:
+        """Always."""
+        return True
 
     def __call__(self, sae: SparseAutoencoder, codes: Codes, y: Float[Tensor, "rows d_out"]) -> Tensor:
         """Group by group: what a longer prefix adds is taken from what the shorter left."""

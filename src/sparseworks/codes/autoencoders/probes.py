@@ -145,6 +145,8 @@ def logistic(
             if float(new) <= float(now) - 1e-4 * size * gain:
                 break
             size /= 2
+        else:  # rounding is all that is left of the descent
+            break
         w, now = w - size * step, new
     return w[:-1], w[-1]
 

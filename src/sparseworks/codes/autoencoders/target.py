@@ -31,6 +31,11 @@ class Target:
         """The activations to reconstruct."""
         raise NotImplementedError
 
+    @property
+    def steady(self) -> bool:
+        """As that of `LatentRule`."""
+        return False
+
 
 NOUNS["target"] = (Target, TARGETS)
 
@@ -42,6 +47,11 @@ class Itself(Target):
 
     Source: Kissane et al., 2024, arXiv 2406.17759 (attention outputs).
     """
+
+    @property
+    def steady(self) -> bool:
+        """Always."""
+        return True
 
     def __call__(self, batch: Batch) -> Float[Tensor, "rows d_out"]:
         """The inputs."""
@@ -57,6 +67,11 @@ class Transcode(Target):
     """
 
     same: ClassVar[bool] = False
+
+    @property
+    def steady(self) -> bool:
+        """Always."""
+        return True
 
     def __call__(self, batch: Batch) -> Float[Tensor, "rows d_out"]:
         """The recorded target."""

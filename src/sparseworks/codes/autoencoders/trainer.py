@@ -63,7 +63,11 @@ class Trainer:
         schedule: how.
         seed: of the first dictionary and of what is drawn.
         dtype: of the parameters.
-        record: on a GPU, record a step and replay it, where every step is alike; such a training's state cannot be saved.
+        record: on a GPU, record a step and replay it, where all parts of the method are `steady`; such a training's state cannot be saved.
+
+    Attributes:
+        ahead: on a GPU: steps are run ahead of the device (`core.ahead`), without a look at entries.
+        history: error and L0 of the last step; where steps are replayed the next one overwrites these tensors.
     """
 
     def __init__(
@@ -87,21 +91,23 @@ class Trainer:
             setattr(self.model, name, buffer)
         self.model.train()
         self.ahead = sample.x.is_cuda
-        alike = method.latents.steady and (method.auxiliary is None or method.auxiliary.steady)
-        record = record and alike and self.ahead and torch.cuda.is_available() and ranks() == 1
+        parts = (method.latents, method.auxiliary, method.prefixes, method.target)
+        steady = all(part is None or part.steady for part in parts)
+        record = record and steady and self.ahead and torch.cuda.is_available() and ranks() == 1
         self.optimiser = Optimiser(
             self.model, schedule.rate(width), schedule.steps, schedule.warmup, schedule.decay, schedule.clip, schedule.betas, record
         )  # fmt: skip
+        self._recorded = record
         self._learn = Replay(self._learned) if record else self._learned
         self._finite = torch.ones((), dtype=torch.bool, device=sample.x.device)
         self._residual: Tensor | None = None
         self.history: dict[str, Tensor] = {}
 
     def step(self, index: int, batch: Batch) -> dict[str, Tensor]:
-        """One step; the error and L0 of this process' rows.
+        """One step; the error and L0 of this process' rows, tensors without dimensions that stay on the device (`float` waits for it).
 
         Raises:
-            NonFiniteError: a loss is not finite; on a GPU that is looked at every hundred steps.
+            NonFiniteError: a loss is not finite; on a GPU that is looked at every hundred steps, and when the state is saved.
         """
         self.optimiser.at(index)
         with running_ahead(self.ahead):
@@ -110,7 +116,7 @@ class Trainer:
         self.done = index + 1
         if not self.ahead or self.done % _LOOK == 0 or self.done == self.schedule.steps:
             self._look(index)
-        return self.history
+        return {name: value.clone() for name, value in self.history.items()} if self._recorded else self.history
 
     def _learned(self, batch: Batch) -> None:
         model, optimiser = self.model, self.optimiser
@@ -133,7 +139,7 @@ class Trainer:
     def _look(self, index: int) -> None:
         if not bool(self._finite):
             raise NonFiniteError(
-                f"{self.method.name!r} has a loss that is not finite at step {index}: lower the learning rate."
+                f"{self.method.name!r} has a loss that is not finite {'by' if self.ahead else 'at'} step {index}: lower the learning rate."
             )
 
     def _note(self, batch: Batch, coded: Coded | None) -> None:
@@ -169,8 +175,10 @@ class Trainer:
         """Write the state, whole or not at all.
 
         Raises:
+            NonFiniteError: a loss was not finite: the last state stays.
             CheckpointError: the disk is full or not writable.
         """
+        self._look(self.done)
         facts = {"done": self.done, "of": self._facts()}
         save_training(path, self.model, self.optimiser.adam, facts, extra=self.optimiser.extra())
 

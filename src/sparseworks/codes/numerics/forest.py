@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparseworks.codes.numerics.matrices import as_csr
-from sparseworks.core.errors import BudgetError, ShapeError
+from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,13 @@ def forests(h: Any) -> list[Forest]:
         h: a torch or scipy sparse matrix, or a dense one.
 
     Raises:
-        ShapeError: not a square matrix.
+        ShapeError: not a square matrix, or not symmetric in structure and values (a triangle alone, say).
         BudgetError: a diagonal entry that is not above 0: H is not positive definite.
     """
     h = as_csr(h)
     if h.shape[0] != h.shape[1]:
         raise ShapeError(f"Forests are those of a square matrix, got {tuple(h.shape)}.")
+    _check_symmetric(h)
     ptr, columns = h.crow_indices().tolist(), h.col_indices().tolist()
     near = [columns[a:b] for a, b in pairwise(ptr)]
     values = [dict(zip(near[i], h.values()[ptr[i] : ptr[i + 1]].tolist(), strict=True)) for i in range(len(near))]
@@ -83,6 +85,17 @@ def forests(h: Any) -> list[Forest]:
         left = [i for i in left if i not in taken]
         found.append(_rooted(taken, values, h))
     return found
+
+
+def _check_symmetric(h: Tensor) -> None:
+    rows = torch.repeat_interleave(h.crow_indices().diff())
+    here, there = rows * len(h) + h.col_indices(), h.col_indices() * len(h) + rows
+    order, mirrored = here.argsort(), there.argsort()
+    values, rounding = h.values(), 1e-7 * h.values().abs().sum() / max(len(h), 1)
+    if not torch.equal(here[order], there[mirrored]) or not torch.allclose(
+        values[order], values[mirrored], rtol=1e-5, atol=float(rounding)
+    ):
+        raise ShapeError("H is not symmetric: store both triangles, (H + H^T) / 2 where they differ by rounding.")
 
 
 def _grown(candidates: list[int], near: list[list[int]]) -> dict[int, list[int]]:
@@ -158,7 +171,8 @@ def forest_descent(
         iterations: block updates.
 
     Raises:
-        ShapeError, BudgetError: as `forests`; a right-hand side of another length.
+        ShapeError, BudgetError: as `forests`; a right-hand side or a start of another length.
+        NonFiniteError: one of them holds NaN or infinity, or the updates diverge since H is not positive definite.
 
     Source: Nutini, Laradji and Schmidt, 2017, arXiv 1712.08859, section on tree-structured blocks; greedy choice by ||grad_b||.
     """
@@ -168,10 +182,16 @@ def forest_descent(
     if right.shape != h.shape[:1]:
         raise ShapeError(f"H is {tuple(h.shape)}, the right-hand side {tuple(right.shape)}.")
     z = torch.zeros_like(right) if start is None else start.double().clone()
+    if z.shape != right.shape:
+        raise ShapeError(f"The start has shape {tuple(z.shape)}, the right-hand side {tuple(right.shape)}.")
+    if not bool(torch.isfinite(torch.cat([z, right])).all()):
+        raise NonFiniteError("The right-hand side or the start holds NaN or infinity.")
     goal, steps = tolerance * float(right.abs().max()), 0
     while True:
         gradient = h @ z - right
         worst = float(gradient.abs().max())
+        if not math.isfinite(worst):
+            raise NonFiniteError(f"The gradient is no longer finite after {steps} updates: H is not positive definite.")
         if worst <= goal or steps >= iterations:
             return Descended(z, steps, worst)
         block = max(blocks, key=lambda b: float(gradient[b.nodes].square().sum()))

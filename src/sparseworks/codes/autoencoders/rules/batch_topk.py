@@ -42,7 +42,10 @@ class BatchTopK(LatentRule):
         return self.start is None
 
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
-        """Exactly k B entries while training, counting those that are 0; the B x F matrix is never all in memory."""
+        """On the CPU exactly k B entries while training, counting those that are 0, and the B x F matrix is never all in memory.
+
+        Ahead of a device the matrix is written out, and all that tie with the least entry kept are kept.
+        """
         if not sae.training:
             return Coded(by_threshold(sae, x))
         k = min(annealed(self.k, self.start, self.until, moment.progress), sae.width)

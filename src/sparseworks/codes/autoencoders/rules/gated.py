@@ -50,6 +50,11 @@ class Gated(Penalised):
             sae.level.copy_(least_kept(preactivations(sae, x), self.l0))
             sae.pressure.copy_(2 * sae.level.clamp(min=1e-3))
 
+    @property
+    def steady(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """Those whose gate is open."""
         del moment

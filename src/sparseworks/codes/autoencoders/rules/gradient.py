@@ -39,6 +39,11 @@ class GradientTopK(LatentRule):
     def __post_init__(self) -> None:
         check_k(self.k)
 
+    @property
+    def steady(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """Chosen by effect and size, with the size as value."""
         if moment.gradients is None:

@@ -61,6 +61,11 @@ class JumpReLU(Penalised):
             if self.threshold is None:
                 sae.log_threshold.data.fill_(math.log(first))
 
+    @property
+    def steady(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """While training the codes hold, at 0, also what lies within eps / 2 below its threshold, where pseudo-gradients act."""
         del moment

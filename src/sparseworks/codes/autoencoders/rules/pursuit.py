@@ -38,6 +38,11 @@ class MatchingPursuit(LatentRule):
     def __post_init__(self) -> None:
         check_k(self.k)
 
+    @property
+    def steady(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """An atom may be chosen more than once; what it got is added up."""
         del moment

@@ -23,6 +23,11 @@ class ReLU(Penalised):
     Source: Bricken et al., 2023, Towards Monosemanticity; Cunningham et al., 2023, arXiv 2309.08600.
     """
 
+    @property
+    def steady(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """All that are positive."""
         del moment

@@ -80,6 +80,11 @@ class AbsoluteTopK(LatentRule):
     def __post_init__(self) -> None:
         check_k(self.k)
 
+    @property
+    def steady(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """Chosen by |pi|, row by row."""
         del moment
