@@ -75,7 +75,11 @@ def recall(method, seed, steps=200):
 def test_recall_is_above_growth_at_random_and_a_static_mask_at_a_constant_number_of_entries():
     """Four seeds: 0.599, 0.607, 0.611, 0.609; grown at random 0.586, 0.590, 0.592, 0.594; held at random 0.558 to 0.524."""
     dsl = sw.method("dsl", density=0.3)
-    methods = {"dsl": dsl, "grown": dsl.with_(train=replace(dsl.train, grow=Random())), "held": sw.method("random", density=0.3)}
+    methods = {
+        "dsl": dsl,
+        "grown": dsl.with_(train=replace(dsl.train, grow=Random())),
+        "held": sw.method("random", density=0.3),
+    }
     runs = {name: [recall(method, seed) for seed in range(2)] for name, method in methods.items()}
     mean = {name: sum(found for found, _ in seen) / 2 for name, seen in runs.items()}
     assert mean["dsl"] > mean["grown"] + 0.008, mean

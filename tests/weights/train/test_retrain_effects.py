@@ -116,7 +116,8 @@ def test_cast_loses_less_than_ast_at_2_of_4_and_its_final_cut_changes_next_to_no
     ahead = []
     for teacher in (dense, fully_trained(windows, 1)):
         ast, cast = (
-            trained(copy.deepcopy(teacher), windows, STEPS, 3e-3, sw.method(n, train=d), teacher) for n, d in decays.items()
+            trained(copy.deepcopy(teacher), windows, STEPS, 3e-3, sw.method(n, train=d), teacher)
+            for n, d in decays.items()
         )
         assert abs(cast.after - cast.before) < 0.005 * cast.before
         ahead.append(ast.after - cast.after)
@@ -125,5 +126,7 @@ def test_cast_loses_less_than_ast_at_2_of_4_and_its_final_cut_changes_next_to_no
 
 def test_in_few_steps_to_1_of_4_the_cut_of_cast_costs_more_than_ast(windows, dense, retrained):
     """Its `when_not`: four dense models 2.05 to 2.11, of which the cut is 0.03, AST 2.01 to 2.04."""
-    cast = trained(copy.deepcopy(dense), windows, STEPS, 3e-3, sw.method("cast", pattern="1:4", train=AdamShrink(decay=0.1)), dense)
+    cast = trained(
+        copy.deepcopy(dense), windows, STEPS, 3e-3, sw.method("cast", pattern="1:4", train=AdamShrink(decay=0.1)), dense
+    )
     assert cast.after - cast.before > 0.015 and cast.after > retrained["ast"].after + 0.015
