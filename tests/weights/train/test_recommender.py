@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import sparseworks as sw
+from sparseworks.scores import Random
 from sparseworks.stream import sites
 
 PEOPLE = 250
@@ -71,9 +72,16 @@ def recall(method, seed, steps=200):
     return float(held_out.gather(1, first).sum() / held_out.sum()), kept
 
 
-def test_recall_is_above_a_static_mask_at_a_constant_number_of_entries():
-    """Over five seeds 0.607 +- 0.005, a static mask 0.536 +- 0.013."""
-    runs = {name: [recall(sw.method(name, density=0.3), seed) for seed in range(2)] for name in ("dsl", "random")}
-    dynamic, static = (sum(found for found, _ in runs[name]) / 2 for name in ("dsl", "random"))
-    assert dynamic > static + 0.03, (dynamic, static)
-    assert all(kept == {round(0.3 * 2 * PEOPLE * 48)} for _, kept in runs["dsl"])
+def test_recall_is_above_growth_at_random_and_a_static_mask_at_a_constant_number_of_entries():
+    """Four seeds: 0.599, 0.607, 0.611, 0.609; grown at random 0.586, 0.590, 0.592, 0.594; held at random 0.558 to 0.524."""
+    dsl = sw.method("dsl", density=0.3)
+    methods = {
+        "dsl": dsl,
+        "grown": dsl.with_(train=replace(dsl.train, grow=Random())),
+        "held": sw.method("random", density=0.3),
+    }
+    runs = {name: [recall(method, seed) for seed in range(2)] for name, method in methods.items()}
+    mean = {name: sum(found for found, _ in seen) / 2 for name, seen in runs.items()}
+    assert mean["dsl"] > mean["grown"] + 0.008, mean
+    assert mean["grown"] > mean["held"] + 0.02, mean
+    assert all(kept == {round(0.3 * 2 * PEOPLE * 48)} for name in ("dsl", "grown") for _, kept in runs[name])

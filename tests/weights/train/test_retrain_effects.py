@@ -56,15 +56,19 @@ def held(model, windows) -> float:
     return float(F.cross_entropy(model(windows[0][:4096]), windows[1][:4096]))
 
 
-@pytest.fixture(scope="module")
-def dense(windows) -> nn.Module:
-    torch.manual_seed(0)
+def fully_trained(windows, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
     wide = 64
     model = nn.Sequential(
         nn.Linear(CONTEXT * LETTERS, wide), nn.ReLU(), nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, LETTERS)
     )
     trained(model, windows, 500, 1e-2)
     return model
+
+
+@pytest.fixture(scope="module")
+def dense(windows) -> nn.Module:
+    return fully_trained(windows, 0)
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +108,25 @@ def test_a_pooled_branch_adds_a_gain_to_ast(windows, dense, retrained):
 
 
 def test_cast_loses_less_than_ast_at_2_of_4_and_its_final_cut_changes_next_to_nothing(windows, dense):
-    """Four dense models: 1.720 against 1.726 (better by 0.001 to 0.009), a cut of 0.0003.
+    """Four dense models, 200 steps: 1.721 against 1.726 (better by 0.001 to 0.012), a cut of 0.0001 to 0.0013; the first two here.
 
-    AST's decay is the best of 2e-3, 6e-3, 2e-2, 6e-2 and 0.2; at 400 steps and two models it is 1.685 against 1.691, while at
-    1:4 AST is the better one.
+    AST's decay is the best of 2e-3, 6e-3, 2e-2, 6e-2 and 0.2; at 400 steps the four are 1.678 against 1.682.
     """
     decays = {"ast": AdamDecay(decay=6e-2), "cast": AdamShrink(decay=0.1)}
-    ast, cast = (
-        trained(copy.deepcopy(dense), windows, STEPS, 3e-3, sw.method(n, train=d), dense) for n, d in decays.items()
+    ahead = []
+    for teacher in (dense, fully_trained(windows, 1)):
+        ast, cast = (
+            trained(copy.deepcopy(teacher), windows, STEPS, 3e-3, sw.method(n, train=d), teacher)
+            for n, d in decays.items()
+        )
+        assert abs(cast.after - cast.before) < 0.005 * cast.before
+        ahead.append(ast.after - cast.after)
+    assert sum(ahead) / 2 > 0.004 and min(ahead) > 0, ahead
+
+
+def test_in_few_steps_to_1_of_4_the_cut_of_cast_costs_more_than_ast(windows, dense, retrained):
+    """Its `when_not`: four dense models 2.05 to 2.11, of which the cut is 0.03, AST 2.01 to 2.04."""
+    cast = trained(
+        copy.deepcopy(dense), windows, STEPS, 3e-3, sw.method("cast", pattern="1:4", train=AdamShrink(decay=0.1)), dense
     )
-    assert cast.after < ast.after - 0.002
-    assert abs(cast.after - cast.before) < 0.005 * cast.before
+    assert cast.after - cast.before > 0.015 and cast.after > retrained["ast"].after + 0.015

@@ -102,8 +102,8 @@ class AdamShrink(AdamDecay):
     """y = x (s W)^T with all of W, and Adam's step lr u / (sqrt(v) + eps), u = (1 - a) m + a decay sign(W) where W is dropped.
 
     u = m where it is kept, v is the mean of u^2, m that of the loss gradient alone, and a = t / T rises over the whole run.
-    Adam divides by what the decay itself adds to v: late in the run dropped weights go to zero at the learning rate however
-    small the decay is, and stay within that rate of it. s is a learned scale of each of `groups` equal parts of a row; it begins
+    Adam divides by what the decay itself adds to v: once (1 - a) m has fallen below a decay, dropped weights go to zero at the
+    learning rate and stay within that rate of it. The smaller the decay, the later, and the more is left to the last cut. s is a learned scale of each of `groups` equal parts of a row; it begins
     at 1, is trained by the optimiser beside W and folded into it after the last cut: it makes good what the decay takes from
     the outputs, and being common to a group it changes no choice.
 
