@@ -91,7 +91,7 @@ add(
 )  # fmt: skip
 add(
     "srigl", Magnitude(), "live-fan-in", LASBY, "RigL with equally many inputs a living neuron, which runs fast; weak neurons die.",
-    allocate=ERK(), schedule=Cosine(0.3), train=FanInDropGrow(rescale=True), catalog=(80,),
+    allocate=ERK(), schedule=Cosine(0.3), train=FanInDropGrow(rescale=True), catalog=(80,), status="experimental",
     when="Rows shall hold equally many weights, for condensed kernels at small batches, at 90 % sparsity and more. A ResNet-20 with 6000 images of CIFAR-10 "
     "and 20 epochs came to 57.6 % at 95 % sparsity, RigL to 58.4 (three seeds, deviations 1.7 and 1.1).",
     when_not="Accuracy of a perceptron counts: RigL stays ahead (Fashion-MNIST, 95 %: 80.6 to 79.8; digits 93.5 to 89.6). Or a gain is expected of the default "
