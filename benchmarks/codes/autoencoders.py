@@ -228,52 +228,46 @@ def _mean(values: list[float], digits: int = 4) -> float:
 # -- the run ----------------------------------------------------------------------------------------------------------
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "model": {"default": MODEL, "help": "an embedded model, or the folder of one"},
+    "site": {"default": None, "help": "whose output is explained; needed where the model is not one of the two"},
+    "data": {"type": Path, "metavar": "FILE", "help": "books as gzipped JSON lines (title, text), or a text"},
+    "width": {"type": int, "default": 2048, "help": "latents"},
+    "k": {"type": int, "nargs": 3, "default": [8, 16, 32], "help": "latents a token, ascending"},
+    "steps": {"type": int, "default": 400, "help": "batches"},
+    "batch": {"type": int, "default": 512, "help": "tokens a batch"},
+    "bandwidths": {
+        "type": float,
+        "nargs": "+",
+        "default": [0.02],
+        "help": "of JumpReLU's pseudo-gradients, to choose from",
+    },
+    "spliced": {"type": int, "default": SPLICED, "help": "windows that the spliced model is measured on"},
+    "tokens": {"type": int, "default": 200_000, "help": "tokens to train on"},
+    "held": {"type": int, "default": 100, "help": "windows to measure on"},
+    "seeds": {"type": int, "default": 2, "help": "dictionaries and orders of the tokens"},
+    "rates": {"type": float, "nargs": "+", "default": [3e-3, 1e-2], "help": "learning rates to choose from"},
+    "methods": {"nargs": "+", "default": [TOPK, *(n for n in CLAIMS if n != GRADIENTS)], "help": "which"},
+    "as_it_is": {"action": "store_true", "help": "train nothing more: store the rows there are"},
+    "minutes": {"type": float, "default": None, "help": "end after the first row after so long; call again to go on"},
+    "journal": {"type": Path, "metavar": "FILE", "help": "keep rows in this file and leave them there"},
+    "join": {
+        "type": Path,
+        "nargs": "+",
+        "default": [],
+        "help": "journals of other runs, whose rows are taken over first",
+    },
+    "save": {"type": Path, "metavar": "FOLDER", "help": "keep the autoencoders of the first seed at the second L0"},
+    "device": DEVICE,
+}
+
+
 def main() -> None:
-    args = arguments(
-        __doc__ or "",
-        model={"default": MODEL, "help": "an embedded model, or the folder of one"},
-        site={"default": None, "help": "whose output is explained; needed where the model is not one of the two"},
-        data={"type": Path, "metavar": "FILE", "help": "books as gzipped JSON lines (title, text), or a text"},
-        width={"type": int, "default": 2048, "help": "latents"},
-        k={"type": int, "nargs": 3, "default": [8, 16, 32], "help": "latents a token, ascending"},
-        steps={"type": int, "default": 400, "help": "batches"},
-        batch={"type": int, "default": 512, "help": "tokens a batch"},
-        bandwidths={
-            "type": float,
-            "nargs": "+",
-            "default": [0.02],
-            "help": "of JumpReLU's pseudo-gradients, to choose from",
-        },
-        spliced={"type": int, "default": SPLICED, "help": "windows that the spliced model is measured on"},
-        tokens={"type": int, "default": 200_000, "help": "tokens to train on"},
-        held={"type": int, "default": 100, "help": "windows to measure on"},
-        seeds={"type": int, "default": 2, "help": "dictionaries and orders of the tokens"},
-        rates={"type": float, "nargs": "+", "default": [3e-3, 1e-2], "help": "learning rates to choose from"},
-        methods={"nargs": "+", "default": [TOPK, *(n for n in CLAIMS if n != GRADIENTS)], "help": "which"},
-        as_it_is={"action": "store_true", "help": "train nothing more: store the rows there are"},
-        minutes={"type": float, "default": None, "help": "end after the first row after so long; call again to go on"},
-        journal={"type": Path, "metavar": "FILE", "help": "keep rows in this file and leave them there"},
-        join={
-            "type": Path,
-            "nargs": "+",
-            "default": [],
-            "help": "journals of other runs, whose rows are taken over first",
-        },
-        save={"type": Path, "metavar": "FOLDER", "help": "keep the autoencoders of the first seed at the second L0"},
-        device=DEVICE,
-    )
+    args = arguments(__doc__ or "", **OPTIONS)
     if args.quick:
-        args.width, args.k, args.steps, args.batch, args.tokens, args.held, args.seeds = (
-            64,
-            [2, 4, 8],
-            5,
-            512,
-            2048,
-            2,
-            1,
+        vars(args).update(
+            width=64, k=[2, 4, 8], steps=5, batch=512, tokens=2048, held=2, seeds=1, spliced=2, rates=args.rates[:1]
         )
-        args.spliced = 2
-        args.rates = args.rates[:1]
     site, length = SITES.get(args.model if args.model in SITES else Path(args.model).name, (args.site, 128))
     if site is None:
         raise SystemExit(f"Say with --site what of {args.model} is to be explained.")
@@ -329,9 +323,14 @@ def main() -> None:
         for name, own, at in _plan(args.methods, ks):
             if name in choices:
                 add(name, own, at, seed, choices[name])
+    _show_and_store(rows, args)
+
+
+def _show_and_store(rows: Rows, args: Any) -> None:
+    """Means over seeds, and each method beside TopK."""
     lines = summary(rows.rows, args.width)
     tables = {"means over seeds": lines}
-    tables |= {f"beside {TOPK} at L0 {n}": verdicts(rows.rows, n, args.width) for n in ks}
+    tables |= {f"beside {TOPK} at L0 {n}": verdicts(rows.rows, n, args.width) for n in args.k}
     for title, some in tables.items():
         if some:
             table(title, list(some[0]), [[str(entry.get(c, "")) for c in some[0]] for entry in some])
