@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +26,9 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import DEVICE, arguments
-from images import Images, cifar, convolutional, fashion
+from images import Images, cifar, fashion
 from rows import Row, Rows, record_of
+from task_streams import Heads, Part, Stream, batches, digits, mlp, stream_of
 
 import sparseworks as sw
 from sparseworks.core.method import Method
@@ -55,62 +55,6 @@ BATCH = 16
 GROWTH = {"random": Random(), "gradient": Gradient(), "momentum": Momentum(), "unfired": Unfired()}
 
 
-class Part(NamedTuple):
-    x: Tensor
-    y: Tensor
-
-
-class Stream(NamedTuple):
-    name: str
-    tasks: list[Part]
-    tests: list[Part]
-    x: Tensor
-    y: Tensor
-
-    def net(self, *widths: int) -> nn.Sequential:
-        """A perceptron of these widths after its input for vectors; six convolutions for images, whatever the widths."""
-        if self.x.dim() == 2:
-            return mlp(self.x.shape[1], *widths)
-        return convolutional(self.x.shape[1], seed=int(torch.randint(2**31, ()))).to(self.x.device)
-
-
-def stream_of(name: str, x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> Stream:
-    """Five tasks of two classes."""
-    split = [[Part(a[b // 2 == k], b[b // 2 == k]) for k in range(5)] for a, b in ((x, y), (x_test, y_test))]
-    return Stream(name, split[0], split[1], x, y)
-
-
-def digits() -> Stream:
-    """1200 images to train, 597 to test."""
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    x, y = torch.tensor(x, dtype=torch.float32)[order] / 8 - 0.6, torch.tensor(y)[order]
-    return stream_of("digits", x[:1200], y[:1200], x[1200:], y[1200:])
-
-
-def mlp(*widths: int) -> nn.Sequential:
-    """Linear layers with rectifiers between them."""
-    layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
-
-
-class Heads(nn.Module):
-    """A small convolutional network with one head a task."""
-
-    def __init__(self, width: int = 8):
-        super().__init__()
-        layers: list[nn.Module] = [nn.Unflatten(1, (1, 8, 8))]
-        for a, b, stride in ((1, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2)):
-            layers += [nn.Conv2d(a, b, 3, padding=1, stride=stride), nn.ReLU()]
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * width, 64), nn.ReLU())
-        self.heads = nn.ModuleList(nn.Linear(64, 2) for _ in range(5))
-
-    def forward(self, x: Tensor, task: int) -> Tensor:
-        return self.heads[task](self.body(x))
-
-
 def row(
     label: str, method: Method | None, density: float, supports: Mapping[str, sw.Support], model: nn.Module, flops: TrainingFlops,
     accuracies: Tensor, more: Mapping[str, float], examples: int = 1200, **known: Any,
@@ -123,13 +67,6 @@ def row(
     if method is not None and method.train is None:
         record = replace(record, start="sparse-to-sparse", when="before")
     return Row(label, density, record)
-
-
-def batches(part: Part, steps: int, size: int, g: torch.Generator) -> Iterator[Part]:
-    """`steps` random batches."""
-    for _ in range(steps):
-        some = torch.randint(len(part.x), (size,), generator=g)
-        yield Part(part.x[some], part.y[some])
 
 
 # -- CL-DST: a support a task -----------------------------------------------------------------------------------------
