@@ -35,3 +35,10 @@ def test_the_command_names_who_fails_and_counts_them(capsys):
     said = capsys.readouterr().out
     assert said.startswith("omp: ") and "1 do not" in said
     assert device.main(["cpu", "omp"]) == 0
+
+
+def test_the_command_says_that_a_device_is_not_there(capsys):
+    for wrong in ("nodevice", "xla"):
+        with pytest.raises(SystemExit):
+            device.main([wrong])
+        assert f"no device '{wrong}'" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -264,8 +265,20 @@ def _near(here: Tensor, there: Tensor, what: str, tolerance: float = CLOSE) -> N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Ask every registered method, print what failed, and return how many did."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    device, names = (given or ["cuda"])[0], given[1:] or METHODS.names()
+    parser = ArgumentParser(
+        "python -m sparseworks.testing.device", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "device", nargs="?", default="cuda", help="cuda, another device of torch, or `pretended`; default: cuda"
+    )
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="names; default: all that are registered")
+    given = parser.parse_args(arguments)
+    device, names = given.device, given.methods or METHODS.names()
+    if device != "pretended":
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            parser.error(f"torch has no device {device!r} here ({str(error).splitlines()[0]}); try `pretended`.")
     with pretended() if device == "pretended" else nullcontext(device) as at:
         asked, failed = _ask(names, at)
     print(f"{asked} methods do on {device} what they do on the CPU, {failed} do not; others have no device")
