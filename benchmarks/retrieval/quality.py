@@ -56,9 +56,9 @@ BM25S = {
     "BM25, k1 1.5, b 0.75, not stemmed": {"k1": 1.5, "b": 0.75},
 }
 TERM_ENCODERS: dict[str, tuple[CodeRegulariser | None, CodeRegulariser]] = {
-    "idf_flops": (None, Flops(0.02)),
+    "idf_flops": (None, Flops(0.02, summed=True)),
     "splade": (Flops(0.1), Flops(0.08)),
-    "l0_inference_free": (None, MaskedFlops(0.08, above=60)),
+    "l0_inference_free": (None, MaskedFlops(0.08, summed=True, above=60)),
 }
 """Published weights on queries and documents; documents of up to 60 terms are let be, as long as BM25's."""
 
@@ -91,9 +91,7 @@ def matryoshka_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
     width, asked, start = data.documents.shape[1], data.made_up(args.pieces), time.perf_counter()
     sizes = [width * b // BUDGETS[0] for b in BUDGETS]
     documents, queries = data.documents.to(args.device), asked.vectors.to(args.device)
-    head = (
-        encoders.Matryoshka(documents, sizes).fit(queries, documents[asked.owner.to(args.device)], 2 * args.steps).cpu()
-    )
+    head = encoders.Matryoshka(documents, sizes).fit(queries, documents[asked.owner.to(args.device)], args.heads).cpu()
     seconds = time.perf_counter() - start
     with torch.no_grad():
         return [
@@ -109,7 +107,7 @@ def csr_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
     own = torch.cat([data.documents, data.documents[asked.owner]]).to(args.device)
     for budget in BUDGETS:
         k, start = max(1, width * budget // BUDGETS[0] * 4 // 6), time.perf_counter()
-        model = train_csr(x, own, k=k, epochs=max(1, 2 * args.steps * 512 // len(x)), batch_size=512).cpu()
+        model = train_csr(x, own, k=k, epochs=max(1, args.heads * 512 // len(x)), batch_size=512).cpu()
         seconds = time.perf_counter() - start
         with torch.no_grad():
             queries, documents = (rows_of(_unit(model.encode(v, k))) for v in (data.asked, data.documents))
@@ -123,7 +121,7 @@ def _unit(codes: Codes) -> Codes:
 
 def term_codes(data: Data, name: str, args: Namespace) -> tuple[Rows, Rows, float]:
     """Queries and documents by a trained term encoder, and the seconds of its training; kept once made."""
-    folder = data.folder / f"{name}-{args.steps}-{args.batch}-{args.tokens}-{args.read}-{args.weight:g}"
+    folder = data.folder / f"{name}-{args.steps}-{args.batch}-{args.tokens}-{args.read}-{args.rate:g}-{args.weight:g}"
     if not (folder / "seconds.json").is_file():
         asked, bm25 = data.made_up(args.pieces), BM25(**LUCENE).fit(data.texts)
         rows = asked.rows(data.texts, data.documents, 2 * args.batch * args.steps)
@@ -194,7 +192,7 @@ def synthetic() -> tuple[Any, Any, list[Collection]]:
 def run(args: Namespace) -> list[dict[str, Any]]:
     """Every part of every collection."""
     if args.quick:
-        args.steps, args.tokens, args.read, args.weight, args.bfloat16 = 3, 32, 32, 0.1, False
+        args.steps, args.heads, args.tokens, args.read, args.weight, args.bfloat16 = 3, 6, 32, 32, 0.1, False
         args.batch, args.pieces, args.layers, args.rate = 8, 3, 2, 2e-4
         args.work = Path(tempfile.mkdtemp())
         model, tokenizer, collections = synthetic()
@@ -217,7 +215,7 @@ def run(args: Namespace) -> list[dict[str, Any]]:
 
 def setting(args: Namespace) -> dict[str, Any]:
     """All that the figures depend on."""
-    names = ("steps", "batch", "pieces", "layers", "rate", "tokens", "read", "weight", "bfloat16")
+    names = ("steps", "heads", "batch", "pieces", "layers", "rate", "tokens", "read", "weight", "bfloat16")
     return {n: getattr(args, n) for n in names} | {"model": Path(args.model).name}
 
 
@@ -234,11 +232,12 @@ def main() -> None:
         model={"default": "minilm", "help": "sentence encoder: a folder, or the name of an embedded model"},
         collections={"type": Path, "nargs": "*", "default": [], "metavar": "FOLDER", "help": "folders in BEIR's layout"},
         parts={"nargs": "*", "default": list(PARTS), "choices": list(PARTS), "help": "what to make; rows that were made before are stored too"},
-        steps={"type": int, "default": 150, "help": "steps of a term encoder's training"},
+        steps={"type": int, "default": 800, "help": "steps of a term encoder's training"},
+        heads={"type": int, "default": 300, "help": "steps of what learns on frozen embeddings, of 256 rows, or 512"},
         batch={"type": int, "default": 8, "help": "rows of a step: a query and three documents each"},
         pieces={"type": int, "default": 3, "help": "made-up queries of a document"},
         layers={"type": int, "default": 2, "help": "layers of the encoder that learn, from the last"},
-        rate={"type": float, "default": 2e-4, "help": "learning rate of a term encoder"},
+        rate={"type": float, "default": 1e-4, "help": "learning rate of a term encoder"},
         tokens={"type": int, "default": 64, "help": "tokens of a text in training"},
         read={"type": int, "default": 128, "help": "tokens of a text that trained term encoders read"},
         weight={"type": float, "default": 0.1, "help": "weights of regularisers over those published for a hundred times the steps"},
