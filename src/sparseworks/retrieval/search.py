@@ -137,14 +137,14 @@ class PostingBlocks(_Pruned):
     """Blocks of the `cut` strongest terms' pruned lists, opened while <q, summary> >= heap * k-th score; documents scored exactly.
 
     Attributes:
-        postings: stay a list on average; mass: share of a summary's sum that is kept; fraction: centroids over documents.
+        postings: stay a list on average, 3500 as released; mass: share of a summary's sum that is kept; fraction: centroids over documents.
         geometric: blocks of the nearest of random centroids; otherwise of neighbours in value.
         cut, heap: terms asked; factor on the k-th score.
     """
 
     BUILD: ClassVar[tuple[str, ...]] = ("postings", "fraction", "mass", "geometric", "seed")
 
-    postings: int = 2000
+    postings: int = 3500
     fraction: float = 0.1
     mass: float = 0.4
     geometric: bool = True

@@ -55,7 +55,7 @@ class Blocks:
         fraction: float = 0.1,
         mass: float = 0.4,
         geometric: bool = True,
-        least: int = 2,
+        least: int = 3,
         strong: int = 15,
         seed: int = 0,
         threads: int | None = None,
@@ -67,7 +67,7 @@ class Blocks:
             fraction: of a list's documents that are drawn as centroids; blocks hold 1 / fraction documents on average.
             mass: share of a summary's sum whose largest terms are kept; at 1 a summary is a bound.
             geometric: documents go to the centroid of largest inner product; otherwise neighbours in value share a block.
-            least: smallest block; documents of smaller ones go to their next centroid.
+            least: smallest block; documents of smaller ones go to their next centroid. The released code dissolves blocks of up to two.
             strong: terms of a document that are compared with centroids.
 
         Raises:

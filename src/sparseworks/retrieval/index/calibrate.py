@@ -19,7 +19,9 @@ from sparseworks.retrieval.search import PostingBlocks, Postings, Search, Search
 RECALLS = (0.9, 0.95, 0.99)
 _SURE = 2.0  # standard errors by which the recall on calibration queries must be above what is asked
 
-BLOCKS = tuple(PostingBlocks(cut=c, heap=h) for c, h in product((3, 5, 8, 12, 20, 40), (1.0, 0.9, 0.8, 0.7)))
+BLOCKS = tuple(
+    PostingBlocks(postings=2000, cut=c, heap=h) for c, h in product((3, 5, 8, 12, 20, 40), (1.0, 0.9, 0.8, 0.7))
+)
 STAGES = tuple(TwoStage(terms=t, candidates=c) for t, c in product((5, 8, 12, 20, 40), (50, 100, 200, 500, 1000)))
 CANDIDATES: tuple[Search, ...] = (*BLOCKS, *STAGES)
 
