@@ -49,6 +49,11 @@ def test_labels_are_matched_by_similarity_where_they_are_unknown():
     cube.add("b", {"place": ["Paris"]})
     assert cube.search({"place": ["BERLIN "]}) == [("a", 1)] and cube.search({"place": ["Berlino"]}) == [("a", 1)]
     assert cube.search({"place": ["Rome"]}) == []
+    cube.add("c", {"place": ["Bern"]})
+    cube.add("d", {"place": ["Berlin", "Bern"]})  # every label that is like it matches, each once
+    assert cube.search({"place": ["Berlino"]}) == [("d", 2), ("a", 1), ("c", 1)]
+    cube.least = 1.0  # above, not at
+    assert cube.search({"place": ["Berlino"]}) == []
 
 
 def test_documents_are_replaced_and_deleted():

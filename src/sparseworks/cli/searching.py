@@ -158,7 +158,11 @@ def _ndcg(names: list[str], found: list[list[str]], qrels: Path) -> float:
     from sparseworks.retrieval.exchange import read_qrels
 
     judged = read_qrels(qrels)
-    scored = [ndcg(ids, judged[n]) for n, ids in zip(names, found, strict=True) if any(judged.get(n, {}).values())]
+    scored = [
+        ndcg(ids, judged[n])
+        for n, ids in zip(names, found, strict=True)
+        if any(g > 0 for g in judged.get(n, {}).values())
+    ]
     if not scored:
         raise CalibrationError(f"No query has a relevant document in {qrels}: check that both use the same ids.")
     return sum(scored) / len(scored)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from sparseworks.core.errors import BudgetError, UnknownNameError
 
@@ -15,15 +16,15 @@ Labels = Mapping[str, Sequence[str]]
 class LabelCube:
     """Documents by (dimension, label); a query is answered by a look-up of its cells, whatever the number of documents.
 
-    Labels are matched exactly after case folding; one that no document has is matched to the most similar label of its
-    dimension if that is similar enough. Documents are ranked by how many of the query's labels they match.
+    Labels are matched exactly after case folding; one that no document has is matched to all labels of its dimension that are
+    similar enough. Documents are ranked by how many matches they have: two labels similar to one that was asked for are two.
 
     Attributes:
         dimensions: names.
         similar: (label asked, known labels) -> similarity of each; None: exact matches only.
-        least: similarity that counts as a match.
+        least: similarity above which labels match.
 
-    Source: Shi et al., 2025 (Hypercube-RAG); extraction of labels by a language model is the caller's.
+    Source: Shi et al., 2025 (Hypercube-RAG), as released; extraction of labels by a language model is the caller's.
     """
 
     dimensions: tuple[str, ...]
@@ -67,7 +68,7 @@ class LabelCube:
                     del self._cells[dimension][label]
 
     def search(self, labels: Labels, k: int = 5, ties: Mapping[str, float] | None = None) -> list[tuple[str, int]]:
-        """The k documents with most labels of the query, and how many; equal ones by `ties`, then by name.
+        """The k documents with most matches of the query's labels, and how many; equal ones by `ties`, then by name.
 
         Raises:
             UnknownNameError: a dimension that the cube does not have.
@@ -75,19 +76,18 @@ class LabelCube:
         count: dict[str, int] = {}
         for dimension, asked in self._known(labels).items():
             for label in asked:
-                for document in self._match(dimension, label):
+                for document in chain.from_iterable(self._match(dimension, label)):
                     count[document] = count.get(document, 0) + 1
         second = ties or {}
         return sorted(count.items(), key=lambda item: (-item[1], -second.get(item[0], 0.0), item[0]))[:k]
 
-    def _match(self, dimension: str, label: str) -> set[str]:
+    def _match(self, dimension: str, label: str) -> list[set[str]]:
+        """The documents of the label, or of each label like it."""
         cell = self._cells[dimension]
         if label in cell or self.similar is None or not cell:
-            return cell.get(label, set())
+            return [cell.get(label, set())]
         names = list(cell)
-        values = list(self.similar(label, names))
-        best = max(range(len(names)), key=values.__getitem__)
-        return cell[names[best]] if values[best] >= self.least else set()
+        return [cell[n] for n, s in zip(names, self.similar(label, names), strict=True) if s > self.least]
 
     def _known(self, labels: Labels) -> dict[str, list[str]]:
         for dimension in labels:

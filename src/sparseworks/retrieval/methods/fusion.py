@@ -39,7 +39,7 @@ _add(
     "retrieval.labels:LabelCube",
     "object=label_cell score=match_count pattern=inverted_list_per_dimension budget=top_k repair=semantic_fallback execution=lookup",
     Source("Shi, Zhang, Zhou, et al.", 2025, "", "Hypercube-Based Retrieval-Augmented Generation"),
-    "An index over label dimensions; documents are ranked by how many of the query's labels they carry.",
+    "An index over label dimensions; documents are ranked by how many matches of the query's labels they have.",
     catalog=(206,),
     when="Documents carry places, dates, people or themes, and queries ask for several at once.",
     when_not="No labels are at hand: their extraction, by rules or a language model, is not part of this.",
