@@ -7,6 +7,7 @@ import sparseworks as sw
 from sparseworks.core.errors import BudgetError, CalibrationError, CheckpointError, RecipeError
 from sparseworks.core.published import method_from
 from sparseworks.evaluate import TopicCorpus
+from sparseworks.retrieval.encoders import L2Norm, Log1p, NoNorm, SumPooling
 from sparseworks.retrieval.encoders.method import TermMethod
 from sparseworks.retrieval.losses import InfoNCE
 from sparseworks.retrieval.train import DenseTeacher, train_retriever
@@ -32,6 +33,27 @@ def test_every_method_trains_and_round_trips(name, tiny):
     seen = train_retriever(encoder, method, ROWS, teachers=(teacher,), steps=2, batch_size=4, rate=1e-2)
     assert len(seen.loss) == 2 and any(not torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
     assert method_from(method.to_config()) == method and method.catalog and method.when and method.when_not
+
+
+def test_parts_are_those_of_the_sources():
+    m = {name: sw.method(name) for name in [m.name for m in TermMethod.all()]}
+    for name in (
+        "unicoil",
+        "unicoil_expanded",
+        "splade_qmlp",
+        "lsr_framework",
+    ):  # a term that a query repeats counts twice
+        assert m[name].query.pooling == SumPooling()
+    for name in ("splade_qmlp", "lsr_framework"):
+        assert m[name].query.activation == Log1p() and not m[name].document.pooling.special
+    assert m["splade"].document.pooling.special and m["splade"].ramp == pytest.approx(1 / 3)
+    assert m["idf_flops"].loss.in_batch and not m["l0_inference_free"].loss.in_batch and not m["splade"].loss.in_batch
+    assert m["idf_flops"].document_regulariser.summed and m["l0_inference_free"].document_regulariser.summed
+    query, document = m["prosper_lsr"].query, m["prosper_lsr"].document
+    assert (query.window, document.window) == (256, 512) and (query.normalise, document.normalise) == (
+        L2Norm(),
+        NoNorm(),
+    )
 
 
 def test_slots_may_be_named_in_a_change():
