@@ -92,15 +92,19 @@ def best_rate(
     train: Callable[[Pairs, float], Any],
     code: Callable[[Any, Tensor], Tensor],
 ) -> float:
-    """The learning rate whose model lets made-up queries that it was not trained on find their documents best, by mean reciprocal rank."""
+    """The learning rate whose model keeps most of the ten nearest documents of made-up queries that it was not trained on."""
     rest, held = Pairs.of(data, args.pieces, False), Pairs.of(data, args.pieces, True)
+
+    def nearest(queries: Tensor, documents: Tensor) -> Tensor:
+        scores = queries @ documents.T
+        return torch.zeros_like(scores).scatter(1, scores.topk(min(10, len(documents))).indices, 1.0)
+
+    whole = nearest(held.queries, data.documents)
 
     def found(rate: float) -> float:
         model = train(rest, rate)
         with torch.no_grad():
-            queries, own, every = (code(model, x) for x in (held.queries, held.documents, data.documents))
-        score = (queries * own).sum(1, keepdim=True)
-        return float((1 / (1 + (queries @ every.T > score + 1e-5).sum(1))).mean())
+            return float((nearest(code(model, held.queries), code(model, data.documents)) * whole).sum())
 
     return max(rates, key=found)
 
