@@ -26,8 +26,9 @@ from sparseworks.retrieval.regularisers import CodeRegulariser
 from sparseworks.retrieval.train import Teacher, train_retriever
 
 _SENTENCE = re.compile(r"[.!?]+(?:\s+|$)")
-_PIECES, _OPEN = 3, 300
-"""Texts of each document that are asked for; terms of a document that are open before training."""
+_PIECES, _OPEN, _NAMING, _APART = 3, 300, 100, 0.25
+"""Texts of each document that are asked for; terms of a document that are open before training; steps of fitting an untrained head at most;
+how far apart a student's scores begin, over their teachers': further apart, distillation closes terms instead of opening them."""
 
 
 # -- texts that stand for queries ---------------------------------------------------------------------------------
@@ -200,6 +201,22 @@ def begin(encoder: TermEncoder, texts: Sequence[str], steps: int, size: int = 8,
         head.bias -= best[:, min(_OPEN, best.shape[1] - 1)].median()
 
 
+def beginning_scale(
+    encoder: TermEncoder, method: TermMethod, rows: Sequence[Sequence[str]], taught: Sequence[Teacher]
+) -> float:
+    """What an encoder's scores of these rows are multiplied with to deviate `_APART` times as much as its teachers' do; two digits."""
+    queries, documents = [row[0] for row in rows], [row[1] for row in rows]
+    made, starts = encoder.eval(), range(0, len(rows), 8)
+    with torch.no_grad():
+        asked, offered = (
+            torch.cat([made.weights(made.token_ids(texts[i : i + 8], side), side) for i in starts])
+            for texts, side in ((queries, True), (documents, False))
+        )
+        own = (asked @ offered.T).std(1).mean()
+    theirs = method.loss.taught([t(queries, documents) for t in taught]).std(1).mean()
+    return float(f"{max(float(_APART * theirs / own.cpu().clamp(min=1e-6)), 1e-6):.2g}")
+
+
 @dataclass(frozen=True)
 class Known:
     """A teacher whose scores of all made-up queries and documents are a table."""
@@ -248,7 +265,8 @@ def train_terms(
     smaller, ids = cut_vocabulary(tokenizer, documents)
     made = Reader(masked_model(encoder, ids, min(layers, encoder.config.num_hidden_layers)), bfloat16)
     found = method.encoder(made, smaller, idf=_idf(smaller, documents, len(ids)), max_length=tokens).to(device)
-    begin(found, documents, max(2, steps // 2), batch)
+    begin(found, documents, min(max(2, steps // 2), _NAMING), batch)
+    method = method.with_(loss=DistillKL(scale=beginning_scale(found, method, rows[: 8 * batch], taught)))
     train_retriever(found, method, rows, teachers=taught, steps=steps, batch_size=batch, rate=rate, folder=folder, save_every=max(20, steps // 5))  # fmt: skip
     found.tokens = Tokens(smaller, read)
     return found

@@ -59,9 +59,9 @@ BM25S = {
     "BM25, k1 1.5, b 0.75, not stemmed": {"k1": 1.5, "b": 0.75},
 }
 TERM_ENCODERS: dict[str, tuple[CodeRegulariser | None, CodeRegulariser]] = {
-    "idf_flops": (None, Flops(0.02)),
+    "idf_flops": (None, Flops(0.02, summed=True)),
     "splade": (Flops(0.1), Flops(0.08)),
-    "l0_inference_free": (None, MaskedFlops(0.08, above=60)),
+    "l0_inference_free": (None, MaskedFlops(0.08, summed=True, above=60)),
 }
 """Published weights on queries and documents; documents of up to 60 terms are let be, as long as BM25's."""
 
@@ -136,7 +136,7 @@ def _unit(codes: Codes) -> Codes:
 
 def term_codes(data: Data, name: str, args: Namespace) -> tuple[Rows, Rows, float]:
     """Queries and documents by a trained term encoder, and the seconds of its training; kept once made."""
-    folder = data.folder / f"{name}-{args.steps}-{args.batch}-{args.tokens}-{args.read}-{args.weight:g}"
+    folder = data.folder / f"{name}-{args.steps}-{args.batch}-{args.tokens}-{args.read}-{args.rate:g}-{args.weight:g}"
     if not (folder / "seconds.json").is_file():
         asked, bm25 = data.made_up(args.pieces), BM25(**LUCENE).fit(data.texts)
         rows = asked.rows(data.texts, data.documents, 2 * args.batch * args.steps)
@@ -248,11 +248,11 @@ def main() -> None:
         collections={"type": Path, "nargs": "*", "default": [], "metavar": "FOLDER", "help": "folders in BEIR's layout"},
         parts={"nargs": "*", "default": list(PARTS), "choices": list(PARTS), "help": "what to make; rows that were made before are stored too"},
         steps={"type": int, "default": 150, "help": "steps of a term encoder's training"},
-        head_steps={"type": int, "default": 600, "help": "steps of CSR and of the Matryoshka head, 512 made-up queries each"},
+        head_steps={"type": int, "default": 400, "help": "steps of CSR and of the Matryoshka head, 512 made-up queries each"},
         batch={"type": int, "default": 8, "help": "rows of a step: a query and three documents each"},
         pieces={"type": int, "default": 3, "help": "made-up queries of a document"},
         layers={"type": int, "default": 2, "help": "layers of the encoder that learn, from the last"},
-        rate={"type": float, "default": 2e-4, "help": "learning rate of a term encoder"},
+        rate={"type": float, "default": 1e-4, "help": "learning rate of a term encoder"},
         tokens={"type": int, "default": 64, "help": "tokens of a text in training"},
         read={"type": int, "default": 128, "help": "tokens of a text that trained term encoders read"},
         weight={"type": float, "default": 0.1, "help": "weights of regularisers over those published for a hundred times the steps"},

@@ -28,7 +28,10 @@ def test_values():
     assert MaskedFlops(above=1)(torch.tensor([[1.0, 0.0], [2.0, 2.0]])) == 1 + 1
     assert torch.allclose(IdfFlops()(W, torch.tensor([1.0, 1.0, 4.0])), torch.tensor(4 + 4 + 2.25 / 4))
     assert torch.allclose(L0(width=1e-6)(W), torch.tensor(2.0), atol=1e-4)
-    assert Flops()(torch.stack([W, 2 * W])) == (4.25 + 17) / 2  # the mean over n, then over groups
+    both = torch.stack([W, 2 * W])
+    assert Flops()(both) == (4.25 + 17) / 2 and L1()(both) == (3.5 + 7) / 2  # the mean over n, then over places
+    for kind in (L1(summed=True), Flops(summed=True), MaskedFlops(summed=True, above=0), L0(summed=True)):
+        assert torch.allclose(kind(both), kind(W) + kind(2 * W)), kind  # or their sum
     assert quadratic_ramp(1, 4) == 1 / 16 and quadratic_ramp(9, 4) == 1 and quadratic_ramp(0, 0) == 1
     for kind in REGULARISERS:
         with pytest.raises(BudgetError):
@@ -63,7 +66,7 @@ SCORES, OWN = torch.tensor([[3.0, 1.0, 0.0], [0.5, 2.0, 4.0]]), torch.tensor([0,
 
 def test_losses_have_their_minima_at_the_teacher():
     teacher = SCORES + torch.tensor([[5.0], [-2.0]])
-    for loss in (MarginMSE(), DistillKL()):
+    for loss in (MarginMSE(in_batch=True), DistillKL()):
         assert loss(SCORES, OWN, teacher).abs() < 1e-6 and loss(SCORES, OWN, teacher * 2) > 0.1
         with pytest.raises(CalibrationError):
             loss(SCORES, OWN)
@@ -71,10 +74,32 @@ def test_losses_have_their_minima_at_the_teacher():
             loss(SCORES, OWN, teacher[:1])
     margins = [(3 - 1) - (1 - 1), (3 - 0) - (1 - 0), (2 - 0.5) - (0 - 0), (2 - 4) - (0 - 1)]
     other = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    assert MarginMSE()(SCORES, OWN, other) == pytest.approx(sum(m * m for m in margins) / 4)
+    assert MarginMSE(in_batch=True)(SCORES, OWN, other) == pytest.approx(sum(m * m for m in margins) / 4)
     assert InfoNCE()(SCORES, OWN) == pytest.approx(float(-SCORES.log_softmax(1)[[0, 1], OWN].mean()))
-    with pytest.raises(BudgetError):
-        InfoNCE(0.0)
+    for bad in (InfoNCE, lambda x: DistillKL(scale=x)):
+        with pytest.raises(BudgetError):
+            bad(0.0)
+
+
+def test_a_query_may_be_compared_with_its_own_documents_only():
+    first, second = torch.tensor([[3.0, 9.0], [9.0, 2.0]]), torch.tensor([[1.0, 9.0], [9.0, 4.0]])
+    scores = torch.cat([first, second], 1)  # place by place; 9: documents of the other query
+    own, teacher = torch.tensor([[3.0, 1.0], [2.0, 4.0]]), torch.tensor([[1.0, 0.0, 0.5, 7.0], [7.0, 0.0, 7.0, 1.0]])
+    taught = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    assert torch.allclose(InfoNCE(in_batch=False)(scores, OWN), -own.log_softmax(1)[:, 0].mean())
+    assert MarginMSE()(scores, OWN, teacher) == pytest.approx(((2 - 0.5) ** 2 + (-2 + 1) ** 2) / 2)
+    assert torch.allclose(DistillKL(scale=0.5)(2 * SCORES, OWN, SCORES), torch.zeros(()), atol=1e-6)
+    kl = torch.nn.functional.kl_div(own.log_softmax(1), taught.softmax(1), reduction="batchmean")
+    assert torch.allclose(DistillKL(in_batch=False)(scores, OWN, teacher), kl)
+    for loss in (MarginMSE(), DistillKL(in_batch=False), InfoNCE(in_batch=False)):
+        with pytest.raises(CalibrationError, match="in_batch"):
+            loss(first, OWN, first)
+
+
+def test_margins_of_teachers_are_taken_over_as_they_are_and_distributions_on_one_scale():
+    a, b = torch.tensor([[0.0, 5.0, 10.0]]), torch.tensor([[0.3, 0.2, 0.1]])
+    assert torch.allclose(MarginMSE().taught([a, b]), (a + b) / 2)
+    assert torch.allclose(DistillKL().taught([a, b]), ensemble([a, b]))
 
 
 def test_an_ensemble_is_on_one_scale():

@@ -131,5 +131,5 @@ def test_a_broken_slot_is_told(slot, why):
 
 
 def test_instances_pass_as_classes_do():
-    for slot in (Mlm(), SumPooling, L2Norm(), LiteralResidual(start=0.5)):
+    for slot in (Mlm(), SumPooling, L2Norm(), LiteralResidual()):
         check_term_slot(slot)

@@ -21,11 +21,19 @@ RANKING_LOSSES: Registry[type[RankingLoss]] = Registry("ranking loss", "sparsewo
 class RankingLoss:
     """`loss(scores, positive, teacher)`: scores (queries, documents) of all pairs of a batch, the column of each query's own document.
 
+    The documents of n queries stand place by place: the first of each, the second of each ...; `positive` is a column of the first place.
+
     Attributes:
         needs_teacher: whether teacher scores of the same shape must be given.
+        in_batch: whether documents of other queries compete too, or only a query's own.
     """
 
     needs_teacher: ClassVar[bool] = False
+    in_batch: bool = True
+
+    def taught(self, teachers: Sequence[Float[Tensor, "queries documents"]]) -> Float[Tensor, "queries documents"]:
+        """What several teachers say together: the mean of their scores as they are."""
+        return torch.stack(list(teachers)).mean(0)
 
     def __call__(
         self,
@@ -40,13 +48,14 @@ class RankingLoss:
 @RANKING_LOSSES.register("info_nce")
 @dataclass(frozen=True)
 class InfoNCE(RankingLoss):
-    """-log softmax(s / temperature) at the positive; all other documents of the batch are negatives (arXiv 1807.03748).
+    """-log softmax(s / temperature) at the positive; the other documents of the batch are negatives (arXiv 1807.03748).
 
     Raises:
         BudgetError: a temperature that is not above 0.
     """
 
     temperature: float = 1.0
+    in_batch: bool = True
 
     def __post_init__(self):
         if not self.temperature > 0:
@@ -54,35 +63,57 @@ class InfoNCE(RankingLoss):
 
     def __call__(self, scores: Tensor, positive: Tensor, teacher: Tensor | None = None) -> Tensor:
         """As in the formula."""
-        return F.cross_entropy(scores / self.temperature, positive)
+        s, at = (scores, positive) if self.in_batch else _own(scores, positive)
+        return F.cross_entropy(s / self.temperature, at)
 
 
 @RANKING_LOSSES.register("margin_mse")
 @dataclass(frozen=True)
 class MarginMSE(RankingLoss):
-    """mean ((s_+ - s_-) - (t_+ - t_-))^2 over all negatives of the batch (Hofstaetter et al., 2020, arXiv 2010.02666)."""
+    """mean ((s_+ - s_-) - (t_+ - t_-))^2 over the other documents (Hofstaetter et al., 2020, arXiv 2010.02666).
+
+    Margins are taken over as they are: the source's teachers are cross-encoders, whose scores lie some ten apart; those of a teacher
+    of cosines are best multiplied by some tens.
+    """
 
     needs_teacher: ClassVar[bool] = True
+    in_batch: bool = False
 
     def __call__(self, scores: Tensor, positive: Tensor, teacher: Tensor | None = None) -> Tensor:
         """As in the formula."""
-        t = _taught(scores, teacher)
-        at = positive.unsqueeze(1)
-        wrong = (scores.gather(1, at) - scores) - (t.gather(1, at) - t)
-        return wrong.square().sum() / max(scores.numel() - len(scores), 1)
+        s, t, at = _both(scores, positive, teacher, self.in_batch)
+        at = at.unsqueeze(1)
+        wrong = (s.gather(1, at) - s) - (t.gather(1, at) - t)
+        return wrong.square().sum() / max(s.numel() - len(s), 1)
 
 
 @RANKING_LOSSES.register("distill_kl")
 @dataclass(frozen=True)
 class DistillKL(RankingLoss):
-    """KL(softmax(t) || softmax(s)) over the documents of the batch; t as `ensemble` makes it (arXiv 2411.04403)."""
+    """KL(softmax(t) || softmax(scale s)) over the documents; t as `ensemble` makes it (arXiv 2411.04403), which has no `scale`.
+
+    `scale` is for short trainings: where s begins further apart than t, the loss falls fastest by closing terms, which then are lost.
+
+    Raises:
+        BudgetError: a scale that is not above 0.
+    """
 
     needs_teacher: ClassVar[bool] = True
+    in_batch: bool = True
+    scale: float = 1.0
+
+    def __post_init__(self):
+        if not self.scale > 0:
+            raise BudgetError(f"Scores are multiplied by a number > 0, got {self.scale!r}.")
+
+    def taught(self, teachers: Sequence[Tensor]) -> Tensor:
+        """`ensemble`."""
+        return ensemble(teachers)
 
     def __call__(self, scores: Tensor, positive: Tensor, teacher: Tensor | None = None) -> Tensor:
         """As in the formula."""
-        t = _taught(scores, teacher)
-        return F.kl_div(scores.log_softmax(1), t.log_softmax(1), reduction="batchmean", log_target=True)
+        s, t, _ = _both(scores, positive, teacher, self.in_batch)
+        return F.kl_div((self.scale * s).log_softmax(1), t.log_softmax(1), reduction="batchmean", log_target=True)
 
 
 def ensemble(
@@ -108,12 +139,28 @@ def ensemble(
     return scale * total
 
 
-def _taught(scores: Tensor, teacher: Tensor | None) -> Tensor:
+def _both(scores: Tensor, positive: Tensor, teacher: Tensor | None, in_batch: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, the teacher's, and the places of the positives: of all documents, or of each query's own."""
     if teacher is None:
         raise CalibrationError("This loss learns from a teacher: `train_retriever(..., teachers=(teacher,))`.")
     if teacher.shape != scores.shape:
         raise ShapeError(f"Scores are {tuple(scores.shape)}, the teacher's {tuple(teacher.shape)}.")
-    return teacher
+    if in_batch:
+        return scores, teacher, positive
+    s, at = _own(scores, positive)
+    return s, _own(teacher, positive)[0], at
+
+
+def _own(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each query's documents of all places, the positive first: column `positive + n place`."""
+    n, documents = scores.shape
+    if documents % n or documents < 2 * n:
+        raise CalibrationError(
+            f"{documents} documents for {n} queries: this loss compares the documents of one query with each other. Give rows "
+            "(query, document, other document ...), or `in_batch=True`."
+        )
+    own = torch.arange(0, documents, n, device=scores.device) + positive.unsqueeze(1)
+    return scores.gather(1, own), torch.zeros_like(positive)
 
 
 NOUNS["ranking_loss"] = (RankingLoss, RANKING_LOSSES)

@@ -19,10 +19,12 @@ REGULARISERS: Registry[type[CodeRegulariser]] = Registry("regulariser of codes",
 
 @dataclass(frozen=True)
 class CodeRegulariser:
-    """weight * R(w) of a batch of codes w (..., n, width): the mean is taken over n, the result over what stands before.
+    """weight * R(w) of a batch of codes w (places, n, width): means are taken over n, and over places, or their sum.
 
     Attributes:
         weight: lambda, at the end of the ramp.
+        summed: values of several places in a row are added, so that the penalty grows with them, as the released code of
+            inference-free retrievers has it; otherwise their mean, as in SPLADE's and the unified framework's.
 
     Raises:
         BudgetError: a negative weight.
@@ -30,6 +32,7 @@ class CodeRegulariser:
 
     needs_idf: ClassVar[bool] = False
     weight: float = 1e-3
+    summed: bool = False
 
     def __post_init__(self):
         if not self.weight >= 0:
@@ -39,6 +42,9 @@ class CodeRegulariser:
         """R(w) without its weight, a scalar."""
         raise NotImplementedError
 
+    def _over(self, places: Float[Tensor, "*places"]) -> Float[Tensor, ""]:
+        return places.sum() if self.summed else places.mean()
+
 
 @REGULARISERS.register("l1")
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class L1(CodeRegulariser):
 
     def __call__(self, w: Tensor, idf: Tensor | None = None) -> Tensor:
         """As in the formula."""
-        return w.abs().sum(-1).mean()
+        return self._over(w.abs().sum(-1).mean(-1))
 
 
 @REGULARISERS.register("flops")
@@ -60,7 +66,7 @@ class Flops(CodeRegulariser):
 
     def __call__(self, w: Tensor, idf: Tensor | None = None) -> Tensor:
         """As in the formula."""
-        return w.abs().mean(-2).square().sum(-1).mean()
+        return self._over(w.abs().mean(-2).square().sum(-1))
 
 
 @REGULARISERS.register("idf_flops")
@@ -84,7 +90,7 @@ class IdfFlops(CodeRegulariser):
         """
         if idf is None:
             raise BudgetError("This regulariser needs the idf of every term: `train_retriever(..., idf=...)`.")
-        return (w.abs().mean(-2) * (idf.mean() / idf.clamp(min=1e-3))).square().sum(-1).mean()
+        return self._over((w.abs().mean(-2) * (idf.mean() / idf.clamp(min=1e-3))).square().sum(-1))
 
 
 @REGULARISERS.register("masked_flops")
@@ -100,7 +106,7 @@ class MaskedFlops(CodeRegulariser):
     def __call__(self, w: Tensor, idf: Tensor | None = None) -> Tensor:
         """As in the formula."""
         long = (w.detach() != 0).sum(-1, keepdim=True) > self.above
-        return (w.abs() * long).mean(-2).square().sum(-1).mean()
+        return self._over((w.abs() * long).mean(-2).square().sum(-1))
 
 
 @REGULARISERS.register("l0")
@@ -118,7 +124,7 @@ class L0(CodeRegulariser):
     def __call__(self, w: Tensor, idf: Tensor | None = None) -> Tensor:
         """As in the formula."""
         size = w.abs()
-        return (size / (size + self.width)).sum(-1).mean()
+        return self._over((size / (size + self.width)).sum(-1).mean(-1))
 
 
 def quadratic_ramp(step: int, steps: int) -> float:

@@ -14,12 +14,12 @@ from torch import Tensor
 from sparseworks.core.errors import BudgetError, CalibrationError, CheckpointError, NonFiniteError
 from sparseworks.retrieval.encoders.encoder import TermEncoder
 from sparseworks.retrieval.encoders.method import TermMethod
-from sparseworks.retrieval.losses import ensemble
+from sparseworks.retrieval.losses import RankingLoss
 from sparseworks.retrieval.regularisers import CodeRegulariser, quadratic_ramp
 from sparseworks.stream.progress import bar
 
 Teacher = Callable[[Sequence[str], Sequence[str]], Float[Tensor, "queries documents"]]
-"""(queries, documents) -> scores of all pairs; any scale, each query's are normalised."""
+"""(queries, documents) -> scores of all pairs; whether their scale counts is the loss's."""
 
 
 @dataclass
@@ -75,6 +75,7 @@ def train_retriever(
     steps: int = 1000,
     batch_size: int = 32,
     rate: float = 2e-5,
+    weight_decay: float = 0.01,
     idf: Float[Tensor, " width"] | None = None,
     seed: int = 0,
     folder: Path | str | None = None,
@@ -83,14 +84,17 @@ def train_retriever(
 ) -> Progress:
     """Minimise loss(<w_q, w_d>, teacher) + ramp(t) (lambda_q R(w_q) + lambda_d R(w_d)) over batches of pairs.
 
+    R sees the weights before the window and the normalisation of a side.
+
     Args:
         encoder: of the method's sides (`method.encoder(model, tokenizer)`); trained in place, left in evaluation mode.
         method: loss, regularisers and ramp.
-        pairs: (query, its document, other documents ...); all documents of a batch compete for each query, and regularisers take
-            the mean over documents of the same place in their rows.
-        teachers: their scores are normalised query by query and averaged (`ensemble`).
+        pairs: (query, its document, other documents ...); all documents of a batch compete for each query, or its own (the loss's
+            `in_batch`), and regularisers take the mean over documents of the same place in their rows.
+        teachers: their scores are put together as the loss says: `DistillKL` normalises them query by query (`ensemble`), `MarginMSE` takes
+            the mean of them as they are.
         steps: optimiser steps; the rate rises over the first twentieth and falls linearly.
-        rate: of AdamW.
+        rate, weight_decay: of AdamW; the decay is that of SPLADE's and of the inference-free retrievers' code.
         idf: for regularisers that ask for it.
         seed: of the order of pairs and of dropout.
         folder: where the run is kept; a run of the same method, seed and sizes is continued.
@@ -108,7 +112,7 @@ def train_retriever(
     batch_size = min(batch_size, len(pairs))
     texts = _Texts(encoder, method, pairs, teachers, idf)
     parameters = [p for p in encoder.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: _rate(t, steps))
     seen = Progress()
     key = {"method": method.to_config(), "seed": seed, "steps": steps, "batch": batch_size, "pairs": len(pairs)}
@@ -147,15 +151,18 @@ class _Texts:
 
     def losses(self, rows: Sequence[int], seen: Progress) -> tuple[Tensor, Tensor]:
         """Loss of ranking, and the regularisers' cost before the ramp."""
-        method, weigh = self.method, self.encoder.weights
-        wq = weigh([self.queries[i] for i in rows], True)
-        wd = torch.stack([weigh([column[i] for i in rows], False) for column in self.documents])
-        teacher = _taught(self.teachers, self.pairs, rows, wq) if method.loss.needs_teacher else None
+        method, weigh = self.method, self.encoder.open_weights
+        open_q = weigh([self.queries[i] for i in rows], True)
+        open_d = torch.stack([weigh([column[i] for i in rows], False) for column in self.documents])
+        wq, wd = method.query.focus(open_q), torch.stack([method.document.focus(w) for w in open_d])
+        teacher = _taught(method.loss, self.teachers, self.pairs, rows, wq) if method.loss.needs_teacher else None
         rank = method.loss(wq @ wd.flatten(0, 1).T, torch.arange(len(rows), device=wq.device), teacher)
         seen.loss.append(float(rank.detach()))
         seen.nnz_query.append(_entries(wq))
         seen.nnz_document.append(_entries(wd))
-        return rank, _cost(method.query_regulariser, wq, self.idf) + _cost(method.document_regulariser, wd, self.idf)
+        return rank, _cost(method.query_regulariser, open_q, self.idf) + _cost(
+            method.document_regulariser, open_d, self.idf
+        )
 
 
 def _entries(w: Tensor) -> float:
@@ -219,10 +226,12 @@ def _check(
         raise RecipeError(f"The encoder has other sides than {method.name!r}: make it by `method.encoder(...)`.")
 
 
-def _taught(teachers: Iterable[Teacher], pairs: Sequence[Sequence[str]], rows: Sequence[int], like: Tensor) -> Tensor:
+def _taught(
+    loss: RankingLoss, teachers: Iterable[Teacher], pairs: Sequence[Sequence[str]], rows: Sequence[int], like: Tensor
+) -> Tensor:
     asked = [pairs[i][0] for i in rows]
     offered = [pairs[i][c] for c in range(1, len(pairs[0])) for i in rows]
-    return ensemble([teacher(asked, offered).to(like.device, torch.float32) for teacher in teachers]).to(like.dtype)
+    return loss.taught([teacher(asked, offered).to(like.device, torch.float32) for teacher in teachers]).to(like.dtype)
 
 
 def _cost(regulariser: CodeRegulariser | None, w: Tensor, idf: Tensor | None) -> Tensor:

@@ -8,9 +8,8 @@ import torch
 
 import sparseworks as sw
 from sparseworks.evaluate import TopicCorpus
-from sparseworks.retrieval.encoders import TermSide
-from sparseworks.retrieval.encoders.heads import Mlm
-from sparseworks.retrieval.encoders.slots import LiteralResidual
+from sparseworks.retrieval.encoders import EchoPooling, Mlm, NoNorm, TermSide
+from sparseworks.retrieval.regularisers import Flops
 from sparseworks.retrieval.train import train_retriever
 
 CORPUS = TopicCorpus(topics=4, concepts=4, own=2, passing=1, asked=1, stop=2, names=120)
@@ -36,23 +35,32 @@ def test_a_literal_residual_finds_names_that_training_never_saw(tiny):
     assert found["literal"][1] > found["plain"][1] - 0.03, found  # and no loss where synonyms are asked for
 
 
-def test_from_a_dense_start_a_window_or_the_residual_converges_where_the_same_weight_of_flops_alone_does_not(tiny):
-    """nDCG@10 0.84 with 11 terms, 0.62 with 34 by FLOPS alone; by the residual alone 0.82 after 80 steps.
-
-    After all 200 the residual alone is at 0.96 with 33 terms, and with a window of 12 at 0.80 with 8: it makes codes sparser then.
-    """
+def dense_start(tiny, method, rate, steps):
+    """Trained from a model that opens nearly every term: what it ranks, and what it saw."""
     corpus = TopicCorpus(topics=4, concepts=4, own=2, passing=1, asked=1, stop=2)
-    tokenizer, found = corpus.tokenizer(), {}
-    width, plain = tokenizer.get_vocab_size(), TermSide(Mlm()).importance
-    cases = {"window": (12, plain, 200), "neither": (None, plain, 200), "residual": (None, LiteralResidual(), 80)}
-    for name, (window, importance, steps) in cases.items():
-        method, model = without(window=window, importance=importance), tiny.bert(width)
-        with torch.no_grad():
-            model.cls.predictions.bias.fill_(0.7)  # nearly every term is open
-        encoder = method.encoder(model, tokenizer)
-        seen = train_retriever(encoder, method, corpus.pairs(2000), steps=steps, batch_size=32, rate=1e-3)
-        found[name] = tiny.measure(encoder, corpus.collection(100, 60))
-        assert seen.nnz_document[0] > (10 if window else 0.8 * width)
-    assert found["window"].ndcg > found["neither"].ndcg + 0.12, found
-    assert 2 * found["window"].nnz < found["neither"].nnz, found
-    assert found["residual"].ndcg > found["neither"].ndcg + 0.12, found
+    tokenizer = corpus.tokenizer()
+    model = tiny.bert(tokenizer.get_vocab_size())
+    with torch.no_grad():
+        model.cls.predictions.bias.fill_(0.7)
+    encoder = method.encoder(model, tokenizer)
+    seen = train_retriever(encoder, method, corpus.pairs(2000), steps=steps, batch_size=32, rate=rate)
+    return tiny.measure(encoder, corpus.collection(100, 60)), seen, tokenizer.get_vocab_size()
+
+
+def test_from_a_dense_start_a_window_is_sparse_at_once_where_the_same_weight_of_flops_alone_stays_dense(tiny):
+    """nDCG@10 0.70 with 12 terms, 0.65 with 32 by FLOPS alone (0.57 and 0.72 with another seed)."""
+    found = {}
+    for window in (12, None):
+        parts = {"importance": TermSide(Mlm()).importance, "normalise": NoNorm(), "pooling": EchoPooling()}
+        method = without(window=window, **parts)
+        method = method.with_(query_regulariser=Flops(0.01), document_regulariser=Flops(0.01))
+        found[window], seen, width = dense_start(tiny, method, 1e-3, 200)
+        assert 10 < seen.nnz_document[0] <= 12 if window else seen.nnz_document[0] > 0.8 * width
+    assert 2 * found[12].nnz < found[None].nnz and found[12].ndcg > found[None].ndcg - 0.05, found
+
+
+def test_from_a_dense_start_the_residual_converges_where_flops_alone_does_not(tiny):
+    """nDCG@10 0.94 against 0.30 to 0.44 in two runs."""
+    plain = without(window=None, importance=TermSide(Mlm()).importance)
+    neither, residual = (dense_start(tiny, m, 3e-3, 120)[0] for m in (plain, without(window=None)))
+    assert residual.ndcg > neither.ndcg + 0.12, (residual, neither)

@@ -14,6 +14,7 @@ from sparseworks.retrieval.train import DenseTeacher, train_retriever
 CORPUS = TopicCorpus(topics=2, concepts=3, own=2, asked=1, passing=1, stop=2)
 TOKENIZER = CORPUS.tokenizer()
 PAIRS = CORPUS.pairs(24)
+ROWS = [(q, d, PAIRS[i - 1][1]) for i, (q, d) in enumerate(PAIRS)]
 
 
 def made(tiny, name="splade", seed=0, **changes):
@@ -28,7 +29,7 @@ def test_every_method_trains_and_round_trips(name, tiny):
     encoder.expand = lambda text: text
     teacher = DenseTeacher(lambda texts: torch.tensor([[float(len(t)), 1.0] for t in texts]))
     before = [p.clone() for p in encoder.parameters()]
-    seen = train_retriever(encoder, method, PAIRS, teachers=(teacher,), steps=2, batch_size=4, rate=1e-2)
+    seen = train_retriever(encoder, method, ROWS, teachers=(teacher,), steps=2, batch_size=4, rate=1e-2)
     assert len(seen.loss) == 2 and any(not torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
     assert method_from(method.to_config()) == method and method.catalog and method.when and method.when_not
 
@@ -45,14 +46,14 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(tiny, tmp_path, monkey
     def trained(folder, stop=None):
         encoder, method = made(tiny, loss=InfoNCE())
         if stop is not None:
-            weigh, calls = encoder.weights, iter(range(10**6))
+            weigh, calls = encoder.open_weights, iter(range(10**6))
 
             def cut(ids, queries):
                 if next(calls) == 2 * stop:
                     raise KeyboardInterrupt
                 return weigh(ids, queries)
 
-            monkeypatch.setattr(encoder, "weights", cut)
+            monkeypatch.setattr(encoder, "open_weights", cut)
         seen = train_retriever(encoder, method, PAIRS, steps=6, batch_size=8, rate=1e-2, folder=folder, save_every=2)
         return encoder, seen
 

@@ -132,7 +132,7 @@ class TermSide:
         head: what scores terms.
         pooling, activation, normalise, importance: the four slots.
         window: only the best so many terms of a text pass, with their gradients (lexical focusing window, arXiv 2510.18527);
-            None: all. Whether M is fixed or shrinks the paper leaves open: here it is fixed.
+            None: all. It is fixed: one that shrinks gained its authors nothing.
 
     Raises:
         BudgetError: a window below 1.
@@ -160,10 +160,12 @@ class TermSide:
         return self.head.reads or self.importance.needs_hidden
 
     def weigh(self, read: Read, head: nn.Module | None, importance: nn.Module | None) -> Float[Tensor, "texts width"]:
-        """Term weights of a batch."""
+        """Term weights of a batch before window and normalisation: what regularisers see."""
         w = self.head(read, self.pooling, self.activation, head)
-        if importance is not None:
-            w = importance(w, read.ids, read.mask, read.hidden)
+        return w if importance is None else importance(w, read.ids, read.mask, read.hidden)
+
+    def focus(self, w: Float[Tensor, "texts width"]) -> Float[Tensor, "texts width"]:
+        """Weights within the window, normalised."""
         if self.window is not None and self.window < w.shape[1]:
             w = w * top(w.detach().abs(), self.window)
         return self.normalise(w)

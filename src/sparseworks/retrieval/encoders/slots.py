@@ -25,9 +25,15 @@ IMPORTANCES: Registry[type[TermImportance]] = Registry("term importance", "spars
 
 
 class TermPooling:
-    """Scores of every token made one vector. `copies`: how often the model reads the text; only the last copy is pooled."""
+    """Scores of every token made one vector.
+
+    Attributes:
+        copies: how often the model reads the text; only the last copy is pooled.
+        special: whether special tokens ([CLS], [SEP]) are pooled too; with several copies they never are.
+    """
 
     copies: ClassVar[int] = 1
+    special: bool = True
 
     def __call__(
         self,
@@ -39,15 +45,22 @@ class TermPooling:
         raise NotImplementedError
 
 
-@POOLINGS.register("max")
-@dataclass(frozen=True)
-class MaxPooling(TermPooling):
-    """w_j = max_i f(h_ij), as f(max_i h_ij): every saturation rises. SPLADE v2 (Formal et al., 2021, arXiv 2109.10086)."""
-
+class _Largest(TermPooling):
     def __call__(self, scores: Tensor, mask: Tensor, activate: Callable[[Tensor], Tensor]) -> Tensor:
         """As in the formula."""
         best = scores.masked_fill(~mask.unsqueeze(2), -torch.inf).amax(1)
         return torch.where(best.isneginf(), 0.0, activate(best.clamp(min=torch.finfo(best.dtype).min)))
+
+
+@POOLINGS.register("max")
+@dataclass(frozen=True)
+class MaxPooling(_Largest):
+    """w_j = max_i f(h_ij), as f(max_i h_ij): every saturation rises. SPLADE v2 (Formal et al., 2021, arXiv 2109.10086).
+
+    SPLADE pools special tokens too, the unified framework (arXiv 2303.13416) does not.
+    """
+
+    special: bool = True
 
 
 @POOLINGS.register("sum")
@@ -70,9 +83,19 @@ class FirstPooling(TermPooling):
         return torch.where(mask.any(1, keepdim=True), activate(scores[:, 0]), 0.0)
 
 
+@POOLINGS.register("last")
+@dataclass(frozen=True)
+class LastPooling(TermPooling):
+    """w_j = f(h_nj): the last token of the text, which in a causal model has read all others (Song et al., 2025, arXiv 2510.18527)."""
+
+    def __call__(self, scores: Tensor, mask: Tensor, activate: Callable[[Tensor], Tensor]) -> Tensor:
+        """As in the formula."""
+        return torch.where(mask.any(1, keepdim=True), activate(last_of(scores, mask)), 0.0)
+
+
 @POOLINGS.register("echo")
 @dataclass(frozen=True)
-class EchoPooling(MaxPooling):
+class EchoPooling(_Largest):
     """The maximum over the second copy of a text that is fed twice: there every token of a causal model has read the whole text.
 
     Source: Springer et al., 2024 (arXiv 2402.15449); as a term encoder: Doshi et al., 2024 (arXiv 2408.11119).
@@ -216,19 +239,16 @@ class LearnedTable(TermImportance):
 @IMPORTANCES.register("literal_residual")
 @dataclass(frozen=True)
 class LiteralResidual(TermImportance):
-    """w_j + 1{j in text} max_{i: x_i = j} max(g(h_i), 0), g linear: terms of the text itself are never lost.
+    """w_j + 1{j in text} (max_v w'_v - w'_j), w' = A log(1 + max(h_n, 0)) + a with the last hidden state h_n: literal terms are made good.
 
-    The paper leaves the head's exact form open; linear in the last hidden state, with a bias that begins at `start`, is ours.
-
-    Source: Nie et al., 2025 (arXiv 2510.18527), literal residual network.
+    Source: Song et al., 2025 (arXiv 2510.18527), literal residual network.
     """
 
     needs_hidden: ClassVar[bool] = True
-    start: float = 1.0
 
     def build(self, width: int, hidden: int, idf: Tensor | None) -> nn.Module:
-        """The linear head."""
-        return _Literal(hidden, self.start)
+        """The map from hidden states to terms."""
+        return _Literal(hidden, width)
 
 
 class _Table(nn.Module):
@@ -241,14 +261,22 @@ class _Table(nn.Module):
 
 
 class _Literal(nn.Module):
-    def __init__(self, hidden: int, start: float):
+    def __init__(self, hidden: int, width: int):
         super().__init__()
-        self.head = nn.Linear(hidden, 1)
-        nn.init.constant_(self.head.bias, start)
-        nn.init.zeros_(self.head.weight)
+        self.head = nn.Linear(hidden, width)
 
     def forward(self, w: Tensor, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
-        return w + on_terms(self.head(hidden).squeeze(2).relu(), ids, mask, w.shape[1])
+        others = self.head(last_of(hidden, mask).relu().log1p())
+        there = on_terms(torch.ones_like(ids, dtype=w.dtype), ids, mask, w.shape[1])
+        return w + there * (others.amax(1, keepdim=True) - others)
+
+
+def last_of(
+    states: Float[Tensor, "texts tokens width"], mask: Bool[Tensor, "texts tokens"]
+) -> Float[Tensor, "texts width"]:
+    """The state of the last token of the mask; of a text without tokens, of the first."""
+    at = torch.where(mask, torch.arange(mask.shape[1], device=mask.device), 0).amax(1)
+    return states[torch.arange(len(states), device=states.device), at]
 
 
 def on_terms(

@@ -54,9 +54,11 @@ class Tokens:
         terms[self._special] = False
         return terms
 
-    def batch(self, rows: Sequence[Ids], copies: int, device: torch.device | str = "cpu") -> Batch:
-        """Rows padded on the right; of several copies only the last is pooled, of one copy its special tokens too."""
-        made = [_repeated(row, copies) for row in rows]
+    def batch(
+        self, rows: Sequence[Ids], copies: int, device: torch.device | str = "cpu", *, special: bool = True
+    ) -> Batch:
+        """Rows padded on the right; of several copies only the last is pooled, of one copy its special tokens too if `special`."""
+        made = [_repeated(row, copies, special) for row in rows]
         ids, attention = padded([row for row, _ in made], self._pad).values()
         pooled = torch.zeros(ids.shape, dtype=torch.bool)
         for i, (_, copy) in enumerate(made):
@@ -64,8 +66,8 @@ class Tokens:
         return Batch(ids.to(device), attention.to(device), pooled.to(device))
 
 
-def _repeated(row: Ids, copies: int) -> tuple[list[int], slice]:
-    if copies == 1:
+def _repeated(row: Ids, copies: int, special: bool) -> tuple[list[int], slice]:
+    if copies == 1 and special:
         return row.tokens, slice(0, len(row.tokens))
     body = row.body()
     first = next((i for i, s in enumerate(row.special) if not s), len(row.tokens))
