@@ -106,7 +106,7 @@ class Matryoshka(nn.Module):
     def forward(self, x: Tensor, size: int) -> Tensor:
         return F.normalize(x @ self.map[:, :size], dim=1)
 
-    def fit(self, queries: Tensor, documents: Tensor, steps: int, batch: int = 256, rate: float = 3e-4) -> Matryoshka:
+    def fit(self, queries: Tensor, documents: Tensor, steps: int, batch: int = 512, rate: float = 3e-4) -> Matryoshka:
         """Train on rows that belong together."""
         generator, optimizer = torch.Generator().manual_seed(0), torch.optim.Adam(self.parameters(), rate)
         own = torch.arange(min(batch, len(queries)), device=queries.device)

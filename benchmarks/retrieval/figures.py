@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,50 @@ class Data:
     def made_up(self, count: int) -> encoders.Asked:
         """Texts that stand for queries, so many a document, with their embeddings; drawn from documents alone."""
         return encoders.Asked.of(self.texts, lambda texts: self.kept(f"made-up-{count}", texts), count=count)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Embeddings of made-up queries, and of the document that each is taken from."""
+
+    queries: Tensor
+    documents: Tensor
+
+    @classmethod
+    def of(cls, data: Data, count: int, held: bool | None = None) -> Pairs:
+        """All, or (`held`) every tenth, or all others."""
+        asked = data.made_up(count)
+        tenth = torch.arange(len(asked.owner)) % 10 == 0
+        rows = torch.ones_like(tenth) if held is None else tenth == held
+        return cls(asked.vectors[rows], data.documents[asked.owner[rows]])
+
+    def on(self, device: str) -> tuple[Tensor, Tensor]:
+        """Both, there."""
+        return self.queries.to(device), self.documents.to(device)
+
+
+def best_rate(
+    data: Data,
+    args: Namespace,
+    rates: Sequence[float],
+    train: Callable[[Pairs, float], Any],
+    code: Callable[[Any, Tensor], Tensor],
+) -> float:
+    """The learning rate whose model keeps most of the ten nearest documents of made-up queries that it was not trained on."""
+    rest, held = Pairs.of(data, args.pieces, False), Pairs.of(data, args.pieces, True)
+
+    def nearest(queries: Tensor, documents: Tensor) -> Tensor:
+        scores = queries @ documents.T
+        return torch.zeros_like(scores).scatter(1, scores.topk(min(10, len(documents))).indices, 1.0)
+
+    whole = nearest(held.queries, data.documents)
+
+    def found(rate: float) -> float:
+        model = train(rest, rate)
+        with torch.no_grad():
+            return float((nearest(code(model, held.queries), code(model, data.documents)) * whole).sum())
+
+    return max(rates, key=found)
 
 
 # -- figures ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Collections are folders of documents, queries and judgements (BEIR's layout); the sentence encoder is all-MiniLM-L6-v2 or another.
 What is trained sees the documents alone: made-up queries are their sentences and some words in a row, teachers are the sentence
-encoder and BM25. `bytes` a document: 4 a number, and 2 (4 beyond 65,536 terms) for the index of each entry of a sparse vector;
+encoder and BM25. Learning rates of heads are those that keep most of the sentence encoder's ten nearest documents of made-up queries
+that were held out. `bytes` a document: 4 a number, and 2 (4 beyond 65,536 terms) for the index of each entry of a sparse vector;
 `index bytes`: what `sparseworks.retrieval.Index` takes on disk, ids and both directions included. FLOPs: expected multiplications
 of one query with one document. Rows are kept as they are made, embeddings and encoders in `--work`: a run that was cut off goes on.
 
@@ -25,12 +26,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import encoders
 from common import DEVICE, RESULTS, arguments, store, table
-from figures import Data, dense_row, dense_runs, pruned, scored, sparse_row, sparse_runs
+from figures import Data, Pairs, best_rate, dense_row, dense_runs, pruned, scored, sparse_row, sparse_runs
 
 import sparseworks as sw
 from sparseworks.core.codes import Codes
@@ -40,7 +42,7 @@ from sparseworks.io import load_tokenizer
 from sparseworks.jobs.journal import Journal
 from sparseworks.retrieval import SparseVectors
 from sparseworks.retrieval.bm25 import BM25
-from sparseworks.retrieval.csr import train_csr
+from sparseworks.retrieval.csr import CSR, train_csr
 from sparseworks.retrieval.encoders import rows_of
 from sparseworks.retrieval.fusion import interpolate
 from sparseworks.retrieval.regularisers import CodeRegulariser, Flops, MaskedFlops
@@ -51,6 +53,7 @@ LUCENE = {"k1": 0.9, "b": 0.4, "stem": "porter"}
 """BM25 as Anserini and Pyserini run it on BEIR: Lucene's idf, its 33 stop words, Porter stems."""
 BM25S = {
     "BM25, k1 0.9, b 0.4, Porter (Pyserini)": LUCENE,
+    "BM25, k1 0.9, b 0.4, Porter, scikit-learn's stop words": {**LUCENE, "stop_words": sorted(ENGLISH_STOP_WORDS)},
     "BM25, k1 1.5, b 0.75, Porter": {"k1": 1.5, "b": 0.75, "stem": "porter"},
     "BM25, k1 0.9, b 0.4, not stemmed": {"k1": 0.9, "b": 0.4},
     "BM25, k1 1.5, b 0.75, not stemmed": {"k1": 1.5, "b": 0.75},
@@ -88,30 +91,42 @@ def dense_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
 
 def matryoshka_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
     """A linear head trained to be cut."""
-    width, asked, start = data.documents.shape[1], data.made_up(args.pieces), time.perf_counter()
+    width, start = data.documents.shape[1], time.perf_counter()
     sizes = [width * b // BUDGETS[0] for b in BUDGETS]
-    documents, queries = data.documents.to(args.device), asked.vectors.to(args.device)
-    head = encoders.Matryoshka(documents, sizes).fit(queries, documents[asked.owner.to(args.device)], args.heads).cpu()
-    seconds = time.perf_counter() - start
+    axes = data.documents.to(args.device)
+
+    def train(pairs: Pairs, rate: float) -> encoders.Matryoshka:
+        return encoders.Matryoshka(axes, sizes).fit(*pairs.on(args.device), args.head_steps, rate=rate).cpu()
+
+    rate = best_rate(data, args, (1e-4, 3e-4, 1e-3), train, lambda head, x: head(x, sizes[2]))
+    head = train(Pairs.of(data, args.pieces), rate)
+    more = {"seconds": time.perf_counter() - start, "rate": rate}
     with torch.no_grad():
         return [
-            {**dense_row(data, "Matryoshka head", head(data.asked, n), head(data.documents, n)), "seconds": seconds}
-            for n in sizes
+            {**dense_row(data, "Matryoshka head", head(data.asked, n), head(data.documents, n)), **more} for n in sizes
         ]
 
 
 def csr_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
-    """A top-k autoencoder for each budget, on documents and made-up queries, each beside its document."""
-    width, asked, rows = data.documents.shape[1], data.made_up(args.pieces), []
-    x = torch.cat([data.documents, asked.vectors]).to(args.device)
-    own = torch.cat([data.documents, data.documents[asked.owner]]).to(args.device)
-    for budget in BUDGETS:
-        k, start = max(1, width * budget // BUDGETS[0] * 4 // 6), time.perf_counter()
-        model = train_csr(x, own, k=k, epochs=max(1, args.heads * 512 // len(x)), batch_size=512).cpu()
+    """A top-k autoencoder for each budget, on made-up queries, each beside its document."""
+    width, pairs, rows = data.documents.shape[1], Pairs.of(data, args.pieces), []
+
+    def train(pairs: Pairs, rate: float, k: int) -> CSR:
+        epochs = max(1, args.head_steps * 512 // len(pairs.queries))
+        return train_csr(*pairs.on(args.device), k=k, epochs=epochs, batch_size=512, rate=rate).cpu()
+
+    kept = [max(1, width * b // BUDGETS[0] * 4 // 6) for b in BUDGETS]
+    code = lambda model, x, k=kept[2]: _unit(model.encode(x, k))  # noqa: E731
+    rate = best_rate(
+        data, args, (4e-4, 2e-3, 8e-3), lambda *given: train(*given, kept[2]), lambda m, x: code(m, x).dense()
+    )
+    for k in kept:
+        start = time.perf_counter()
+        model = train(pairs, rate, k)
         seconds = time.perf_counter() - start
         with torch.no_grad():
-            queries, documents = (rows_of(_unit(model.encode(v, k))) for v in (data.asked, data.documents))
-        rows.append({**sparse_row(data, "CSR", queries, documents), "seconds": seconds, "k": k})
+            queries, documents = (rows_of(code(model, v, k)) for v in (data.asked, data.documents))
+        rows.append({**sparse_row(data, "CSR", queries, documents), "seconds": seconds, "k": k, "rate": rate})
     return rows
 
 
@@ -192,7 +207,7 @@ def synthetic() -> tuple[Any, Any, list[Collection]]:
 def run(args: Namespace) -> list[dict[str, Any]]:
     """Every part of every collection."""
     if args.quick:
-        args.steps, args.heads, args.tokens, args.read, args.weight, args.bfloat16 = 3, 6, 32, 32, 0.1, False
+        args.steps, args.head_steps, args.tokens, args.read, args.weight, args.bfloat16 = 3, 6, 32, 32, 0.1, False
         args.batch, args.pieces, args.layers, args.rate = 8, 3, 2, 2e-4
         args.work = Path(tempfile.mkdtemp())
         model, tokenizer, collections = synthetic()
@@ -215,7 +230,7 @@ def run(args: Namespace) -> list[dict[str, Any]]:
 
 def setting(args: Namespace) -> dict[str, Any]:
     """All that the figures depend on."""
-    names = ("steps", "heads", "batch", "pieces", "layers", "rate", "tokens", "read", "weight", "bfloat16")
+    names = ("steps", "head_steps", "batch", "pieces", "layers", "rate", "tokens", "read", "weight", "bfloat16")
     return {n: getattr(args, n) for n in names} | {"model": Path(args.model).name}
 
 
@@ -232,8 +247,8 @@ def main() -> None:
         model={"default": "minilm", "help": "sentence encoder: a folder, or the name of an embedded model"},
         collections={"type": Path, "nargs": "*", "default": [], "metavar": "FOLDER", "help": "folders in BEIR's layout"},
         parts={"nargs": "*", "default": list(PARTS), "choices": list(PARTS), "help": "what to make; rows that were made before are stored too"},
-        steps={"type": int, "default": 800, "help": "steps of a term encoder's training"},
-        heads={"type": int, "default": 300, "help": "steps of what learns on frozen embeddings, of 256 rows, or 512"},
+        steps={"type": int, "default": 150, "help": "steps of a term encoder's training"},
+        head_steps={"type": int, "default": 400, "help": "steps of CSR and of the Matryoshka head, 512 made-up queries each"},
         batch={"type": int, "default": 8, "help": "rows of a step: a query and three documents each"},
         pieces={"type": int, "default": 3, "help": "made-up queries of a document"},
         layers={"type": int, "default": 2, "help": "layers of the encoder that learn, from the last"},

@@ -65,3 +65,13 @@ def test_damaged_lengths_are_refused():
             Codes(values, indices, 4, lengths)
     with pytest.raises(ShapeError, match="Beyond"):
         Codes(torch.tensor([[1.0, 2.0]]), indices, 4, torch.tensor([1]))
+
+
+def test_the_first_entries_of_each_row():
+    codes = Codes(
+        torch.tensor([[3.0, 2.0, 1.0], [5.0, 0.0, 0.0]]), torch.tensor([[4, 0, 2], [1, 0, 0]]), 6, torch.tensor([3, 1])
+    )
+    found = codes.first(2)
+    assert torch.equal(found.dense(), torch.tensor([[2.0, 0, 0, 0, 3, 0], [0, 5, 0, 0, 0, 0]]))
+    assert found.lengths is not None and found.lengths.tolist() == [2, 1]
+    assert torch.equal(codes.first(9).dense(), codes.dense())

@@ -7,7 +7,7 @@ from torch import nn
 
 from sparseworks.core.errors import BudgetError, CalibrationError, NonFiniteError, ShapeError
 from sparseworks.models.digits import Digits
-from sparseworks.retrieval.csr import CSR, CSRLoss, train_csr
+from sparseworks.retrieval.csr import CSR, CSRLoss, _loss, train_csr
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,33 @@ def test_the_same_seed_gives_the_same_codes_and_the_parts_of_the_loss_count(digi
     codes = made[0].encode(x, 4)
     want = codes.dense() @ made[0].weight + made[0].centre
     assert torch.allclose(made[0].decode(codes), want, atol=1e-5)
+
+
+def test_the_loss_is_that_of_dense_codes():
+    torch.manual_seed(0)
+    model, x, other, k = CSR(8, 4), torch.randn(12, 8), torch.randn(12, 8), 2
+    silent = torch.zeros(32, dtype=torch.long)
+    silent[::2] = 40  # those that fire now are silent no longer
+
+    def best(v, kept):
+        z = (v - model.centre) @ model.weight.T + model.bias
+        values, at = z.topk(kept, dim=1)
+        return torch.zeros_like(z).scatter(1, at, values.relu())
+
+    def error(z):
+        return ((z @ model.weight + model.centre - both) ** 2).mean() / ((both - both.mean(0)) ** 2).mean()
+
+    both = torch.cat([x, other])
+    codes = best(both, k)
+    dead = (silent > 0) & ~(codes > 0).any(0)
+    z = (both - model.centre) @ model.weight.T + model.bias
+    left = both - codes @ model.weight - model.centre
+    revived = (((z.relu() * dead) @ model.weight - left) ** 2).mean() / (left**2).mean()
+    cosines = F.normalize(best(x, k), dim=1) @ F.normalize(best(other, k), dim=1).T
+    contrast = -(cosines / 0.2).log_softmax(1).diagonal().mean()
+    want = error(codes) + error(best(both, 4 * k)) / 8 + revived / 32 + 0.1 * contrast
+    assert 0 < int(dead.sum()) < 16
+    assert torch.allclose(_loss(model, x, other, k, CSRLoss(), silent), want, rtol=1e-5)
 
 
 def test_latents_that_fell_silent_are_trained_again(digits):

@@ -126,6 +126,11 @@ class Codes:
         """Entries of all rows together, those of value 0 too."""
         return self.values.numel() if self.lengths is None else int(self.lengths.sum())
 
+    def first(self, k: int) -> Codes:
+        """The first k entries of each row, all where k is larger; of codes whose entries come best first these are the k best."""
+        lengths = None if self.lengths is None else self.lengths.clamp(max=k)
+        return Codes(self.values[:, :k], self.indices[:, :k], self.width, lengths)
+
     def dense(self) -> Float[Tensor, "rows width"]:
         """The rows with zeros written out; differentiable in the values."""
         rows = self.values.new_zeros(len(self), self.width)

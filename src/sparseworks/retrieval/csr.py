@@ -17,13 +17,13 @@ from sparseworks.stream.progress import bar
 
 @dataclass(frozen=True)
 class CSRLoss:
-    """MSE_k + wide MSE_{4k} + dead aux + contrast InfoNCE, as released.
+    """MSE_k + wide MSE_{4k} + dead aux + contrast InfoNCE, weights as released; errors are over the variance of the batch.
 
     Attributes:
         wide: weight of the reconstruction by 4k latents.
         dead: weight of the reconstruction of what is left over by latents that were silent for `silent` steps, the best `most`.
-        contrast: weight of telling a batch's items apart by the inner products of their codes.
-        silent, most: as above.
+        contrast: weight of telling a batch's items apart by the cosines of their codes over `temperature`.
+        silent, most, temperature: as above.
     """
 
     wide: float = 1 / 8
@@ -31,6 +31,7 @@ class CSRLoss:
     contrast: float = 0.1
     silent: int = 30
     most: int = 512
+    temperature: float = 0.2
 
 
 class CSR(nn.Module):
@@ -81,7 +82,7 @@ def train_csr(
 
     Args:
         embeddings: one a row.
-        positives: what belongs to each row (the text of an image, the document of a query); None: the row itself.
+        positives: what belongs to each row (the text of an image, the document of a query), reconstructed too; None: the row itself.
         k: active latents in training; codes of other sizes can be made later.
         ratio, loss, epochs, batch_size, rate: as in the source.
         seed: of weights and order.
@@ -115,22 +116,24 @@ def train_csr(
 
 
 def _loss(model: CSR, x: Tensor, other: Tensor | None, k: int, loss: CSRLoss, silent: Tensor) -> Tensor:
-    codes = model.encode(x, k)
+    rows, given = len(x), x if other is None else torch.cat([x, other])
+    wide = model.encode(given, min(4 * k, len(model.weight)) if loss.wide else k)
+    codes = wide.first(k)  # the best come first
     found = model.decode(codes)
-    spread = (x - x.mean(0)).square().mean().clamp(min=1e-12)
-    total = (found - x).square().mean() / spread
+    spread = (given - given.mean(0)).square().mean().clamp(min=1e-12)
+    total = (found - given).square().mean() / spread
     if loss.wide:
-        wide = model.encode(x, min(4 * k, len(model.weight)))
-        total = total + loss.wide * (model.decode(wide) - x).square().mean() / spread
+        total = total + loss.wide * (model.decode(wide) - given).square().mean() / spread
     silent += 1
     silent[codes.indices[codes.values > 0]] = 0
     dead = (silent >= loss.silent).nonzero()[:, 0]
     if loss.dead and len(dead):
-        total = total + loss.dead * _revived(model, x, (x - found).detach(), dead, loss.most)
+        total = total + loss.dead * _revived(model, given, (given - found).detach(), dead, loss.most)
     if loss.contrast:
-        pair = codes if other is None else model.encode(other, k)
-        scores = F.normalize(codes.dense(), dim=1) @ F.normalize(pair.dense(), dim=1).T
-        total = total + loss.contrast * F.cross_entropy(scores, torch.arange(len(x), device=x.device))
+        units = F.normalize(codes.dense(), dim=1)
+        cosines = units[:rows] @ units[-rows:].T
+        own = torch.arange(rows, device=x.device)
+        total = total + loss.contrast * F.cross_entropy(cosines / loss.temperature, own)
     return total
 
 

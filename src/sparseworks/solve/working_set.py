@@ -106,12 +106,14 @@ class _One:
         zero = torch.zeros_like(y)
         self.worth = max(float(datafit.value(zero, y)), torch.finfo(y.dtype).tiny)
         self.kept = torch.zeros(0, dtype=torch.long, device=y.device)
-        self.some = atoms[:0]
+        self.store = self.some = atoms[:0]
         self.gram, self.right = y.new_zeros(0, 0), y.new_zeros(0)
         self.visits = self.price = 0  # looks at atoms, on the residual, and how many their inner products are worth
 
     def predict(self, z: Tensor) -> Tensor:
-        at = z.nonzero()[:, 0]
+        at, inside = z.nonzero()[:, 0], z[self.kept[: len(self.some)]]
+        if int(inside.count_nonzero()) == len(at):
+            return inside @ self.some
         return z[at] @ self.atoms[at] if 3 * len(at) < len(z) else z @ self.atoms  # a copy costs two products
 
     def number(self, z: Tensor, u: Tensor, slope: Tensor, correlation: Tensor) -> tuple[float, str]:
@@ -180,13 +182,13 @@ class _One:
     ) -> tuple[Tensor, int, bool]:
         """Passes over atoms: never longer than inner products would have taken."""
         left = (~screened).nonzero()[:, 0]
-        left = left[correlation[left].abs().argsort(descending=True, stable=True)]  # fewer enter that would leave again
         if len(self.y) < _TALL * len(left):
             return z, 0, False
         self.price = max(self.price, len(left) ** 2 // _LOOK)
         most = min(self.price - self.visits, passes * len(left))
         if most <= 0:
             return z, 0, False
+        left = left[correlation[left].abs().argsort(descending=True, stable=True)]  # fewer enter that would leave again
         squares, penalty = self.norms[left] ** 2, restrict(self.penalty, left)
         goal *= _INSIDE  # none is outside, for which this would be too early
         inside, visits, done = descend_residual(self.atoms, left, self.y - u, squares, penalty, z[left], goal, most)
@@ -196,12 +198,15 @@ class _One:
 
     def _copy(self) -> None:
         """Atoms of the working set side by side, and for the quadratic their inner products; what is known is kept."""
-        known = len(self.some)
-        fresh = self.atoms[self.kept[known:]]
-        self.some = torch.cat([self.some, fresh])
+        known, size = len(self.some), len(self.kept)
+        if size > len(self.store):  # twice as many as needed: each atom is copied twice at most
+            self.store = self.atoms.new_empty(min(2 * size, len(self.atoms)), self.atoms.shape[1])
+            self.store[:known] = self.some
+        self.some, fresh = self.store[:size], self.store[known:size]
+        torch.index_select(self.atoms, 0, self.kept[known:], out=fresh)
         if isinstance(self.datafit, Quadratic):
             beside = self.some @ fresh.T
-            gram = self.gram.new_empty(len(self.kept), len(self.kept))
+            gram = self.gram.new_empty(size, size)
             gram[:known, :known], gram[:, known:], gram[known:] = self.gram, beside, beside.T
             self.gram, self.right = gram, torch.cat([self.right, fresh @ self.y])
 
