@@ -45,9 +45,7 @@ def test_all_bars_are_found_in_most_runs():
     atoms = bars()
     runs = [
         found(
-            sw.method("prosper")(
-                drawn(atoms, "sum", 300, seed, 2.0), 10, seed=seed, temperature=2.0, steps=40, candidates=6
-            ),
+            sw.method("prosper")(drawn(atoms, "sum", 300, seed, 2.0), 10, seed=seed, steps=40, candidates=6),
             atoms,
         )
         for seed in range(4)
