@@ -82,7 +82,7 @@ def prosper(
     Source: Exarchakis, Bornschein, Sheikh, Dai, Henniges, Drefs and Lucke, 2019 (arXiv 1908.06843).
     """
     rule, table = _checked(signals, units, model, values, candidates, most, steps, temperature)
-    run = _EM(rule, signals.double(), units, table, candidates, most, share, seed)
+    run = _EM(rule, signals.detach().double(), units, table, candidates, most, share, seed)
     first = rule.temperature if temperature is None else temperature
     history = []
     for step in range(steps):
