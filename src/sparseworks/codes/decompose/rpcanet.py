@@ -141,9 +141,9 @@ class RPCANet(nn.Module):
             for module in self.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.xavier_normal_(module.weight)
-            for stage in self.stages:
-                # Eight maps of one width, drawn as such.
-                nn.init.xavier_normal_(stage.memory.gates.weight, gain=3**0.5)
+            for module in self.modules():
+                if isinstance(module, Memory):  # eight maps of one width, drawn as such
+                    nn.init.xavier_normal_(module.gates.weight, gain=3**0.5)
 
     def forward(self, images: Images) -> tuple[Images, Images]:
         """The restored images and the targets; logits, above 0 where an object is.
