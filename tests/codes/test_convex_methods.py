@@ -9,7 +9,7 @@ import sparseworks as sw
 from sparseworks.codes.method import CodeMethod
 from sparseworks.codes.random_support import basis_of, cluster_basis, factor_basis, slr_random_support
 from sparseworks.codes.synthetic_control import linf_synthetic_control
-from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
+from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
 from sparseworks.core.published import METHODS, method_from
 from sparseworks.solve.coders import GreedyBlocks, ProximalGradient
 from sparseworks.solve.datafits import Logistic, Quadratic
@@ -120,6 +120,10 @@ def test_a_price_and_a_ball_of_the_length_it_leaves_are_one_problem():
         slr_random_support(some, y, L1(1.0), basis=torch.eye(3))
     with pytest.raises(ShapeError, match="samples"):
         slr_random_support(some, y[:5], L1(1.0))
+    with pytest.raises(ShapeError, match="One sample"):
+        slr_random_support(some[:1], y[:1], L1(1.0))
+    with pytest.raises(DtypeError):
+        slr_random_support(some, y.float(), L1(1.0))
 
 
 def panel(rn, shocked: bool):
@@ -165,3 +169,5 @@ def test_synthetic_control_refuses_bad_panels():
         linf_synthetic_control(torch.ones(5, 3), torch.ones(4))
     with pytest.raises(NonFiniteError):
         linf_synthetic_control(torch.full((5, 3), torch.nan), torch.ones(5))
+    with pytest.raises(DtypeError):
+        linf_synthetic_control(torch.ones(5, 3, dtype=torch.long), torch.ones(5))

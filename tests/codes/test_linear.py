@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sparseworks.codes.linear import ElasticNet, Lasso, LassoCV, SparseRegressor
-from sparseworks.core.errors import NonFiniteError, RecipeError, ShapeError
+from sparseworks.core.errors import DtypeError, NonFiniteError, RecipeError, ShapeError
 from sparseworks.solve.penalties import L1, MCP, Group
 
 RNG = np.random.default_rng(0)
@@ -61,6 +61,22 @@ def test_tensors_in_tensors_out():
         fitted.predict(x[:, :3])
     with pytest.raises(NonFiniteError):
         Lasso().fit(x, y * torch.nan)
+
+
+def test_tensors_that_cannot_be_used_are_refused():
+    with pytest.raises(DtypeError):
+        Lasso().fit(torch.ones(4, 2, dtype=torch.long), torch.ones(4))
+    with pytest.raises(ShapeError):
+        Lasso().fit(torch.ones(4, 2), [1.0, 2.0])
+
+
+def test_names_of_an_earlier_fit_are_forgotten():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [1.0, 2.0, 3.0], "b": [0.0, 1.0, 0.0]})
+    model = Lasso(0.1).fit(frame, [1.0, 2.0, 3.0])
+    assert list(model.feature_names_in_) == ["a", "b"]
+    model.fit(torch.tensor(frame.to_numpy()), [1.0, 2.0, 3.0])
+    assert not hasattr(model, "feature_names_in_") and len(model.predict(frame.to_numpy())) == 3
 
 
 def test_penalties_by_name_and_penalties_that_couple():

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 import sparseworks as sw
 from sparseworks.codes.psd import Predictor, psd
-from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
+from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
 
 
 @pytest.fixture(scope="module")
@@ -66,5 +66,7 @@ def test_bad_operands_are_refused():
         psd(torch.full((2, 2), torch.nan), 2)
     with pytest.raises(BudgetError):
         psd(torch.ones(2, 2), 0)
+    with pytest.raises(DtypeError):
+        psd(torch.ones(2, 2, dtype=torch.long), 2)
     with pytest.raises(BudgetError):
         psd(torch.ones(2, 2), 2, -1.0)

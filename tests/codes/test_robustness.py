@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 import sparseworks as sw
 from sparseworks.codes.robustness import certified_radius, saliency, spca_front, writer_encoding
-from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
+from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
 
 
 def digits():
@@ -159,6 +159,8 @@ def test_bad_operands_are_refused():
         spca_front(x, 6)
     with pytest.raises(NonFiniteError):
         spca_front(x * torch.nan, 2)
+    with pytest.raises(DtypeError):
+        spca_front(x.long(), 2)
     with pytest.raises(BudgetError):
         spca_front(x, 2, -1.0)
     front = spca_front(x, 2)

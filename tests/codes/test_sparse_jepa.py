@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 import sparseworks as sw
 from sparseworks.codes.sparse_jepa import GroupedMap, sparse_jepa
-from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
+from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
 
 
 def patches(rows=200):
@@ -55,12 +55,19 @@ def test_runs_follow_the_seed_and_leave_the_global_one_alone():
     assert a == b != c and torch.equal(state, torch.random.get_rng_state())
 
 
+def test_double_precision_is_kept():
+    found = sparse_jepa(patches(4).double(), steps=2, width=8, groups=2, latents=8)
+    assert found.features(patches(4).double()).dtype is torch.float64
+
+
 def test_bad_operands_are_refused():
     x = patches(4)
     with pytest.raises(ShapeError):
         sparse_jepa(x[:, :1])
     with pytest.raises(NonFiniteError):
         sparse_jepa(x * torch.nan)
+    with pytest.raises(DtypeError):
+        sparse_jepa((9 * x).long())
     with pytest.raises(BudgetError):
         sparse_jepa(x, groups=5)
     with pytest.raises(BudgetError):

@@ -169,3 +169,27 @@ def test_values_may_be_held_at_zero_or_above(kind):
     found = kind(Count(3), nonnegative=True)(d, z @ d)
     assert torch.allclose(found.z, torch.tensor([[3.0, 0.0, 0.0, 1.0, 0.0, 0.5]]), atol=1e-5)
     assert torch.allclose(kind(Count(3))(d, z @ d).z, torch.tensor([[3.0, -5.0, 0.0, 0.0, -2.0, 0.0]]), atol=1e-5)
+
+
+@pytest.mark.parametrize("penalty", [L0(0.1), CEL0(0.1), Half(0.1), L1(0.1)])
+def test_atoms_that_are_all_zero_are_never_used(penalty):
+    found = Thresholding(penalty=penalty)(torch.zeros(5, 4), torch.randn(2, 4))
+    assert not found.z.any()
+
+
+@pytest.mark.parametrize("coder", [kind(budget=Count(3)) for kind in (CoSaMP, Splicing, NSTHTFB)])
+def test_codes_whose_squares_overflow_are_found_all_the_same(coder):
+    atoms, signals = _tiny_atoms()
+    found = coder(atoms, signals)
+    assert found.z.isfinite().all() and not found.certificate.isnan().any()
+    assert ((found.z.abs() > 0).sum(1) <= 3).all() and torch.allclose(found.z @ atoms, signals, atol=1e-3)
+
+
+def _tiny_atoms():
+    """Atoms of length 1e-20 in single precision: codes are 1e20, and their squares beyond what it holds."""
+    g = torch.Generator().manual_seed(0)
+    atoms = torch.randn(20, 16, generator=g)
+    atoms = 1e-20 * atoms / atoms.norm(dim=1, keepdim=True)
+    codes = torch.zeros(4, 20)
+    codes[:, :3] = 1e20 * torch.randn(4, 3, generator=g).sign()
+    return atoms, codes @ atoms

@@ -77,6 +77,7 @@ class _Coding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             raise wrong(f"Signals are (samples, features) of float32 or float64, got {tuple(X.shape)} of {X.dtype}.")
         if reset:
             self.n_features_in_ = X.shape[1]
+            vars(self).pop("feature_names_in_", None)  # of an earlier fit: tensors have no names
         elif X.shape[1] != self.n_features_in_:
             raise ShapeError(f"X has {X.shape[1]} features, but {type(self).__name__} expects {self.n_features_in_}.")
         return X

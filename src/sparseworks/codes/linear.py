@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparseworks.codes.method import CodeMethod  # noqa: F401  files penalties and datafits under the nouns of recipes
 from sparseworks.core.config import from_config
-from sparseworks.core.errors import NonFiniteError, RecipeError, ShapeError
+from sparseworks.core.errors import DtypeError, NonFiniteError, RecipeError, ShapeError
 from sparseworks.solve.coder import Coder
 from sparseworks.solve.coders import CoordinateDescent, ProximalGradient
 from sparseworks.solve.coders.descent import path
@@ -68,7 +68,7 @@ class SparseRegressor(RegressorMixin, BaseEstimator):
             y: (samples,) or (samples, targets).
 
         Raises:
-            ShapeError, NonFiniteError: tensors that cannot be used (arrays: scikit-learn's ValueError).
+            ShapeError, DtypeError, NonFiniteError: tensors that cannot be used (arrays: scikit-learn's ValueError).
             RecipeError: an intercept with another datafit than the quadratic.
         """
         x, target = self._read(X, y)
@@ -101,10 +101,16 @@ class SparseRegressor(RegressorMixin, BaseEstimator):
     def _read(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
         self._tensors = isinstance(X, Tensor)
         if isinstance(X, Tensor):
-            if X.dim() != 2 or len(y) != len(X) or not X.numel():
-                raise ShapeError(f"Needs (samples, features), (samples, ...), got {tuple(X.shape)}, {tuple(y.shape)}.")
-            x, target = X, torch.as_tensor(y).to(X)
+            seen = torch.as_tensor(y)
+            if X.dim() != 2 or not seen.dim() or len(seen) != len(X) or not X.numel():
+                raise ShapeError(
+                    f"Needs (samples, features), (samples, ...), got {tuple(X.shape)}, {tuple(seen.shape)}."
+                )
+            if X.dtype not in (torch.float32, torch.float64):
+                raise DtypeError(f"Features are float32 or float64, got {X.dtype}: convert them.")
+            x, target = X, seen.to(X)
             self.n_features_in_ = X.shape[1]
+            vars(self).pop("feature_names_in_", None)  # of an earlier fit: tensors have no names
             if not bool(torch.isfinite(target).all()):
                 raise NonFiniteError("The targets hold NaN or infinity.")
         else:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
+from sparseworks.core.finite import require_floating
 from sparseworks.solve.penalty import soft
 
 
@@ -70,6 +71,7 @@ def psd(
 
     Raises:
         ShapeError: no matrix of signals, or none.
+        DtypeError: not float32 or float64.
         NonFiniteError: NaN or infinity.
         BudgetError: a weight below 0, or no atoms, steps, epochs or batch.
 
@@ -77,6 +79,7 @@ def psd(
     """
     if signals.dim() != 2 or not signals.numel():
         raise ShapeError(f"Signals are a matrix with one a row, got {tuple(signals.shape)}.")
+    require_floating("Signals", signals)
     if not bool(torch.isfinite(signals).all()):
         raise NonFiniteError("Signals hold NaN or infinity.")
     if min(weight, mismatch) < 0 or min(atoms, inner, epochs, batch) < 1 or rate <= 0:

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparseworks.core.errors import BudgetError, ShapeError
+from sparseworks.core.finite import require_floating
 from sparseworks.solve.coders import CoordinateDescent, ProximalGradient
 from sparseworks.solve.penalty import Penalty
 
@@ -104,13 +105,17 @@ def slr_random_support(
         basis: S; None: `basis_of(design)`.
 
     Raises:
-        ShapeError: operands that do not fit.
+        ShapeError: operands that do not fit, or one sample and no basis.
+        DtypeError: not float32 or float64, both alike.
 
     Source: Chandrasekaran et al., 2025, arXiv 2511.06211; their phase 1, which finds a basis for any design,
     is replaced by `basis_of`, of which nothing is proven.
     """
     if design.dim() != 2 or response.shape != design.shape[:1]:
         raise ShapeError(f"Needs (samples, features), (samples,); got {tuple(design.shape)}, {tuple(response.shape)}.")
+    require_floating("Design and response", design, response)
+    if basis is None and len(design) < 2:
+        raise ShapeError("One sample tells nothing of how features depend on each other: give the basis.")
     s = basis_of(design) if basis is None else basis
     if s.dim() != 2 or len(s) != design.shape[1]:
         raise ShapeError(f"A basis has a row for each of {design.shape[1]} features, got {tuple(s.shape)}.")

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
+from sparseworks.core.finite import require_floating
 from sparseworks.solve.penalty import soft
 
 
@@ -46,6 +47,7 @@ def spca_front(
 
     Raises:
         ShapeError: not a matrix, or fewer rows or features than components.
+        DtypeError: not float32 or float64.
         NonFiniteError: NaN or infinity.
         BudgetError: a weight below 0, no component or step.
 
@@ -53,6 +55,7 @@ def spca_front(
     """
     if x.dim() != 2 or not 1 <= components <= min(x.shape):
         raise ShapeError(f"{components} components of data {tuple(x.shape)}: at most as many as rows and features.")
+    require_floating("Data", x)
     if not bool(torch.isfinite(x).all()):
         raise NonFiniteError("Data hold NaN or infinity.")
     if weight < 0 or ridge < 0 or steps < 1:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
+from sparseworks.core.finite import require_floating
 
 
 class PatchEncoder(nn.Module):
@@ -102,6 +103,7 @@ def sparse_jepa(
 
     Raises:
         ShapeError: patches are not (rows, tokens, features), or there is only one token.
+        DtypeError: not float32 or float64.
         NonFiniteError: NaN or infinity.
         BudgetError: groups that do not divide the width, a weight below 0, or sizes below 1.
 
@@ -109,6 +111,7 @@ def sparse_jepa(
     """
     if patches.dim() != 3 or patches.shape[1] < 2 or not patches.numel():
         raise ShapeError(f"Patches are (rows, tokens, features) with two tokens or more, got {tuple(patches.shape)}.")
+    require_floating("Patches", patches)
     if not bool(torch.isfinite(patches).all()):
         raise NonFiniteError("Patches hold NaN or infinity.")
     if (
@@ -140,11 +143,11 @@ def _train(
     momentum: float,
 ) -> JointEmbedding:
     tokens = patches.shape[1]
-    encoder = PatchEncoder(tokens, patches.shape[2], width, layers)
+    encoder = PatchEncoder(tokens, patches.shape[2], width, layers).to(patches)
     averaged = copy.deepcopy(encoder).requires_grad_(False)
-    predictor = nn.Sequential(_transformer(width, layers), nn.Linear(width, latents), nn.GELU())
-    mask_token = nn.Parameter(torch.zeros(width))
-    out = GroupedMap(latents, groups, width // groups)
+    predictor = nn.Sequential(_transformer(width, layers), nn.Linear(width, latents), nn.GELU()).to(patches)
+    mask_token = nn.Parameter(patches.new_zeros(width))
+    out = GroupedMap(latents, groups, width // groups).to(patches)
     optimizer = torch.optim.AdamW(
         [
             {"params": [*encoder.parameters(), *predictor.parameters(), mask_token]},

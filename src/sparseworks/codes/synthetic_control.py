@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseworks.core.errors import NonFiniteError, ShapeError
+from sparseworks.core.finite import require_floating
 from sparseworks.solve.penalties import LInf
 
 
@@ -50,12 +51,14 @@ def linf_synthetic_control(
 
     Raises:
         ShapeError: not a panel (times, controls) and a series of as many times.
+        DtypeError: not float32 or float64, both alike.
         NonFiniteError: NaN or infinity.
 
     Source: Wang, Xing and Ye, 2025, arXiv 2510.26053; sum and sign after Abadie, Diamond and Hainmueller, 2010.
     """
     if controls.dim() != 2 or not controls.numel() or treated.shape != controls.shape[:1]:
         raise ShapeError(f"Needs (times, controls) and (times,), got {tuple(controls.shape)}, {tuple(treated.shape)}.")
+    require_floating("The panel and the treated series", controls, treated)
     if not bool(torch.isfinite(controls).all() & torch.isfinite(treated).all()):
         raise NonFiniteError("The panel or the treated series holds NaN or infinity.")
     x, y = (controls - controls.mean(0)).double(), (treated - treated.mean()).double()

@@ -40,11 +40,11 @@ def basis_pursuit(observed, mask, steps=500):
     y, size = (observed * window)[None], 2 * N
     w = _analysis(y, size)
     level = 0.05 * float(w.abs().max())
-    fit = lambda z: z + _analysis(torch.where(mask, y - _synthesis(z, N), 0), size)  # noqa: E731
+    fit = lambda z: z + _analysis(torch.where(mask, y - _synthesis(z, N, size), 0), size)  # noqa: E731
     for _ in range(steps):
         p = fit(w)
         w = w + soft(2 * p - w, level) - p
-    return _synthesis(fit(w), N)[0] / window
+    return _synthesis(fit(w), N, size)[0] / window
 
 
 @pytest.mark.parametrize("form", ["analysis", "synthesis"])
@@ -53,7 +53,7 @@ def test_a_gap_in_tones_is_filled_better_than_by_basis_pursuit(form):
     for seed in range(4):
         signal = tones(seed)
         hidden = torch.where(mask, signal, torch.nan)
-        ours.append(snr(signal, sw.method("spain", form=form, frame=N)(hidden, mask), mask))
+        ours.append(snr(signal, sw.method("spain", form=form, redundancy=2, frame=N)(hidden, mask), mask))
         theirs.append(snr(signal, basis_pursuit(torch.where(mask, signal, 0), mask), mask))
     assert sum(ours) / 4 > sum(theirs) / 4 + 1 and sum(ours) / 4 > 40
 
@@ -67,12 +67,39 @@ def test_long_signals_are_filled_frame_by_frame():
     assert torch.equal(Spain()(signal, whole), signal)
 
 
+def test_a_signal_of_odd_length_has_its_own_frame():
+    signal, mask = tones(1, 333), gap(333, 150, 20)
+    assert snr(signal, Spain(redundancy=1)(signal, mask), mask) > 5 and snr(signal, Spain()(signal, mask), mask) > 30
+
+
+def test_frames_are_added_under_the_dual_window():
+    """Frames that are off by one number each: what is added is the mean of them by the squares of the window."""
+    n, off = 1300, iter(range(1, 100))
+
+    class Shifted(Spain):
+        def _frames(self, observed, reliable):
+            return torch.stack([x * 0 + next(off) for x in observed])
+
+    window = torch.hann_window(402, periodic=False, dtype=torch.float64)[1:-1]
+    mask = gap(n, 600, 1)
+    at = [s for s in range(0, n - 399, 100) if s <= 600 < s + 400]
+    w = torch.stack([window[600 - s] for s in at])
+    expected = (w * torch.arange(1, len(at) + 1)).sum() / w.square().sum()
+    assert float(Shifted(frame=400, hop=100)(torch.zeros(n, dtype=torch.float64), mask)[600]) == pytest.approx(
+        float(expected)
+    )
+
+
 def test_the_frame_is_parseval_and_selection_keeps_pairs():
     x = torch.randn(3, 64, dtype=torch.float64)
     z = _analysis(x, 128)
-    assert torch.allclose(_synthesis(z, 64), x)
+    assert torch.allclose(_synthesis(z, 64, 128), x)
+    odd = torch.randn(2, 33, dtype=torch.float64)
+    assert torch.allclose(_synthesis(_analysis(odd, 99), 33, 99), odd)
     kept = _keep(z, 5)
-    assert ((kept != 0).sum(1) == 5).all() and _synthesis(kept, 64).is_floating_point()
+    assert ((kept != 0).sum(1) == 5).all() and _synthesis(kept, 64, 128).is_floating_point()
+    one = torch.tensor([[1.5, 1.0, 0.2]], dtype=torch.complex128)
+    assert torch.equal(_keep(one, 1), torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.complex128))
 
 
 def test_bad_signals_are_refused():

@@ -5,7 +5,7 @@ import torch
 
 import sparseworks as sw
 from sparseworks.codes.decompose.robust_pca import robust_pca, shrink_spectrum
-from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
+from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
 
 
 def planted(seed=0, n=120, rank=6, share=0.05):
@@ -33,6 +33,15 @@ def test_a_batch_is_solved_as_its_matrices_are():
         alone = robust_pca(both[i])
         assert torch.allclose(found.low[i], alone.low, atol=1e-4)
     assert torch.allclose(found.low + found.sparse, both, atol=1e-4)
+
+
+def test_single_precision_ends_and_a_matrix_of_zeros_does_not_disturb_its_batch():
+    whole = sum(planted(3, 40, 2))
+    assert robust_pca(whole.float()).steps < 60
+    found = robust_pca(torch.stack([torch.zeros_like(whole), whole]))
+    assert not found.low[0].any() and torch.allclose(found.low[1], robust_pca(whole).low, atol=1e-4)
+    with pytest.raises(DtypeError):
+        robust_pca(torch.ones(4, 4, dtype=torch.long))
 
 
 def test_spectra_shrink_by_the_threshold():

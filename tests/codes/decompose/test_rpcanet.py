@@ -5,7 +5,7 @@ import torch
 
 import sparseworks as sw
 from sparseworks.codes.decompose.robust_pca import robust_pca
-from sparseworks.codes.decompose.rpcanet import Contrast, RPCANet, Training, iou, soft_iou
+from sparseworks.codes.decompose.rpcanet import Contrast, Memory, RPCANet, Training, iou, soft_iou
 from sparseworks.core.errors import BudgetError, CalibrationError, NonFiniteError, ShapeError
 
 
@@ -98,3 +98,23 @@ def test_bad_operands_are_refused():
         Training(1)(network, images * torch.nan, masks)
     with pytest.raises(BudgetError):
         Training(0)(network, images, masks)
+
+
+def test_memory_begins_without_a_state():
+    memory, x = Memory(3), torch.randn(2, 3, 5, 5)
+    seen, cell = memory(x, None)
+    _, enter, leave, new = memory.gates(torch.cat([x, torch.zeros_like(x)], 1)).chunk(4, 1)
+    assert torch.allclose(cell, enter.sigmoid() * new.tanh()) and torch.allclose(seen, leave.sigmoid() * cell)
+    later, held = memory(x, (seen, cell))
+    assert torch.allclose(later, memory.gates(torch.cat([x, seen], 1)).chunk(4, 1)[2].sigmoid() * held.tanh())
+
+
+def test_gates_are_drawn_as_eight_maps_of_one_width():
+    gates = RPCANet(stages=1, channels=16).stages[0].memory.gates.weight
+    assert float(gates.detach().std()) == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
+
+
+def test_batches_are_normalised_and_so_hold_two_images():
+    images = torch.rand(2, 1, 16, 16)
+    with pytest.raises(BudgetError, match="2 images"):
+        Training(batch=1)(RPCANet(stages=1, channels=4, reach=5), images, (images > 0.9).float())

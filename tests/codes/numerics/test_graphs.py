@@ -104,6 +104,13 @@ def test_deletions_leave_the_sparsifier_connected():
     assert dynamic.delete(u, v) == []
 
 
+def test_an_edge_that_is_there_grows_in_graph_and_sparsifier():
+    edges = [(0, 1, 1.0), (1, 2, 1.0), (0, 2, 1.0)]
+    kept = DynamicSparsifier(Graph(3, edges), Graph(3, edges[:2]))
+    assert kept.insert(0, 1, 0.5) and kept.graph.weight_of(0, 1) == kept.sparsifier.weight_of(0, 1) == 1.5
+    assert not kept.insert(0, 2, 0.5) and kept.graph.weight_of(0, 2) == 1.5 and (0, 2) not in kept.sparsifier
+
+
 def test_walkers_do_not_turn_back():
     path = Graph(4, [(0, 1, 1.0), (1, 2, 1.0), (2, 3, 1.0)])
     dynamic = DynamicSparsifier(path, path, walkers=16)

@@ -78,6 +78,13 @@ def test_fastrp_is_the_formula(graph):
     assert torch.allclose(fastrp(torch.from_numpy(small.toarray()), 16, (0.5, 0.0, 2.0), -0.3, seed=3), found)
 
 
+def test_what_is_the_same_at_every_node_tells_nothing():
+    """Random walks on a complete graph are everywhere at once: numbers that differ by rounding are not blown up to variance 1."""
+    n = 60
+    found = fastrp(np.ones((n, n)), 8, weights=(1.0, 1.0))
+    assert torch.equal(found, torch.zeros_like(found))
+
+
 def test_matrices_come_in_any_form():
     m = sp.random(6, 4, density=0.4, random_state=0)
     csr = as_csr(m)

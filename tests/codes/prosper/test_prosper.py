@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import pytest
 import torch
 
 import sparseworks as sw
-from sparseworks.codes.prosper.em import MODELS, prosper
+from sparseworks.codes.prosper import em
+from sparseworks.codes.prosper.em import _EM, MODELS, prosper
 from sparseworks.codes.prosper.states import StateTable
 from sparseworks.codes.prosper.superposition import Expectation
 from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError, UnknownNameError
@@ -45,9 +47,7 @@ def test_all_bars_are_found_in_most_runs():
     atoms = bars()
     runs = [
         found(
-            sw.method("prosper")(
-                drawn(atoms, "sum", 300, seed, 2.0), 10, seed=seed, temperature=2.0, steps=40, candidates=6
-            ),
+            sw.method("prosper")(drawn(atoms, "sum", 300, seed, 2.0), 10, seed=seed, steps=40, candidates=6),
             atoms,
         )
         for seed in range(4)
@@ -119,6 +119,54 @@ def test_the_posterior_without_truncation_is_the_exact_one(model):
             likelihood = -(y - mean).square().sum(1) / (2 * noise)
         expected.append(likelihood + prior)
     assert torch.allclose(joint, torch.stack(expected).logsumexp(0), atol=0.1 if model in ("mca", "mmca") else 1e-8)
+
+
+@pytest.mark.parametrize(("model", "annealed"), [("bsc", False), ("tsc", False), ("mca", True), ("gsc", True)])
+def test_heat_leaves_the_prior_of_sums_alone(model, annealed):
+    y = drawn(bars(), "sum", 20, 0, 2.0)
+    rule, values = MODELS[model]
+    run = _EM(rule, y, 10, values, 5, 3, 0.1, 0)
+    prior, before = run.states.log_prior(run.chance, 10), run.noise
+    atoms = rule.bounded(run.atoms)
+    run.step(3.0, 0.0)
+    e = Expectation(y, atoms, before, run.chosen, run.states, 1 / (1 - 1 / 3.0))
+    expected = (rule.likelihood(e) / 3 + (prior / 3 if annealed else prior)).softmax(1)
+    assert torch.allclose(run.posterior, expected)
+
+
+def test_signals_are_left_out_more_and_more_until_two_thirds_of_the_steps(monkeypatch):
+    seen = []
+    monkeypatch.setattr(em, "_kept", lambda mass, inside, cut: seen.append(cut) or torch.ones_like(mass).bool())
+    prosper(drawn(bars(), "sum", 30, 0, 2.0), 10, steps=9, candidates=5, most=2)
+    assert seen == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1, 1, 1])
+    prosper(drawn(bars(), "sum", 30, 0, 2.0), 10, "gsc", steps=2, candidates=4, most=2)
+    assert seen[9:] == [0, 0]
+
+
+def test_units_are_preselected_at_their_best_value():
+    """A unit whose atom is half as long fits at the value 2; by its cosine it would be no better than the other."""
+    rule, values = MODELS["dsc"]
+    y = torch.tensor([[4.0, 0.0]], dtype=torch.float64)
+    atoms = torch.tensor([[2.0, 0.0], [9.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    odds = torch.zeros(len(values), dtype=torch.float64)
+    affinity = rule.affinity(y, atoms, torch.tensor(1.0), torch.tensor(values, dtype=torch.float64), odds)[0]
+    assert affinity.argsort(descending=True).tolist() == [0, 2, 1]
+    assert float(affinity[0]) == pytest.approx(8.0)  # ||y||^2 / 2 and no error
+
+
+def test_no_unit_of_mmca_counts_for_more_than_its_state():
+    """Two units of opposite sign nearly cancel: the derivative of their mean has no bound, what they weigh has."""
+    y = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    rule, values = MODELS["mmca"]
+    states = StateTable.of(values, 2, 2, y)
+    atoms = torch.tensor([[1.0, 1.0], [-0.999, 0.5]], dtype=torch.float64)
+    e = Expectation(y, atoms, torch.tensor(1.0, dtype=torch.float64), torch.arange(2)[None], states, 6.0)
+    posterior = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+    new, _ = rule.update(e, posterior)
+    way = 1 - math.exp(-1 / 2.5)
+    assert float(new[0, 0]) == pytest.approx(way * 1.0 + (1 - way) * 1.0) and float(new[1, 0]) == pytest.approx(
+        way * 1.0 + (1 - way) * -0.999
+    )
 
 
 def test_likelihood_rises_without_heat():

@@ -21,14 +21,17 @@ class Spain:
 
     Analysis form, per frame: z = H_k(A x + u), x = projection of A*(z - u) on the signals that equal the observed one where it is
     reliable; stop at ||A x - z|| <= tolerance, else u += A x - z and, every `every` rounds, k += `grow`. Synthesis form:
-    z = H_k(D*(x - u)), x = projection of D z + u, u += D z - x. H_k keeps pairs of conjugate coefficients together.
+    z = H_k(D*(x - u)), x = projection of D z + u, u += D z - x. H_k keeps pairs of conjugate coefficients together, and ranks the
+    constant, which has no partner, by half of its modulus. Frames are added under the dual window w / sum w^2.
 
     Attributes:
         form: "analysis" or "synthesis".
         redundancy: coefficients a sample of the Parseval DFT frame.
         grow, every: s and r.
-        tolerance: on ||A x - z||, relative to the observed frame.
-        frame, hop: samples of a frame under a Hann window, and of its step; a shorter signal is one frame.
+        tolerance: on ||A x - z||, relative to the observed frame. The authors' is 0.1, for frames of 2,800 samples of a signal of
+            peak 1: about 0.01 of a loud frame.
+        frame, hop: samples of a frame under a Hann window, and of its step; a shorter signal is one frame. The authors' frames are
+            of 64 ms, with steps of a quarter.
 
     Raises:
         BudgetError: an unknown form, or numbers out of range.
@@ -37,9 +40,9 @@ class Spain:
     """
 
     form: str = "analysis"
-    redundancy: int = 2
+    redundancy: int = 4
     grow: int = 1
-    every: int = 5
+    every: int = 1
     tolerance: float = 1e-3
     frame: int = 2048
     hop: int = 512
@@ -72,6 +75,7 @@ class Spain:
             raise NonFiniteError("Reliable samples hold NaN or infinity.")
         clean = torch.where(reliable, signal, 0).double()
         n, size = len(signal), min(self.frame, len(signal))
+        # No silence around the signal, which the authors add: where sound begins at once, such frames are not sparse.
         starts = sorted({*range(0, n - size + 1, self.hop), n - size})
         window = torch.hann_window(size + 2, periodic=False, dtype=torch.float64)[1:-1]
         total, weight = torch.zeros_like(clean), torch.zeros_like(clean)
@@ -79,8 +83,8 @@ class Spain:
         if touched:
             cut = lambda x: torch.stack([x[at : at + size] for at in touched])  # noqa: E731
             for at, solved in zip(touched, self._frames(cut(clean) * window, cut(reliable)), strict=True):
-                total[at : at + size] += solved
-                weight[at : at + size] += window
+                total[at : at + size] += solved * window
+                weight[at : at + size] += window.square()
         return torch.where(reliable, signal, (total / weight.clamp(min=1e-300)).to(signal.dtype))
 
     def _frames(self, observed: Float[Tensor, "frames n"], reliable: Bool[Tensor, "frames n"]) -> Tensor:
@@ -107,7 +111,7 @@ class Spain:
     ) -> tuple[Tensor, ...]:
         """z = H_k(A x + u), x = proj(A*(z - u)), and A x - z with its norm."""
         z = _keep(_analysis(x, size) + u, k)
-        x = torch.where(reliable, observed, _synthesis(z - u, x.shape[1]))
+        x = torch.where(reliable, observed, _synthesis(z - u, x.shape[1], size))
         rest = _analysis(x, size) - z
         return x, rest, 2**0.5 * torch.linalg.vector_norm(rest, dim=1)  # each stands for itself and its conjugate
 
@@ -116,7 +120,7 @@ class Spain:
         x: Tensor, u: Tensor, observed: Tensor, reliable: Tensor, k: int, size: int
     ) -> tuple[Tensor, ...]:
         """z = H_k(D*(x - u)), x = proj(D z + u), and D z - x with its norm."""
-        made = _synthesis(_keep(_analysis(x - u, size), k), x.shape[1])
+        made = _synthesis(_keep(_analysis(x - u, size), k), x.shape[1], size)
         x = torch.where(reliable, observed, made + u)
         return x, made - x, torch.linalg.vector_norm(made - x, dim=1)
 
@@ -126,23 +130,25 @@ def _analysis(x: Float[Tensor, "frames n"], size: int) -> Tensor:
     return torch.fft.rfft(x, size, norm="ortho")
 
 
-def _synthesis(z: Tensor, n: int) -> Float[Tensor, "frames n"]:
-    """The adjoint: inverse DFT, cut to n samples."""
-    return torch.fft.irfft(z, (z.shape[1] - 1) * 2, norm="ortho")[:, :n]
+def _synthesis(z: Tensor, n: int, size: int) -> Float[Tensor, "frames n"]:
+    """The adjoint: inverse DFT of `size` points, cut to n samples."""
+    return torch.fft.irfft(z, size, norm="ortho")[:, :n]
 
 
 def _keep(z: Tensor, k: int) -> Tensor:
     """The k coefficients of largest modulus of every frame; of a real signal each stands for a conjugate pair."""
-    return torch.where(select_mask(z.abs(), _PER_FRAME, min(k, z.shape[1])), z, 0)
+    size = z.abs()
+    size[:, 0] /= 2
+    return torch.where(select_mask(size, _PER_FRAME, min(k, z.shape[1])), z, 0)
 
 
 def spain(
     signal: Float[Tensor, " samples"],
     reliable: Bool[Tensor, " samples"],
     form: str = "analysis",
-    redundancy: int = 2,
+    redundancy: int = 4,
     grow: int = 1,
-    every: int = 5,
+    every: int = 1,
     frame: int = 2048,
     hop: int = 512,
 ) -> Float[Tensor, " samples"]:

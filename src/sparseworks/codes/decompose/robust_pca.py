@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
+from sparseworks.core.errors import BudgetError, DtypeError, NonFiniteError, ShapeError
 from sparseworks.solve.penalty import soft
 
 
@@ -41,10 +41,11 @@ def robust_pca(
     """min ||L||_* + weight ||S||_1 with L + S = D, by the inexact augmented Lagrangian; weight = 1 / sqrt(max(rows, cols)).
 
     L = SVT_{1/mu}(D - S + Y / mu), S = soft_{weight/mu}(D - L + Y / mu), Y += mu (D - L - S), mu = rows cols / (4 ||D||_1).
-    A batch is solved in one go; it ends when every matrix has converged.
+    A batch is solved in one go; it ends when every matrix has converged. Below float64 `tolerance` is 4 units of rounding at least.
 
     Raises:
         ShapeError: no matrix.
+        DtypeError: integers.
         NonFiniteError: NaN or infinity.
         BudgetError: a weight or tolerance that is not positive.
 
@@ -52,6 +53,8 @@ def robust_pca(
     """
     if matrix.dim() < 2 or not matrix.numel():
         raise ShapeError(f"Robust PCA needs matrices with entries, got {tuple(matrix.shape)}.")
+    if not (matrix.is_floating_point() or matrix.is_complex()):
+        raise DtypeError(f"Robust PCA works in float32 and float64, got {matrix.dtype}: convert it.")
     if not bool(torch.isfinite(matrix).all()):
         raise NonFiniteError("The matrix holds NaN or infinity.")
     rows, cols = matrix.shape[-2:]
@@ -59,7 +62,10 @@ def robust_pca(
     if not (weight > 0 and tolerance > 0):
         raise BudgetError(f"Weight and tolerance must be positive, got {weight} and {tolerance}.")
     size = torch.linalg.matrix_norm(matrix, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
-    mu = rows * cols / (4 * matrix.abs().sum((-2, -1), keepdim=True)).clamp(min=torch.finfo(matrix.dtype).tiny)
+    total = matrix.abs().sum((-2, -1), keepdim=True)
+    mu = torch.where(total > 0, rows * cols / (4 * torch.where(total > 0, total, 1)), 1)
+    # No error falls below the rounding of its own three terms.
+    tolerance = max(tolerance, 4 * torch.finfo(matrix.dtype).eps)
     low, sparse, dual = (torch.zeros_like(matrix) for _ in range(3))
     error, steps = math.inf, 0
     while error > tolerance and steps < most:

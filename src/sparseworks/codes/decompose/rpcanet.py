@@ -27,17 +27,23 @@ class Residual(nn.Module):
 
 
 class Memory(nn.Module):
-    """A convolutional LSTM whose state goes from stage to stage: c <- f c + i j, h = o tanh c, gates from x and h."""
+    """A convolutional LSTM whose state goes from stage to stage: c <- f c + i j, h = o tanh c, gates from x and h.
+
+    The first stage, which has no state, takes c = i j and h = o c.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.gates = _conv(2 * channels, 4 * channels)
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """(h, c); without a state both start at 0."""
-        h, c = state if state is not None else (torch.zeros_like(x), torch.zeros_like(x))
+        """(h, c)."""
+        h = torch.zeros_like(x) if state is None else state[0]
         forget, enter, leave, new = self.gates(torch.cat([x, h], 1)).chunk(4, 1)
-        c = forget.sigmoid() * c + enter.sigmoid() * new.tanh()
+        c = enter.sigmoid() * new.tanh()
+        if state is None:
+            return leave.sigmoid() * c, c
+        c = forget.sigmoid() * state[1] + c
         return leave.sigmoid() * c.tanh(), c
 
 
@@ -51,8 +57,10 @@ class Contrast(nn.Module):
         self.weigh = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
             nn.Conv2d(channels, inner, 1),
+            nn.BatchNorm2d(inner),
             nn.ReLU(),
             nn.Conv2d(inner, channels, 1),
+            nn.BatchNorm2d(channels),
             nn.Sigmoid(),
         )
 
@@ -133,6 +141,9 @@ class RPCANet(nn.Module):
             for module in self.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.xavier_normal_(module.weight)
+            for module in self.modules():
+                if isinstance(module, Memory):  # eight maps of one width, drawn as such
+                    nn.init.xavier_normal_(module.gates.weight, gain=3**0.5)
 
     def forward(self, images: Images) -> tuple[Images, Images]:
         """The restored images and the targets; logits, above 0 where an object is.
@@ -171,7 +182,7 @@ class Training:
             ShapeError: images and masks differ in shape.
             CalibrationError: no images.
             NonFiniteError: NaN or infinity in them.
-            BudgetError: sizes below 1.
+            BudgetError: sizes below 1, or batches of one image.
         """
         if images.shape != masks.shape:
             raise ShapeError(f"Images and masks have one shape, got {tuple(images.shape)} and {tuple(masks.shape)}.")
@@ -179,8 +190,10 @@ class Training:
             raise CalibrationError("There is no image to train on.")
         if not bool(torch.isfinite(images).all() and torch.isfinite(masks).all()):
             raise NonFiniteError("Images or masks hold NaN or infinity.")
-        if min(self.steps, self.batch) < 1 or self.rate <= 0 or self.restoration < 0:
-            raise BudgetError(f"Steps, batch and rate are positive, got {self}.")
+        if self.steps < 1 or self.batch < 2 or self.rate <= 0 or self.restoration < 0:
+            raise BudgetError(
+                f"Steps and rate are positive, and batches of 2 images at least (they are normalised), got {self}."
+            )
         generator = torch.Generator().manual_seed(self.seed)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)

@@ -45,7 +45,8 @@ def unmix(
 ) -> Unmixed:
     """Multiplicative updates of a weighted sparse NMF: A <- A (M^T W Y) / (M^T W M A + shrinkage(A)), M <- M (Y A^T) / (M A A^T).
 
-    Row weights cancel in the update of M. The sum to one is a row of `sum_to_one` times the mean band that is appended to Y and M.
+    Row weights have the median 1 in every round, so that the price of sparsity is in units of the typical band; they cancel in the
+    update of M. The sum to one is a row of `sum_to_one` times the mean band that is appended to Y and M.
 
     Args:
         cube: not negative.
@@ -101,12 +102,12 @@ def l1(weight: float) -> Shrinkage:
 
 
 def root(weight: float) -> Shrinkage:
-    """weight * sum A^(1/2): half its derivative. With abundances that sum to one the l1 norm is a constant; this is not."""
+    """weight * sum A^(1/2) beside half of the squared error: its derivative. With abundances that sum to one the l1 norm is a constant; this is not."""
     return lambda a: 0.5 * weight * a.clamp(min=1e-3) ** -0.5
 
 
 def guided(weight: float, shape: tuple[int, int] | None = None) -> Shrinkage:
-    """weight sum A^(1 - h_n): half its derivative; h_n in [0, 1) is the sparseness of pixel n, smoothed over 3 x 3 neighbours.
+    """weight sum A^(1 - h_n) beside the squared error: half its derivative; h_n in [0, 1) is the sparseness of pixel n, smoothed over 3 x 3 neighbours.
 
     Sparseness is Hoyer's, (sqrt(k) - ||a||_1 / ||a||_2) / (sqrt(k) - 1): 0 where endmembers mix evenly, towards 1 where one rules.
     """
@@ -130,9 +131,10 @@ def rrlbs(
     shape: tuple[int, int] | None = None,
     steps: int = 1000,
 ) -> Unmixed:
-    """min over M, A >= 0 of sum_bands ||(Y - M A)_band||_2 + weight sum_n sum_k A_kn^(1 - h_n), h learned with A.
+    """min over M, A >= 0 of sum_bands ||(Y - M A)_band||_2 + weight' sum_n sum_k A_kn^(1 - h_n), h learned with A.
 
     Args:
+        weight: weight' times twice the median of ||(Y - M A)_band||: of squared errors in which the typical band counts once.
         shape: height and width of the image, if its pixels are to share h with their neighbours.
 
     Raises:
@@ -149,7 +151,10 @@ def correntropy_nmf(
     weight: float = 0.05,
     steps: int = 1000,
 ) -> Unmixed:
-    """max over M, A >= 0 of sum_l exp(-||(Y - M A)_l||^2 / sigma^2) - weight sum A^(1/2), half-quadratically.
+    """max over M, A >= 0 of sum_l exp(-||(Y - M A)_l||^2 / sigma^2) - weight' sum A^(1/2), half-quadratically.
+
+    Args:
+        weight: of sum A^(1/2) beside half of the squared errors, in which the median band counts once.
 
     Raises:
         ShapeError, BudgetError, NonFiniteError: as `unmix`.

@@ -26,7 +26,7 @@ _add(
     Source("Mokry, Zaviska, Rajmic, Vesely", 2019, "1810.13137", "Introducing SPAIN (SParse Audio INpainter)"),
     "Audio inpainting by ADMM with a growing number of time-frequency coefficients, analysis or synthesis form.",
     catalog=(160,),
-    when="Short gaps in tonal sound; measured on gaps of 5 ms (80 samples at 16 kHz), where it is 4 dB above basis pursuit.",
+    when="Short gaps in tonal sound; measured on gaps of 5 ms (80 samples at 16 kHz), where it is 4 dB above basis pursuit on the same frame, and 10 dB more with twice its coefficients.",
     when_not="Gaps as long as a frame, or noise-like sound, which no few coefficients describe.",
 )
 _add(

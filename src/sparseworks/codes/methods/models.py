@@ -23,8 +23,8 @@ _add(
     "Probabilistic sparse coding with binary, ternary, discrete or Gaussian units that add up or hide each other, by EM over few states.",
     catalog=(13,),
     when="Causes are few per signal, their number and noise are unknown, or they hide each other instead of adding up (mca, mmca).",
-    when_not="Codes are needed fast, or more than about five units are on at once. Runs end in local optima (one or two of ten bars short) when the "
-    "first temperature does not suit: try 2 and 4, several seeds, and keep the best likelihood.",
+    when_not="Codes are needed fast, or more than about five units are on at once. Runs end in local optima, one to three of ten "
+    "bars short, where steps are few (50 here, 100 to 300 with the authors) or the first temperature does not suit: try several seeds, and keep the best likelihood.",
 )
 _add(
     "psd",

@@ -128,8 +128,14 @@ class DynamicSparsifier:
         self._random = np.random.default_rng(self.seed)
 
     def insert(self, u: int, v: int, weight: float) -> bool:
-        """Insert an edge into G; whether it was taken into P."""
+        """Insert an edge into G; whether it was taken into P. An edge that G has grows in both, without a search."""
+        known = (u, v) in self.graph
         self.graph.add(u, v, weight)
+        if known:
+            held = (u, v) in self.sparsifier
+            if held:
+                self.sparsifier.add(u, v, weight)
+            return held
         path = self._walk(self.sparsifier, u, v, self.distortion / weight, first=True)
         if path is None:
             self.sparsifier.add(u, v, weight)

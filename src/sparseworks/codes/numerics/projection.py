@@ -93,4 +93,7 @@ def fastrp(
                 power / torch.linalg.vector_norm(power, dim=1, keepdim=True).clamp(min=1e-300) if normalise else power
             )
             found += weight * unit
-    return (found - found.mean(0)) / found.std(0, correction=0).clamp(min=1e-300)
+    spread = found.std(0, correction=0)
+    # A column that is the same everywhere, up to rounding, is no number of the nodes.
+    constant = spread <= 10 * len(found) ** 0.5 * torch.finfo(found.dtype).eps * found.abs().amax(0)
+    return torch.where(constant, 0.0, (found - found.mean(0)) / torch.where(constant, 1.0, spread))

@@ -54,22 +54,24 @@ def prosper(
     candidates: int = 7,
     most: int = 4,
     steps: int = 100,
-    temperature: float = 4.0,
+    temperature: float | None = None,
     share: float | None = None,
     seed: int = 0,
 ) -> SparseCoder:
     """Sparse codes s with p(s_h = v) = p_v and y ~ N(mean(W, s), s^2 I), by EM over states with at most `most` entries.
 
-    log p = log p(y | s) / T + ... over zero, single units, and states with 2 ... `most` entries among the `candidates` units
-    that suit y best; p <- p (A / B) <|s|> with A, B the prior's truncated mass and mean number of entries; T falls from
-    `temperature` to 1 over the first four fifths of the steps, and over the last third the signals of least
-    truncated mass, as many as the prior says lie outside, are left out.
+    log p(y | s) / T + log p(s) for sums, (log p(y | s) + log p(s)) / T for "mca", "mmca" and "gsc", over zero, single units, and
+    states with 2 ... `most` entries among the `candidates` units that suit y best; p <- p (A / B) <|s|> with A, B the prior's
+    truncated mass and mean number of entries; T falls from `temperature` to 1 over the first four fifths of the steps. The
+    signals of least truncated mass, at most as many as the prior says lie outside, are left out: none at first, all of them from
+    two thirds of the steps on. "gsc" leaves none out, and its p <- <|s|>.
 
     Args:
         model: "bsc" and "tsc", "dsc" (sums with values 1; -1, 1; or `values`), "mca" and "mmca" (the largest, the largest in
             magnitude with its sign), "gsc" (sums with Gaussian amplitudes).
         values: the values beside 0 that discrete models take.
-        share: the first guess of the probability that a unit is on; 2 / units by default.
+        temperature: the first T; None: what the authors take for bars, 5 for "bsc", 2 for "tsc" and "dsc", 4 for the others.
+        share: the first guess of the probability that a unit is on; 1 / units by default.
 
     Raises:
         ShapeError: no matrix of signals, or none.
@@ -80,11 +82,12 @@ def prosper(
     Source: Exarchakis, Bornschein, Sheikh, Dai, Henniges, Drefs and Lucke, 2019 (arXiv 1908.06843).
     """
     rule, table = _checked(signals, units, model, values, candidates, most, steps, temperature)
-    run = _EM(rule, signals.double(), units, table, candidates, most, share, seed)
+    run = _EM(rule, signals.detach().double(), units, table, candidates, most, share, seed)
+    first = rule.temperature if temperature is None else temperature
     history = []
     for step in range(steps):
-        heat = 1 + (temperature - 1) * max(0.0, 1 - step / (0.8 * steps)) if steps > 1 else 1.0
-        history.append(run.step(heat, max(0.0, 3 * step / steps - 2)))
+        heat = 1 + (first - 1) * max(0.0, 1 - step / (0.8 * steps)) if steps > 1 else 1.0
+        history.append(run.step(heat, min(1.0, 1.5 * step / steps)))
     return SparseCoder(
         run.atoms.to(signals), run.chance.to(signals), float(run.noise.sqrt()), run.means().to(signals), tuple(history)
     )
@@ -100,19 +103,22 @@ class _EM:
         self.states = StateTable.of(values, candidates, most, y)
         generator = torch.Generator().manual_seed(seed)
         deviation = y.std(0, correction=0)
-        self.atoms = y.mean(0) + torch.randn(units, y.shape[1], generator=generator, dtype=y.dtype) * deviation / 2
-        on = min(share if share is not None else 2 / units, 0.5)
+        spread_ = deviation.mean() / 4
+        self.atoms = y.mean(0) + torch.randn(units, y.shape[1], generator=generator, dtype=y.dtype) * spread_
+        on = min(share if share is not None else 1 / units, 0.5)
         self.chance = y.new_full((len(values),), on / len(values))
-        self.noise = deviation.square().mean().clamp(min=_FLOOR**2)
+        self.noise = deviation.mean().square().clamp(min=_FLOOR**2)
         self.posterior, self.chosen = y.new_zeros(0), torch.zeros(0, dtype=torch.long)
 
     def step(self, heat: float, late: float) -> float:
         """One expectation at this temperature, one maximisation; the mean log likelihood. Signals are left out as it gets late, 0 to 1."""
-        self.atoms = self.atoms.clamp(min=_FLOOR) if self.rule.nonnegative else self.atoms
-        self.chosen = _highest(self.rule.affinity(self.y, self.atoms), self.candidates)
-        sharpness = 1 / (1 - 1 / max(heat, 1.05))
+        rule, prior = self.rule, self.states.log_prior(self.chance, self.units)
+        self.atoms = rule.bounded(self.atoms)
+        odds = self.states.odds(self.chance)
+        self.chosen = _highest(rule.affinity(self.y, self.atoms, self.noise, self.states.values, odds), self.candidates)
+        sharpness = 1 / (1 - 1 / max(heat, rule.coldest))
         e = Expectation(self.y, self.atoms, self.noise, self.chosen, self.states, sharpness)
-        joint = (self.rule.likelihood(e) + self.states.log_prior(self.chance, self.units)) / heat
+        joint = rule.likelihood(e) / heat + (prior / heat if rule.prior_annealed else prior)
         mass = joint.logsumexp(1)
         self.posterior = (joint - mass.unsqueeze(1)).exp()
         off = (1 - self.chance.sum()).log()
@@ -122,13 +128,15 @@ class _EM:
 
     def _maximise(self, mass: Tensor, late: float, sharpness: float) -> None:
         """New parameters from the signals that the truncation serves."""
-        inside, mean_on = _truncated(self.units, self.most, float(self.chance.sum()))
-        keep = _kept(mass, inside, late)
+        on = float(self.chance.sum())
+        inside, mean_on = _truncated(self.units, self.most, on)
+        keep = _kept(mass, inside, late if self.rule.truncates else 0.0)
         e = Expectation(self.y[keep], self.atoms, self.noise, self.chosen[keep], self.states, sharpness)
         used = self.posterior[keep]
         self.atoms, error = self.rule.update(e, used)
         counts = self.states.used(used) / (len(used) * self.units)
-        chance = (counts * self.units * float(self.chance.sum()) * inside / mean_on).clamp(min=_FLOOR)
+        beyond = self.units * on * inside / mean_on if self.rule.truncates else 1.0
+        chance = (counts * beyond).clamp(min=_FLOOR)
         self.chance = chance * min(1.0, (1 - _FLOOR) / float(chance.sum()))
         self.noise = (error / used.shape[0] / self.y.shape[1]).clamp(min=_FLOOR**2)
 
@@ -161,7 +169,7 @@ def _kept(mass: Tensor, inside: float, cut: float) -> Tensor:
 
 
 def _checked(
-    signals: Tensor, units: int, model: str, values, candidates: int, most: int, steps: int, temperature: float
+    signals: Tensor, units: int, model: str, values, candidates: int, most: int, steps: int, temperature: float | None
 ):
     if signals.dim() != 2 or not signals.numel():
         raise ShapeError(f"Signals are a matrix with one a row, got {tuple(signals.shape)}.")
@@ -172,7 +180,7 @@ def _checked(
     rule, table = MODELS[model]
     if values is not None and model != "dsc":
         raise BudgetError(f"Only dsc takes values; those of {model} are {table}.")
-    if not (1 <= most <= candidates <= units and steps >= 1 and temperature >= 1):
+    if not (1 <= most <= candidates <= units and steps >= 1 and (temperature is None or temperature >= 1)):
         raise BudgetError(
             f"Sizes are 1 <= entries ({most}) <= candidates ({candidates}) <= units ({units}), steps ({steps}) >= 1, temperature ({temperature}) >= 1."
         )

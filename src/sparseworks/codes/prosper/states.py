@@ -55,9 +55,14 @@ class StateTable:
             counts[row] = torch.bincount(torch.tensor(which), minlength=len(values)).to(like)
         return cls(like.new_tensor(values), table, counts)
 
+    @staticmethod
+    def odds(share: Float[Tensor, " values"]) -> Float[Tensor, " values"]:
+        """log(p_v / (1 - sum p)) of every value."""
+        return share.log() - (1 - share.sum()).log()
+
     def log_prior(self, share: Float[Tensor, " values"], units: int) -> Float[Tensor, " all"]:
         """sum_v n_v log(p_v / (1 - sum p)) of zero, of every value at every unit, and of the table, in this order."""
-        odds = share.log() - (1 - share.sum()).log()
+        odds = self.odds(share)
         return torch.cat([odds.new_zeros(1), odds.repeat(units), self.counts @ odds])
 
     def used(self, posterior: Float[Tensor, "rows all"]) -> Float[Tensor, " values"]:

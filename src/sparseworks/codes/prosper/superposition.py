@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sparseworks.codes.prosper.states import StateTable, spread, spread_pairs
 
+_LEAST = 1e-4
+
 
 @dataclass(frozen=True)
 class Expectation:
@@ -44,12 +46,24 @@ class Expectation:
 class Superposition:
     """The mean of a signal given a state, and its M-step."""
 
-    nonnegative: bool = False
-    """Atoms are kept at 1e-4 and more."""
+    temperature: float = 4.0
+    """The first one, as the authors take it for bars."""
+    prior_annealed: bool = True
+    """Temperature divides the prior, too, and not the likelihood alone."""
+    truncates: bool = True
+    """Signals of little truncated mass are left out, and shares are corrected for states beyond."""
+    coldest: float = 1.05
+    """What the temperature of the soft maximum does not fall below."""
 
-    def affinity(self, signals: Tensor, atoms: Tensor) -> Float[Tensor, "rows units"]:
-        """How likely each unit takes part; the highest are preselected."""
-        return signals @ (atoms / atoms.norm(dim=1, keepdim=True).clamp(min=1e-12)).mT
+    def bounded(self, atoms: Float[Tensor, "units features"]) -> Float[Tensor, "units features"]:
+        """Atoms, moved to where the model is defined."""
+        return atoms
+
+    def affinity(
+        self, signals: Tensor, atoms: Tensor, noise: Tensor, values: Tensor, odds: Tensor
+    ) -> Float[Tensor, "rows units"]:
+        """How likely each unit takes part, given the values it may take and their log odds; the highest are preselected."""
+        raise NotImplementedError
 
     def means(self, e: Expectation) -> Float[Tensor, "rows states features"]:
         """The mean of every state of the table."""
@@ -73,7 +87,14 @@ class Superposition:
 
 
 class Linear(Superposition):
-    """mean = W s: binary (BSC), ternary (TSC) and discrete (DSC) sparse coding; W = (sum y <s>^T)(sum <s s^T>)^-1."""
+    """mean = W s: binary sparse coding (BSC); W = (sum y <s>^T)(sum <s s^T>)^-1."""
+
+    temperature = 5.0
+    prior_annealed = False
+
+    def affinity(self, signals: Tensor, atoms: Tensor, noise: Tensor, values: Tensor, odds: Tensor) -> Tensor:
+        """cos, times the length of the signal."""
+        return signals @ (atoms / atoms.norm(dim=1, keepdim=True).clamp(min=1e-12)).mT
 
     def means(self, e: Expectation) -> Tensor:
         """s W."""
@@ -92,23 +113,40 @@ class Linear(Superposition):
 
 
 class Signed(Linear):
-    """Linear, with values of both signs: units are preselected by |cos|."""
+    """Linear, with any values: ternary (TSC) and discrete (DSC) sparse coding."""
 
-    def affinity(self, signals: Tensor, atoms: Tensor) -> Tensor:
-        """|cos|."""
-        return super().affinity(signals, atoms).abs()
+    temperature = 2.0
+
+    def affinity(self, signals: Tensor, atoms: Tensor, noise: Tensor, values: Tensor, odds: Tensor) -> Tensor:
+        """max_v log p_v - ||y - v W_h||^2 / (2 s^2), but for what all units share: the unit on its own, at its best value."""
+        along, size = (
+            (signals @ atoms.mT).unsqueeze(2) * values,
+            atoms.square().sum(1).unsqueeze(1) * values.square() / 2,
+        )
+        return ((along - size) / noise + odds).amax(2)
 
 
 class Largest(Superposition):
     """mean_d = the W_hd of largest magnitude among active units (MMCA), softly: sgn(x) |x|^(1/r), x = sum_h s_h sgn(W) |W|^r.
 
-    W_hd = sum A y / sum A with A = <|mean|^(1 - r) |W|^(r - 1)>, the derivative of the mean.
+    W_hd <- sum A y / sum A with A = <(|W| / |mean|)^(r - 1)>, the derivative of the mean, 1 at most; a coordinate that few signals
+    tell about goes there by max(1 - exp(-sum A / 2.5), 0.2) of the way.
     """
 
-    def affinity(self, signals: Tensor, atoms: Tensor) -> Tensor:
-        """-sum_d (|W_hd| - |y_d|)_+: an active unit leaves no coordinate smaller than its own."""
-        size = signals.abs().unsqueeze(1)
-        return -(atoms.abs() - size).clamp(min=0).sum(2)
+    coldest = 1.2
+
+    def bounded(self, atoms: Tensor) -> Tensor:
+        """No |W| below 1e-4."""
+        return torch.where(atoms < 0, atoms.clamp(max=-_LEAST), atoms.clamp(min=_LEAST))
+
+    def affinity(self, signals: Tensor, atoms: Tensor, noise: Tensor, values: Tensor, odds: Tensor) -> Tensor:
+        """-||W_h - y||^2, but for what all units share."""
+        return 2 * signals @ atoms.mT - atoms.square().sum(1)
+
+    def settled(self, before: Tensor, new: Tensor, told: Tensor) -> Tensor:
+        """Atoms between what they were and what `told` signals say."""
+        way = (1 - torch.exp(-told / 2.5)).clamp(min=0.2)
+        return way * new + (1 - way) * before
 
     def means(self, e: Expectation) -> Tensor:
         """The soft largest magnitude with its sign."""
@@ -125,41 +163,56 @@ class Largest(Superposition):
     def update(self, e: Expectation, posterior: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted means of the signals where a unit is the largest."""
         single, many = e.parts(posterior)
-        units, table, r = len(e.atoms), e.states.table, e.sharpness
         means, size = self._means(e)
-        share = (e.atoms.abs() / e.atoms.abs().max()).clamp(min=1e-6)[e.candidates] ** (r - 1)
-        # Where units cancel, x is near 0 and the derivative has no bound: no unit may count for more than the whole state.
-        weight = many.unsqueeze(2) * size.clamp(min=1e-6) ** (1 - r)
-        several = ((table.mT @ weight) * share).minimum((many @ table).unsqueeze(2))
-        place = e.candidates.flatten()
-        total = single.sum((0, 2)).unsqueeze(1) + several.new_zeros(units, several.shape[2]).index_add(
-            0, place, several.flatten(0, 1)
-        )
-        first = single.sum(2).mT @ e.signals
-        first = first.index_add(0, place, (several * e.signals.unsqueeze(1)).flatten(0, 1))
-        atoms = torch.where(total > 1e-12, first / total.clamp(min=1e-12), e.atoms)
-        single_errors = (
-            e.signals.square().sum(1, keepdim=True) - 2 * e.signals @ e.singles().mT + e.singles().square().sum(1)
-        )
-        error = (posterior[:, 0] * e.signals.square().sum(1)).sum() + (single.flatten(1) * single_errors).sum()
+        share = (e.atoms.abs() / e.atoms.abs().max()).clamp(min=1e-6) ** (e.sharpness - 1)
+        inverse = size.clamp(min=1e-6) ** (1 - e.sharpness)
+        total, first = single.sum((0, 2)).unsqueeze(1).expand_as(e.atoms), single.sum(2).mT @ e.signals
+        for at, place in enumerate(e.candidates.unbind(1)):
+            on = many * e.states.table[:, at]
+            # Where units cancel, the mean is near 0 and the derivative has no bound: no unit may count for more than the state.
+            part = (share[place].unsqueeze(1) * inverse).clamp(max=1)
+            weight = torch.einsum("rs,rsd->rd", on, part)
+            total, first = total.index_add(0, place, weight), first.index_add(0, place, weight * e.signals)
+        atoms = torch.where(total > 1e-12, self.settled(e.atoms, first / total.clamp(min=1e-12), total), e.atoms)
+        zero = e.signals.square().sum(1, keepdim=True)
+        alone = zero - 2 * e.signals @ e.singles().mT + e.singles().square().sum(1)
+        error = (posterior[:, :1] * zero).sum() + (single.flatten(1) * alone).sum()
         return atoms, error + (many * (means - e.signals.unsqueeze(1)).square().sum(2)).sum()
 
 
 class Maximum(Largest):
     """mean_d = max_h s_h W_hd over non-negative atoms (MCA)."""
 
-    nonnegative = True
+    coldest = 1.05
 
-    def affinity(self, signals: Tensor, atoms: Tensor) -> Tensor:
+    def bounded(self, atoms: Tensor) -> Tensor:
+        """No W below 1e-4."""
+        return atoms.clamp(min=_LEAST)
+
+    def settled(self, before: Tensor, new: Tensor, told: Tensor) -> Tensor:
+        """What the signals say."""
+        return new
+
+    def affinity(self, signals: Tensor, atoms: Tensor, noise: Tensor, values: Tensor, odds: Tensor) -> Tensor:
         """-sum_d |max(W_hd, y_d) - y_d|."""
         return -(atoms - signals.unsqueeze(1)).clamp(min=0).sum(2)
 
 
-class Spike(Signed):
+class Spike(Linear):
     """mean = W (s * z), z standard normal where s = 1 (GSC): the z are integrated out of every state.
 
     log p(y | s) = b^T L b / (2 s^4) - log det(L^-1) / 2 - ||y||^2 / (2 s^2) with b = W_s y and L = (I + W_s W_s^T / s^2)^-1.
+    The authors learn a mean and a variance of z as well; here the atoms hold their scale.
     """
+
+    temperature = 4.0
+    prior_annealed = True
+    truncates = False
+
+    def affinity(self, signals: Tensor, atoms: Tensor, noise: Tensor, values: Tensor, odds: Tensor) -> Tensor:
+        """log p(y | the unit on its own), but for what all units share."""
+        along, size = signals @ atoms.mT / noise, 1 + atoms.square().sum(1) / noise
+        return along.square() / (2 * size) - size.log() / 2
 
     def likelihood(self, e: Expectation) -> Tensor:
         """With the log determinants that the integral leaves."""

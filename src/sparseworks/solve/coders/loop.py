@@ -67,8 +67,13 @@ class ThresholdLoop(Coder):
             if not len(on):
                 break
             new = self.refit(problem, seen, self.threshold(problem, self.step(problem, seen, now, r), n))
-            change[on] = (new - now).abs().square().sum(1).sqrt() / new.abs().square().sum(1).sqrt().clamp(min=1e-30)
+            change[on] = (_size(new - now) / _size(new).clamp(min=1e-30)).to(change.dtype)
             now, r = new, seen - problem.forward(new)
             z[on], steps[on] = new, n + 1
         change[on[self.enough(share_left(r, seen))]] = 0
         return solution(problem, z, steps, change, tolerance, "change")
+
+
+def _size(z: Shaped[Tensor, "rows n"]) -> Float[Tensor, " rows"]:
+    """||z||, in float64: squares of large single-precision numbers overflow."""
+    return torch.linalg.vector_norm(z.abs().double(), dim=1)

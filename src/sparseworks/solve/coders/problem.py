@@ -83,8 +83,8 @@ class Problem:
 
     @cached_property
     def squared_norm(self) -> float:
-        """Largest eigenvalue of A* A; of what power iteration gives, from below, a little more."""
-        return self.a.squared_norm() * (1.0 if isinstance(self.a, Atoms) else 1.01)
+        """Largest eigenvalue of A* A; of what power iteration gives, from below, a little more; 1 of a map that is 0."""
+        return self.a.squared_norm() * (1.0 if isinstance(self.a, Atoms) else 1.01) or 1.0
 
 
 def keep(v: Shaped[Tensor, "rows n"], count: int) -> Shaped[Tensor, "rows n"]:

@@ -44,7 +44,7 @@ class Splicing(Coder):
     Raises:
         BudgetError: not a count, more atoms than can be independent, or an unknown criterion.
 
-    Source: Zhu, Wen, Zhu, Zhang and Wang, 2020 (PNAS 117(52)), abess; its library's default of 2 exchanges. `least` is theirs for noise of
+    Source: Zhu, Wen, Zhu, Zhang and Wang, 2020 (PNAS 117(52)), abess; 2 exchanges are the default of its R package, 5 of its Python package. `least` is theirs for noise of
     variance 1, here relative to the error, so that units do not matter.
     """
 
@@ -124,9 +124,8 @@ class Splicing(Coder):
 
     def _exchange(self, problem: Problem, y: Tensor, z: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
         """The best of the exchanges of 1, 2, ... atoms, and its error."""
-        norms = problem.gram.diagonal().to(y.dtype).clamp(min=torch.finfo(y.dtype).tiny)
-        worth = -norms * z.square()
-        promise = problem.adjoint(y - problem.forward(z)).square() / norms
+        worth = -_norms(problem) * z.double().square()
+        promise = _promise(problem, y, z)
         best, kept = y.new_full((len(y),), torch.inf), support
         s = int(support[0].sum())
         for k in range(1, min(self.exchanges, s, problem.codes - s) + 1):
@@ -145,6 +144,13 @@ def _error(problem: Problem, y: Tensor, z: Tensor) -> Float[Tensor, " rows"]:
 
 def _grown(problem: Problem, y: Tensor, z: Tensor, s: int) -> Bool[Tensor, "rows n"]:
     """The support of z, and beyond it the atoms that correlate most with what is left, s in all."""
-    norms = problem.gram.diagonal().to(y.dtype).clamp(min=torch.finfo(y.dtype).tiny)
-    promise = problem.adjoint(y - problem.forward(z)).square() / norms
-    return select_mask(promise.masked_fill(z != 0, torch.inf), _PER_SIGNAL, s)
+    return select_mask(_promise(problem, y, z).masked_fill(z != 0, torch.inf), _PER_SIGNAL, s)
+
+
+def _norms(problem: Problem) -> Float[Tensor, " n"]:
+    return problem.gram.diagonal().clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def _promise(problem: Problem, y: Tensor, z: Tensor) -> Float[Tensor, "rows n"]:
+    """<d_j, r>^2 / ||d_j||^2, in float64: what squares lose or overflow would make the choice."""
+    return problem.adjoint(y - problem.forward(z)).double().square() / _norms(problem)
