@@ -8,6 +8,7 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import multiprocessing
 
 import sparseworks as sw
@@ -143,11 +144,30 @@ def test_a_latent_that_was_silent_is_renewed_and_the_optimiser_forgets_it():
     assert not first[3].any() and first[2].any()
 
 
+def test_dead_latents_get_inputs_drawn_by_the_fourth_power_of_their_error_none_twice():
+    sae = train.Trainer(METHODS["gated"], Rows(_data()).all, 24, train.Schedule(9)).model.eval()
+    sae.silent[:20] = 100
+    x, g = torch.randn(12, 8), torch.Generator().manual_seed(0)
+    error = torch.ones(12, 8)
+    error[5], error[9:] = 3.0, 0.0  # 3 ** 4 of 81 + 8
+    first = [int((F.cosine_similarity(x, _renewed(sae, x, error, g, 1)[0]) > 0.999).nonzero()) for _ in range(200)]
+    assert first.count(5) > 165 and set(first) <= set(range(9))
+    atoms = _renewed(sae, x, error, g, 20)  # nine examples have an error, so that so many come back
+    assert len(atoms) == 9 and len({int(i) for i in (atoms @ F.normalize(x, dim=1).T).argmax(1)}) == 9
+
+
+def _renewed(sae, x, error, g, dead):
+    sae.silent.zero_()
+    sae.silent[:dead] = 100
+    with torch.no_grad():
+        return sae.W_dec[Resample(after=64).renew(sae, x, error, g)]
+
+
 def test_aux_k_wakes_dead_latents():
     """All latents but a few are switched off by their bias; only with the auxiliary loss do they come back."""
     found = {}
     for weight in (0.0, 1 / 32):
-        method = sw.method("topk_sae", k=3).with_(auxiliary=AuxK(weight=weight, after=128))
+        method = sw.method("topk_sae", k=3).with_(auxiliary=AuxK(weight=weight, after=128, relu=False))
         trainer = train.Trainer(method, Rows(_data()).all, 24, train.Schedule(200, 64, lr=3e-2))
         with torch.no_grad():
             trainer.model.b_enc[4:] = -4

@@ -71,11 +71,20 @@ class LatentRule:
 
     Attributes:
         tied: the encoder is the decoder's transpose.
+        biased: latents have biases; those of tied rules only where said.
+        centred: the decoder's bias is taken from inputs.
+        normed: decoder rows have unit norm.
         across: rows of a batch compete, so that inference needs thresholds.
+        betas, eps: of Adam, as the method was published.
     """
 
     tied: ClassVar[bool] = False
+    biased: ClassVar[bool] = True
+    centred: ClassVar[bool] = True
+    normed: ClassVar[bool] = True
     across: ClassVar[bool] = False
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    eps: ClassVar[float] = 1e-8
 
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """Codes of inputs from which the bias was already taken away."""

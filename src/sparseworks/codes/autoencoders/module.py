@@ -73,17 +73,17 @@ class SparseAutoencoder(nn.Module):
         if min(d_in, width, d_out) < 1:
             raise ShapeError(f"An autoencoder needs sizes of at least 1, got {d_in} in, {width} latents, {d_out} out.")
         self.method, self.rule, self.width = method, method.latents, width
-        self.centred = method.target is None or method.target.same
+        self.centred = self.rule.centred and (method.target is None or method.target.same)
         atoms = torch.randn(width, d_out, generator=torch.Generator().manual_seed(seed))
         self.W_dec = nn.Parameter(F.normalize(atoms, dim=1))
         if not self.rule.tied:
             first = self.W_dec.detach().clone() if d_in == d_out else _unit(width, d_in, seed + 1)
             self.encoder_weight = nn.Parameter(first)
         bias = torch.zeros(width)
-        if self.rule.tied:
-            self.register_buffer("b_enc", bias)
-        else:
+        if self.rule.biased:
             self.b_enc = nn.Parameter(bias)
+        else:
+            self.register_buffer("b_enc", bias)
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         for name, value in self.rule.parameters(width, d_in).items():
             self.register_parameter(name, nn.Parameter(value))
@@ -169,7 +169,6 @@ class SparseAutoencoder(nn.Module):
         x, y = batch.x.to(dtype) * self.scale.to(dtype), self.goal(batch).to(dtype) * self.scale.to(dtype)
         self.wanted = y
         coded = self.rule(self, self.centre(x), moment)
-        self.wanted = None
         residual = y - self.decode(coded.codes)
         error = residual.square().mean()
         total = error if self.method.prefixes is None else self.method.prefixes(self, coded.codes, y)
@@ -180,20 +179,22 @@ class SparseAutoencoder(nn.Module):
         if self.method.auxiliary is not None:
             more = self.method.auxiliary(self, self.centre(x), residual.detach())
             total = total if more is None else total + more
+        self.wanted = None
         return Losses(total, error.detach(), coded, residual.detach())
 
     @torch.no_grad()
     def project_gradients(self) -> None:
         """Take from each decoder row's gradient what would change its norm."""
         grad, atoms = self.W_dec.grad, self.W_dec
-        if grad is not None:
+        if grad is not None and self.rule.normed:
             along = (grad * atoms).sum(1)  # the rows have unit norm
             grad.addcmul_(along.unsqueeze(1), atoms, value=-1)
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Decoder rows to unit norm."""
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-30))
+        """Decoder rows to unit norm, unless the rule leaves them free."""
+        if self.rule.normed:
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-30))
 
     @torch.no_grad()
     def note(

@@ -33,7 +33,7 @@ class Schedule:
         lr: highest learning rate; None: 2e-4 / sqrt(width / 16384) (Gao et al., 2024), at most 3e-3.
         warmup, decay: shares of the steps with a rising and a falling rate.
         clip: largest norm of a gradient; 0: none.
-        betas: of Adam.
+        betas, eps: of Adam; None: as the method was published.
     """
 
     steps: int
@@ -42,7 +42,8 @@ class Schedule:
     warmup: float = 0.05
     decay: float = 0.2
     clip: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
@@ -95,7 +96,7 @@ class Trainer:
         steady = all(part is None or part.steady for part in parts)
         record = record and steady and self.ahead and torch.cuda.is_available() and ranks() == 1
         self.optimiser = Optimiser(
-            self.model, schedule.rate(width), schedule.steps, schedule.warmup, schedule.decay, schedule.clip, schedule.betas, record
+            self.model, schedule.rate(width), schedule.steps, schedule.warmup, schedule.decay, schedule.clip, *self._adam(), record
         )  # fmt: skip
         self._recorded = record
         self._learn = Replay(self._learned) if record else self._learned
@@ -196,9 +197,14 @@ class Trainer:
         self.optimiser.restore(extra)
         self.done = int(facts["done"])
 
+    def _adam(self) -> tuple[tuple[float, float], float]:
+        own, rule = self.schedule, self.method.latents
+        return rule.betas if own.betas is None else own.betas, rule.eps if own.eps is None else own.eps
+
     def _facts(self) -> dict[str, Any]:
         s = self.schedule
-        plain = [s.steps, s.batch, s.lr, s.warmup, s.decay, s.clip, list(s.betas), self.seed]
+        betas, eps = self._adam()
+        plain = [s.steps, s.batch, s.lr, s.warmup, s.decay, s.clip, list(betas), eps, self.seed]
         return {"method": self.method.to_config(), "schedule": plain, "ranks": ranks()}
 
 

@@ -12,6 +12,7 @@ from sparseworks.codes.autoencoders.rules import (
     Gated,
     GradientTopK,
     JumpReLU,
+    KSparse,
     MatchingPursuit,
     ReLU,
     TopK,
@@ -22,7 +23,7 @@ _CHOICE = Source("Ayonrinde", 2024, "2411.02124", "Adaptive sparse allocation wi
 
 add_autoencoder(
     "k_sparse_ae",
-    TopK(k=32, start=128),
+    KSparse(k=32, start=128),
     Source("Makhzani and Frey", 2013, "1312.5663", "k-sparse autoencoders"),
     "features for a linear classifier better than those of a dense autoencoder",
     catalog=(143,),
@@ -44,7 +45,7 @@ add_autoencoder(
     BatchTopK(k=32),
     Source("Bussmann et al.", 2024, "2412.06410", "BatchTopK sparse autoencoders"),
     "lower error than TopK at the same mean L0",
-    auxiliary=AuxK(),
+    auxiliary=AuxK(k=512, after=20_480, normalised=False),
     when="A mean L0 is wanted and tokens differ in how many latents they need; export gives one threshold. On `sparseworks/tiny-lm`, 6000 steps of "
     "2048 tokens, one seed, it explained 0.848 at L0 8.1 and 0.883 at 16 where TopK did 0.845 and 0.881.",
     when_not="Every token must have at most k latents. Training of some hundred steps: there it was half a point to a point behind TopK.",
@@ -140,7 +141,7 @@ add_autoencoder(
     BatchTopK(k=32),
     Source("Bussmann et al.", 2025, "2503.17547", "Learning multi-level features with matryoshka sparse autoencoders"),
     "less absorption and splitting of features at larger dictionaries",
-    auxiliary=AuxK(),
+    auxiliary=AuxK(k=512, after=81_920, normalised=False),
     prefixes=Matryoshka(),
     when="General features are to stay in the first latents however large the dictionary. On `sparseworks/tiny-lm` at L0 16 (one seed) a smaller "
     "part of kinds of tokens was absorbed (0.35 beside TopK's 0.45) and attributes were better disentangled (0.83 beside 0.76).",

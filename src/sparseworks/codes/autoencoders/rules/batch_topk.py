@@ -25,13 +25,14 @@ class BatchTopK(LatentRule):
 
     Outside training the running mean of the least value kept is the threshold.
 
-    Source: Bussmann et al., 2024, arXiv 2412.06410; as mutual choice Ayonrinde, 2024, arXiv 2411.02124.
+    Source: Bussmann et al., 2024, arXiv 2412.06410 (betas of Adam as in the authors' code); as mutual choice Ayonrinde, 2024, arXiv 2411.02124.
     """
 
     k: int = 32
     start: int | None = None
     until: float = 0.5
     across: ClassVar[bool] = True
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.99)
 
     def __post_init__(self) -> None:
         check_k(self.k, self.start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -52,6 +53,7 @@ class TopK(LatentRule):
     start: int | None = None
     until: float = 0.5
     relu: bool = True
+    eps: ClassVar[float] = 6.25e-10
 
     def __post_init__(self) -> None:
         check_k(self.k, self.start)
@@ -65,6 +67,26 @@ class TopK(LatentRule):
         """The products are never all in memory; see `exec.codes.encode_topk`."""
         k = min(annealed(self.k, self.start, self.until, moment.progress), sae.width)
         return Coded(encode_topk(x, sae.encoder, sae.b_enc, k, self.relu))
+
+
+@LATENTS.register("k_sparse")
+@dataclass(frozen=True)
+class KSparse(TopK):
+    """z = W x + b on the k largest of each token, negative ones too, x^ = z W + b': linear, with one matrix whose norms are free.
+
+    Nothing is taken from the input, and any k' serves afterwards (`sae.at(k=2 * k)`).
+
+    Attributes:
+        k, start, until: as `topk`.
+        relu: cut negative values off.
+
+    Source: Makhzani and Frey, 2013, arXiv 1312.5663.
+    """
+
+    relu: bool = False
+    tied: ClassVar[bool] = True
+    centred: ClassVar[bool] = False
+    normed: ClassVar[bool] = False
 
 
 @LATENTS.register("absolute_topk")
