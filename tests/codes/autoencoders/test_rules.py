@@ -111,7 +111,8 @@ def test_gradients_turn_the_choice_but_not_the_values():
 
 
 @pytest.mark.parametrize(
-    ("name", "every"), [("hierarchical_topk", 1), ("hierarchical_topk", 4), ("hierarchical_topk", 0), ("matryoshka_sae", 1)]
+    ("name", "every"),
+    [("hierarchical_topk", 1), ("hierarchical_topk", 4), ("hierarchical_topk", 0), ("matryoshka_sae", 1)],
 )
 def test_losses_of_prefixes_are_means_over_truncated_codes(name, every):
     sae, x = _built(name, k=6)
@@ -120,7 +121,12 @@ def test_losses_of_prefixes_are_means_over_truncated_codes(name, every):
     z, expected = codes.dense(), []
     if name == "hierarchical_topk":
         assert prefixes.budgets(4) == [1, 2, 3, 4] and replace(prefixes, every=2).budgets(5) == [2, 4, 5]
-        assert replace(prefixes, every=0).budgets(6) == [1, 2, 4, 6] and replace(prefixes, every=0).budgets(8) == [1, 2, 4, 8]
+        assert replace(prefixes, every=0).budgets(6) == [1, 2, 4, 6] and replace(prefixes, every=0).budgets(8) == [
+            1,
+            2,
+            4,
+            8,
+        ]
         prefixes = replace(prefixes, every=every)
         for k in prefixes.budgets(6):
             expected.append(z * (z >= z.topk(k).values[:, -1:]))
@@ -168,7 +174,11 @@ def test_a_k_sparse_autoencoder_is_linear_with_one_free_matrix_and_takes_nothing
     pi = x @ sae.W_dec.T + sae.b_enc
     codes = sae.encode(x)
     assert torch.allclose(codes.dense(), pi * (pi >= pi.topk(12).values[:, -1:]))
-    assert bool((codes.values < 0).any()) and sorted(n for n, _ in sae.named_parameters()) == ["W_dec", "b_dec", "b_enc"]
+    assert bool((codes.values < 0).any()) and sorted(n for n, _ in sae.named_parameters()) == [
+        "W_dec",
+        "b_dec",
+        "b_enc",
+    ]
     with torch.no_grad():
         sae.W_dec.mul_(2)
     sae.constrain()

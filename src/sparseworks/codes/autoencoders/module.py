@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparseworks.codes.autoencoders.latent import lacking
+from sparseworks.codes.autoencoders.latent import lacking, worth
 from sparseworks.codes.autoencoders.median import geometric_median
 from sparseworks.codes.autoencoders.protocol import Config, Losses
 from sparseworks.core.ahead import is_ahead
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sparseworks.codes.autoencoders.stream import Batch
 
 DECAY = 0.99  # of running densities and thresholds, a batch; thresholds forget faster where training is short
+WORTH = 0.05  # of what entries at their thresholds are worth in a batch, what the pressure gets
 LEVEL = 0.2  # of what a batch says that the level of thresholds lacks, what it gets
 _SCORED = 1 << 24  # pre-activations that a rule may look at before the first step
 
@@ -180,7 +181,7 @@ class SparseAutoencoder(nn.Module):
             more = self.method.auxiliary(self, self.centre(x), residual.detach())
             total = total if more is None else total + more
         self.wanted = None
-        return Losses(total, error.detach(), coded, residual.detach())
+        return Losses(total, error.detach(), coded, residual.detach(), worth(coded, residual.detach(), self.W_dec))
 
     @torch.no_grad()
     def project_gradients(self) -> None:
@@ -198,10 +199,16 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def note(
-        self, rows: int, fired: Tensor, threshold: Tensor | None = None, above: Tensor | None = None, steps: int = 400
+        self,
+        rows: int,
+        fired: Tensor,
+        threshold: Tensor | None = None,
+        above: Tensor | None = None,
+        worth: Tensor | None = None,
+        steps: int = 400,
     ) -> None:
-        """Count what fired (float (width,), of `rows` rows of all ranks together) and follow thresholds and the target L0, in a
-        training of `steps` steps."""
+        """Count what fired (float (width,), of `rows` rows of all ranks together) and follow thresholds, the target L0, and the worth of an
+        entry at its threshold (a sum and of how many), in a training of `steps` steps."""
         self.silent.add_(rows).masked_fill_(fired > 0, 0)
         self.density.lerp_(fired / rows, self._share(1 - DECAY))
         if threshold is not None:
@@ -212,7 +219,11 @@ class SparseAutoencoder(nn.Module):
             )
         target = self.rule.target_l0()
         if target is not None:
-            self._steer(fired.sum() / rows, target, steps)
+            if worth is None:
+                self._steer(fired.sum() / rows, target, steps)
+            else:
+                mean = torch.where(worth[1] > 0, worth[0] / worth[1].clamp(min=1), self.pressure)
+                self.pressure.lerp_(mean.clamp(min=0), WORTH)
             if above is not None:
                 self.level.add_(LEVEL * lacking(above, target * rows))
         self.batches.add_(1)

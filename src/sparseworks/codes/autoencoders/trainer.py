@@ -14,6 +14,7 @@ from torch import Tensor
 from sparseworks.codes.autoencoders.latent import Coded, Moment
 from sparseworks.codes.autoencoders.method import AutoencoderMethod
 from sparseworks.codes.autoencoders.optimise import Optimiser, ranks
+from sparseworks.codes.autoencoders.protocol import Losses
 from sparseworks.codes.autoencoders.replay import Replay
 from sparseworks.codes.autoencoders.stream import Batch
 from sparseworks.core.ahead import running_ahead
@@ -132,7 +133,7 @@ class Trainer:
         optimiser.step()
         optimiser.publish()
         model.constrain()
-        self._note(batch, losses.coded)
+        self._note(batch, losses)
         optimiser.gather()
         self._residual = losses.residual
         self.history = {"error": losses.error, "l0": losses.coded.l0() if losses.coded else losses.error * math.nan}
@@ -143,19 +144,21 @@ class Trainer:
                 f"{self.method.name!r} has a loss that is not finite {'by' if self.ahead else 'at'} step {index}: lower the learning rate."
             )
 
-    def _note(self, batch: Batch, coded: Coded | None) -> None:
+    def _note(self, batch: Batch, losses: Losses) -> None:
+        coded: Coded | None = losses.coded
         if coded is None:
             return
         fired = coded.codes.counts(coded.on).double()
         rows = len(batch) * ranks()
-        threshold, above = coded.threshold, coded.above
+        threshold, above, worth = coded.threshold, coded.above, losses.worth
         if ranks() > 1:
             dist.all_reduce(fired)
             if threshold is not None:
                 threshold = _mean_known(threshold.clone())
-            if above is not None:
-                dist.all_reduce(above)
-        self.model.note(rows, fired, threshold, above, self.schedule.steps)
+            for counted in (above, worth):
+                if counted is not None:
+                    dist.all_reduce(counted)
+        self.model.note(rows, fired, threshold, above, worth, self.schedule.steps)
 
     def _renew(self, index: int, batch: Batch) -> None:
         auxiliary, residual = self.method.auxiliary, self._residual

@@ -35,8 +35,9 @@ class JumpReLU(Penalised):
 
     Attributes:
         weight: of the penalty, where no L0 is asked for.
-        l0: mean latents a token. Thresholds then begin where the first codes have it and the weight at theta^2, what an entry at its
-            threshold is worth; the common level of the thresholds follows the L0 of the batches, and the weight what keeps it (ours).
+        l0: mean latents a token. Thresholds then begin where the first codes have it and the weight at theta^2; the common level of the
+            thresholds follows the L0 of the batches, and the weight what an entry at its threshold is worth, the mean of 2 theta <r, d>: that is
+            the multiplier of this L0, so that pseudo-gradients move thresholds apart and not all together (ours).
         threshold: theta at the beginning; None: as `l0` says, or 0.001.
         warmup: share of training in which a weight that is asked for rises from 0 in a straight line.
         bandwidth: eps. It and the threshold are for inputs of mean square norm 1, so that they mean the same whatever their size; the default is for
@@ -79,12 +80,13 @@ class JumpReLU(Penalised):
         bandwidth = self.bandwidth * math.sqrt(x.shape[1])
         near = on | ((scores - theta.detach()).abs() <= bandwidth / 2)
         pre = chosen(x, sae.encoder, sae.b_enc, near)
-        on, kept = pre.among(on), pre.among(near)
-        values, count = _Jump.apply(pre.values, pre.of_latents(theta), on, kept, bandwidth)
+        on, kept, at = pre.among(on), pre.among(near), pre.of_latents(theta)
+        values, count = _Jump.apply(pre.values, at, on, kept, bandwidth)
         above = torch.stack([(scores > theta.detach() * math.exp(o)).sum() for o in OFFSETS])
         codes = Codes(values, pre.indices, pre.width, pre.lengths)
         penalty = self._risen(moment.progress) * count.sum() / max(len(x), 1)
-        return Coded(codes, penalty, above=above, on=on)
+        edge = None if self.l0 is None else (((pre.values - at).abs() <= bandwidth / 2) & kept, at.detach())
+        return Coded(codes, penalty, above=above, on=on, edge=edge)
 
     def _risen(self, progress: float) -> float:
         """Share of the weight that counts at a time of training."""
