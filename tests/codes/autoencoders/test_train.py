@@ -110,7 +110,10 @@ def test_scale_is_folded_away_so_that_codes_are_homogeneous():
 def test_decoder_rows_keep_unit_norm_and_the_bias_begins_at_the_median():
     sae = sw.train_autoencoder(_data() + 5, METHODS["topk"], **HOW | {"steps": 1, "lr": 0.0})
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(24), atol=1e-6)
-    assert torch.allclose(sae.W_enc, sae.W_dec.T, atol=1e-6)
+    assert torch.allclose(F.normalize(sae.encoder, dim=1), sae.W_dec, atol=1e-6)
+    x = F.normalize(torch.randn(4000, 8), dim=1)
+    codes = sae.encode(x + sae.b_dec)
+    assert (sae.decode(codes) - sae.b_dec).detach().norm(dim=1).mean().item() == pytest.approx(1.0, abs=0.1)
     spread = lambda b: (_data() + 5 - b).norm(dim=1).sum()  # noqa: E731
     assert spread(sae.b_dec) <= spread((_data() + 5).mean(0))
 

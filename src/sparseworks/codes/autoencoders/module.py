@@ -33,7 +33,7 @@ _SCORED = 1 << 24  # pre-activations that a rule may look at before the first st
 class SparseAutoencoder(nn.Module):
     """z = rule(W_enc (x - b_dec) + b_enc), x^ = z W_dec + b_dec, rows of W_dec of unit norm.
 
-    Where the target is another activation (a transcoder) nothing is taken from the input. The encoder begins as the decoder's
+    Where the target is another activation (a transcoder) nothing is taken from the input. The encoder begins along the decoder's
     transpose. Parameters hold for raw activations; `scale` multiplies inputs and targets while it trains (mean square 1) and is folded
     away at the end.
 
