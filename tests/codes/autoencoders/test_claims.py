@@ -95,9 +95,9 @@ def _tree(rows, seed, d=32):
 
 
 def test_pursuit_serves_any_k():
-    """Trained at 4 steps: each further step lowers the error, where more latents of a TopK autoencoder add what was not there."""
+    """Trained at 2 steps: each further step lowers the error, where more latents of a TopK autoencoder add what was not there."""
     x = _tree(2500, 0)
-    methods = [sw.method(name, k=4) for name in ("mp_sae", "topk_sae")]
+    methods = [sw.method(name, k=2) for name in ("mp_sae", "topk_sae")]
     found = sw.train_autoencoders(x[:2000], methods, width=32, steps=200, batch=256, lr=1e-2)
     mp, topk = ([_fvu(x[2000:], sae.at(k=k)(x[2000:])) for k in (1, 2, 4, 6, 8, 12)] for sae in found)
     assert mp == sorted(mp, reverse=True), mp
