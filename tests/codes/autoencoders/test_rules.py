@@ -13,6 +13,7 @@ import sparseworks as sw
 from sparseworks.codes.autoencoders import Schedule, SparseAutoencoder, Trainer, geometric_median
 from sparseworks.codes.autoencoders.auxiliary import AuxK, AuxZipf
 from sparseworks.codes.autoencoders.latent import Moment
+from sparseworks.codes.autoencoders.module import WORTH
 from sparseworks.codes.autoencoders.rules.feature_choice import shares, zipf
 from sparseworks.codes.autoencoders.rules.pursuit import merged
 from sparseworks.codes.autoencoders.stream import Batch
@@ -59,6 +60,32 @@ def test_pseudo_gradients_of_thresholds_are_the_papers():
     assert torch.allclose(sae.log_threshold.grad, 0.5 * (-1 / 0.4 * near).sum(0) / 9)
     assert coded.penalty.item() == pytest.approx(float((pre > 0.5).sum() / 9))
     assert coded.l0().item() == pytest.approx(coded.penalty.item())
+
+
+def test_the_weight_of_thresholds_follows_what_an_entry_at_its_threshold_is_worth():
+    """At that weight pseudo-gradients, summed over all thresholds, are nothing: they move apart, not together."""
+    sae, x = _built("jumprelu_sae", l0=4.0, threshold=0.5 / D**0.5, bandwidth=0.4 / D**0.5)
+    sae.train()
+    losses = sae.loss(Batch(x), Moment())
+    total, count = losses.worth.tolist()
+    near = ((x @ sae.W_enc).detach() - 0.5).abs() <= 0.2
+    worth = 2 * 0.5 * (losses.residual @ sae.W_dec.T.detach())[near].sum()
+    assert count == int(near.sum()) > 0 and total == pytest.approx(float(worth))
+    before = sae.pressure.item()
+    sae.note(9, losses.coded.codes.counts(losses.coded.on).double(), above=losses.coded.above, worth=losses.worth)
+    assert sae.pressure.item() == pytest.approx(before + WORTH * (max(total / count, 0.0) - before))
+    sae.pressure.fill_(total / count)
+    sae.level.zero_()
+    sae.loss(Batch(x), Moment()).total.backward()
+    grad = sae.log_threshold.grad
+    assert abs(float(grad.sum())) < 1e-10 * float(grad.abs().sum()) > 0
+
+
+def test_encoders_begin_as_long_as_their_authors():
+    for name, norm in (("batch_topk_sae", (2 * D / WIDTH) ** 0.5), ("jumprelu_sae", 1.0), ("gated_sae", 1.0)):
+        sae = SparseAutoencoder(sw.method(name), D, WIDTH, seed=3)
+        sae.prepare(Batch(torch.randn(64, D)))
+        assert torch.allclose(sae.encoder.norm(dim=1), torch.full((WIDTH,), norm)), name
 
 
 def test_each_step_of_pursuit_lowers_the_squared_residual_by_its_square():
