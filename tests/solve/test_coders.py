@@ -162,6 +162,28 @@ def test_refusals_say_why():
     assert MP().refuses(Cosine((4,))) is None
 
 
+def test_an_atom_that_was_cut_off_leaves_the_support_of_gradient_pursuit():
+    """Row by row as it is written down: the best atom joins those above 0, a step along their correlations, z = max(z, 0)."""
+    g = torch.Generator().manual_seed(0)
+    d = torch.nn.functional.normalize(1 + torch.randn(30, 5, generator=g, dtype=torch.float64), dim=1)
+    y, cut = torch.randn(300, 5, generator=g, dtype=torch.float64), 0
+    expected = torch.zeros(300, 30, dtype=torch.float64)
+    for row, z in zip(y, expected, strict=True):
+        for _ in range(7):
+            c = d @ (row - z @ d)
+            if float(c.max()) <= 1e-12:
+                break
+            on = z > 1e-15
+            on[c.argmax()] = True
+            step = (on * c) @ d
+            z += (step @ (row - z @ d)) / (step @ step) * on * c
+            cut += int((z < 0).sum())
+            z.clamp_(min=0)
+    found = GradientPursuit(Count(7), rounds=7, nonnegative=True)(d, y).z
+    assert cut > 10
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("kind", [MP, GradientPursuit])
 def test_values_may_be_held_at_zero_or_above(kind):
     d = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]

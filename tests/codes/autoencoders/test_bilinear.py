@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 import sparseworks as sw
 from sparseworks.codes.autoencoders import BilinearAutoencoder, bilinear, hoyer_density
+from sparseworks.codes.autoencoders.latent import Moment
+from sparseworks.codes.autoencoders.stream import Batch
 from sparseworks.core.errors import NonFiniteError, RecipeError, ShapeError
 
 
@@ -51,6 +53,17 @@ def test_density_is_zero_for_one_token_one_for_all():
     f[3, 0], f[:, 1] = 5, -2
     assert torch.allclose(hoyer_density(f), torch.tensor([0.0, 1.0]), atol=1e-6)
     assert torch.allclose(hoyer_density(3 * f), hoyer_density(f))
+
+
+def test_factors_begin_with_orthonormal_columns_and_alpha_rises_over_the_first_quarter():
+    sae, x = _built(alpha=0.5)
+    sae.eval()
+    assert torch.allclose(sae.left.T @ sae.left, torch.eye(5, dtype=torch.float64), atol=1e-5)
+    batch, density = Batch(x), float(hoyer_density(sae.latents(x)).detach().mean())
+    plain = float(sae.errors(sae.latents(x)).detach().mean())
+    for progress, share in ((0.0, 0.0), (0.125, 0.5), (0.25, 1.0), (1.0, 1.0)):
+        total = sae.loss(batch, Moment(progress)).total.item()
+        assert total == pytest.approx(plain + share * 0.5 * density)
 
 
 def test_refusals():

@@ -95,9 +95,9 @@ def _tree(rows, seed, d=32):
 
 
 def test_pursuit_serves_any_k():
-    """Trained at 4 steps: each further step lowers the error, where more latents of a TopK autoencoder add what was not there."""
+    """Trained at 2 steps: each further step lowers the error, where more latents of a TopK autoencoder add what was not there."""
     x = _tree(2500, 0)
-    methods = [sw.method(name, k=4) for name in ("mp_sae", "topk_sae")]
+    methods = [sw.method(name, k=2) for name in ("mp_sae", "topk_sae")]
     found = sw.train_autoencoders(x[:2000], methods, width=32, steps=200, batch=256, lr=1e-2)
     mp, topk = ([_fvu(x[2000:], sae.at(k=k)(x[2000:])) for k in (1, 2, 4, 6, 8, 12)] for sae in found)
     assert mp == sorted(mp, reverse=True), mp
@@ -108,14 +108,14 @@ def test_one_hierarchical_autoencoder_serves_all_budgets():
     x = _planted(2500, 96, 8, 0, 32, zipf=0.7)
     methods = [sw.method("hierarchical_topk", k=32), sw.method("topk_sae", k=32)]
     methods += [sw.method("topk_sae", k=k) for k in (4, 16)]
-    one, cut, four, sixteen = sw.train_autoencoders(x[:2000], methods, width=128, steps=140, batch=128, lr=5e-3)
+    one, cut, four, sixteen = sw.train_autoencoders(x[:2000], methods, width=128, steps=140, batch=128, lr=1e-2)
     held = x[2000:]
     for k, own in ((4, four), (8, None), (16, sixteen)):
         fvu = _fvu(held, one.at(k=k)(held))
         if k < 16:  # with twice the mean number of atoms a cut costs nothing
             assert fvu < 0.9 * _fvu(held, cut.at(k=k)(held)), k
         if own is not None:
-            assert fvu < 1.25 * _fvu(held, own(held)), (k, fvu, _fvu(held, own(held)))
+            assert fvu < 1.15 * _fvu(held, own(held)), (k, fvu, _fvu(held, own(held)))
 
 
 def test_the_first_latents_of_a_matryoshka_explain_more_alone():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparseworks as sw
-from sparseworks.codes.autoencoders import SparseAutoencoder, geometric_median
+from sparseworks.codes.autoencoders import Schedule, SparseAutoencoder, Trainer, geometric_median
 from sparseworks.codes.autoencoders.auxiliary import AuxK, AuxZipf
 from sparseworks.codes.autoencoders.latent import Moment
+from sparseworks.codes.autoencoders.module import WORTH
 from sparseworks.codes.autoencoders.rules.feature_choice import shares, zipf
 from sparseworks.codes.autoencoders.rules.pursuit import merged
 from sparseworks.codes.autoencoders.stream import Batch
@@ -57,6 +60,32 @@ def test_pseudo_gradients_of_thresholds_are_the_papers():
     assert torch.allclose(sae.log_threshold.grad, 0.5 * (-1 / 0.4 * near).sum(0) / 9)
     assert coded.penalty.item() == pytest.approx(float((pre > 0.5).sum() / 9))
     assert coded.l0().item() == pytest.approx(coded.penalty.item())
+
+
+def test_the_weight_of_thresholds_follows_what_an_entry_at_its_threshold_is_worth():
+    """At that weight pseudo-gradients, summed over all thresholds, are nothing: they move apart, not together."""
+    sae, x = _built("jumprelu_sae", l0=4.0, threshold=0.5 / D**0.5, bandwidth=0.4 / D**0.5)
+    sae.train()
+    losses = sae.loss(Batch(x), Moment())
+    total, count = losses.worth.tolist()
+    near = ((x @ sae.W_enc).detach() - 0.5).abs() <= 0.2
+    worth = 2 * 0.5 * (losses.residual @ sae.W_dec.T.detach())[near].sum()
+    assert count == int(near.sum()) > 0 and total == pytest.approx(float(worth))
+    before = sae.pressure.item()
+    sae.note(9, losses.coded.codes.counts(losses.coded.on).double(), above=losses.coded.above, worth=losses.worth)
+    assert sae.pressure.item() == pytest.approx(before + WORTH * (max(total / count, 0.0) - before))
+    sae.pressure.fill_(total / count)
+    sae.level.zero_()
+    sae.loss(Batch(x), Moment()).total.backward()
+    grad = sae.log_threshold.grad
+    assert abs(float(grad.sum())) < 1e-10 * float(grad.abs().sum()) > 0
+
+
+def test_encoders_begin_as_long_as_their_authors():
+    for name, norm in (("batch_topk_sae", (2 * D / WIDTH) ** 0.5), ("jumprelu_sae", 1.0), ("gated_sae", 1.0)):
+        sae = SparseAutoencoder(sw.method(name), D, WIDTH, seed=3)
+        sae.prepare(Batch(torch.randn(64, D)))
+        assert torch.allclose(sae.encoder.norm(dim=1), torch.full((WIDTH,), norm)), name
 
 
 def test_each_step_of_pursuit_lowers_the_squared_residual_by_its_square():
@@ -108,39 +137,101 @@ def test_gradients_turn_the_choice_but_not_the_values():
     assert not torch.equal(led.dense() > 0, plain.dense() > 0)
 
 
-@pytest.mark.parametrize("name", ["hierarchical_topk", "matryoshka_sae"])
-def test_losses_of_prefixes_are_means_over_truncated_codes(name):
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [("hierarchical_topk", 1), ("hierarchical_topk", 4), ("hierarchical_topk", 0), ("matryoshka_sae", 1)],
+)
+def test_losses_of_prefixes_are_means_over_truncated_codes(name, every):
     sae, x = _built(name, k=6)
     sae.train()
     codes, prefixes = sae.encode(x), sae.method.prefixes
     z, expected = codes.dense(), []
     if name == "hierarchical_topk":
-        assert prefixes.budgets(6) == [1, 2, 4, 6] and prefixes.budgets(8) == [1, 2, 4, 8]
-        for k in (1, 2, 4, 6):
+        assert prefixes.budgets(4) == [1, 2, 3, 4] and replace(prefixes, every=2).budgets(5) == [2, 4, 5]
+        assert replace(prefixes, every=0).budgets(6) == [1, 2, 4, 6] and replace(prefixes, every=0).budgets(8) == [
+            1,
+            2,
+            4,
+            8,
+        ]
+        prefixes = replace(prefixes, every=every)
+        for k in prefixes.budgets(6):
             expected.append(z * (z >= z.topk(k).values[:, -1:]))
     else:
-        for end in (1, 2, 5, 10, 20):
+        for end in (0, 1, 2, 5, 10, 20):
             expected.append(z * (torch.arange(WIDTH) < end))
     losses = [(x - e @ sae.W_dec - sae.b_dec).square().mean() for e in expected]
     assert torch.allclose(prefixes(sae, codes, x), torch.stack(losses).mean())
-    one = torch.autograd.grad(prefixes(sae, codes, x), sae.W_dec, retain_graph=True)[0]
-    assert torch.allclose(one, torch.autograd.grad(torch.stack(losses).mean(), sae.W_dec)[0])
+    learned = [sae.W_dec, sae.b_dec, sae.encoder_weight, sae.b_enc]
+    ours = torch.autograd.grad(3 * prefixes(sae, codes, x), learned, retain_graph=True)
+    for a, b in zip(ours, torch.autograd.grad(3 * torch.stack(losses).mean(), learned), strict=True):
+        assert torch.allclose(a, b)
 
 
 def test_auxiliary_losses_look_at_the_dead_and_the_dying():
     sae, x = _built("topk_sae", k=2)
     assert AuxK(after=5)(sae, x, x) is None
     sae.silent[[3, 7]] = 5
-    loss = AuxK(after=5, weight=0.5)(sae, x, x)
-    e = (x @ sae.W_enc[:, [3, 7]]) @ sae.W_dec[[3, 7]]
-    assert torch.allclose(loss, 0.5 * (x - e).square().sum() / x.square().sum())
+    loss = AuxK(after=5, weight=0.5)
+    pi, about = x @ sae.W_enc[:, [3, 7]], (x - x.mean(0)).square().mean()
+    e = pi.relu() @ sae.W_dec[[3, 7]]
+    assert torch.allclose(loss(sae, x, x), 0.5 * (x - e).square().mean())  # the error is all that there is
+    sae.wanted = 3 * x  # the main error is a share of the target's variance, this one a share of the error's
+    assert torch.allclose(loss(sae, x, x), 9 * 0.5 * (x - e).square().mean())
+    sae.wanted = None
+    assert torch.allclose(loss(sae, x, x + 9), 0.5 * (x + 9 - e).square().mean())
+    assert not torch.allclose((x + 9).square().mean(), about)
+    assert torch.allclose(replace(loss, normalised=False)(sae, x, 2 * x), 0.5 * (2 * x - e).square().mean())
+    signed = pi @ sae.W_dec[[3, 7]]
+    assert torch.allclose(replace(loss, relu=False)(sae, x, x), 0.5 * (x - signed).square().mean())
     sae.density.copy_(torch.arange(20, 0, -1.0))
     sae.batches.fill_(1)
     assert AuxZipf(exponent=1e-9, share=0.01)(sae, x, x) is None
     sae.density[4] = 0
     dying = AuxZipf(exponent=1e-9, share=0.01, weight=1.0)(sae, x, x)
-    one = (x @ sae.W_enc[:, [4]]) @ sae.W_dec[[4]]
-    assert torch.allclose(dying, (x - one).square().sum() / x.square().sum())
+    one = (x @ sae.W_enc[:, [4]]).relu() @ sae.W_dec[[4]]
+    assert torch.allclose(dying, (x - one).square().mean())
+
+
+def test_a_k_sparse_autoencoder_is_linear_with_one_free_matrix_and_takes_nothing_from_its_input():
+    sae, x = _built("k_sparse_ae", k=12, start=None)
+    with torch.no_grad():
+        sae.b_dec.fill_(7.0)
+        sae.b_enc.copy_(torch.linspace(-1, 1, WIDTH))
+    pi = x @ sae.W_dec.T + sae.b_enc
+    codes = sae.encode(x)
+    assert torch.allclose(codes.dense(), pi * (pi >= pi.topk(12).values[:, -1:]))
+    assert bool((codes.values < 0).any()) and sorted(n for n, _ in sae.named_parameters()) == [
+        "W_dec",
+        "b_dec",
+        "b_enc",
+    ]
+    with torch.no_grad():
+        sae.W_dec.mul_(2)
+    sae.constrain()
+    assert torch.allclose(sae.W_dec.norm(dim=1), torch.full((WIDTH,), 2.0, dtype=torch.float64))
+
+
+def test_adam_is_that_of_the_method_unless_another_is_asked_for():
+    x = Batch(torch.randn(32, D))
+    for name, betas, eps in (
+        ("topk_sae", (0.9, 0.999), 6.25e-10),
+        ("jumprelu_sae", (0.0, 0.999), 1e-8),
+        ("batch_topk_sae", (0.9, 0.99), 1e-8),
+    ):
+        group = Trainer(sw.method(name), x, 40, Schedule(5)).optimiser.adam.param_groups[0]
+        assert (group["betas"], group["eps"]) == (betas, eps), name
+    own = Trainer(sw.method("jumprelu_sae"), x, 40, Schedule(5, betas=(0.5, 0.9), eps=1e-3)).optimiser.adam
+    assert own.param_groups[0]["betas"] == (0.5, 0.9) and own.param_groups[0]["eps"] == 1e-3
+
+
+def test_a_weight_that_is_asked_for_rises_over_the_first_steps():
+    sae, x = _built("jumprelu_sae", l0=None, threshold=0.5 / D**0.5, weight=1.0, warmup=0.1)
+    sae.train()
+    whole = sae.coded(x).penalty.item()
+    assert not sae.rule.steady and sw.method("jumprelu_sae").latents.steady
+    for progress, share in ((0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.7, 1.0)):
+        assert sae.coded(x, Moment(progress)).penalty.item() == pytest.approx(share * whole)
 
 
 def test_the_median_is_that_of_weiszfeld_and_withstands_outliers():

@@ -10,7 +10,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import sparseworks as sw
 from sparseworks.codes.autoencoders.splice import hooked, next_token_loss, splice
-from sparseworks.codes.autoencoders.steering import Preferences, SteeringVector, margin, preference_accuracy, yapo
+from sparseworks.codes.autoencoders.steering import (
+    Preferences,
+    SteeringVector,
+    _rate,
+    margin,
+    preference_accuracy,
+    yapo,
+)
 from sparseworks.core.budget import Density
 from sparseworks.core.codes import Codes
 from sparseworks.core.errors import BudgetError, CalibrationError, DtypeError, ModelError, ShapeError
@@ -146,6 +153,16 @@ def test_without_a_reference_the_loss_is_that_of_the_steered_model_alone(styles)
     )
     again = yapo(model, SITE, sae, pairs.rows(torch.arange(8)), steps=2, batch=4, lr=0.01, warmup=0.0, decay=0.0)
     assert torch.equal(one.values, again.values) and not torch.equal(one.values, other.values)
+
+
+def test_the_rate_rises_and_then_falls_as_a_cosine_and_gradients_are_clipped(styles):
+    rates = [_rate(step, 100, 0.1) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10]) and rates[10] == 1.0 and rates[55] == pytest.approx(0.5)
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 1e-3
+    model, sae, pairs, _ = styles
+    few = pairs.rows(torch.arange(8))
+    short, usual = (yapo(model, SITE, sae, few, steps=3, lr=0.01, decay=0.0, clip=c).values for c in (1e-12, 1.0))
+    assert float(short.norm()) < 0.1 * float(usual.norm())  # beside the eps of Adam so little is nothing
 
 
 def test_latents_that_are_never_on_get_nothing(styles):

@@ -169,6 +169,14 @@ def test_edits_take_what_helps_most_and_stop_where_nothing_does():
     torch.testing.assert_close(sparse_edits(x, target, nothing, nothing, atoms, 2).x, x.expand(2, 1, 3))
 
 
+def test_a_latent_of_both_goes_from_one_value_to_the_other_by_one_edit():
+    atoms, x, target = torch.eye(2), torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 0.5]])
+    codes, wanted = (Codes(t.clone(), torch.tensor([[0, 1]]), 2) for t in (x, target))
+    edited = sparse_edits(x, target, codes, wanted, atoms, 1)
+    torch.testing.assert_close(edited.x[0], target)
+    assert edited.edits.tolist() == [1]
+
+
 def test_f1_is_that_of_the_best_union_of_values():
     g = torch.Generator().manual_seed(1)
     table = torch.stack([torch.randint(0, 4, (60,), generator=g), torch.randint(-1, 2, (60,), generator=g)], 1)

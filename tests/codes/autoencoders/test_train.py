@@ -8,6 +8,7 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import multiprocessing
 
 import sparseworks as sw
@@ -109,7 +110,10 @@ def test_scale_is_folded_away_so_that_codes_are_homogeneous():
 def test_decoder_rows_keep_unit_norm_and_the_bias_begins_at_the_median():
     sae = sw.train_autoencoder(_data() + 5, METHODS["topk"], **HOW | {"steps": 1, "lr": 0.0})
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(24), atol=1e-6)
-    assert torch.allclose(sae.W_enc, sae.W_dec.T, atol=1e-6)
+    assert torch.allclose(F.normalize(sae.encoder, dim=1), sae.W_dec, atol=1e-6)
+    x = F.normalize(torch.randn(4000, 8), dim=1)
+    codes = sae.encode(x + sae.b_dec)
+    assert (sae.decode(codes) - sae.b_dec).detach().norm(dim=1).mean().item() == pytest.approx(1.0, abs=0.1)
     spread = lambda b: (_data() + 5 - b).norm(dim=1).sum()  # noqa: E731
     assert spread(sae.b_dec) <= spread((_data() + 5).mean(0))
 
@@ -143,11 +147,30 @@ def test_a_latent_that_was_silent_is_renewed_and_the_optimiser_forgets_it():
     assert not first[3].any() and first[2].any()
 
 
+def test_dead_latents_get_inputs_drawn_by_the_fourth_power_of_their_error_none_twice():
+    sae = train.Trainer(METHODS["gated"], Rows(_data()).all, 24, train.Schedule(9)).model.eval()
+    sae.silent[:20] = 100
+    x, g = torch.randn(12, 8), torch.Generator().manual_seed(0)
+    error = torch.ones(12, 8)
+    error[5], error[9:] = 3.0, 0.0  # 3 ** 4 of 81 + 8
+    first = [int((F.cosine_similarity(x, _renewed(sae, x, error, g, 1)[0]) > 0.999).nonzero()) for _ in range(200)]
+    assert first.count(5) > 165 and set(first) <= set(range(9))
+    atoms = _renewed(sae, x, error, g, 20)  # nine examples have an error, so that so many come back
+    assert len(atoms) == 9 and len({int(i) for i in (atoms @ F.normalize(x, dim=1).T).argmax(1)}) == 9
+
+
+def _renewed(sae, x, error, g, dead):
+    sae.silent.zero_()
+    sae.silent[:dead] = 100
+    with torch.no_grad():
+        return sae.W_dec[Resample(after=64).renew(sae, x, error, g)]
+
+
 def test_aux_k_wakes_dead_latents():
     """All latents but a few are switched off by their bias; only with the auxiliary loss do they come back."""
     found = {}
     for weight in (0.0, 1 / 32):
-        method = sw.method("topk_sae", k=3).with_(auxiliary=AuxK(weight=weight, after=128))
+        method = sw.method("topk_sae", k=3).with_(auxiliary=AuxK(weight=weight, after=128, relu=False))
         trainer = train.Trainer(method, Rows(_data()).all, 24, train.Schedule(200, 64, lr=3e-2))
         with torch.no_grad():
             trainer.model.b_enc[4:] = -4

@@ -63,7 +63,7 @@ def absorption(
         labels, test_labels: class of each word, from 0 on.
         most: main latents of a class at most.
         jump: what a further main latent must add to F1.
-        least_f1: classes whose linear probe is worse are not counted, nor those of which it finds no word.
+        least_f1: classes whose linear probe is not better are not counted, nor those of which it finds no word.
         seed: of the probes.
 
     Raises:
@@ -82,7 +82,7 @@ def absorption(
         few, _ = linear_probes(codes, labels, classes, l1=0.01, decay=1e-6, seed=seed)
     score = test.float() @ direction.T + bias
     probe_f1 = torch.stack([f1(score[:, c] > 0, test_labels == c) for c in range(classes)])
-    counted = ((probe_f1 >= least_f1) & (probe_f1 > 0)).nonzero().flatten()
+    counted = (probe_f1 > least_f1).nonzero().flatten()
     parts = []
     for c in counted.tolist():
         words = (test_labels == c) & (score[:, c] > 0)

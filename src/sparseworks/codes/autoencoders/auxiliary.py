@@ -60,20 +60,25 @@ NOUNS["auxiliary"] = (Auxiliary, AUXILIARIES)
 @AUXILIARIES.register("aux_k")
 @dataclass(frozen=True)
 class AuxK(Auxiliary):
-    """weight ||e - e^||^2 / ||e||^2: the error e is reconstructed by the k largest pi among latents that are dead.
+    """weight ||e - e^||^2 / ||e - mean(e)||^2, beside a main error that is a share of the target's variance: the error e is reconstructed by
+    ReLU of the k largest pi among latents that are dead.
 
     Attributes:
         k: latents for it; None: half of the features. More than are dead: all those.
         weight: of the loss.
         after: tokens of silence after which a latent is dead.
+        relu: False: pi as it is, so that the gradient also reaches dead latents that are below 0 for all tokens (ours).
+        normalised: False: weight times the mean squared error of an entry, beside that of the codes.
 
-    pi is not rectified here, so that the gradient reaches every dead latent. Source: Gao et al., 2024, arXiv 2406.04093 (10 million
-    tokens at their scale).
+    Source: Gao et al., 2024, arXiv 2406.04093, and their code (10 million tokens at their scale); not normalised: the code of Bussmann et al.,
+    2024, arXiv 2412.06410.
     """
 
     k: int | None = None
     weight: float = 1 / 32
     after: int = 200_000
+    relu: bool = True
+    normalised: bool = True
 
     @property
     def steady(self) -> bool:
@@ -93,7 +98,7 @@ class AuxZipf(Auxiliary):
     """As `aux_k`, for latents that are dying: whose running density is below `share` of what Zipf's law gives their rank.
 
     Attributes:
-        k, weight: as `aux_k`.
+        k, weight, relu, normalised: as `aux_k`.
         exponent, offset: of the law (rank + offset)^-exponent, scaled to the mean L0 seen.
         share: below this share of the law's density a latent is dying.
 
@@ -105,6 +110,8 @@ class AuxZipf(Auxiliary):
     exponent: float = 1.0
     offset: float = 7.0
     share: float = 0.5
+    relu: bool = True
+    normalised: bool = True
 
     @property
     def steady(self) -> bool:
@@ -123,7 +130,7 @@ class AuxZipf(Auxiliary):
 @AUXILIARIES.register("resample")
 @dataclass(frozen=True)
 class Resample(Auxiliary):
-    """Every so often dead latents point at inputs that are badly reconstructed, drawn with probability ~ squared error.
+    """Every so often dead latents point at inputs that are badly reconstructed, drawn with probability ~ ||e||^4, none twice.
 
     Attributes:
         every: batches between.
@@ -153,15 +160,17 @@ class Resample(Auxiliary):
         residual: Float[Tensor, "rows d_out"],
         generator: torch.Generator,
     ) -> Int[Tensor, " latents"] | None:
-        """Dead latents get an example each: its error's direction as atom, its input's as encoder, bias 0, the clock at 0."""
+        """Dead latents, as many as there are examples, get one each: its input's direction as atom (a transcoder's: its error's) and as
+        encoder, bias 0, the clock at 0."""
         dead = (sae.silent >= self.after).nonzero().flatten()
-        weight = residual.float().square().sum(1).cpu()
-        if not len(dead) or not bool(weight.sum() > 0):
+        weight = residual.double().square().sum(1).square().cpu()
+        dead = dead[: int((weight > 0).sum())]
+        if not len(dead):
             return None
         living = sae.encoder.norm(dim=1)[sae.silent < self.after]
         size = self.gain * (living.mean() if len(living) else sae.encoder.new_ones(()))
-        drawn = torch.multinomial(weight, len(dead), replacement=True, generator=generator).to(x.device)
-        sae.W_dec[dead] = F.normalize(residual[drawn], dim=1)
+        drawn = torch.multinomial(weight, len(dead), generator=generator).to(x.device)
+        sae.W_dec[dead] = F.normalize((x if sae.centred else residual)[drawn], dim=1)
         if not sae.rule.tied:
             sae.encoder_weight[dead] = F.normalize(x[drawn], dim=1) * size
             sae.b_enc[dead] = 0
@@ -174,19 +183,32 @@ def _loss_of(
 ) -> Tensor | None:
     k = max(x.shape[1] // 2, 1) if aux.k is None else aux.k
     if is_ahead():
-        return _loss_of_any(aux.weight, sae, x, residual, mask, min(k, sae.width))
+        return _loss_of_any(aux, sae, x, residual, mask, min(k, sae.width))
     some = mask.nonzero().flatten()
     if not len(some):
         return None
     k = min(k, len(some))
-    found = encode_topk(x, sae.encoder[some], sae.b_enc[some], k, relu=False)
+    found = encode_topk(x, sae.encoder[some], sae.b_enc[some], k, relu=aux.relu)
     rebuilt = decode(Codes(found.values, found.indices, len(some)), sae.W_dec[some])
-    loss = (residual - rebuilt).square().sum() / residual.square().sum().clamp(min=1e-30)
-    return aux.weight * loss
+    return _weighed(aux, sae, residual, rebuilt)
+
+
+def _weighed(aux: AuxK | AuxZipf, sae: SparseAutoencoder, residual: Tensor, rebuilt: Tensor) -> Tensor:
+    """The loss beside a main error of mean square: what is normalised is a share, as is the main error over the target's variance."""
+    lost = (residual - rebuilt).square().mean()
+    if not aux.normalised:
+        return aux.weight * lost
+    target = _variance(residual if sae.wanted is None else sae.wanted)
+    return aux.weight * target * lost / _variance(residual).clamp(min=1e-30)
+
+
+def _variance(y: Tensor) -> Tensor:
+    """Mean over entries of the variance over rows."""
+    return (y - y.mean(0)).square().mean()
 
 
 def _loss_of_any(
-    weight: float, sae: SparseAutoencoder, x: Tensor, residual: Tensor, mask: Bool[Tensor, " width"], k: int
+    aux: AuxK | AuxZipf, sae: SparseAutoencoder, x: Tensor, residual: Tensor, mask: Bool[Tensor, " width"], k: int
 ) -> Tensor:
     """As `_loss_of`, however many latents are dead, without asking how many: all others lie far below them for the choice."""
     pre = F.linear(x, sae.encoder, sae.b_enc)
@@ -197,6 +219,5 @@ def _loss_of_any(
         else:
             at = encode_topk(x, sae.encoder, sae.b_enc.masked_fill(~mask, below), k, relu=False).indices
             on = torch.zeros(len(x), sae.width, dtype=torch.bool, device=x.device).scatter_(1, at, True) & mask
-    rebuilt = torch.where(on, pre, pre.new_zeros(())) @ sae.W_dec
-    loss = (residual - rebuilt).square().sum() / residual.square().sum().clamp(min=1e-30)
-    return weight * loss * mask.any()
+    rebuilt = torch.where(on, pre.relu() if aux.relu else pre, pre.new_zeros(())) @ sae.W_dec
+    return _weighed(aux, sae, residual, rebuilt) * mask.any()

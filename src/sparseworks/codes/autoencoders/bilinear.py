@@ -104,10 +104,11 @@ class BilinearAutoencoder(nn.Module):
 
     def loss(self, batch: Batch, moment: Moment) -> Losses:
         """Mean error + alpha mean_k of the Hoyer density; the error is a share of ||xx^T||^2 = 1."""
-        del moment
         f = self.latents(batch.x)
         error = self.errors(f).mean()
-        total = error + self.rule.alpha * hoyer_density(f).mean()  # type: ignore[attr-defined]
+        rule: Any = self.rule
+        risen = min(1.0, moment.progress / rule.warmup) if rule.warmup else 1.0
+        total = error + risen * rule.alpha * hoyer_density(f).mean()
         return Losses(total, error.detach(), None, batch.x)  # type: ignore[arg-type]
 
     def project_gradients(self) -> None:
@@ -133,11 +134,5 @@ def hoyer_density(f: Float[Tensor, "n width"]) -> Float[Tensor, " width"]:
 
 
 def _orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Blocks of orthonormal rows (columns, where there are fewer), scaled so that sum f^2 begins well below 1."""
-    blocks: list[Any] = []
-    left = rows
-    while left > 0:
-        q = torch.linalg.qr(torch.randn(columns, columns, generator=generator))[0]
-        blocks.append(q[: min(left, columns)])
-        left -= columns
-    return torch.cat(blocks)
+    """Orthonormal columns where there are more rows, orthonormal rows otherwise: sum f^2 begins far below 1."""
+    return nn.init.orthogonal_(torch.empty(rows, columns), generator=generator)

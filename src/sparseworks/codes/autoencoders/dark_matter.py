@@ -27,7 +27,8 @@ class ErrorSplit:
         error: of the variance of y, unexplained: ||e||^2 / ||y - mean||^2.
         linear, nonlinear: of the variance of y, the parts of `error` that e ~ M x + c explains and leaves (the linear one is below 0
             where the fit does not carry over).
-        r2_error: of the variance of e, what M x + c explains; 0 where there is no error.
+        r2_error: of the variance of e (of all features together, where the authors' code averages over features), what M x + c explains; 0 where
+            there is no error.
         r2_norm: of the variance of ||e||^2, what w^T x + c explains; 0 where it does not vary.
         pursuit: of the variance of y, unexplained by gradient pursuit with the decoder's atoms at each token's own L0.
         tokens: how many these hold for.

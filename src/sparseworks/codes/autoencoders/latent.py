@@ -51,6 +51,7 @@ class Coded:
         threshold: the least value that was kept, for all latents or one each (NaN where none was), for rules whose rows compete.
         above: how many pre-activations lie above their thresholds moved by OFFSETS, for rules whose common level follows the L0.
         on: entries of the codes that are on, where a rule gives others as well so that gradients reach its thresholds.
+        edge: (which entries lie at their thresholds, thresholds of all entries), for rules whose pressure is what such an entry is worth.
     """
 
     codes: Codes
@@ -59,6 +60,7 @@ class Coded:
     threshold: Tensor | None = None
     above: Tensor | None = None
     on: Tensor | None = None
+    edge: tuple[Tensor, Tensor] | None = None
 
     def l0(self) -> Tensor:
         """Mean number of entries a row that are on and not 0."""
@@ -71,11 +73,20 @@ class LatentRule:
 
     Attributes:
         tied: the encoder is the decoder's transpose.
+        biased: latents have biases; those of tied rules only where said.
+        centred: the decoder's bias is taken from inputs.
+        normed: decoder rows have unit norm.
         across: rows of a batch compete, so that inference needs thresholds.
+        betas, eps: of Adam, as the method was published.
     """
 
     tied: ClassVar[bool] = False
+    biased: ClassVar[bool] = True
+    centred: ClassVar[bool] = True
+    normed: ClassVar[bool] = True
     across: ClassVar[bool] = False
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    eps: ClassVar[float] = 1e-8
 
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """Codes of inputs from which the bias was already taken away."""
@@ -174,6 +185,21 @@ def lacking(above: Float[Tensor, "3"], wanted: float) -> Float[Tensor, ""]:
     gap = now - math.log(max(wanted, 0.5))
     slope = torch.where(gap > 0, now - high, low - now) / OFFSETS[2]
     return (gap / slope.clamp(min=0.5)).clamp(-1, 1)
+
+
+@torch.no_grad()
+def worth(
+    coded: Coded, residual: Float[Tensor, "rows d_out"], dictionary: Float[Tensor, "width d_out"]
+) -> Float[Tensor, "2"] | None:
+    """Sum over entries at their thresholds of 2 theta <r, d>, by which each lowers ||r||^2, and how many; None: the rule does not ask."""
+    if coded.edge is None:
+        return None
+    (near, theta), codes = coded.edge, coded.codes
+    if codes.is_whole:
+        along = residual @ dictionary.T
+    else:
+        along = torch.ops.sparseworks.decode_values(residual, codes.indices, dictionary)
+    return torch.stack([(2 * theta * along * near).double().sum(), near.sum().double()])
 
 
 def chosen(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparseworks.codes.autoencoders.latent import lacking
+from sparseworks.codes.autoencoders.latent import lacking, worth
 from sparseworks.codes.autoencoders.median import geometric_median
 from sparseworks.codes.autoencoders.protocol import Config, Losses
 from sparseworks.core.ahead import is_ahead
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sparseworks.codes.autoencoders.stream import Batch
 
 DECAY = 0.99  # of running densities and thresholds, a batch; thresholds forget faster where training is short
+WORTH = 0.05  # of what entries at their thresholds are worth in a batch, what the pressure gets
 LEVEL = 0.2  # of what a batch says that the level of thresholds lacks, what it gets
 _SCORED = 1 << 24  # pre-activations that a rule may look at before the first step
 
@@ -32,7 +33,7 @@ _SCORED = 1 << 24  # pre-activations that a rule may look at before the first st
 class SparseAutoencoder(nn.Module):
     """z = rule(W_enc (x - b_dec) + b_enc), x^ = z W_dec + b_dec, rows of W_dec of unit norm.
 
-    Where the target is another activation (a transcoder) nothing is taken from the input. The encoder begins as the decoder's
+    Where the target is another activation (a transcoder) nothing is taken from the input. The encoder begins along the decoder's
     transpose. Parameters hold for raw activations; `scale` multiplies inputs and targets while it trains (mean square 1) and is folded
     away at the end.
 
@@ -73,17 +74,17 @@ class SparseAutoencoder(nn.Module):
         if min(d_in, width, d_out) < 1:
             raise ShapeError(f"An autoencoder needs sizes of at least 1, got {d_in} in, {width} latents, {d_out} out.")
         self.method, self.rule, self.width = method, method.latents, width
-        self.centred = method.target is None or method.target.same
+        self.centred = self.rule.centred and (method.target is None or method.target.same)
         atoms = torch.randn(width, d_out, generator=torch.Generator().manual_seed(seed))
         self.W_dec = nn.Parameter(F.normalize(atoms, dim=1))
         if not self.rule.tied:
             first = self.W_dec.detach().clone() if d_in == d_out else _unit(width, d_in, seed + 1)
             self.encoder_weight = nn.Parameter(first)
         bias = torch.zeros(width)
-        if self.rule.tied:
-            self.register_buffer("b_enc", bias)
-        else:
+        if self.rule.biased:
             self.b_enc = nn.Parameter(bias)
+        else:
+            self.register_buffer("b_enc", bias)
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         for name, value in self.rule.parameters(width, d_in).items():
             self.register_parameter(name, nn.Parameter(value))
@@ -169,7 +170,6 @@ class SparseAutoencoder(nn.Module):
         x, y = batch.x.to(dtype) * self.scale.to(dtype), self.goal(batch).to(dtype) * self.scale.to(dtype)
         self.wanted = y
         coded = self.rule(self, self.centre(x), moment)
-        self.wanted = None
         residual = y - self.decode(coded.codes)
         error = residual.square().mean()
         total = error if self.method.prefixes is None else self.method.prefixes(self, coded.codes, y)
@@ -180,27 +180,35 @@ class SparseAutoencoder(nn.Module):
         if self.method.auxiliary is not None:
             more = self.method.auxiliary(self, self.centre(x), residual.detach())
             total = total if more is None else total + more
-        return Losses(total, error.detach(), coded, residual.detach())
+        self.wanted = None
+        return Losses(total, error.detach(), coded, residual.detach(), worth(coded, residual.detach(), self.W_dec))
 
     @torch.no_grad()
     def project_gradients(self) -> None:
         """Take from each decoder row's gradient what would change its norm."""
         grad, atoms = self.W_dec.grad, self.W_dec
-        if grad is not None:
+        if grad is not None and self.rule.normed:
             along = (grad * atoms).sum(1)  # the rows have unit norm
             grad.addcmul_(along.unsqueeze(1), atoms, value=-1)
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Decoder rows to unit norm."""
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-30))
+        """Decoder rows to unit norm, unless the rule leaves them free."""
+        if self.rule.normed:
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-30))
 
     @torch.no_grad()
     def note(
-        self, rows: int, fired: Tensor, threshold: Tensor | None = None, above: Tensor | None = None, steps: int = 400
+        self,
+        rows: int,
+        fired: Tensor,
+        threshold: Tensor | None = None,
+        above: Tensor | None = None,
+        worth: Tensor | None = None,
+        steps: int = 400,
     ) -> None:
-        """Count what fired (float (width,), of `rows` rows of all ranks together) and follow thresholds and the target L0, in a
-        training of `steps` steps."""
+        """Count what fired (float (width,), of `rows` rows of all ranks together) and follow thresholds, the target L0, and the worth of an
+        entry at its threshold (a sum and of how many), in a training of `steps` steps."""
         self.silent.add_(rows).masked_fill_(fired > 0, 0)
         self.density.lerp_(fired / rows, self._share(1 - DECAY))
         if threshold is not None:
@@ -211,7 +219,11 @@ class SparseAutoencoder(nn.Module):
             )
         target = self.rule.target_l0()
         if target is not None:
-            self._steer(fired.sum() / rows, target, steps)
+            if worth is None:
+                self._steer(fired.sum() / rows, target, steps)
+            else:
+                mean = torch.where(worth[1] > 0, worth[0] / worth[1].clamp(min=1), self.pressure)
+                self.pressure.lerp_(mean.clamp(min=0), WORTH)
             if above is not None:
                 self.level.add_(LEVEL * lacking(above, target * rows))
         self.batches.add_(1)

@@ -22,7 +22,7 @@ class Optimiser:
         steps: of the whole training.
         warmup, decay: shares of the steps in which the rate rises from 0 and falls to 0, in straight lines.
         clip: the gradient's largest norm; 0: not clipped.
-        betas: of Adam.
+        betas, eps: of Adam.
         recorded: steps will be recorded on a GPU and replayed, so that the rate is a tensor.
     """
 
@@ -35,6 +35,7 @@ class Optimiser:
         decay: float,
         clip: float,
         betas: tuple[float, float],
+        eps: float,
         recorded: bool = False,
     ) -> None:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -42,7 +43,7 @@ class Optimiser:
         self.masters = [nn.Parameter(p.detach().float()) if _short(p) else p for p in self.parameters]
         self.lr, self.steps, self.warmup, self.decay, self.clip = lr, steps, warmup, decay, clip
         first: Any = torch.tensor(lr, device=self.masters[0].device) if recorded else lr
-        self.adam = torch.optim.Adam(self.masters, lr=first, betas=betas, eps=1e-8, fused=True, capturable=recorded)
+        self.adam = torch.optim.Adam(self.masters, lr=first, betas=betas, eps=eps, fused=True, capturable=recorded)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""

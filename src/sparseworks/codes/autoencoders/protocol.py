@@ -47,9 +47,11 @@ class Losses:
         error: mean squared error of an entry.
         coded: what the rule made.
         residual: target minus reconstruction, no gradient.
+        worth: see `latent.worth`.
     """
 
     total: Tensor
     error: Tensor
     coded: Coded
     residual: Float[Tensor, "rows d_out"]
+    worth: Float[Tensor, "2"] | None = None

@@ -131,6 +131,7 @@ def yapo(
     keep: Density | None = None,
     warmup: float = 0.05,
     decay: float = 0.05,
+    clip: float = 1.0,
     seed: int = 0,
 ) -> SteeringVector:
     """Learn v by -log sigma(s beta [log p_v(y_w) - log p(y_w) - log p_v(y_l) + log p(y_l)]), the sign s drawn for each step; p_v steers by s v.
@@ -143,11 +144,12 @@ def yapo(
         site: as in `splice`.
         sae: an autoencoder of the site's activations; None: a dense vector on the activations (BiPO).
         pairs: texts.
-        steps, batch, lr: of AdamW; the rate rises in the first `warmup` of the steps and falls as a cosine.
+        steps, batch, lr: of AdamW; the rate rises in the first `warmup` of the steps and then falls as a cosine.
         beta: of the preference loss.
         reference: count log-probabilities beside those of the model without steering. False leaves these out.
         keep: cut v to this share of latents after half of the steps, and learn only these in the others. None: never.
         decay: of AdamW's weights.
+        clip: largest norm of v's gradient; 0: none.
         seed: of the pairs and signs drawn.
 
     Raises:
@@ -155,7 +157,7 @@ def yapo(
         NonFiniteError: a loss is not finite.
         ModelError: no such site.
 
-    Source: Bounhar et al., 2026, arXiv 2601.08441, with lr, beta, batch and decay of the authors' code; dense: Cao et al., 2024, 2406.00045.
+    Source: Bounhar et al., 2026, arXiv 2601.08441, with lr, beta, batch, decay and clip of the authors' code; dense: Cao et al., 2024, 2406.00045.
     """
     if steps < 1 or batch < 1:
         raise BudgetError(f"Steering is learned in at least one step of one pair, got {steps} of {batch}.")
@@ -174,6 +176,8 @@ def yapo(
             at = torch.randint(0, len(own), (batch,), generator=g).to(device)
             sign = 1.0 if bool(torch.rand((), generator=g) < 0.5) else -1.0
             (v.grad,) = torch.autograd.grad(_preference(model, steered, pairs.rows(at), own[at], sign, beta, step), [v])
+            if clip:
+                torch.nn.utils.clip_grad_norm_([v], clip)
             for group in adam.param_groups:
                 group["lr"] = lr * _rate(step, steps, warmup)
             adam.step()
@@ -193,8 +197,11 @@ def _preference(
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:
-    """Share of the highest rate: up in a line over `warmup`, down as a cosine."""
-    return min(1.0, (step + 1) / max(warmup * steps, 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    """Share of the highest rate: up in a line over the first `warmup` of the steps, then down as a cosine."""
+    first = warmup * steps
+    if step < first:
+        return (step + 1) / (first + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - first) / max(steps - first, 1)))
 
 
 @contextmanager

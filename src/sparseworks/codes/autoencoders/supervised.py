@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sparseworks.codes.autoencoders.rules.pursuit import merged
 from sparseworks.codes.autoencoders.splice import hooked
 from sparseworks.core.codes import Codes
 from sparseworks.core.errors import BudgetError, CalibrationError, DtypeError, ShapeError
@@ -86,10 +87,10 @@ def sparse_edits(
     atoms: Float[Tensor, "width d"],
     k: int,
 ) -> Edited:
-    """x - sum of removed z_i d_i + sum of added z'_j d_j, greedily the one that lowers ||target - x||^2 most, up to k together.
+    """x + sum over at most k latents of (z'_i - z_i) d_i, greedily the one that lowers ||target - x||^2 most.
 
-    What may be removed are latents of x, what may be added those of the target; a latent with two values counts twice. A row ends where no
-    edit lowers the distance. What no latent explains stays.
+    What may be removed are latents of x, what may be added those of the target; a latent of both goes from one value to the other by one edit. A
+    row ends where no edit lowers the distance. What no latent explains stays.
 
     Args:
         x, target: activations of prompts and of their counterfactuals.
@@ -101,14 +102,15 @@ def sparse_edits(
         BudgetError: k below 1.
         ShapeError: rows that do not belong together.
 
-    Source: Makelov, Lange and Nanda, 2024, arXiv 2405.08366.
+    Source: Makelov, Lange and Nanda, 2024, arXiv 2405.08366 (|R u A| <= k, and as in their code).
     """
     if k < 1:
         raise BudgetError(f"Sparse control takes at least one edit, got {k}.")
     if x.shape != target.shape or not len(x) == len(codes) == len(wanted):
         raise ShapeError(f"Edits lead from {tuple(x.shape)} to {tuple(target.shape)}, with one row of codes for each.")
-    values = torch.cat([-codes.values, wanted.values], 1)
-    moves = values.unsqueeze(2) * atoms[torch.cat([codes.indices, wanted.indices], 1).long()]
+    both = torch.cat([-codes.values, wanted.values], 1), torch.cat([codes.indices, wanted.indices], 1)
+    change = merged(*both, codes.width)
+    values, moves = change.values, change.values.unsqueeze(2) * atoms[change.indices.long()]
     free, rows, found = values.abs() > 0, torch.arange(len(x)), []
     edits, now, squares = torch.zeros(len(x), dtype=torch.long), x, moves.square().sum(2)
     for _ in range(k):

@@ -47,7 +47,7 @@ def train_autoencoders(
         save_every: steps between states.
         progress: show a bar.
         dtype: of the parameters; 16-bit ones are trained by masters of 32.
-        schedule: further fields of `Schedule`: lr, warmup, decay, clip, betas.
+        schedule: further fields of `Schedule`: lr, warmup, decay, clip, betas, eps.
 
     Raises:
         CalibrationError: the stream holds fewer tokens than processes.

@@ -14,6 +14,7 @@ from torch import Tensor
 from sparseworks.codes.autoencoders.latent import Coded, Moment
 from sparseworks.codes.autoencoders.method import AutoencoderMethod
 from sparseworks.codes.autoencoders.optimise import Optimiser, ranks
+from sparseworks.codes.autoencoders.protocol import Losses
 from sparseworks.codes.autoencoders.replay import Replay
 from sparseworks.codes.autoencoders.stream import Batch
 from sparseworks.core.ahead import running_ahead
@@ -33,7 +34,7 @@ class Schedule:
         lr: highest learning rate; None: 2e-4 / sqrt(width / 16384) (Gao et al., 2024), at most 3e-3.
         warmup, decay: shares of the steps with a rising and a falling rate.
         clip: largest norm of a gradient; 0: none.
-        betas: of Adam.
+        betas, eps: of Adam; None: as the method was published.
     """
 
     steps: int
@@ -42,7 +43,8 @@ class Schedule:
     warmup: float = 0.05
     decay: float = 0.2
     clip: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
@@ -95,7 +97,7 @@ class Trainer:
         steady = all(part is None or part.steady for part in parts)
         record = record and steady and self.ahead and torch.cuda.is_available() and ranks() == 1
         self.optimiser = Optimiser(
-            self.model, schedule.rate(width), schedule.steps, schedule.warmup, schedule.decay, schedule.clip, schedule.betas, record
+            self.model, schedule.rate(width), schedule.steps, schedule.warmup, schedule.decay, schedule.clip, *self._adam(), record
         )  # fmt: skip
         self._recorded = record
         self._learn = Replay(self._learned) if record else self._learned
@@ -131,7 +133,7 @@ class Trainer:
         optimiser.step()
         optimiser.publish()
         model.constrain()
-        self._note(batch, losses.coded)
+        self._note(batch, losses)
         optimiser.gather()
         self._residual = losses.residual
         self.history = {"error": losses.error, "l0": losses.coded.l0() if losses.coded else losses.error * math.nan}
@@ -142,19 +144,21 @@ class Trainer:
                 f"{self.method.name!r} has a loss that is not finite {'by' if self.ahead else 'at'} step {index}: lower the learning rate."
             )
 
-    def _note(self, batch: Batch, coded: Coded | None) -> None:
+    def _note(self, batch: Batch, losses: Losses) -> None:
+        coded: Coded | None = losses.coded
         if coded is None:
             return
         fired = coded.codes.counts(coded.on).double()
         rows = len(batch) * ranks()
-        threshold, above = coded.threshold, coded.above
+        threshold, above, worth = coded.threshold, coded.above, losses.worth
         if ranks() > 1:
             dist.all_reduce(fired)
             if threshold is not None:
                 threshold = _mean_known(threshold.clone())
-            if above is not None:
-                dist.all_reduce(above)
-        self.model.note(rows, fired, threshold, above, self.schedule.steps)
+            for counted in (above, worth):
+                if counted is not None:
+                    dist.all_reduce(counted)
+        self.model.note(rows, fired, threshold, above, worth, self.schedule.steps)
 
     def _renew(self, index: int, batch: Batch) -> None:
         auxiliary, residual = self.method.auxiliary, self._residual
@@ -196,9 +200,14 @@ class Trainer:
         self.optimiser.restore(extra)
         self.done = int(facts["done"])
 
+    def _adam(self) -> tuple[tuple[float, float], float]:
+        own, rule = self.schedule, self.method.latents
+        return rule.betas if own.betas is None else own.betas, rule.eps if own.eps is None else own.eps
+
     def _facts(self) -> dict[str, Any]:
         s = self.schedule
-        plain = [s.steps, s.batch, s.lr, s.warmup, s.decay, s.clip, list(s.betas), self.seed]
+        betas, eps = self._adam()
+        plain = [s.steps, s.batch, s.lr, s.warmup, s.decay, s.clip, list(betas), eps, self.seed]
         return {"method": self.method.to_config(), "schedule": plain, "ranks": ranks()}
 
 

@@ -25,7 +25,7 @@ class Greedy(Coder):
         budget: `Count(k)` different atoms a signal, or `Residual(share)` of the squared norm that may be left.
         rounds: never more steps than this.
         nonnegative: values stay at 0 or above (real maps): an atom is taken for its correlation instead of its modulus, and a step ends with
-            z = max(z, 0).
+            z = max(z, 0), atoms cut off leaving the support.
     """
 
     budget: Budget = EIGHT
@@ -62,8 +62,11 @@ class Greedy(Coder):
             length = moved.abs().square().sum(1, keepdim=True)
             along = (moved.conj() * r).real.sum(1, keepdim=True) / torch.where(length > 0, length, 1)
             z, r, steps = z + along * p, r - along * moved, steps + going.squeeze(1)
-            if self.nonnegative and bool((z < 0).any()):
-                z = z.clamp(min=0)
+            if self.nonnegative and bool((below := z < 0).any()):
+                z, support = (
+                    z.clamp(min=0),
+                    support & ~below,
+                )  # an atom cut off is chosen no more, and may be chosen anew
                 r = y - problem.forward(z)
         left = share_left(y - problem.forward(z), y)
         return solution(problem, z, steps, left, max(share, rounding(y.dtype) ** 2), "residual")

@@ -11,7 +11,7 @@ from sparseworks.codes.autoencoders.rules.jumprelu import JumpReLU
 from sparseworks.codes.autoencoders.rules.pursuit import MatchingPursuit
 from sparseworks.codes.autoencoders.rules.relu import ReLU
 from sparseworks.codes.autoencoders.rules.thresholds import Thresholds
-from sparseworks.codes.autoencoders.rules.topk import AbsoluteTopK, TopK
+from sparseworks.codes.autoencoders.rules.topk import AbsoluteTopK, KSparse, TopK
 
 __all__ = [
     "AbsoluteTopK",
@@ -21,6 +21,7 @@ __all__ = [
     "Gated",
     "GradientTopK",
     "JumpReLU",
+    "KSparse",
     "MatchingPursuit",
     "ReLU",
     "Thresholds",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,13 +26,14 @@ class BatchTopK(LatentRule):
 
     Outside training the running mean of the least value kept is the threshold.
 
-    Source: Bussmann et al., 2024, arXiv 2412.06410; as mutual choice Ayonrinde, 2024, arXiv 2411.02124.
+    Source: Bussmann et al., 2024, arXiv 2412.06410 (initial encoder and betas of Adam as in the authors' code); as mutual choice Ayonrinde, 2024, arXiv 2411.02124.
     """
 
     k: int = 32
     start: int | None = None
     until: float = 0.5
     across: ClassVar[bool] = True
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.99)
 
     def __post_init__(self) -> None:
         check_k(self.k, self.start)
@@ -40,6 +42,10 @@ class BatchTopK(LatentRule):
     def steady(self) -> bool:
         """With one k throughout."""
         return self.start is None
+
+    def prepare(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]) -> None:
+        """Encoder rows of norm sqrt(2 d / latents)."""
+        sae.encoder_weight.data *= math.sqrt(2 * x.shape[1] / sae.width)
 
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """On the CPU exactly k B entries while training, counting those that are 0, and the B x F matrix is never all in memory.

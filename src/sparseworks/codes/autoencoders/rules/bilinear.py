@@ -21,19 +21,21 @@ class Bilinear(LatentRule):
 
     Attributes:
         alpha: of the density.
+        warmup: share of training in which alpha rises from 0 in a straight line.
         ordered: mean of the loss over all prefixes of the latents: pair (i, j) counts (F - max(i, j)) / F.
         mixed: latents are mixed by D (2 d x F) before and by D^T after, which clusters them.
 
-    Source: Dooms and Gauderis, 2025, arXiv 2510.16820.
+    Source: Dooms and Gauderis, 2025, arXiv 2510.16820, constants as in their code.
     """
 
     alpha: float = 0.1
+    warmup: float = 0.25
     ordered: bool = False
     mixed: bool = False
 
     def __post_init__(self) -> None:
-        if self.alpha < 0 or (self.ordered and self.mixed):
-            raise BudgetError("A bilinear autoencoder takes alpha >= 0, and is ordered or mixed, not both.")
+        if self.alpha < 0 or self.warmup < 0 or (self.ordered and self.mixed):
+            raise BudgetError("A bilinear autoencoder takes alpha and warmup >= 0, and is ordered or mixed, not both.")
 
     @property
     def steady(self) -> bool:

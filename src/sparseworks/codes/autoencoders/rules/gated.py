@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -38,6 +39,8 @@ class Gated(Penalised):
 
     Source: Rajamanoharan et al., 2024, arXiv 2404.16014.
     """
+
+    betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
 
     def parameters(self, width: int, d_in: int) -> dict[str, Tensor]:
         """r and b_gate; b_enc is the bias of the magnitudes."""

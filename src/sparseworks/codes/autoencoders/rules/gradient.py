@@ -44,6 +44,10 @@ class GradientTopK(LatentRule):
         """Always."""
         return True
 
+    def prepare(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]) -> None:
+        """As TopK."""
+        TopK(self.k).prepare(sae, x)
+
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """Chosen by effect and size, with the size as value."""
         if moment.gradients is None:

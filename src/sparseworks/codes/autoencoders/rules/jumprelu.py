@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,18 +35,22 @@ class JumpReLU(Penalised):
 
     Attributes:
         weight: of the penalty, where no L0 is asked for.
-        l0: mean latents a token. Thresholds then begin where the first codes have it and the weight at theta^2, what an entry at its
-            threshold is worth; the common level of the thresholds follows the L0 of the batches, and the weight what keeps it (ours).
+        l0: mean latents a token. Thresholds then begin where the first codes have it and the weight at theta^2; the common level of the
+            thresholds follows the L0 of the batches, and the weight what an entry at its threshold is worth, the mean of 2 theta <r, d>: that is
+            the multiplier of this L0, so that pseudo-gradients move thresholds apart and not all together (ours).
         threshold: theta at the beginning; None: as `l0` says, or 0.001.
-        bandwidth: eps. Both are for inputs of mean square norm 1, so that they mean the same whatever their size; the default is for
+        warmup: share of training in which a weight that is asked for rises from 0 in a straight line.
+        bandwidth: eps. It and the threshold are for inputs of mean square norm 1, so that they mean the same whatever their size; the default is for
             long training: with some hundred steps too few entries lie so near to their thresholds, 0.01 to 0.05 teaches them.
 
-    Source: Rajamanoharan et al., 2024, arXiv 2407.14435, threshold and eps 0.001 as there.
+    Source: Rajamanoharan et al., 2024, arXiv 2407.14435: threshold, eps and betas of Adam as there; the weight rises in 10,000 of 2 million steps.
     """
 
     weight: float = 3e-2
     threshold: float | None = None
     bandwidth: float = 1e-3
+    warmup: float = 0.005
+    betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
 
     def parameters(self, width: int, d_in: int) -> dict[str, Tensor]:
         """log_threshold."""
@@ -63,12 +67,11 @@ class JumpReLU(Penalised):
 
     @property
     def steady(self) -> bool:
-        """Always."""
-        return True
+        """Where no weight rises."""
+        return self.l0 is not None or not self.warmup
 
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """While training the codes hold, at 0, also what lies within eps / 2 below its threshold, where pseudo-gradients act."""
-        del moment
         theta = _theta(sae)
         scores = preactivations(sae, x)
         on = scores > theta.detach()
@@ -77,11 +80,17 @@ class JumpReLU(Penalised):
         bandwidth = self.bandwidth * math.sqrt(x.shape[1])
         near = on | ((scores - theta.detach()).abs() <= bandwidth / 2)
         pre = chosen(x, sae.encoder, sae.b_enc, near)
-        on, kept = pre.among(on), pre.among(near)
-        values, count = _Jump.apply(pre.values, pre.of_latents(theta), on, kept, bandwidth)
+        on, kept, at = pre.among(on), pre.among(near), pre.of_latents(theta)
+        values, count = _Jump.apply(pre.values, at, on, kept, bandwidth)
         above = torch.stack([(scores > theta.detach() * math.exp(o)).sum() for o in OFFSETS])
         codes = Codes(values, pre.indices, pre.width, pre.lengths)
-        return Coded(codes, count.sum() / max(len(x), 1), above=above, on=on)
+        penalty = self._risen(moment.progress) * count.sum() / max(len(x), 1)
+        edge = None if self.l0 is None else (((pre.values - at).abs() <= bandwidth / 2) & kept, at.detach())
+        return Coded(codes, penalty, above=above, on=on, edge=edge)
+
+    def _risen(self, progress: float) -> float:
+        """Share of the weight that counts at a time of training."""
+        return 1.0 if self.steady else min(1.0, progress / self.warmup)
 
     def fold(self, sae: SparseAutoencoder, scale: float) -> None:
         """theta / scale, the level inside."""

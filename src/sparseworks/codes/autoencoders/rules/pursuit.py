@@ -34,6 +34,7 @@ class MatchingPursuit(LatentRule):
     k: int = 32
     residual: float = 0.0
     tied: ClassVar[bool] = True
+    biased: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_k(self.k)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,7 +21,9 @@ from sparseworks.codes.autoencoders.latent import (
 )
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.core.errors import BudgetError
-from sparseworks.exec.codes import encode_topk
+from sparseworks.exec.codes import decode, encode_topk
+
+_DIRECTIONS = 256
 
 
 def annealed(k: int, start: int | None, until: float, progress: float) -> int:
@@ -45,13 +50,14 @@ class TopK(LatentRule):
             that many tokens may use do not die).
         relu: cut negative values off; without it an entry may be negative.
 
-    Source: Makhzani and Frey, 2013, arXiv 1312.5663; Gao et al., 2024, arXiv 2406.04093.
+    Source: Makhzani and Frey, 2013, arXiv 1312.5663; Gao et al., 2024, arXiv 2406.04093, initialisation and eps of Adam as in their code.
     """
 
     k: int = 32
     start: int | None = None
     until: float = 0.5
     relu: bool = True
+    eps: ClassVar[float] = 6.25e-10
 
     def __post_init__(self) -> None:
         check_k(self.k, self.start)
@@ -61,10 +67,39 @@ class TopK(LatentRule):
         """With one k throughout."""
         return self.start is None
 
+    @torch.no_grad()
+    def prepare(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]) -> None:
+        """An encoder with which reconstructions of random directions begin as long as these (Gao et al.)."""
+        if self.tied:
+            return
+        draws = torch.randn(_DIRECTIONS, x.shape[1], generator=torch.Generator().manual_seed(0))
+        codes = encode_topk(F.normalize(draws, dim=1).to(x), sae.encoder, None, min(self.k, sae.width), self.relu)
+        sae.encoder_weight.div_(decode(codes, sae.W_dec).norm(dim=1).mean().clamp(min=1e-30))
+
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """The products are never all in memory; see `exec.codes.encode_topk`."""
         k = min(annealed(self.k, self.start, self.until, moment.progress), sae.width)
         return Coded(encode_topk(x, sae.encoder, sae.b_enc, k, self.relu))
+
+
+@LATENTS.register("k_sparse")
+@dataclass(frozen=True)
+class KSparse(TopK):
+    """z = W x + b on the k largest of each token, negative ones too, x^ = z W + b': linear, with one matrix whose norms are free.
+
+    Nothing is taken from the input, and any k' serves afterwards (`sae.at(k=2 * k)`).
+
+    Attributes:
+        k, start, until: as `topk`.
+        relu: cut negative values off.
+
+    Source: Makhzani and Frey, 2013, arXiv 1312.5663.
+    """
+
+    relu: bool = False
+    tied: ClassVar[bool] = True
+    centred: ClassVar[bool] = False
+    normed: ClassVar[bool] = False
 
 
 @LATENTS.register("absolute_topk")
