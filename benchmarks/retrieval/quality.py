@@ -163,12 +163,12 @@ def term_rows(data: Data, args: Namespace, name: str) -> list[dict[str, Any]]:
 
 
 def fused_rows(data: Data, args: Namespace) -> list[dict[str, Any]]:
-    """BM25 interpolated with each of the others, half and half."""
+    """BM25 interpolated with MiniLM and with each term encoder that is among the parts, half and half."""
     model = BM25(**LUCENE).fit(data.texts)
     words = model.queries(data.queries), model.documents(data.texts)
     first, others = sparse_runs(data, *words), {"MiniLM": dense_runs(data, data.asked, data.documents)}
     size = {"MiniLM": 4.0 * data.documents.shape[1]}
-    for name in TERM_ENCODERS:
+    for name in (n for n in TERM_ENCODERS if n in args.parts):
         queries, documents, _ = term_codes(data, name, args)
         others[name], size[name] = sparse_runs(data, queries, documents), 6 * len(documents.indices) / len(documents)
     own = 6 * len(words[1].indices) / len(words[1])
