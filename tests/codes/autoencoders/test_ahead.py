@@ -229,8 +229,8 @@ def test_no_step_looks_at_an_entry_or_makes_a_tensor_elsewhere(name, monkeypatch
     def encoded(x, weight, bias, k, relu):  # the kernel of GPUs in place of the one that looks for NaN
         return x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
 
-    monkeypatch.setattr(encode, "_encode", encoded)
     trainer = Trainer(METHODS[name], _stream().all, 24, Schedule(12, 32, lr=3e-3))
+    monkeypatch.setattr(encode, "_encode", encoded)
     trainer.model.to("meta")
     trainer.ahead, trainer._finite = True, trainer._finite.to("meta")
     trainer.optimiser.parameters = trainer.optimiser.masters = list(trainer.model.parameters())
