@@ -59,6 +59,8 @@ CLAIMS = {
 }  # fmt: skip
 """Which method is said to explain no less than which at equal L0 (matryoshka: somewhat less; g_sae: less, with more recovered)."""
 _AT_ONCE = 8192
+_PURSUED = 200_000
+"""Tokens that dead latents of a pursuit are counted on: encoding takes it a pass over the dictionary a latent."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,8 @@ def _label(name: str, k: int, kept: int) -> str:
 def _record(data: Text, sae: Any, name: str, seed: int, how: Training) -> Record:
     found = measured(sae, data.held)
     chosen = {"rate": how.rate, **({"bandwidth": how.bandwidth} if name == "jumprelu_sae" else {})}
-    dead = {"dead": measured(sae, data.train.all.x, "dead")["dead"], "dead on held-out": found["dead"]}
+    seen = data.train.all.x[: _PURSUED if name == PURSUIT else None]
+    dead = {"dead": measured(sae, seen, "dead")["dead"], "dead on held-out": found["dead"]}
     size = sum(p.numel() for p in sae.parameters())
     return Record(
         method=name, task=f"{data.name}, {data.site}", metric="explained variance", value=1 - found["fvu"], seed=seed, start="dense",
