@@ -59,7 +59,7 @@ CLAIMS = {
 }  # fmt: skip
 """Which method is said to explain no less than which at equal L0 (matryoshka: somewhat less; g_sae: less, with more recovered)."""
 _AT_ONCE = 8192
-_PURSUED = 200_000
+_PURSUED = 50_000
 """Tokens that dead latents of a pursuit are counted on: encoding takes it a pass over the dictionary a latent."""
 
 

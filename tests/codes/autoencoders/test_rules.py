@@ -172,7 +172,7 @@ def test_auxiliary_losses_look_at_the_dead_and_the_dying():
     sae, x = _built("topk_sae", k=2)
     assert AuxK(after=5)(sae, x, x) is None
     sae.silent[[3, 7]] = 5
-    loss = AuxK(after=5, weight=0.5)
+    loss = AuxK(after=5, weight=0.5, relu=True)
     pi, about = x @ sae.W_enc[:, [3, 7]], (x - x.mean(0)).square().mean()
     e = pi.relu() @ sae.W_dec[[3, 7]]
     assert torch.allclose(loss(sae, x, x), 0.5 * (x - e).square().mean())  # the error is all that there is
@@ -183,13 +183,13 @@ def test_auxiliary_losses_look_at_the_dead_and_the_dying():
     assert not torch.allclose((x + 9).square().mean(), about)
     assert torch.allclose(replace(loss, normalised=False)(sae, x, 2 * x), 0.5 * (2 * x - e).square().mean())
     signed = pi @ sae.W_dec[[3, 7]]
-    assert torch.allclose(replace(loss, relu=False)(sae, x, x), 0.5 * (x - signed).square().mean())
+    assert torch.allclose(AuxK(after=5, weight=0.5)(sae, x, x), 0.5 * (x - signed).square().mean())
     sae.density.copy_(torch.arange(20, 0, -1.0))
     sae.batches.fill_(1)
     assert AuxZipf(exponent=1e-9, share=0.01)(sae, x, x) is None
     sae.density[4] = 0
     dying = AuxZipf(exponent=1e-9, share=0.01, weight=1.0)(sae, x, x)
-    one = (x @ sae.W_enc[:, [4]]).relu() @ sae.W_dec[[4]]
+    one = (x @ sae.W_enc[:, [4]]) @ sae.W_dec[[4]]
     assert torch.allclose(dying, (x - one).square().mean())
 
 

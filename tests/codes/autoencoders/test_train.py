@@ -170,7 +170,7 @@ def test_aux_k_wakes_dead_latents():
     """All latents but a few are switched off by their bias; only with the auxiliary loss do they come back."""
     found = {}
     for weight in (0.0, 1 / 32):
-        method = sw.method("topk_sae", k=3).with_(auxiliary=AuxK(weight=weight, after=128, relu=False))
+        method = sw.method("topk_sae", k=3).with_(auxiliary=AuxK(weight=weight, after=128))
         trainer = train.Trainer(method, Rows(_data()).all, 24, train.Schedule(200, 64, lr=3e-2))
         with torch.no_grad():
             trainer.model.b_enc[4:] = -4

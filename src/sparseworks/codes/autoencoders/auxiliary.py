@@ -61,13 +61,14 @@ NOUNS["auxiliary"] = (Auxiliary, AUXILIARIES)
 @dataclass(frozen=True)
 class AuxK(Auxiliary):
     """weight ||e - e^||^2 / ||e - mean(e)||^2, beside a main error that is a share of the target's variance: the error e is reconstructed by
-    ReLU of the k largest pi among latents that are dead.
+    the k largest pi among latents that are dead.
 
     Attributes:
         k: latents for it; None: half of the features. More than are dead: all those.
         weight: of the loss.
         after: tokens of silence after which a latent is dead.
-        relu: False: pi as it is, so that the gradient also reaches dead latents that are below 0 for all tokens (ours).
+        relu: rectify these pi, as the authors' code does; then no gradient reaches latents that are below 0 for all tokens. On MiniLM's layer 2
+            (BatchTopK at L0 16, 2000 steps of 1024 tokens, one seed) 6.1 % were dead with it, 0.5 % without, at the same error.
         normalised: False: weight times the mean squared error of an entry, beside that of the codes.
 
     Source: Gao et al., 2024, arXiv 2406.04093, and their code (10 million tokens at their scale); not normalised: the code of Bussmann et al.,
@@ -77,7 +78,7 @@ class AuxK(Auxiliary):
     k: int | None = None
     weight: float = 1 / 32
     after: int = 200_000
-    relu: bool = True
+    relu: bool = False
     normalised: bool = True
 
     @property
@@ -110,7 +111,7 @@ class AuxZipf(Auxiliary):
     exponent: float = 1.0
     offset: float = 7.0
     share: float = 0.5
-    relu: bool = True
+    relu: bool = False
     normalised: bool = True
 
     @property
