@@ -63,10 +63,7 @@ class Greedy(Coder):
             along = (moved.conj() * r).real.sum(1, keepdim=True) / torch.where(length > 0, length, 1)
             z, r, steps = z + along * p, r - along * moved, steps + going.squeeze(1)
             if self.nonnegative and bool((below := z < 0).any()):
-                z, support = (
-                    z.clamp(min=0),
-                    support & ~below,
-                )  # an atom cut off is chosen no more, and may be chosen anew
+                z, support = z.clamp(min=0), support & ~below  # what was cut off may be chosen anew
                 r = y - problem.forward(z)
         left = share_left(y - problem.forward(z), y)
         return solution(problem, z, steps, left, max(share, rounding(y.dtype) ** 2), "residual")
