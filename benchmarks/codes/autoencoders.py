@@ -88,13 +88,12 @@ class Training:
 
 def method(name: str, k: int, how: Training) -> AutoencoderMethod:
     """A registered method with k latents a token."""
-    if name == "jumprelu_sae":
-        return sw.method(name, l0=float(k), bandwidth=how.bandwidth)
-    found = sw.method(name, **({"l0": float(k)} if name == "gated_sae" else {"k": k}))
-    if found.auxiliary is None:
-        return found
-    renewed = {"every": max(how.steps // 16, 1)} if name == "gated_sae" else {}
-    return found.with_(after=max(how.tokens // 20, 1), **renewed)
+    own = {
+        "jumprelu_sae": {"l0": float(k), "bandwidth": how.bandwidth},
+        "gated_sae": {"l0": float(k), "every": max(how.steps // 16, 1)},
+    }
+    found = sw.method(name, **own.get(name, {"k": k}))
+    return found if found.auxiliary is None else found.with_(after=max(how.tokens // 20, 1))
 
 
 def trained(data: Text, name: str, k: int, seed: int, how: Training) -> Any:

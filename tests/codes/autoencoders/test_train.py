@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import socket
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import multiprocessing
 
 import sparseworks as sw
 from sparseworks.codes.autoencoders import Rows, train
-from sparseworks.codes.autoencoders.auxiliary import AuxK, Resample
+from sparseworks.codes.autoencoders.auxiliary import Resample
 from sparseworks.core.errors import (
     BudgetError,
     CalibrationError,
@@ -166,11 +167,15 @@ def _renewed(sae, x, error, g, dead):
         return sae.W_dec[Resample(after=64).renew(sae, x, error, g)]
 
 
-def test_aux_k_wakes_dead_latents():
+@pytest.mark.parametrize(
+    ("name", "options"), [("topk_sae", {"k": 3}), ("jumprelu_sae", {"l0": 3.0, "bandwidth": 0.035})]
+)
+def test_aux_k_wakes_dead_latents(name, options):
     """All latents but a few are switched off by their bias; only with the auxiliary loss do they come back."""
     found = {}
     for weight in (0.0, 1 / 32):
-        method = sw.method("topk_sae", k=3).with_(auxiliary=AuxK(weight=weight, after=128))
+        own = sw.method(name, **options)
+        method = own.with_(auxiliary=replace(own.auxiliary, weight=weight, after=128))
         trainer = train.Trainer(method, Rows(_data()).all, 24, train.Schedule(200, 64, lr=3e-2))
         with torch.no_grad():
             trainer.model.b_enc[4:] = -4

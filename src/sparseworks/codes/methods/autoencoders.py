@@ -76,10 +76,12 @@ add_autoencoder(
     JumpReLU(l0=32.0),
     Source("Rajamanoharan et al.", 2024, "2407.14435", "Jumping ahead: JumpReLU sparse autoencoders"),
     "fidelity at a given L0 equal to or above Gated and TopK",
-    when="Thresholds a latent are to be learned, and inference is to be one comparison.",
+    auxiliary=AuxK(),
+    when="Thresholds a latent are to be learned, and inference is to be one comparison. The paper trains without an auxiliary loss (`auxiliary=None`); "
+    "on MiniLM's layer 2 (2000 steps of 1024 tokens, one seed, L0 16) 3 % of latents then died, with it 0.3 %, at the same explained variance.",
     when_not="An exact L0 is needed: the one asked for is met within some per cent. Training of some hundred steps with the bandwidth of the "
     "paper: hardly an entry lies so near to its threshold; 0.005 to 0.05 teaches them. On MiniLM's layer 2 (2000 steps of 1024 "
-    "tokens, one seed) it explained 0.842 at L0 15.8, TopK 0.841 at 16, BatchTopK 0.847, and 3 % of its latents, which no auxiliary loss helps, were dead.",
+    "tokens, one seed) it explained 0.842 at L0 15.9, TopK 0.841 at 16, BatchTopK 0.847.",
 )
 add_autoencoder(
     "gated_sae",
