@@ -1,14 +1,20 @@
-"""Streams of tasks, and the small networks that learn them, for the benchmarks of continual learning."""
+"""Streams of tasks, the small networks that learn them, and their row of a table, for the benchmarks of continual learning."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from images import convolutional
+from rows import Row, record_of
 from torch import Tensor, nn
+
+import sparseworks as sw
+from sparseworks.core.method import Method
+from sparseworks.weights.settings import TrainingFlops, final_accuracy, forgetting
 
 
 class Part(NamedTuple):
@@ -72,3 +78,17 @@ def batches(part: Part, steps: int, size: int, g: torch.Generator) -> Iterator[P
     for _ in range(steps):
         some = torch.randint(len(part.x), (size,), generator=g)
         yield Part(part.x[some], part.y[some])
+
+
+def row(
+    label: str, method: Method | None, density: float, supports: Mapping[str, sw.Support], model: nn.Module, flops: TrainingFlops,
+    accuracies: Tensor, more: Mapping[str, float], examples: int = 1200, **known: Any,
+) -> Row:  # fmt: skip
+    """Final accuracy over all tasks in per cent, and forgetting beside it; what a held support was chosen on came before training."""
+    record = record_of(
+        method, supports, model, metric="accuracy over tasks, %", value=100 * final_accuracy(accuracies), examples=examples,
+        training_flops=flops.total, more={"forgetting": forgetting(accuracies), **more}, **known,
+    )  # fmt: skip
+    if method is not None and method.train is None:
+        record = replace(record, start="sparse-to-sparse", when="before")
+    return Row(label, density, record)

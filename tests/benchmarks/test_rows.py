@@ -171,24 +171,24 @@ def test_a_script_runs_from_its_arguments_to_stored_rows(tmp_path, monkeypatch, 
 
 
 def test_continual_rows_carry_forgetting_and_flops():
-    continual = script("continual")
-    stream = continual.digits()
-    told = continual.task_incremental(stream, "erk", "random", 0.2, 0, 4)
+    rehearsal, replaying = script("rehearsal"), script("replaying")
+    stream = script("task_streams").digits()
+    told = script("told_tasks").task_incremental(stream, "erk", "random", 0.2, 0, 4)
     assert told.record.more["forgetting"] == 0.0 and told.density < told.record.more["used"] < 1
     found = [
-        continual.class_incremental(stream, name, how, 1.0 if name == "dense" else 0.25, 0, 2)
-        for name, how in continual.rehearsals(0.25, 10).items()
+        rehearsal.class_incremental(stream, name, how, 1.0 if name == "dense" else 0.25, 0, 2)
+        for name, how in rehearsal.rehearsals(0.25, 10).items()
         if name in ("dense", "sparcl", "rigl", "snip")
     ]
     (group,) = rows.groups(found)
     spent = {row.label: row.record.training_flops for row in group}
     assert spent["sparcl"] < spent["snip"] < spent["rigl"] < 0.5 * spent["dense"]
     assert next(r for r in group if r.label == "snip").record.start == "sparse-to-sparse"
-    matured = continual.maturing(stream, 0, 0, 10)
-    replay = continual.replaying(stream, matured.record.more["memory_bytes"], 0, 4)
+    matured = replaying.maturing(stream, 0, 0, 10)
+    replay = replaying.replaying(stream, matured.record.more["memory_bytes"], 0, 4)
     assert replay.record.more["memory_bytes"] <= matured.record.more["memory_bytes"]
     assert len(rows.groups([matured, replay])) == 1
-    flow = [continual.anytime(stream, name, 0, 2, 8, 20) for name in ("dense", "snip", "app")]
+    flow = [script("megabatches").anytime(stream, name, 0, 2, 8, 20) for name in ("dense", "snip", "app")]
     assert len(rows.groups(flow)) == 1
     assert [round(row.record.kept / 82944, 2) for row in flow[1:]] == [0.37, 0.37]
 

@@ -39,22 +39,22 @@ def test_cycles_end_at_their_density_and_tell_the_zeros_after_relu(script):
 
 
 def test_steps_of_a_task_are_those_that_are_left_after_removal(script):
-    continual = script("continual")
-    assert continual.planned(240, 20, 0.0, 16) == 300
+    rehearsal = script("rehearsal")
+    assert rehearsal.planned(240, 20, 0.0, 16) == 300
     left, steps = 240, 0
     for epoch in range(20):
-        left -= 18 if epoch in continual.REMOVALS else 0
+        left -= 18 if epoch in rehearsal.REMOVALS else 0
         steps += -(-left // 16)
-    assert continual.planned(240, 20, 0.3, 16) == steps
+    assert rehearsal.planned(240, 20, 0.3, 16) == steps
 
 
 def test_images_come_as_streams(script):
-    continual, rows = script("continual"), script("rows")
+    rehearsal, rows = script("rehearsal"), script("rows")
     x, y = torch.randn(40, 3, 16, 16), torch.arange(40) % 10
-    stream = continual.stream_of("noise", x, y, x, y)
-    ways = continual.rehearsals(0.25, 10)
+    stream = script("task_streams").stream_of("noise", x, y, x, y)
+    ways = rehearsal.rehearsals(0.25, 10)
     found = [
-        continual.class_incremental(stream, n, ways[n], d, 0, 2, 20, 64) for n, d in (("dense", 1.0), ("sparcl", 0.25))
+        rehearsal.class_incremental(stream, n, ways[n], d, 0, 2, 20, 64) for n, d in (("dense", 1.0), ("sparcl", 0.25))
     ]
     assert len(rows.groups(found)) == 1 and found[1].record.examples == 40
     assert 0.1 < found[1].record.training_flops / found[0].record.training_flops < 0.4
