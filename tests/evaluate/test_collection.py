@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparseworks.core.errors import CalibrationError
-from sparseworks.evaluate.collection import Collection, joined, read_collection, read_qrels
+from sparseworks.evaluate.collection import Collection, read_collection
 
 DOCUMENTS = [
     {"_id": "d1", "title": "Wing", "text": "Wing in a stream"},
@@ -49,18 +49,6 @@ def test_plain_layout_compressed_is_the_same(tmp_path: Path):
     assert (a.documents, a.queries, a.qrels) == (b.documents, b.queries, b.qrels)
 
 
-def test_trec_judgements_have_four_columns(tmp_path: Path):
-    path = write(tmp_path / "qrels.txt", "q1 0 d1 2\nq1 0 d2 0\nq7 0 d9 1\n")
-    assert read_qrels(path) == {"q1": {"d1": 2, "d2": 0}, "q7": {"d9": 1}}
-
-
-@pytest.mark.parametrize(
-    ("title", "text", "whole"), [("A b", "A b c", "A b c"), ("A", "b", "A b"), ("", " c ", "c"), ("A", "", "A")]
-)
-def test_title_is_not_repeated(title: str, text: str, whole: str):
-    assert joined(title, text) == whole
-
-
 def test_first_keeps_judged_queries_and_all_documents(tmp_path: Path):
     found = read_collection(beir(tmp_path)).first(1)
     assert list(found.queries) == ["q1"]
@@ -70,7 +58,7 @@ def test_first_keeps_judged_queries_and_all_documents(tmp_path: Path):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("corpus.jsonl", "", "no documents"),
+        ("corpus.jsonl", "", "no texts"),
         ("corpus.jsonl", "{", "line 1 is not JSON"),
         ("corpus.jsonl", "[1]\n", "not a JSON object"),
         ("corpus.jsonl", '{"text": "a"}\n', "neither `_id` nor `id`"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 
 import pytest
@@ -10,23 +9,6 @@ import torch
 
 from sparseworks.core.errors import CalibrationError, ShapeError
 from sparseworks.retrieval import Index, SparseVectors, exchange
-from sparseworks.retrieval.exchange.beir import read_queries
-
-TEXTS = {"d1": "A first text", "d 2": "A second; with ünicode", "d3": "third"}
-QRELS = {"q1": {"d1": 2, "d3": 0}, "q2": {"d 2": 1}}
-
-
-def test_beir_folders(tmp_path):
-    folder = exchange.write_beir(tmp_path / "beir", TEXTS, {"q1": "first", "q2": "second"}, QRELS)
-    assert exchange.read_texts(folder) == TEXTS and exchange.read_qrels(folder) == QRELS
-    assert read_queries(folder) == {"q1": "first", "q2": "second"}
-    from sparseworks.evaluate.collection import read_collection
-
-    collection = read_collection(folder)
-    assert dict(collection.documents) == TEXTS and collection.judged == ["q1", "q2"]
-    with gzip.open(tmp_path / "texts.jsonl.gz", "wt", encoding="utf-8") as file:
-        file.write(json.dumps({"id": 7, "title": "Title", "text": "body"}) + "\n")
-    assert exchange.read_texts(tmp_path / "texts.jsonl.gz") == {"7": "Title body"}
 
 
 def test_trec_runs_and_judgements(tmp_path, vectors, queries, ids):
@@ -111,14 +93,6 @@ def test_ciff_is_what_protobuf_makes_of_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "read", "message"),
     [
-        ("a.jsonl", '{"_id": 1}', exchange.read_texts, "line 1 needs `_id`"),
-        ("a.jsonl", "{", exchange.read_texts, "line 1 is not JSON"),
-        ("a.jsonl", "[]", exchange.read_texts, "not a JSON object"),
-        ("a.jsonl", '{"_id": 1, "text": "x"}\n{"_id": 1, "text": "y"}', exchange.read_texts, "occurs twice"),
-        ("a.jsonl", "", exchange.read_texts, "has no texts"),
-        ("a.jsonl.gz", "no gzip", exchange.read_texts, "cannot be read"),
-        ("q.tsv", "q\td\tg\nq\td\tx", exchange.read_qrels, "line 2: the grade"),
-        ("q.tsv", "q\td", exchange.read_qrels, "2 columns"),
         ("r.trec", "q Q0 d 1 x tag", exchange.read_run, "line 1 is no line"),
         ("i.ciff", "\x05\x08", exchange.read_ciff, "truncated"),
         ("i.ciff", "\x02\x08\x07", exchange.read_ciff, "version is 7"),
@@ -144,5 +118,3 @@ def test_what_formats_cannot_hold_is_refused(tmp_path, vectors, ids):
     with pytest.raises(CalibrationError, match="ids were given"):
         exchange.write_bulk(tmp_path / "x", ids[:-1], vectors)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(CalibrationError, match="has no corpus"):
-        exchange.read_texts(tmp_path)

@@ -128,8 +128,8 @@ def _vectors(folder: Path, queries: Path) -> Any:
 
 
 def _named_vectors(folder: Path, queries: Path | None) -> tuple[list[str], Any]:
+    from sparseworks.io.beir import read_queries
     from sparseworks.retrieval import SparseVectors
-    from sparseworks.retrieval.exchange.beir import read_queries
     from sparseworks.retrieval.texts import TextIndex
 
     assert queries is not None

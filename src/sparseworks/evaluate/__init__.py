@@ -8,7 +8,7 @@ from sparseworks.evaluate.agents import IndependentActors
 from sparseworks.evaluate.blobs import BlobNet, Blobs, Detecting
 from sparseworks.evaluate.calibration import calibration_error
 from sparseworks.evaluate.classification import Classification
-from sparseworks.evaluate.collection import Collection, read_collection, read_qrels
+from sparseworks.evaluate.collection import Collection, read_collection
 from sparseworks.evaluate.documentation import Passage, documentation_passages, documentation_retrieval
 from sparseworks.evaluate.encoder import Encoder
 from sparseworks.evaluate.games import CartPole, ChannelAccess, Gridworld
@@ -25,6 +25,7 @@ from sparseworks.evaluate.task import TASKS, Result, Task, task_for
 from sparseworks.evaluate.text import lm_batches, lm_windows, piece_batches, read_texts, timing_batch, token_batches
 from sparseworks.evaluate.topics import TopicCorpus
 from sparseworks.evaluate.zoo import Twins, compare_twins
+from sparseworks.io.beir import read_qrels
 
 __all__ = [
     "TASKS",

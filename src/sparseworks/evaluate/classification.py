@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,15 @@ class Classification(Task):
         cls, model: nn.Module, tokenizer: Any = None, data: Path | str | None = None, limit: int | None = None
     ) -> Classification:
         """From a `.jsonl` file of records with `text` and `label` (a class number, or a name the model's config knows)."""
-        from sparseworks.evaluate.collection import records
         from sparseworks.evaluate.text import token_batches
+        from sparseworks.io.lines import records
 
         if data is None or tokenizer is None:
             raise CalibrationError(
                 "Classification needs labelled data (.jsonl with `text` and `label`) and a tokenizer."
             )
         names = getattr(getattr(model, "config", None), "label2id", None) or {}
-        rows = some(records(data, limit), str(data), "Give at least one record.")
+        rows = some([r for _, r in islice(records(data), limit)], str(data), "Give at least one record.")
         labels = [_label(r, names, f"{data}, record {i}") for i, r in enumerate(rows, start=1)]
         batches = token_batches([str(r.get("text", "")) for r in rows], tokenizer, length=256)
         sizes = [len(b["input_ids"]) for b in batches]

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from sparseworks.core.errors import CalibrationError
-
-DOCUMENTS = ("corpus.jsonl", "docs.jsonl", "documents.jsonl")
-QUERIES = ("queries.jsonl",)
-QRELS = ("qrels/test.tsv", "qrels.tsv", "qrels/test.txt", "qrels.txt", "qrels.test.tsv", "qrels")
+from sparseworks.io.beir import read_qrels, read_queries, read_texts
 
 
 @dataclass(frozen=True)
@@ -72,105 +65,4 @@ def read_collection(folder: Path | str) -> Collection:
         raise CalibrationError(
             f"{folder} is not a folder; a collection is a folder with documents, queries and judgements."
         )
-    return Collection(
-        {
-            _id(r, where): joined(r.get("title") or "", _text(r, where))
-            for where, r in _records(_find(folder, DOCUMENTS))
-        },
-        {_id(r, where): _text(r, where) for where, r in _records(_find(folder, QUERIES))},
-        read_qrels(_find(folder, QRELS)),
-        folder.resolve().name,
-    )
-
-
-def read_qrels(path: Path | str) -> dict[str, dict[str, int]]:
-    """Judgements of three (BEIR) or four (TREC) columns, by tabs or blanks; BEIR's header line is skipped.
-
-    Raises:
-        CalibrationError: a line has another number of columns or no whole number as grade.
-    """
-    path = Path(path)
-    qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(lines(path), start=1):
-        columns = line.split()
-        if not columns or (number == 1 and not _whole(columns[-1])):
-            continue
-        if len(columns) not in (3, 4) or not _whole(columns[-1]):
-            raise CalibrationError(
-                f"{path}, line {number}: expected `query document grade` or `query iteration document grade`, got {line!r}."
-            )
-        qrels.setdefault(columns[0], {})[columns[-2]] = round(float(columns[-1]))
-    if not qrels:
-        raise CalibrationError(f"{path} holds no judgements.")
-    return qrels
-
-
-def joined(title: str, text: str) -> str:
-    """Title and text with a blank between; the title is not repeated where the text already begins with it."""
-    title, text = title.strip(), text.strip()
-    return text if not title or text.startswith(title) else f"{title} {text}".strip()
-
-
-def lines(path: Path) -> Iterator[str]:
-    """Lines of a text file, compressed if the name ends in .gz, without their ends.
-
-    Raises:
-        CalibrationError: the file cannot be opened, unpacked or decoded as UTF-8.
-    """
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for line in file:
-                yield line.rstrip("\r\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path} cannot be read as UTF-8 text: {error}.") from error
-
-
-def records(path: Path | str, limit: int | None = None) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file, at most `limit`.
-
-    Raises:
-        CalibrationError: a line is not a JSON object.
-    """
-    return [record for _, record in islice(_records(Path(path)), limit)]
-
-
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CalibrationError(f"{where} is not JSON: {error}.") from error
-        if not isinstance(record, dict):
-            raise CalibrationError(f"{where} is not a JSON object but {type(record).__name__}.")
-        yield where, record
-
-
-def _find(folder: Path, names: Sequence[str]) -> Path:
-    candidates = [folder / f"{name}{end}" for name in names for end in ("", ".gz")]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise CalibrationError(f"{folder} has none of {', '.join(names)} (nor one of them with .gz).")
-
-
-def _id(record: Mapping[str, Any], where: str) -> str:
-    for key in ("_id", "id"):
-        if key in record:
-            return str(record[key])
-    raise CalibrationError(f"{where} has neither `_id` nor `id`.")
-
-
-def _text(record: Mapping[str, Any], where: str) -> str:
-    if not isinstance(record.get("text"), str):
-        raise CalibrationError(f"{where} has no `text`.")
-    return record["text"]
-
-
-def _whole(word: str) -> bool:
-    try:
-        return float(word) == round(float(word))
-    except ValueError:
-        return False
+    return Collection(read_texts(folder), read_queries(folder), read_qrels(folder), folder.resolve().name)

@@ -14,10 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparseworks.core.errors import CalibrationError
-from sparseworks.evaluate.collection import lines, records
 from sparseworks.evaluate.documentation import documentation_passages as documentation_passages
 from sparseworks.evaluate.documentation import documentation_retrieval as documentation_retrieval
 from sparseworks.evaluate.task import some
+from sparseworks.io.lines import lines, records
 from sparseworks.stream.tokens import encode, pad_id, padded, plain_tokenizer
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def read_texts(path: Path | str, *, paragraphs: bool = True) -> list[str]:
     path = Path(path)
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if kind == ".jsonl":
-        texts = [_field(record, number, path) for number, record in enumerate(records(path), start=1)]
+        texts = [_field(record, where) for where, record in records(path)]
     elif kind in (".txt", ".text", ".md", ".rst"):
         whole = "\n".join(lines(path))
         texts = re.split(r"\n(?:[ \t]*\n)+", whole) if paragraphs else [whole]
@@ -204,7 +204,7 @@ def spaced(items: T, count: int | None) -> T:
     return items[chosen] if isinstance(items, Tensor) else [items[i] for i in chosen]  # type: ignore[index,return-value]
 
 
-def _field(record: dict[str, Any], number: int, path: Path) -> str:
+def _field(record: dict[str, Any], where: str) -> str:
     if not isinstance(record.get("text"), str):
-        raise CalibrationError(f"{path}: record {number} has no `text`.")
+        raise CalibrationError(f"{where} has no `text`.")
     return record["text"]

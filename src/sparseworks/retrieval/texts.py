@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from sparseworks.core.errors import CheckpointError, RecipeError
 from sparseworks.exec.search import Rows
-from sparseworks.retrieval.exchange.lines import lines, write_lines
+from sparseworks.io.lines import numbered, write_lines
 from sparseworks.retrieval.index import Hits, Index
 from sparseworks.retrieval.index.snapshot import Filter
 
@@ -98,7 +98,7 @@ class TextIndex:
         saved = Path(path) / _STATE
         if saved.exists():
             return cls(index, type(encoder).load(saved))
-        return cls(index, encoder.fit([json.loads(line) for _, line in lines(Path(path) / _FITTED)]))
+        return cls(index, encoder.fit([json.loads(line) for _, line in numbered(Path(path) / _FITTED)]))
 
     def add(self, texts: Mapping[str, str]) -> int:
         """Add texts: words that those of `create` did not have are unknown. How many documents there are then.

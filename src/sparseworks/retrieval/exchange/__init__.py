@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparseworks.retrieval.exchange.beir import read_qrels, read_texts, write_beir
+from sparseworks.io.beir import read_qrels, read_texts, write_beir
 from sparseworks.retrieval.exchange.bulk import read_bulk, write_bulk
 from sparseworks.retrieval.exchange.ciff import read_ciff, write_ciff
 from sparseworks.retrieval.exchange.trec import read_run, write_qrels, write_run

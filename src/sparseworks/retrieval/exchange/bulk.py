@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparseworks.core.errors import CalibrationError
 from sparseworks.exec.search import Rows
-from sparseworks.retrieval.exchange.lines import records, write_lines
+from sparseworks.io.lines import records, write_lines
 from sparseworks.retrieval.vectors import SparseVectors
 
 
@@ -51,7 +51,7 @@ def read_bulk(path: Path | str, width: int, *, field: str = "vector") -> tuple[l
         ShapeError: a term that is not below `width`.
     """
     ids, texts = [], []
-    for where, record in records(Path(path)):
+    for where, record in records(path):
         action = record.get("index") or record.get("create")
         if isinstance(action, dict) and field not in record:
             ids.append(str(action.get("_id", len(ids))))

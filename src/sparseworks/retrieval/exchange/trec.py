@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparseworks.core.errors import CalibrationError
-from sparseworks.retrieval.exchange.lines import lines, write_lines
+from sparseworks.io.lines import numbered, write_lines
 from sparseworks.retrieval.index import Hits
 
 Run = dict[str, list[tuple[str, float]]]
@@ -39,7 +39,7 @@ def read_run(path: Path | str) -> Run:
         CalibrationError: missing, or a line of another form.
     """
     run: Run = {}
-    for where, line in lines(Path(path)):
+    for where, line in numbered(path):
         cells = line.split()
         try:
             query, _, document, _, score, _ = cells

@@ -117,7 +117,9 @@ class Manifest:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(f"{folder} is no index: it has no {NAME}. Make one with Index.create.") from None
+            raise CheckpointError(
+                f"{folder} is no index: it has no {NAME}. Make one: sparseworks index {folder} --add FILE, or Index.create."
+            ) from None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}). Restore it.") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
