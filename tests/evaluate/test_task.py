@@ -6,7 +6,7 @@ from torch import nn
 
 from sparseworks.core.errors import NonFiniteError, UnknownNameError
 from sparseworks.evaluate import TASKS, Result, Task, task_for
-from sparseworks.evaluate.task import device_of, evaluating
+from sparseworks.evaluate.task import device_of
 
 
 def test_tasks_are_found_by_name():
@@ -41,15 +41,6 @@ def test_the_task_follows_from_the_kind_of_model(tokenizer):
     assert task_for(BertModel(BertConfig(**small)), tokenizer) == "retrieval"
     assert task_for(BertModel(BertConfig(**small))) == "similarity"
     assert task_for(nn.Linear(2, 2), tokenizer) == "similarity"
-
-
-def test_evaluating_restores_modes_also_after_an_error():
-    model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-    with pytest.raises(KeyError), evaluating(model):
-        assert not model[0].training
-        assert not torch.is_grad_enabled()
-        raise KeyError
-    assert [m.training for m in model.modules()] == [True, True, False]
 
 
 def test_device_of_modules_without_parameters():

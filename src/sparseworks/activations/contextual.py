@@ -44,17 +44,6 @@ class ContextualMethod(Published):
         if not isinstance(self.budget, Density):
             raise BudgetError(f"Method {self.name!r} keeps a density of heads and neurons, not {self.budget}.")
 
-    def with_(self, **changes: Any) -> ContextualMethod:
-        """A changed copy. Besides the fields: `density=0.6`, the share of heads and neurons that stay.
-
-        Raises:
-            RecipeError: unknown option.
-        """
-        given = dict(changes)
-        if "density" in given:
-            given["budget"] = Density(float(given.pop("density")))
-        return super().with_(**given)
-
 
 @dataclass(frozen=True)
 class PredictedStructures:

@@ -17,6 +17,7 @@ from sparseworks.core.registry import Registry
 from sparseworks.core.site import Coupling
 from sparseworks.stream import Block, block_of, blocks, couplings
 from sparseworks.stream.gradients import Loss, default_loss
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.sites import sites as find_sites
 from sparseworks.stream.tree import call, first_tensor
 
@@ -157,25 +158,23 @@ def collect(
     handles.append(
         model.get_submodule(structures.early).register_forward_hook(lambda _m, _a, y: early.append(summary(y, at)))
     )
-    modes, rows = [(m, m.training) for m in model.modules()], []
-    model.eval()
+    rows = []
     try:
-        for batch in batches:
-            with torch.set_grad_enabled(label.uses_gradient), sdpa_kernel(SDPBackend.MATH):
-                if label.uses_gradient:
-                    parameters = list(model.parameters())
-                    saved = [p.grad for p in parameters]
-                    (loss or default_loss)(model, batch).backward()
-                    for p, grad in zip(parameters, saved, strict=True):
-                        p.grad = grad
-                else:
-                    call(model, batch)
-            rows.append(_labels(structures, held, label))
+        with evaluating(model):
+            for batch in batches:
+                with torch.set_grad_enabled(label.uses_gradient), sdpa_kernel(SDPBackend.MATH):
+                    if label.uses_gradient:
+                        parameters = list(model.parameters())
+                        saved = [p.grad for p in parameters]
+                        (loss or default_loss)(model, batch).backward()
+                        for p, grad in zip(parameters, saved, strict=True):
+                            p.grad = grad
+                    else:
+                        call(model, batch)
+                rows.append(_labels(structures, held, label))
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     return Labelled(torch.cat(early).float().cpu(), torch.cat(rows).float().cpu())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sparseworks.activations.cut import CalibratedThreshold, InputCut
 from sparseworks.activations.place import ActivationPlace, LinearInputs
@@ -49,14 +49,3 @@ class ActivationMethod(Published):
     place: ActivationPlace = field(default_factory=LinearInputs)
     transform: ModelTransform | None = None
     repair: ActivationRepair | None = None
-
-    def with_(self, **changes: Any) -> ActivationMethod:
-        """A changed copy. Besides the fields: `density=0.6`, the share of weights a token reads.
-
-        Raises:
-            RecipeError: unknown option.
-        """
-        given = dict(changes)
-        if "density" in given:
-            given["budget"] = Density(float(given.pop("density")))
-        return super().with_(**given)

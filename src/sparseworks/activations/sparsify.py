@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -22,6 +21,7 @@ from sparseworks.core.stats import Stats
 from sparseworks.core.support import Support
 from sparseworks.exec.masked import InputRule, MaskedLinear, MaskedOutput
 from sparseworks.stream import block_of, blocks
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.tree import call
 
 
@@ -103,7 +103,7 @@ def sparsify_activations(
     chosen = chosen if density is None else chosen.with_(density=density)
     batches = list(data) if data is not None else []
     unmask(model)
-    with _evaluating(model):
+    with evaluating(model):
         run = _Run(model, chosen, batches, sites, skip, memory_limit)
         rows = run.go()
     done = SparseActivations(tuple(rows), chosen)
@@ -148,7 +148,7 @@ def read_shares(model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
     masked = [(n, m) for n, m in model.named_modules() if isinstance(m, MaskedLinear | MaskedOutput)]
     handles = [m.register_forward_hook(hook(n)) for n, m in masked]
     try:
-        with _evaluating(model):
+        with evaluating(model):
             for batch in batches:
                 call(model, batch)
     finally:
@@ -281,16 +281,3 @@ class _Run:
             read = None if kept is None else kept + rank * sum(s.shape) / s.size
             rows.append(ActivationRow(s.name, s.size, densities[s.name], layer.rule, read, rank))
         return rows
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's mode is put back."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -95,17 +95,6 @@ class AttentionMethod(Published):
         """The kind of cache behind which it decodes, "" where any will do."""
         return "" if self.score is None or "decode" not in self.phases else self.score.cache(self)
 
-    def with_(self, **changes: Any) -> AttentionMethod:
-        """A changed copy. Besides the fields: `density=0.1`, and nouns by name.
-
-        Raises:
-            RecipeError: unknown option.
-        """
-        given = dict(changes)
-        if "density" in given:
-            given["budget"] = Density(float(given.pop("density")))
-        return super().with_(**given)
-
 
 def add(name: str, score: AttentionScore | None, source: Source, claims: str, **parts: Any) -> AttentionMethod:
     """Register the composition of `parts` under `name`; fields as in `AttentionMethod`."""

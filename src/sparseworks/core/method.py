@@ -94,12 +94,10 @@ class Method(Published):
             RecipeError: unknown option.
         """
         given = dict(changes)
-        if "density" in given:
-            given["budget"] = Density(float(given.pop("density")))
         if "repair" in given:
             repair = given.pop("repair")
             given["solve"] = Select(repair if isinstance(repair, Repair) else from_config("repair", repair))
-        given = self._read(given, extra=("density", "repair"))
+        given = self._read(given, extra=("repair",))
         if given.get("form", self.form) is not None:
             return replace(self, **given)
         fixed, had = given.get("pattern", self.pattern).fixed_density, self.pattern.fixed_density

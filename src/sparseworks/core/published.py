@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
+from sparseworks.core.budget import Density
 from sparseworks.core.config import from_config, to_config
 from sparseworks.core.errors import RecipeError
 from sparseworks.core.registry import Registry
@@ -84,7 +85,7 @@ class Published:
         return [m for m in METHODS if isinstance(m, cls)]
 
     def with_(self, **changes: Any) -> Self:
-        """A changed copy; parts may be given as nouns, or as their names and mappings.
+        """A changed copy; parts may be given as nouns, or as their names and mappings, and a budget as its `density=0.3`.
 
         Raises:
             RecipeError: unknown option.
@@ -93,9 +94,14 @@ class Published:
 
     def _read(self, changes: Mapping[str, Any], extra: tuple[str, ...] = ()) -> dict[str, Any]:
         """Changes with parts given as text or plain data made nouns."""
-        unknown = set(changes) - {f.name for f in fields(self)}
+        known = [f.name for f in fields(self)]
+        if "density" in changes and "budget" in known and "density" not in known:
+            changes = {**changes, "budget": Density(float(changes["density"]))}
+            del changes["density"]
+        extra = ("density", *extra) if "budget" in known else extra
+        unknown = set(changes) - set(known)
         if unknown:
-            options = ", ".join((*extra, *(f.name for f in fields(self))))
+            options = ", ".join((*extra, *known))
             raise RecipeError(f"Method {self.name!r} has no option {sorted(unknown)[0]!r}; it takes {options}.")
         plain = {part: changes[part] for part in self.PARTS if isinstance(changes.get(part), str | dict)}
         return {**changes, **{part: from_config(self.PARTS[part], value) for part, value in plain.items()}}

@@ -14,7 +14,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError, NonFiniteError, ShapeError
-from sparseworks.evaluate.task import TASKS, Result, Task, evaluating, some
+from sparseworks.evaluate.task import TASKS, Result, Task, some
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.outputs import logits_of
 from sparseworks.stream.progress import bar
 from sparseworks.stream.tree import call

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError
-from sparseworks.evaluate.task import device_of, evaluating
+from sparseworks.evaluate.task import device_of
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.outputs import last_hidden, mean_pooled
 from sparseworks.stream.progress import bar
 from sparseworks.stream.tokens import encode, pad_id, padded

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError, NonFiniteError, ShapeError
-from sparseworks.evaluate.task import TASKS, Result, Task, device_of, evaluating
+from sparseworks.evaluate.task import TASKS, Result, Task, device_of
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.outputs import logits_of
 from sparseworks.stream.progress import bar
 

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError
-from sparseworks.evaluate.task import TASKS, Result, Task, evaluating, some
+from sparseworks.evaluate.task import TASKS, Result, Task, some
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.outputs import last_hidden, logits_of, mean_pooled
 from sparseworks.stream.padding import real_tokens, token_masks
 from sparseworks.stream.progress import bar

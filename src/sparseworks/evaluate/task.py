@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -95,22 +94,6 @@ def task_for(model: nn.Module, tokenizer: Any = None) -> str:
     if any(a.endswith("ForSequenceClassification") for a in architectures):
         return "classification"
     return "retrieval" if tokenizer is not None and hasattr(model, "get_input_embeddings") else "similarity"
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode without gradients; every submodule's own mode comes back afterwards.
-
-    `no_grad`, not `inference_mode`: a cache that a module fills here must stay usable in later training.
-    """
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def some(items: Sequence[T], what: str, remedy: str) -> Sequence[T]:

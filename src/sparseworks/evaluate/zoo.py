@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError
-from sparseworks.evaluate.task import evaluating
+from sparseworks.stream.modes import evaluating
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from sparseworks.exec.fusion import KERNEL as WHOLE
 from sparseworks.exec.units import inputs_of
 from sparseworks.stream import blocks
 from sparseworks.stream.memory import stat_bytes
+from sparseworks.stream.modes import evaluating
 from sparseworks.weights.decide import Job, gather_evidence
 from sparseworks.weights.matrix import Solved, solve_matrix
-from sparseworks.weights.streaming import evaluating
 
 _STATISTICS = 1 << 30  # bytes of statistics gathered in one pass over the calibration data
 

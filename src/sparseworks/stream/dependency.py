@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import fx, nn
 
 from sparseworks.core.errors import ModelError
 from sparseworks.core.site import Coupling, Member
 from sparseworks.stream.labels import Labels, Union, Use
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.tracing import Tracer
 from sparseworks.stream.walk import Walk
 
@@ -31,15 +31,9 @@ def dependency_groups(model: nn.Module, example: Any, *, whole: Sequence[str] = 
         ModelError: an operation that cannot be traced or followed; the message names the module it lies in.
     """
     args = example if isinstance(example, tuple) else (example,)
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
+    with evaluating(model):
         walk = Walk(fx.GraphModule(model, Tracer(whole).trace(model)), whole)
-        with torch.no_grad():
-            walk.run(*args)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        walk.run(*args)
     return _couplings(model, walk.labels, walk.uses)
 
 

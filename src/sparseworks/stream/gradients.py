@@ -14,6 +14,7 @@ from sparseworks.core.errors import CalibrationError
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Stats
 from sparseworks.stream.gather import Needs
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.padding import token_masks
 from sparseworks.stream.tree import call, first_tensor, map_tensors
 
@@ -157,19 +158,16 @@ def _differentiable(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[st
     """Evaluation mode, and only the sites' parameters ask for gradients; everything is put back afterwards."""
     wanted = {s.parameter: s.tensor(model) for s in sites}
     before = [(p, p.requires_grad) for p in model.parameters()]
-    training = [(m, m.training) for m in model.modules()]
-    model.eval()
     try:
-        for p, _ in before:
-            p.requires_grad_(False)
-        for p in wanted.values():
-            p.requires_grad_(True)
-        yield dict(wanted)
+        with evaluating(model, gradients=True):
+            for p, _ in before:
+                p.requires_grad_(False)
+            for p in wanted.values():
+                p.requires_grad_(True)
+            yield dict(wanted)
     finally:
         for p, flag in before:
             p.requires_grad_(flag)
-        for m, flag in training:
-            m.training = flag
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from sparseworks.core.errors import BudgetError, ModelError, PatternError
 from sparseworks.core.site import Site
 from sparseworks.exec.int4 import from_int4, to_int4
 from sparseworks.stream import sites as find_sites
-from sparseworks.weights.streaming import evaluating
+from sparseworks.stream.modes import evaluating
 from sparseworks.weights.trials import Trials
 
 

@@ -21,10 +21,10 @@ from sparseworks.core.stats import InputMoments
 from sparseworks.core.support import Support
 from sparseworks.stream import block_of, blocks, couplings, gather
 from sparseworks.stream import sites as find_sites
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.sites import bias_of
 from sparseworks.stream.slicing import slice_units, zero_units
 from sparseworks.stream.tree import call, first_tensor
-from sparseworks.weights.streaming import evaluating
 
 
 @dataclass(frozen=True)

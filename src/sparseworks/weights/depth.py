@@ -17,8 +17,8 @@ from sparseworks.core.site import Coupling
 from sparseworks.core.support import Support
 from sparseworks.stream import couplings
 from sparseworks.stream import sites as find_sites
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.sites import bias_of
-from sparseworks.weights.streaming import evaluating
 from sparseworks.weights.trials import Trials
 
 

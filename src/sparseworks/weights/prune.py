@@ -20,11 +20,12 @@ from sparseworks.core.stats import Stats
 from sparseworks.stream import Residency, blocks
 from sparseworks.stream import sites as find_sites
 from sparseworks.stream.gradients import SOURCES, Loss
+from sparseworks.stream.modes import evaluating
 from sparseworks.weights.checkpoint import Workdir, fingerprint
 from sparseworks.weights.decide import FORWARD, Job, evidence_needs, streamed_needs
 from sparseworks.weights.matrix import check_weight
 from sparseworks.weights.show import Shown
-from sparseworks.weights.streaming import Pruned, Run, about, evaluating
+from sparseworks.weights.streaming import Pruned, Run, about
 
 
 def prune(

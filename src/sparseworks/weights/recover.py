@@ -15,12 +15,12 @@ from torch.optim import AdamW, Optimizer
 from sparseworks.core.errors import BudgetError, CalibrationError, ModelError
 from sparseworks.core.support import Support
 from sparseworks.stream import blocks, sites
+from sparseworks.stream.modes import evaluating
 from sparseworks.weights.checkpoint import fingerprint
 from sparseworks.weights.descent import Descent, Recovery, Tick
 from sparseworks.weights.distill import Recorder, Term
 from sparseworks.weights.enforce import dropped_masks, hold
 from sparseworks.weights.show import Shown
-from sparseworks.weights.streaming import evaluating
 
 
 def recover(

@@ -260,19 +260,6 @@ def about(site: Site) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's mode is put back."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
 def placed(module: nn.Module | None, device: torch.device | None) -> Iterator[None]:
     """The module on `device` inside, and back where it was afterwards."""
     home = next((p.device for p in module.parameters()), device) if module is not None else device

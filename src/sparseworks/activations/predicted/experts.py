@@ -19,6 +19,7 @@ from sparseworks.core.select import top
 from sparseworks.core.site import Coupling, Member
 from sparseworks.solve.clusters import balanced_kmeans
 from sparseworks.stream import couplings, slice_units
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.sites import sites as find_sites
 from sparseworks.stream.tree import call
 
@@ -272,14 +273,11 @@ def _inputs(model: nn.Module, paths: Sequence[str], data: Sequence[Any]) -> dict
     seen: dict[str, list[Tensor]] = {p: [] for p in paths}
     hold = lambda p: lambda _m, args: seen[p].append(args[0].detach().flatten(0, -2))  # noqa: E731
     handles = [model.get_submodule(p).register_forward_pre_hook(hold(p)) for p in paths]
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
     try:
-        for batch in data:
-            call(model, batch)
+        with evaluating(model):
+            for batch in data:
+                call(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     return {p: torch.cat(parts) for p, parts in seen.items()}

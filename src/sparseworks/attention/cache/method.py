@@ -80,17 +80,6 @@ class CacheMethod(Published):
         """The kind of cache (of `KV_LAYERS`) that it wants."""
         return "ragged" if self.form is None else "formed"
 
-    def with_(self, **changes: Any) -> CacheMethod:
-        """A changed copy. Besides the fields: `density=0.1`, and nouns by name.
-
-        Raises:
-            RecipeError: unknown option.
-        """
-        given = dict(changes)
-        if "density" in given:
-            given["budget"] = Density(float(given.pop("density")))
-        return super().with_(**given)
-
     def acts(self, phase: str, new: int) -> bool:
         """Whether the cache is looked at after a call of `phase`, `new` tokens after it was last looked at."""
         wanted = "decode" if phase == "decode" else "prefill"

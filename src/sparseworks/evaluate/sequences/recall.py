@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from sparseworks.core.errors import CalibrationError
 from sparseworks.evaluate.perplexity import context_length
 from sparseworks.evaluate.sequences.tokens import VOCABULARY, Examples, majority, mqar, passkey
-from sparseworks.evaluate.task import Result, Task, device_of, evaluating
+from sparseworks.evaluate.task import Result, Task, device_of
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.progress import bar
 
 

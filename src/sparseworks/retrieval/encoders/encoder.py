@@ -16,6 +16,7 @@ from sparseworks.core.errors import CalibrationError, ModelError, NonFiniteError
 from sparseworks.exec.search import Rows
 from sparseworks.retrieval.encoders.heads import SPLADE_SIDE, Read, TermSide
 from sparseworks.retrieval.encoders.tokens import Ids, Tokens
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.outputs import logits_of
 from sparseworks.stream.progress import bar
 
@@ -133,17 +134,11 @@ class TermEncoder(nn.Module):
             raise CalibrationError("Give a list of at least one text to encode.")
         ids = self.token_ids(texts, queries)
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i].tokens))
-        modes = [(m, m.training) for m in self.modules()]
-        self.eval()
         parts: list[Codes] = []
-        try:
-            with torch.no_grad():
-                for s in bar(range(0, len(order), batch_size), "encode", progress):
-                    w = self.weights([ids[i] for i in order[s : s + batch_size]], queries)
-                    parts.append(Codes.from_dense(w.float()).to("cpu"))
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with evaluating(self):
+            for s in bar(range(0, len(order), batch_size), "encode", progress):
+                w = self.weights([ids[i] for i in order[s : s + batch_size]], queries)
+                parts.append(Codes.from_dense(w.float()).to("cpu"))
         return _joined(parts, torch.tensor(order).argsort())
 
     def _read(self, ids: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparseworks.core.errors import CalibrationError, ShapeError
 from sparseworks.stream.gradients import Loss
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.tree import call
 
 State = Mapping[str, Tensor]
@@ -95,17 +96,15 @@ def recalibrate(model: nn.Module, data: Iterable[Any], loss: Loss | None = None)
             "An average of models with batch normalisation needs its statistics anew: give `data`, a share of the "
             "training batches (a fifth is enough)."
         )
-    modes, momenta = [(m, m.training) for m in model.modules()], [m.momentum for m in layers]
+    momenta = [m.momentum for m in layers]
     try:
-        model.eval()
-        for m in layers:
-            m.reset_running_stats()
-            m.momentum = None  # a cumulative mean
-            m.train()
-        for batch in batches:
-            call(model, batch) if loss is None else loss(model, batch)
+        with evaluating(model, gradients=True):  # whatever the loss does with them
+            for m in layers:
+                m.reset_running_stats()
+                m.momentum = None  # a cumulative mean
+                m.train()
+            for batch in batches:
+                call(model, batch) if loss is None else loss(model, batch)
     finally:
         for m, momentum in zip(layers, momenta, strict=True):
             m.momentum = momentum
-        for m, mode in modes:
-            m.training = mode

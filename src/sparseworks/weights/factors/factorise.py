@@ -18,13 +18,14 @@ from sparseworks.core.site import Site
 from sparseworks.core.stats import Gram, Stat, Stats
 from sparseworks.stream import Capture, Memory, blocks
 from sparseworks.stream import sites as find_sites
+from sparseworks.stream.modes import evaluating
 from sparseworks.weights.checkpoint import Workdir, fingerprint
 from sparseworks.weights.decide import Decision, Job
 from sparseworks.weights.factors import kept
 from sparseworks.weights.matrix import check_weight, relative_error
 from sparseworks.weights.prune import reseeded
 from sparseworks.weights.show import Shown
-from sparseworks.weights.streaming import Run, Unit, about, evaluating, placed
+from sparseworks.weights.streaming import Run, Unit, about, placed
 
 _KINDS = ("linear", "hf_conv1d")
 

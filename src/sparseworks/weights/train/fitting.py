@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sparseworks.core.errors import CalibrationError, NonFiniteError, ShapeError
+from sparseworks.stream.modes import evaluating
 from sparseworks.stream.outputs import logits_of
 from sparseworks.stream.tree import call
-from sparseworks.weights.streaming import evaluating
 
 IGNORED = -100
 """Label of tokens that do not count, as in `torch.nn.functional.cross_entropy`."""

@@ -20,9 +20,9 @@ from sparseworks.core.select import select_mask
 from sparseworks.core.site import Site
 from sparseworks.core.stats import Stat, Stats, WeightGradient
 from sparseworks.stream.gradients import Loss
+from sparseworks.stream.modes import evaluating
 from sparseworks.weights.decide import Job, across, gather_evidence
 from sparseworks.weights.prune import reseeded
-from sparseworks.weights.streaming import evaluating
 from sparseworks.weights.train.frozen import Frozen
 from sparseworks.weights.train.slot import Place, Slot, group_of, local_like
 from sparseworks.weights.train.units import Units
