@@ -228,7 +228,16 @@ def _worker(other, port, folder):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=limit)
     found = sw.train_autoencoders(_data(), list(METHODS.values()), workdir=folder / "state", **HOW)
     torch.save([sae.state_dict() for sae in found], folder / f"{rank}.pt")
+    (folder / "full").mkdir(exist_ok=True)
+    trainer = train.Trainer(METHODS["topk"], Rows(_data()).all, 24, train.Schedule(9))
+    trainer.save = _full
+    with pytest.raises(CheckpointError, match="disk is full"):
+        train._save([trainer], folder / "full")
     dist.destroy_process_group()
+
+
+def _full(path):
+    raise CheckpointError(f"{path}: the disk is full.")
 
 
 def test_two_processes_agree_and_rules_by_token_are_as_in_one(tmp_path):

@@ -15,7 +15,7 @@ from sparseworks.codes.autoencoders.method import AutoencoderMethod
 from sparseworks.codes.autoencoders.optimise import rank, ranks
 from sparseworks.codes.autoencoders.stream import Batch, Stream, as_stream
 from sparseworks.codes.autoencoders.trainer import Schedule, Trainer
-from sparseworks.core.errors import CalibrationError, CheckpointError
+from sparseworks.core.errors import CalibrationError, CheckpointError, SparseworksError
 from sparseworks.stream.progress import bar
 
 
@@ -116,11 +116,19 @@ def _save(trainers: Sequence[Trainer], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"Cannot make the folder {folder}: {error}.") from error
+    problem: SparseworksError | None = None
     if rank() == 0:
-        for i, trainer in enumerate(trainers):
-            trainer.save(_path(folder, i))
-    if ranks() > 1:
-        dist.barrier()
+        try:
+            for i, trainer in enumerate(trainers):
+                trainer.save(_path(folder, i))
+        except SparseworksError as error:
+            problem = error
+    if ranks() > 1:  # all stop where the first process could not save
+        told = [problem]
+        dist.broadcast_object_list(told, 0)
+        problem = told[0]
+    if problem is not None:
+        raise problem
 
 
 def _path(folder: Path, index: int) -> Path:
