@@ -24,6 +24,23 @@ def test_moves_and_empty_codes():
         assert empty.dense().shape == (shape[0], 5)
 
 
+def test_other_values_at_the_same_places():
+    codes = Codes(torch.tensor([[1.0, 1.0], [1.0, 0.0]]), torch.tensor([[2, 0], [1, 0]]), 4, torch.tensor([2, 1]))
+    assert codes.with_values(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).dense().tolist() == [[2, 0, 1, 0], [0, 3, 0, 0]]
+    with pytest.raises(ShapeError):
+        codes.with_values(torch.ones(2, 3))
+    with pytest.raises(DtypeError):
+        codes.with_values(torch.ones(2, 2, dtype=torch.long))
+
+
+def test_unchecked_codes_are_of_the_right_shape_and_type_at_least():
+    assert Codes.unchecked(torch.ones(1, 2), torch.tensor([[1, 1]]), 2).dense().tolist() == [[0, 2]]
+    with pytest.raises(ShapeError):
+        Codes.unchecked(torch.ones(1, 3), torch.tensor([[0, 1, 2]]), 2)
+    with pytest.raises(DtypeError):
+        Codes.unchecked(torch.ones(1, 1), torch.zeros(1, 1), 2)
+
+
 @pytest.mark.parametrize(
     ("values", "indices", "width", "error"),
     [

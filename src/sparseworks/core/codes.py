@@ -78,13 +78,36 @@ class Codes:
         return len(self.values)
 
     @classmethod
+    def unchecked(
+        cls,
+        values: Float[Tensor, "rows k"],
+        indices: Int[Tensor, "rows k"],
+        width: int,
+        lengths: Int[Tensor, " rows"] | None = None,
+    ) -> Codes:
+        """Codes whose indices are right by construction: a search for repeated ones sorts every row.
+
+        Raises:
+            ShapeError, DtypeError: as `Codes`, of shapes and types alone.
+        """
+        with running_ahead():
+            return cls(values, indices, width, lengths)
+
+    def with_values(self, values: Float[Tensor, "rows k"]) -> Codes:
+        """The same places with other values, which are 0 beyond a row's length.
+
+        Raises:
+            ShapeError, DtypeError: values of another shape or device, or that are not floating point.
+        """
+        return Codes.unchecked(values, self.indices, self.width, self.lengths)
+
+    @classmethod
     def whole(cls, z: Float[Tensor, "rows width"]) -> Codes:
         """All entries of z, zeros too (`nnz` counts them): values are the dense rows, indices one row in memory.
 
         For what runs ahead of a device, where how many entries are not 0 is not known; everything else wants `from_dense`.
         """
-        with running_ahead():
-            return cls(z, _every(z.shape[1], z.device).expand(len(z), -1), z.shape[1])
+        return cls.unchecked(z, _every(z.shape[1], z.device).expand(len(z), -1), z.shape[1])
 
     @property
     def is_whole(self) -> bool:
@@ -129,7 +152,7 @@ class Codes:
     def first(self, k: int) -> Codes:
         """The first k entries of each row, all where k is larger; of codes whose entries come best first these are the k best."""
         lengths = None if self.lengths is None else self.lengths.clamp(max=k)
-        return Codes(self.values[:, :k], self.indices[:, :k], self.width, lengths)
+        return Codes.unchecked(self.values[:, :k], self.indices[:, :k], self.width, lengths)
 
     def dense(self) -> Float[Tensor, "rows width"]:
         """The rows with zeros written out; differentiable in the values."""
@@ -147,7 +170,7 @@ class Codes:
     def to(self, device: torch.device | str) -> Codes:
         """The same codes on `device`."""
         lengths = None if self.lengths is None else self.lengths.to(device)
-        return Codes(self.values.to(device), self.indices.to(device), self.width, lengths)
+        return Codes.unchecked(self.values.to(device), self.indices.to(device), self.width, lengths)
 
     @classmethod
     def from_mask(cls, z: Float[Tensor, "rows width"], mask: Tensor) -> Codes:
@@ -163,7 +186,8 @@ class Codes:
         indices, lengths = places_of(mask)
         kept = torch.arange(indices.shape[1], device=z.device) < lengths.unsqueeze(1)
         values = torch.where(kept, z.gather(1, indices), torch.zeros((), dtype=z.dtype, device=z.device))
-        return cls(values, indices, z.shape[1], None if bool((lengths == indices.shape[1]).all()) else lengths)
+        whole = bool((lengths == indices.shape[1]).all())
+        return cls.unchecked(values, indices, z.shape[1], None if whole else lengths)
 
     @classmethod
     def from_dense(cls, z: Float[Tensor, "rows width"]) -> Codes:

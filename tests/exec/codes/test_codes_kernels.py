@@ -32,7 +32,7 @@ def whole(*shape, seed=0):
 
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize(("rows", "features", "latents", "k"), [
-    (0, 3, 5, 2), (1, 1, 1, 1), (7, 5, 13, 13), (3, 4, 6, 0), (300, 8, 1100, 20), (5, 0, 9, 3), (4, 6, 1031, 600),
+    (0, 3, 5, 2), (1, 1, 1, 1), (7, 5, 13, 13), (3, 4, 6, 0), (300, 8, 2200, 20), (5, 0, 9, 3), (4, 6, 1031, 600), (3, 6, 4200, 2500),
 ])  # fmt: skip
 def test_encode_is_the_exact_top_k_with_ties_to_the_lower_latent(kernels, rows, features, latents, k, relu):
     x, w, b = whole(rows, features), whole(latents, features, seed=1), whole(latents, seed=2)
@@ -44,6 +44,17 @@ def test_encode_is_the_exact_top_k_with_ties_to_the_lower_latent(kernels, rows, 
         torch.equal(codes.indices, order) and torch.equal(codes.values, z.gather(1, order)) and codes.width == latents
     )
     assert torch.equal(encode_topk(x, w, None, k, relu).values, encode_topk(x, w, torch.zeros(latents), k, relu).values)
+
+
+def test_the_best_are_found_wherever_they_lie(kernels):
+    """Rising, falling and mixed rows: all are gathered, none after the first k, some."""
+    n, k = 5000, 40
+    rising = torch.arange(n, dtype=torch.float32) - 2500
+    mixed = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    w = torch.stack([rising, rising.flip(0), mixed, -torch.zeros(n)], 1)
+    codes = encode_topk(torch.eye(4), w, None, k, relu=False)
+    want = w.T.argsort(dim=1, descending=True, stable=True)[:, :k]
+    assert torch.equal(codes.indices, want) and torch.equal(codes.values, w.T.gather(1, want))
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -95,10 +106,17 @@ def test_refusals(kernels):
     for bad in (torch.nan, torch.inf):
         with pytest.raises(NonFiniteError):
             encode_topk(torch.full((2, 3), bad), w, None, 2)
-    late = torch.ones(600, 3)
-    late[599] = torch.nan
-    with pytest.raises(NonFiniteError):
-        encode_topk(x, late, None, 2)
+    for place in (
+        1,
+        100,
+        2047,
+        2100,
+        2199,
+    ):  # among the first k, in a vector, at the end of a tile, in the next, behind vectors
+        late = torch.ones(2200, 3)
+        late[place] = torch.nan
+        with pytest.raises(NonFiniteError):
+            encode_topk(x, late, None, 2)
     for args in ((x, w, None, 5), (x, w, None, -1)):
         with pytest.raises(BudgetError):
             encode_topk(*args)

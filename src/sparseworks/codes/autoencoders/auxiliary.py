@@ -13,7 +13,6 @@ from sparseworks.codes.autoencoders.latent import best_of_rows
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.rules.feature_choice import zipf
 from sparseworks.core.ahead import is_ahead
-from sparseworks.core.codes import Codes
 from sparseworks.core.config import NOUNS
 from sparseworks.core.registry import Registry
 from sparseworks.exec.codes import decode, encode_topk
@@ -190,7 +189,7 @@ def _loss_of(
         return None
     k = min(k, len(some))
     found = encode_topk(x, sae.encoder[some], sae.b_enc[some], k, relu=aux.relu)
-    rebuilt = decode(Codes(found.values, found.indices, len(some)), sae.W_dec[some])
+    rebuilt = decode(found, sae.W_dec[some])
     return _weighed(aux, sae, residual, rebuilt)
 
 

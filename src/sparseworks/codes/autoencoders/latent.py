@@ -228,7 +228,7 @@ def chosen_at(
     """Codes with the values (x W^T + b) at the first `lengths` places of each row."""
     kept = torch.arange(indices.shape[1], device=x.device) < lengths.unsqueeze(1)
     values = values_at(x, weight, bias, indices, kept)
-    return Codes(values, indices, len(weight), None if bool(kept.all()) else lengths)
+    return Codes.unchecked(values, indices, len(weight), None if bool(kept.all()) else lengths)
 
 
 def values_at(

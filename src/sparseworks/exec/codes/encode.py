@@ -15,7 +15,7 @@ from sparseworks.exec.format import FLOATS
 from sparseworks.exec.native import native
 from sparseworks.exec.triton import on_gpu
 
-_ROWS, _LATENTS = 256, 512  # a tile of 512 KiB
+_ROWS, _LATENTS = 256, 2048  # a tile of 2 MiB
 MOST_ON_GPU = 512
 
 
@@ -40,7 +40,7 @@ def encode_topk(
     """
     _check(x, weight, bias, k)
     values, indices = _Encode.apply(x, weight, bias, k, relu)
-    return Codes(values, indices, len(weight))
+    return Codes.unchecked(values, indices, len(weight))
 
 
 class _Encode(torch.autograd.Function):

@@ -1,5 +1,8 @@
 // The k best of a stream of scores: a heap whose root is the worst kept, ties to the lower id.
 #pragma once
+#include <algorithm>
+#include <cstring>
+
 #include "simd.h"
 
 namespace {
@@ -49,17 +52,59 @@ struct Best {
     }
 };
 
-SW_INLINE bool any_above(Lanes v, Lanes bar) {
+// Bit i: lane i is above its bar; never for NaN.
+SW_INLINE uint32_t above(Lanes v, Lanes bar) {
 #if SW_LANES == 8
-    return _mm256_movemask_ps(_mm256_cmp_ps(v, bar, _CMP_GT_OQ)) != 0;
+    return _mm256_movemask_ps(_mm256_cmp_ps(v, bar, _CMP_GT_OQ));
 #elif defined(SW_ISA_AVX512)
-    return _mm512_cmp_ps_mask(v, bar, _CMP_GT_OQ) != 0;
+    return _mm512_cmp_ps_mask(v, bar, _CMP_GT_OQ);
 #else
-    const Ints above = v > bar;
-    int32_t any = 0;
-    for (int i = 0; i < W; ++i) any |= above[i];
-    return any != 0;
+    const Ints yes = v > bar;
+    uint32_t mask = 0;
+    for (int i = 0; i < W; ++i) mask |= (yes[i] & 1u) << i;
+    return mask;
 #endif
 }
+SW_INLINE bool any_above(Lanes v, Lanes bar) { return above(v, bar) != 0; }
+
+// The k best of a stream of scores whose ids come in rising order: what is above the k-th best of some time ago is gathered, and cut to k
+// when there is twice as much. Keys are sortable bits of the score before those of ~id, so that ties go to the lower id.
+struct Gathered {
+    uint64_t* key;  // room for 2 k + 4 W
+    int64_t k, size = 0;
+    float bar = -INFINITY;
+
+    struct Larger {
+        bool operator()(uint64_t a, uint64_t b) const { return a > b; }
+    };
+    static uint64_t pack(float s, int64_t id) {
+        s += 0.0f;  // -0 is 0
+        uint32_t u;
+        std::memcpy(&u, &s, 4);
+        u ^= u >> 31 ? 0xffffffffu : 0x80000000u;
+        return static_cast<uint64_t>(u) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+    }
+    static float score(uint64_t key) {
+        uint32_t u = static_cast<uint32_t>(key >> 32);
+        u ^= u >> 31 ? 0x80000000u : 0xffffffffu;
+        float s;
+        std::memcpy(&s, &u, 4);
+        return s;
+    }
+    static int64_t id(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
+
+    void add(float s, int64_t i) { key[size++] = pack(s, i); }
+    void cut() {
+        if (size < k) return;
+        std::nth_element(key, key + k - 1, key + size, Larger());
+        size = k;
+        bar = score(key[k - 1]);
+    }
+    void make_room() {
+        if (size >= 2 * k) cut();
+    }
+    // Best first.
+    void sort() { std::sort(key, key + size, Larger()); }
+};
 
 }  // namespace

@@ -177,7 +177,7 @@ def _joined(parts: Sequence[Codes], order: Int[Tensor, " texts"]) -> Codes:
     wide = lambda t: torch.nn.functional.pad(t, (0, k - t.shape[1]))  # noqa: E731
     lengths = torch.cat([part.kept().sum(1) for part in parts])[order]
     values, indices = (torch.cat([wide(getattr(p, f)) for p in parts])[order] for f in ("values", "indices"))
-    return Codes(values, indices, parts[0].width, lengths)
+    return Codes.unchecked(values, indices, parts[0].width, lengths)
 
 
 def _width(model: nn.Module, least: int) -> int:

@@ -40,4 +40,4 @@ def prune_codes(codes: Codes, budget: Budget | int) -> Codes:
     held = torch.arange(order.shape[1], device=order.device) < keep.unsqueeze(1)
     values = torch.where(held, codes.values.gather(1, order), 0.0)
     indices = torch.where(held, codes.indices.gather(1, order), 0)
-    return Codes(values, indices, codes.width, keep)
+    return Codes.unchecked(values, indices, codes.width, keep)

@@ -82,4 +82,4 @@ def _best_of_all(
 
 def rectified(codes: Codes) -> Codes:
     """The codes with ReLU of their values."""
-    return Codes(codes.values.relu(), codes.indices, codes.width, codes.lengths)
+    return codes.with_values(codes.values.relu())

@@ -22,7 +22,6 @@ from sparseworks.codes.autoencoders.latent import (
 )
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.rules.thresholds import Thresholds
-from sparseworks.core.codes import Codes
 from sparseworks.exec.codes import decode
 
 
@@ -69,12 +68,12 @@ class Gated(Penalised):
         kept = plain.among(is_open)
         gain, shift = plain.of_latents(sae.r_mag.exp()), plain.of_latents(sae.b_enc)
         strength = (gain * plain.values + shift).relu() * kept
-        codes = Codes(strength, plain.indices, plain.width, plain.lengths)
+        codes = plain.with_values(strength)
         if not sae.training:
             return Coded(codes)
         gates = (plain.values + plain.of_latents(bias)).relu() * kept
         penalty = (gates * plain.of_latents(sae.W_dec.norm(dim=1))).sum() / max(len(x), 1)
-        rough = decode(Codes(gates, plain.indices, plain.width, plain.lengths), sae.W_dec.detach(), sae.b_dec.detach())
+        rough = decode(plain.with_values(gates), sae.W_dec.detach(), sae.b_dec.detach())
         extra = (sae.wanted - rough).square().mean() if sae.wanted is not None else None
         return Coded(codes, penalty, extra, above=torch.stack([(gate > o).sum() for o in OFFSETS]))
 

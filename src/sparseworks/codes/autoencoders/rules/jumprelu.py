@@ -23,7 +23,6 @@ from sparseworks.codes.autoencoders.latent import (
 )
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.rules.thresholds import Thresholds
-from sparseworks.core.codes import Codes
 
 
 @LATENTS.register("jumprelu")
@@ -83,7 +82,7 @@ class JumpReLU(Penalised):
         on, kept, at = pre.among(on), pre.among(near), pre.of_latents(theta)
         values, count = _Jump.apply(pre.values, at, on, kept, bandwidth)
         above = torch.stack([(scores > theta.detach() * math.exp(o)).sum() for o in OFFSETS])
-        codes = Codes(values, pre.indices, pre.width, pre.lengths)
+        codes = pre.with_values(values)
         penalty = self._risen(moment.progress) * count.sum() / max(len(x), 1)
         edge = None if self.l0 is None else (((pre.values - at).abs() <= bandwidth / 2) & kept, at.detach())
         return Coded(codes, penalty, above=above, on=on, edge=edge)

@@ -52,7 +52,7 @@ class MatchingPursuit(LatentRule):
         for _ in range(self.k):
             step = encode_topk(left, sae.encoder, None, 1)
             on = left.detach().norm(dim=1, keepdim=True) > stop if self.residual else None
-            step = step if on is None else Codes(step.values * on, step.indices, step.width)
+            step = step if on is None else step.with_values(step.values * on)
             left = left - decode(step, sae.encoder)
             values.append(step.values)
             indices.append(step.indices)
@@ -73,6 +73,6 @@ def merged(values: Float[Tensor, "rows k"], indices: Tensor, width: int) -> Code
     where = torch.zeros_like(place).scatter_reduce(1, to, torch.where(place < width, place, 0), "amax")
     lengths = new.sum(1)
     if is_ahead():
-        return Codes(summed, where, width, lengths)
+        return Codes.unchecked(summed, where, width, lengths)
     k = int(lengths.max()) if len(lengths) else 0
-    return Codes(summed[:, :k], where[:, :k], width, None if bool((lengths == k).all()) else lengths)
+    return Codes.unchecked(summed[:, :k], where[:, :k], width, None if bool((lengths == k).all()) else lengths)

@@ -1,30 +1,52 @@
-// One threshold comparison a vector of pre-activations; dictionary rows are summed in registers, eight vectors at a time.
+// One comparison a vector of pre-activations with the k-th best of some time ago; dictionary rows are summed in registers, eight vectors at a time.
+#include <vector>
+
 #include "../best.h"
 #include "codes.h"
 
 namespace sparseworks::SW_ISA {
 namespace {
 
-void scan(const Offer& a, int64_t row) {
+void scan(const Offer& a, int64_t row, Gathered best) {
     const float* tile = a.tile + row * a.cols;
-    Best best{a.values + row * a.k, a.indices + row * a.k, a.k, a.size};
-    const auto one = [&](int64_t c) {
-        const float v = a.relu && tile[c] < 0 ? 0.0f : tile[c];
-        if (v != v) *a.bad = 1;
-        else if (best.size < a.k || v > best.bar()) best.push(v, a.first + c);
-    };
+    float* values = a.values + row * a.k;
+    int64_t* indices = a.indices + row * a.k;
+    const auto read = [&](int64_t c) { return a.relu && tile[c] < 0 ? 0.0f : tile[c]; };
+    for (int64_t j = 0; j < a.size; ++j) best.add(values[j], indices[j]);
     int64_t c = 0;
-    for (; c < a.cols && best.size < a.k; ++c) one(c);
-    for (; c + 4 * W <= a.cols; c += 4 * W) {
-        const Lanes bar = all(best.bar());
-        Ints stop{};
-        each<4>([&](auto u) { stop |= ~(load(tile + c + u * W) <= bar); });  // NaN stops too
-        if (any_above(__builtin_convertvector(-stop, Lanes), zero())) {
-            for (int64_t i = c; i < c + 4 * W; ++i) one(i);
-        }
+    for (; c < a.cols && best.size < a.k; ++c) {
+        if (tile[c] != tile[c]) *a.bad = 1;
+        best.add(read(c), a.first + c);
     }
-    for (; c < a.cols; ++c) one(c);
+    best.cut();
+    Ints ordered = bits(zero()) - 1;  // until a NaN is seen
+    for (; c + 4 * W <= a.cols; c += 4 * W) {
+        const Lanes bar = all(best.bar);
+        Lanes v[4];
+        each<4>([&](auto u) {
+            v[u] = load(tile + c + u * W);
+            ordered &= v[u] == v[u];
+            if (a.relu) v[u] = greater(zero(), v[u]);
+        });
+        each<4>([&](auto u) {
+            for (uint32_t mask = above(v[u], bar); mask; mask &= mask - 1) {
+                const int64_t at = c + u * W + __builtin_ctz(mask);
+                best.add(read(at), a.first + at);
+            }
+        });
+        best.make_room();
+    }
+    for (; c < a.cols; ++c) {
+        if (tile[c] != tile[c]) *a.bad = 1;
+        else if (const float v = read(c); v > best.bar) best.add(v, a.first + c), best.make_room();
+    }
+    if (any_above(__builtin_convertvector(ordered + 1, Lanes), zero())) *a.bad = 1;
+    best.cut();
     if (a.last) best.sort();
+    for (int64_t j = 0; j < best.size; ++j) {
+        values[j] = Gathered::score(best.key[j]);
+        indices[j] = Gathered::id(best.key[j]);
+    }
 }
 
 template <int N>
@@ -49,7 +71,8 @@ SW_INLINE void add_rows(const Decode& a, int64_t row, int64_t f) {
 
 void offer(const Offer& a) {
     split(a.rows, a.threads, a.rows * a.cols, [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) scan(a, r);
+        std::vector<uint64_t> room(2 * a.k + 4 * W);
+        for (int64_t r = begin; r < end; ++r) scan(a, r, Gathered{room.data(), a.k});
     });
 }
 
