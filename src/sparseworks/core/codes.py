@@ -203,7 +203,7 @@ def _every(width: int, device: torch.device) -> Int[Tensor, " width"]:
 
 def places_of(mask: Bool[Tensor, "rows width"]) -> tuple[Int[Tensor, "rows k"], Int[Tensor, " rows"]]:
     """Indices of the True entries of each row, ascending and 0 beyond the row's last, and how many there are; k is the most of them."""
-    lengths = mask.sum(1)
+    lengths = torch.count_nonzero(mask, dim=1)
     rows, columns = mask.nonzero(as_tuple=True)
     first = lengths.cumsum(0) - lengths
     indices = torch.zeros(len(mask), int(lengths.max()) if len(mask) else 0, dtype=torch.long, device=mask.device)

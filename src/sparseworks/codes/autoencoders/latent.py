@@ -199,7 +199,7 @@ def worth(
         along = residual @ dictionary.T
     else:
         along = torch.ops.sparseworks.decode_values(residual, codes.indices, dictionary)
-    return torch.stack([(2 * theta * along * near).double().sum(), near.sum().double()])
+    return torch.stack([(2 * theta * along * near).double().sum(), torch.count_nonzero(near).double()])
 
 
 def chosen(

@@ -75,7 +75,7 @@ class Gated(Penalised):
         penalty = (gates * plain.of_latents(sae.W_dec.norm(dim=1))).sum() / max(len(x), 1)
         rough = decode(plain.with_values(gates), sae.W_dec.detach(), sae.b_dec.detach())
         extra = (sae.wanted - rough).square().mean() if sae.wanted is not None else None
-        return Coded(codes, penalty, extra, above=torch.stack([(gate > o).sum() for o in OFFSETS]))
+        return Coded(codes, penalty, extra, above=torch.stack([torch.count_nonzero(gate > o) for o in OFFSETS]))
 
     def fold(self, sae: SparseAutoencoder, scale: float) -> None:
         """(b_gate - level) / scale."""

@@ -73,15 +73,16 @@ class JumpReLU(Penalised):
         """While training the codes hold, at 0, also what lies within eps / 2 below its threshold, where pseudo-gradients act."""
         theta = _theta(sae)
         scores = preactivations(sae, x)
-        on = scores > theta.detach()
+        bars = [theta.detach() * math.exp(o) for o in OFFSETS]
+        on = scores > bars[1]
         if not sae.training:
             return Coded(chosen(x, sae.encoder, sae.b_enc, on))
         bandwidth = self.bandwidth * math.sqrt(x.shape[1])
-        near = on | ((scores - theta.detach()).abs() <= bandwidth / 2)
+        near = scores >= theta.detach() - bandwidth / 2
         pre = chosen(x, sae.encoder, sae.b_enc, near)
         on, kept, at = pre.among(on), pre.among(near), pre.of_latents(theta)
         values, count = _Jump.apply(pre.values, at, on, kept, bandwidth)
-        above = torch.stack([(scores > theta.detach() * math.exp(o)).sum() for o in OFFSETS])
+        above = torch.stack([torch.count_nonzero(scores > bar) for bar in bars])
         codes = pre.with_values(values)
         penalty = self._risen(moment.progress) * count.sum() / max(len(x), 1)
         edge = None if self.l0 is None else (((pre.values - at).abs() <= bandwidth / 2) & kept, at.detach())
