@@ -29,7 +29,7 @@ METHODS = {
     "pursuit": sw.method("mp_sae", k=3),
     "mutual": sw.method("mutual_choice", k=3),
     "choice": sw.method("feature_choice", k=3, mutual=0.5),
-    "jump": sw.method("jumprelu_sae", l0=3.0, bandwidth=0.035),
+    "jump": sw.method("jumprelu_sae", l0=3.0, bandwidth=0.035, after=64),
     "gated": sw.method("gated_sae", l0=3.0, every=5, after=64),
     "relu": sw.method("relu_sae", l0=3.0),
     "gradient": sw.method("g_sae", k=3, after=64),

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 import sparseworks as sw
 from sparseworks.codes.autoencoders import Schedule, SparseAutoencoder, Trainer, geometric_median
-from sparseworks.codes.autoencoders.auxiliary import AuxK, AuxZipf
+from sparseworks.codes.autoencoders.auxiliary import AuxK, AuxZipf, PreAct
 from sparseworks.codes.autoencoders.latent import Moment
 from sparseworks.codes.autoencoders.module import WORTH
 from sparseworks.codes.autoencoders.rules.feature_choice import shares, zipf
 from sparseworks.codes.autoencoders.rules.pursuit import merged
 from sparseworks.codes.autoencoders.stream import Batch
+from sparseworks.core.ahead import running_ahead
 from sparseworks.core.codes import Codes
-from sparseworks.core.errors import BudgetError, CalibrationError
+from sparseworks.core.errors import BudgetError, CalibrationError, RecipeError
 
 D, WIDTH = 6, 20
 
@@ -191,6 +192,25 @@ def test_auxiliary_losses_look_at_the_dead_and_the_dying():
     dying = AuxZipf(exponent=1e-9, share=0.01, weight=1.0)(sae, x, x)
     one = (x @ sae.W_enc[:, [4]]) @ sae.W_dec[[4]]
     assert torch.allclose(dying, (x - one).square().mean())
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_thresholds_of_dead_latents_and_what_they_stand_above_pull_at_each_other(ahead):
+    sae, x = _built("jumprelu_sae", l0=None, threshold=0.5 / D**0.5)
+    loss = PreAct(weight=0.5, after=5)
+    assert loss(sae, x, x) is None
+    sae.silent[[3, 7]] = 5
+    with torch.no_grad():
+        sae.log_threshold += torch.linspace(0, 1, WIDTH)
+        sae.b_enc.copy_(torch.linspace(-1, 1, WIDTH))
+    below = (sae.log_threshold.exp() - x @ sae.W_enc - sae.b_enc)[:, [3, 7]].relu()
+    with running_ahead(ahead):
+        found = loss(sae, x, x)
+    assert torch.allclose(found, 0.5 * below.sum(1).mean())
+    theta, encoder = torch.autograd.grad(found, [sae.log_threshold, sae.encoder_weight])
+    assert theta[[3, 7]].min() > 0 and theta.count_nonzero() == 2 and encoder.any(1).nonzero()[:, 0].tolist() == [3, 7]
+    with pytest.raises(RecipeError, match="TopK"):
+        loss(*_built("topk_sae", k=2), x)
 
 
 def test_a_k_sparse_autoencoder_is_linear_with_one_free_matrix_and_takes_nothing_from_its_input():

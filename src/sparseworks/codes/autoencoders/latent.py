@@ -117,6 +117,11 @@ class LatentRule:
         """Mean L0 that the sparsity weight is steered to."""
         return None
 
+    def thresholds(self, sae: SparseAutoencoder) -> Float[Tensor, " width"] | None:
+        """The threshold of each latent, where they are learned."""
+        del sae
+        return None
+
     def fold(self, sae: SparseAutoencoder, scale: float) -> None:
         """Parameters of the rule's own after the inputs were multiplied by 1 / scale."""
 

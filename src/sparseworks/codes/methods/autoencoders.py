@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparseworks.codes.autoencoders.auxiliary import AuxK, AuxZipf, Resample
+from sparseworks.codes.autoencoders.auxiliary import AuxK, AuxZipf, PreAct, Resample
 from sparseworks.codes.autoencoders.method import add_autoencoder
 from sparseworks.codes.autoencoders.prefixes import Hierarchical, Matryoshka
 from sparseworks.codes.autoencoders.rules import (
@@ -76,7 +76,7 @@ add_autoencoder(
     JumpReLU(l0=32.0),
     Source("Rajamanoharan et al.", 2024, "2407.14435", "Jumping ahead: JumpReLU sparse autoencoders"),
     "fidelity at a given L0 equal to or above Gated and TopK",
-    auxiliary=AuxK(),
+    auxiliary=PreAct(),
     when="Thresholds a latent are to be learned, and inference is to be one comparison. The paper trains without an auxiliary loss (`auxiliary=None`); "
     "on MiniLM's layer 2 (2000 steps of 1024 tokens, one seed, L0 16) 3 % of latents then died, with it 0.3 %, at the same explained variance.",
     when_not="An exact L0 is needed: the one asked for is met within some per cent. Training of some hundred steps with the bandwidth of the "

@@ -71,7 +71,7 @@ class JumpReLU(Penalised):
 
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """While training the codes hold, at 0, also what lies within eps / 2 below its threshold, where pseudo-gradients act."""
-        theta = _theta(sae)
+        theta = self.thresholds(sae)
         scores = preactivations(sae, x)
         bars = [theta.detach() * math.exp(o) for o in OFFSETS]
         on = scores > bars[1]
@@ -92,6 +92,10 @@ class JumpReLU(Penalised):
         """Share of the weight that counts at a time of training."""
         return 1.0 if self.steady else min(1.0, progress / self.warmup)
 
+    def thresholds(self, sae: SparseAutoencoder) -> Float[Tensor, " width"]:
+        """theta."""
+        return (sae.log_threshold + sae.level.to(sae.log_threshold.dtype)).exp()
+
     def fold(self, sae: SparseAutoencoder, scale: float) -> None:
         """theta / scale, the level inside."""
         sae.log_threshold.data += float(sae.level) - math.log(scale)
@@ -100,13 +104,9 @@ class JumpReLU(Penalised):
     def exported(self, sae: SparseAutoencoder, threshold: Tensor | None) -> LatentRule:
         """The number after theta, since those equal to it are off."""
         del threshold
-        theta = _theta(sae).detach()
+        theta = self.thresholds(sae).detach()
         sae.threshold.copy_(torch.nextafter(theta, torch.full_like(theta, torch.inf)))
         return Thresholds()
-
-
-def _theta(sae: SparseAutoencoder) -> Float[Tensor, " width"]:
-    return (sae.log_threshold + sae.level.to(sae.log_threshold.dtype)).exp()
 
 
 class _Jump(torch.autograd.Function):
