@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 import sparseworks as sw
@@ -57,13 +58,15 @@ def test_mutual_choice_explains_more_at_equal_l0_where_complexity_varies(zipf):
 
 
 def test_feature_choice_leaves_no_latent_dead(zipf):
+    """Mutual choice, of which fewer dead latents than TopK's are claimed, has more of them: a quarter of the latents are as many as there are
+    features, it finds these and uses no other."""
     x, found = zipf
     used = {}
     for name, sae in found.items():
         out = sae.export(passes(Rows(x), 256)) if sae.rule.across else sae
         used[name] = _used(out, x)
     assert used["feature_choice"] == 1
-    assert max(used["topk_sae"], used["mutual_choice"]) < 0.97, used
+    assert used["topk_sae"] < 0.9 and used["mutual_choice"] == pytest.approx(48 / 192, abs=0.02), used
 
 
 def test_gated_and_jumprelu_do_not_shrink():
@@ -104,18 +107,63 @@ def test_pursuit_serves_any_k():
     assert topk[-1] > 1.3 * min(topk) and mp[-1] < 0.6 * topk[-1], (mp, topk)
 
 
+PARENTS, CHILDREN = [0, 1, 2, *range(12, 20)], [[3, 4, 5], [6, 7, 8], [9, 10, 11]]
+
+
+def _authors_tree(rows, seed):
+    """The toy of Costa et al.: (features, activations). A token has one of eleven parents, the first three four times as often as the others, and
+    of the three children of one of these one or, in two of five cases, none: 1.36 features. Cosines: 0.1 within a level, else 0."""
+    g = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(torch.randn(20, 20, generator=g))[0]
+    features = torch.empty(20, 20)
+    for level in (PARENTS, *CHILDREN):
+        n = len(level)
+        features[level] = F.normalize(q[level] + ((1 + n / 9) ** 0.5 - 1) / n * q[level].sum(0), dim=1)
+    parent = torch.multinomial(torch.tensor([0.2] * 3 + [0.05] * 8), rows, True, generator=g)
+    child = torch.multinomial(torch.tensor([0.2, 0.2, 0.2, 0.4]), rows, True, generator=g)
+    on, at = torch.zeros(rows, 20), torch.arange(rows)
+    on[at, torch.tensor(PARENTS)[parent]] = 1
+    has = (parent < 3) & (child < 3)
+    on[at[has], 3 + 3 * parent[has] + child[has]] = 1
+    return features, (on * (1.5 + 0.25 * torch.randn(rows, 20, generator=g))) @ features
+
+
+def _tree_found(features, atoms):
+    """(1 - |cos| to the nearest atom, mean; error of the cosines within levels, mean) of matched atoms."""
+    cos = features @ F.normalize(atoms.detach(), dim=1).T
+    row, column = (torch.from_numpy(i) for i in linear_sum_assignment(-cos.abs().numpy()))
+    matched = F.normalize(atoms.detach(), dim=1)[column] * cos[row, column].sign()[:, None]
+    off = [(a @ a.T - b @ b.T)[~torch.eye(len(a), dtype=torch.bool)] for a, b in ((matched[i], features[i]) for i in (PARENTS, *CHILDREN))]  # fmt: skip
+    return float((1 - cos.abs().amax(1)).mean()), float(torch.cat(off).abs().mean())
+
+
+def test_pursuit_finds_a_tree_of_features_that_topk_mixes():
+    """Up to three steps a token, until 3 % of it are left, as the authors stop. Of four draws this holds for three; in the fourth (seed 0) errors were
+    0.07 beside TopK's 0.06 and BatchTopK's 0.14, at a larger L0 (2.7)."""
+    features, x = _authors_tree(8000, 1)
+    methods = [
+        sw.method("mp_sae", k=3, residual=0.03),
+        *(sw.method(name, k=2) for name in ("topk_sae", "batch_topk_sae")),
+    ]
+    found = sw.train_autoencoders(x, methods, width=20, steps=500, batch=100, lr=3e-2, decay=0.2, seeds=[1] * 3)
+    l0 = [sae.encode(x).nnz / len(x) for sae in found]
+    assert l0[0] < min(l0[1:]), l0
+    mp, topk, batch = (_tree_found(features, sae.W_dec) for sae in found)
+    assert mp[0] < 0.5 * min(topk[0], batch[0]), (mp, topk, batch)
+    assert mp[1] < 0.7 * min(topk[1], batch[1]), (mp, topk, batch)
+
+
 def test_one_hierarchical_autoencoder_serves_all_budgets():
     x = _planted(2500, 96, 8, 0, 32, zipf=0.7)
     methods = [sw.method("hierarchical_topk", k=32), sw.method("topk_sae", k=32)]
-    methods += [sw.method("topk_sae", k=k) for k in (4, 16)]
-    one, cut, four, sixteen = sw.train_autoencoders(x[:2000], methods, width=128, steps=140, batch=128, lr=1e-2)
+    methods += [sw.method("topk_sae", k=k) for k in (4, 8, 16)]
+    one, cut, *own = sw.train_autoencoders(x[:2000], methods, width=128, steps=140, batch=128, lr=1e-2)
     held = x[2000:]
-    for k, own in ((4, four), (8, None), (16, sixteen)):
+    for k, alone in zip((4, 8, 16), own, strict=True):
         fvu = _fvu(held, one.at(k=k)(held))
-        if k < 16:  # with twice the mean number of atoms a cut costs nothing
-            assert fvu < 0.9 * _fvu(held, cut.at(k=k)(held)), k
-        if own is not None:
-            assert fvu < 1.15 * _fvu(held, own(held)), (k, fvu, _fvu(held, own(held)))
+        assert fvu < 0.9 * _fvu(held, cut.at(k=k)(held)), k
+        assert fvu < 1.1 * _fvu(held, alone(held)), (k, fvu, _fvu(held, alone(held)))
+    assert _fvu(held, one(held)) < 1.25 * _fvu(held, cut(held))  # at K itself nothing is gained
 
 
 def test_the_first_latents_of_a_matryoshka_explain_more_alone():
@@ -129,8 +177,9 @@ def test_the_first_latents_of_a_matryoshka_explain_more_alone():
     assert alone[0] < 0.8 * alone[1], alone
 
 
-def test_features_of_a_k_sparse_autoencoder_serve_a_classifier_of_few_labels_better_than_dense_ones():
-    """Mean accuracy of six draws of a hundred labels; twice as many latents at test as in training, as the paper does."""
+def test_features_of_a_k_sparse_autoencoder_serve_a_classifier_of_few_labels_better_than_dense_ones_and_than_few():
+    """Mean accuracy of six draws of a hundred labels; twice as many latents at test as in training, as the paper does. A denoising autoencoder, which
+    the paper's is well above, is level here: in three splits it was 0.2 points below, 0.2 above and 0.5 below."""
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression
 
@@ -138,10 +187,16 @@ def test_features_of_a_k_sparse_autoencoder_serve_a_classifier_of_few_labels_bet
     x = torch.tensor(x, dtype=torch.float32) / 16
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     train, test = order[:1200], order[1200:]
-    method = sw.method("k_sparse_ae", k=25, start=100)
-    sae = sw.train_autoencoder(x[train], method, width=256, steps=250, batch=128, lr=2e-3)
-    encoder, score = _dense_autoencoder(Rows(x[train])), {}
-    for name, of in {"sparse": lambda z: sae.at(k=50).encode(z).dense(), "dense": lambda z: encoder(z).relu()}.items():
+    methods = [sw.method("k_sparse_ae", k=k, start=100) for k in (25, 3)]
+    sparse, few = sw.train_autoencoders(x[train], methods, width=256, steps=250, batch=128, lr=2e-3)
+    plain, denoising = (_dense_autoencoder(Rows(x[train]), hidden) for hidden in (0.0, 0.3))
+    score = {}
+    for name, of in {
+        "sparse": lambda z: sparse.at(k=50).encode(z).dense(),
+        "few": lambda z: few.at(k=6).encode(z).dense(),
+        "plain": lambda z: plain(z).relu(),
+        "denoising": lambda z: denoising(z).relu(),
+    }.items():
         with torch.no_grad():
             a, b = of(x[train]).numpy(), of(x[test]).numpy()
         fits = [
@@ -149,16 +204,18 @@ def test_features_of_a_k_sparse_autoencoder_serve_a_classifier_of_few_labels_bet
             for i in range(0, 600, 100)
         ]
         score[name] = sum(fit.score(b / a.std(), y[test]) for fit in fits) / 6
-    assert score["sparse"] > score["dense"] + 0.01, score
+    assert score["sparse"] > max(score["plain"], score["few"]) + 0.01, score
+    assert score["sparse"] > score["denoising"] - 0.01, score
 
 
-def _dense_autoencoder(stream):
+def _dense_autoencoder(stream, hidden):
+    """Encoder of a ReLU autoencoder; `hidden`: share of the inputs that are set to 0 before they are to be rebuilt."""
     torch.manual_seed(0)
     encoder, decoder = nn.Linear(64, 256), nn.Linear(256, 64)
     adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=2e-3)
     for i in range(250):
         x = stream.batch(i, 128, 0).x
-        loss = (decoder(encoder(x).relu()) - x).square().mean()
+        loss = (decoder(encoder(F.dropout(x, hidden) * (1 - hidden)).relu()) - x).square().mean()
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -148,8 +148,9 @@ add_routine(
     "Prediction as good as on a well-conditioned design, where features nearly depend on each other and the support is random.",
     catalog=(129,),
     when="Features are copies of each other, or mixtures of a few factors, up to parts of their own of very different size (1 to 0.001): "
-    "of 200 such features and 160 samples the error was less than half of the lasso's at its best price (in the test).",
-    when_not="All own parts are of one size: a gain was seen with parts of several sizes only. Random walks, whose features share neither copies nor factors. Nothing is proven of the bases here; the paper's own search "
+    "of 200 such features and 160 samples the error was less than half of the lasso's at its best price (in the test). Own parts of one size gain as well: "
+    "of 300 copies of four factors up to 0.02, 80 samples and five coefficients it was 0.02 to 0.04, the lasso's 0.05 to 0.09 (ten draws).",
+    when_not="Random walks, whose features share neither copies nor factors. Nothing is proven of the bases here; the paper's own search "
     "for one, which holds for any design, is not here.",
 )
 add_routine(

@@ -81,5 +81,6 @@ _add(
     "Robust PCA unrolled into a few stages of small networks that segment small objects on smooth ground.",
     catalog=(1,),
     when="Masks of some hundred images are at hand, and objects are small and lie on ground that changes slowly.",
-    when_not="No masks: `robust_pca` needs none. Objects that fill much of the image are no sparse part.",
+    when_not="No masks: `robust_pca` needs none. Objects that fill much of the image are no sparse part. One processor core: an image of 64 x 64 took "
+    "0.12 s (three stages of 32 channels), robust PCA 0.08 to 0.25 s by its tolerance, so that nothing was left of the paper's gain in time, a graphics card's.",
 )

@@ -111,6 +111,8 @@ add_routine(
     "The error on coordinates hidden from the coder: the true atoms are optimal even where the dictionary is larger than the truth.",
     catalog=(145,),
     when="Noisy signals and a dictionary with several times the true number of atoms.",
-    when_not="A dictionary of about the true size, or little noise: the plain loss finds the atoms better.",
+    when_not="A dictionary of about the true size, or little noise: the plain loss finds the atoms better (60 atoms of 40 numbers, three a signal, noise "
+    "of norm 1, three seeds: 450 learnt atoms missed by 0.07 to 0.08 masked and 0.10 plain; 60 by 0.2 and 0.07; with a signal four times as large "
+    "450 by 0.01 and 0.005; at twice it the two were level).",
     options=(("loss", "masked"),),
 )

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparseworks.codes.numerics.matrices import as_csr, transposed
+from sparseworks.codes.numerics.matrices import as_csr, rows_of, transposed
 from sparseworks.core.errors import BudgetError, ShapeError
 
 _LOST = 1e-12  # of the largest: a direction of the residual below it is rounding
@@ -40,7 +40,10 @@ class _Basis:
         self.weights.append(add)
 
     def dense(self) -> Tensor:
-        return torch.stack([p @ w for p, w in zip(self.parts, self.weights, strict=True)]).sum(0)
+        made = self.parts[0] @ self.weights[0]
+        for p, w in zip(self.parts[1:], self.weights[1:], strict=True):  # rows that a part does not touch are not read
+            made.index_add_(0, rows_of(p), p.values().unsqueeze(1) * w[p.col_indices()])
+        return made
 
     def settle(self, most: int) -> None:
         """Multiply out once there are more than `most` parts, so that their list begins anew."""
