@@ -6,7 +6,6 @@ import random
 from types import SimpleNamespace
 
 import torch
-from torch import nn
 
 import sparseworks as sw
 from sparseworks.evaluate import Collection, TopicCorpus
@@ -20,29 +19,11 @@ TOKENIZER = CORPUS.tokenizer()
 WIDTH = TOKENIZER.get_vocab_size()
 
 
-class Reader(nn.Module):
-    """h_i = x_i + B max(A [x_i, 3 mean x], 0), logits x h: a token names itself before training, and knows its text."""
-
-    def __init__(self, seed: int, hidden: int = 64):
-        super().__init__()
-        g = torch.Generator().manual_seed(seed)
-        draw = lambda k, *shape: nn.Parameter(k * hidden**-0.5 * torch.randn(*shape, generator=g))  # noqa: E731
-        self.words = draw(1.7, WIDTH, hidden)
-        self.mix, self.back = draw(1.0, 2 * hidden, 2 * hidden), draw(0.3, 2 * hidden, hidden)
-        self.bias = nn.Parameter(torch.zeros(WIDTH))
-
-    def forward(self, input_ids, attention_mask, output_hidden_states):
-        x, there = self.words[input_ids], attention_mask.unsqueeze(2).float()
-        text = 3 * (x * there).sum(1, keepdim=True) / there.sum(1, keepdim=True)
-        h = x + torch.cat([x, text.expand_as(x)], 2).matmul(self.mix).relu() @ self.back
-        return h, h @ self.words.T + self.bias
-
-
 def trained(tiny, name, seed, pairs, collection, *, steps=200, teachers=(), **changes):
     """How an encoder of this method ranks, and the products of one query with one document."""
     method = sw.method(name).with_(**changes)
     idf = idf_of([e.ids for e in TOKENIZER.encode_batch([d for _, d in pairs])], WIDTH)
-    encoder = method.encoder(Reader(seed), TOKENIZER, idf=idf, hidden=64)
+    encoder = method.encoder(tiny.reader(WIDTH, seed), TOKENIZER, idf=idf, hidden=64)
     train_retriever(encoder, method, pairs, teachers=teachers, steps=steps, batch_size=48, rate=1e-2, seed=seed)
     found = tiny.measure(encoder, collection)
     flops = expected_flops(rows_of(found.queries), rows_of(found.documents))
