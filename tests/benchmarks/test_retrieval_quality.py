@@ -99,3 +99,30 @@ def test_a_row_offers_the_document_itself_or_others_near_it(script):
     assert len(rows) == 40 and all(len(row) == 4 for row in rows)
     assert all(row[0] in row[1] and row[1] not in row[2:] for row in rows[::2])
     assert all(asked.texts.count(row[0]) > 1 or row[0] not in row[1] for row in rows[1::2])
+
+
+def test_the_rate_is_chosen_that_keeps_most_of_the_nearest_documents_of_queries_not_trained_on(script):
+    """Twelve documents; scores of held-out queries rise with the document, those of the others fall: ten are nearest."""
+    rising = torch.arange(1.0, 13)
+    held = torch.arange(30) % 10 == 0
+    queries = torch.where(held[:, None], rising, rising.flip(0)) + torch.arange(30)[:, None] / 100
+    asked = Namespace(vectors=queries, owner=torch.arange(30) % 12)
+    data = Namespace(documents=torch.eye(12), made_up={3: asked}.__getitem__)
+    raised = {1e-4: [0], 3e-4: [0, 1], 1e-3: [11], 3e-3: [11, 10]}  # what each rate's model makes larger
+    trained, coded = [], []
+
+    def train(pairs, rate):
+        trained.append(pairs)
+        return torch.ones(12).index_fill(0, torch.tensor(raised[rate]), 10.0)
+
+    def code(model, x):
+        coded.append(x)
+        return x * model
+
+    choose = lambda *rates: script.best_rate(data, Namespace(pieces=3), rates, train, code)  # noqa: E731
+    # nine, eight and all ten of the nearest are kept; of the queries that were trained on ten, ten and nine
+    assert choose(1e-4, 3e-4, 1e-3) == 1e-3 and choose(3e-4, 1e-4) == 1e-4
+    assert choose(3e-3, 1e-3) == 3e-3 and choose(1e-3, 3e-3) == 1e-3  # of equal ones the first
+    assert all(torch.equal(p.queries, queries[~held]) for p in trained)
+    assert all(torch.equal(p.documents, torch.eye(12)[asked.owner[~held]]) for p in trained)
+    assert all(torch.equal(x, queries[held]) for x in coded[::2]) and all(len(x) == 12 for x in coded[1::2])

@@ -6,8 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseworks.core.errors import BudgetError, NonFiniteError, ShapeError
-from sparseworks.evaluate import ndcg
-from sparseworks.retrieval.fusion import FeedbackSearch, Paths, feedback, interpolate, normalised, reciprocal_rank
+from sparseworks.evaluate import ndcg, recall
+from sparseworks.retrieval.fusion import (
+    FeedbackSearch,
+    Paths,
+    dense_run,
+    feedback,
+    interpolate,
+    normalised,
+    reciprocal_rank,
+)
 
 RUNS = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-5, 5), max_size=8)
 
@@ -91,6 +99,19 @@ def test_the_union_of_paths_finds_what_each_finds():
     assert max(paths("q"), key=paths("q").get) == paths.candidates("q")[0]
     again = Paths(paths.paths, 2, rerank=lambda q, found: {d: -ord(d) for d in found})
     assert max(again("q"), key=again("q").get) == "a"
+
+
+def test_the_union_of_paths_recalls_what_each_path_does_and_more():
+    ids, vectors, cases = corpus(0)
+    sums = torch.zeros(3)
+    for query, sparse, relevant in cases:
+        runs = sparse, dense_run(query, vectors, ids, len(ids))
+        single = [Paths((lambda _, r=r: r,), depth=10).candidates("q") for r in runs]
+        union = Paths(tuple((lambda _, r=r: r) for r in runs), depth=10).candidates("q")
+        found = [recall(ranked, relevant, len(ids)) for ranked in (*single, union)]
+        assert found[2] >= max(found[:2])
+        sums += torch.tensor(found)
+    assert sums[2] > sums[:2].max() + 0.1 * len(cases)
 
 
 def test_feedback_moves_the_query():

@@ -3,9 +3,12 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from sparseworks.core.errors import BudgetError, UnknownNameError
 from sparseworks.exec.search import InvertedIndex
+from sparseworks.exec.search.rows import dense
 from sparseworks.retrieval.bm25 import BM25
 from sparseworks.retrieval.labels import LabelCube
 
@@ -25,22 +28,53 @@ def notes(count=600, seed=0):
     return found
 
 
-def test_conjunctive_queries_are_answered_better_than_by_words():
+def test_conjunctive_queries_are_answered_better_than_by_words_or_by_dense_vectors():
     rng, found = random.Random(1), notes()
     cube, bm25 = LabelCube(DIMENSIONS), BM25().fit([t for _, t in found])
     for i, (labels, _) in enumerate(found):
         cube.add(f"n{i}", labels)
-    index = InvertedIndex(bm25.documents([t for _, t in found]))
-    ours = theirs = 0.0
+    words = bm25.documents([t for _, t in found])
+    index, rows = InvertedIndex(words), dense(words, 0, len(words))
+    axes = torch.linalg.svd(rows, full_matrices=False)[2][:32].T  # latent semantic analysis
+    vectors = F.normalize(rows @ axes, dim=1)
+    kept = {"cube": 0.0, "words": 0.0, "dense": 0.0}
     for _ in range(60):
         labels, _ = rng.choice(found)
         asked = {d: labels[d] for d in ("place", "event", "person")}
         right = {f"n{i}" for i, (other, _) in enumerate(found) if all(other[d] == asked[d] for d in asked)}
-        hits = {d for d, _ in cube.search(asked, 5)}
-        _, ids = index.search(bm25.queries([" ".join(v[0] for v in asked.values())]), 5)
-        ours += len(hits & right) / min(5, len(right))
-        theirs += len({f"n{i}" for i in ids[0].tolist()} & right) / min(5, len(right))
-    assert ours == 60 and theirs < 0.9 * ours
+        query = bm25.queries([" ".join(v[0] for v in asked.values())])
+        near = vectors @ F.normalize(dense(query, 0, 1) @ axes, dim=1)[0]
+        hits = {"words": index.search(query, 5)[1][0].tolist(), "dense": near.topk(5).indices.tolist()}
+        hits["cube"] = [int(d[1:]) for d, _ in cube.search(asked, 5)]
+        for name, ids in hits.items():
+            kept[name] += len({f"n{i}" for i in ids} & right) / min(5, len(right))
+    assert kept["cube"] == 60 and kept["words"] < 0.9 * 60 and kept["dense"] < 0.9 * 60, kept
+
+
+def test_a_look_up_touches_the_documents_of_its_cells_however_many_others_there_are():
+    class Counted(str):
+        touched = 0
+
+        def __hash__(self):
+            Counted.touched += 1
+            return super().__hash__()
+
+        def __eq__(self, other):
+            Counted.touched += 1
+            return super().__eq__(other)
+
+    work, answers, asked = [], [], {"place": ["town0"], "year": ["1990"]}
+    for others in (0, 3000):
+        cube = LabelCube(DIMENSIONS)
+        for i in range(40):
+            cube.add(Counted(f"n{i}"), {"place": [f"town{i % 2}"], "year": [str(1990 + i % 5)]})
+        for i in range(others):
+            cube.add(Counted(f"m{i}"), {"place": [f"elsewhere{i % 50}"], "year": [str(2000 + i % 50)]})
+        del cube._labels  # a look-up reads no labels of documents
+        Counted.touched = 0
+        answers.append(cube.search(asked, 5))
+        work.append(Counted.touched)
+    assert answers[0] == answers[1] and answers[0][0] == ("n0", 2) and 0 < work[0] == work[1] < 200
 
 
 def test_labels_are_matched_by_similarity_where_they_are_unknown():

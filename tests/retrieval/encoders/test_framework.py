@@ -46,3 +46,18 @@ def test_document_weights_matter_most_and_queries_need_no_expansion(trained):
 def test_queries_weighted_by_idf_rank_better_with_documents_as_long(trained):
     even, weighted = trained["binary/mlm"], trained["idf/mlm"]
     assert weighted.ndcg > even.ndcg + 0.08 and weighted.nnz < 1.2 * even.nnz
+
+
+def test_of_both_sides_weights_those_of_documents_matter_more(tiny):
+    """Where half of a query are stop-words; where they are two thirds, as above, a query without weights costs as much (MRR@10)."""
+    corpus = TopicCorpus(topics=6, concepts=5, own=3, passing=4, asked=2, stop=3, stop_words=8)
+    tokenizer, found = corpus.tokenizer(), {}
+    for name in ("mlm/mlm", "mlm/binary", "binary/mlm"):
+        method = sw.method(CASES[name][0]).with_(loss=InfoNCE(), **CASES[name][1])
+        encoder = method.encoder(tiny.reader(tokenizer.get_vocab_size()), tokenizer, hidden=64)
+        train_retriever(encoder, method, corpus.pairs(3000), steps=200, batch_size=48, rate=1e-2)
+        found[name] = tiny.measure(encoder, corpus.collection(200, 100))
+    whole, bare, even = found.values()
+    assert bare.mrr < even.mrr - 0.01 and bare.ndcg < even.ndcg - 0.01 and even.ndcg < whole.ndcg, [
+        (x.mrr, x.ndcg) for x in found.values()
+    ]

@@ -8,8 +8,7 @@ import torch
 
 import sparseworks as sw
 from sparseworks.evaluate import TopicCorpus
-from sparseworks.retrieval.encoders import EchoPooling, Mlm, NoNorm, TermSide
-from sparseworks.retrieval.regularisers import Flops
+from sparseworks.retrieval.encoders import Mlm, TermSide
 from sparseworks.retrieval.train import train_retriever
 
 CORPUS = TopicCorpus(topics=4, concepts=4, own=2, passing=1, asked=1, stop=2, names=120)
@@ -35,32 +34,28 @@ def test_a_literal_residual_finds_names_that_training_never_saw(tiny):
     assert found["literal"][1] > found["plain"][1] - 0.03, found  # and no loss where synonyms are asked for
 
 
-def dense_start(tiny, method, rate, steps):
-    """Trained from a model that opens nearly every term: what it ranks, and what it saw."""
+def dense_start(tiny, method, seed=0):
+    """Trained from a model that opens nearly every term: what it ranks, what it saw, and how many terms there are."""
     corpus = TopicCorpus(topics=4, concepts=4, own=2, passing=1, asked=1, stop=2)
     tokenizer = corpus.tokenizer()
-    model = tiny.bert(tokenizer.get_vocab_size())
+    model = tiny.bert(tokenizer.get_vocab_size(), seed)
     with torch.no_grad():
         model.cls.predictions.bias.fill_(0.7)
     encoder = method.encoder(model, tokenizer)
-    seen = train_retriever(encoder, method, corpus.pairs(2000), steps=steps, batch_size=32, rate=rate)
-    return tiny.measure(encoder, corpus.collection(100, 60)), seen, tokenizer.get_vocab_size()
+    seen = train_retriever(encoder, method, corpus.pairs(2000, seed), steps=120, batch_size=32, rate=3e-3, seed=seed)
+    return tiny.measure(encoder, corpus.collection(100, 60)), seen.nnz_document, tokenizer.get_vocab_size()
 
 
-def test_from_a_dense_start_a_window_is_sparse_at_once_where_the_same_weight_of_flops_alone_stays_dense(tiny):
-    """nDCG@10 0.70 with 12 terms, 0.65 with 32 by FLOPS alone (0.57 and 0.72 with another seed)."""
-    found = {}
-    for window in (12, None):
-        parts = {"importance": TermSide(Mlm()).importance, "normalise": NoNorm(), "pooling": EchoPooling()}
-        method = without(window=window, **parts)
-        method = method.with_(query_regulariser=Flops(0.01), document_regulariser=Flops(0.01))
-        found[window], seen, width = dense_start(tiny, method, 1e-3, 200)
-        assert 10 < seen.nnz_document[0] <= 12 if window else seen.nnz_document[0] > 0.8 * width
-    assert 2 * found[12].nnz < found[None].nnz and found[12].ndcg > found[None].ndcg - 0.05, found
-
-
-def test_from_a_dense_start_the_residual_converges_where_flops_alone_does_not(tiny):
-    """nDCG@10 0.94 against 0.30 to 0.44 in two runs."""
-    plain = without(window=None, importance=TermSide(Mlm()).importance)
-    neither, residual = (dense_start(tiny, m, 3e-3, 120)[0] for m in (plain, without(window=None)))
-    assert residual.ndcg > neither.ndcg + 0.12, (residual, neither)
+def test_from_a_dense_start_it_converges_where_flops_alone_does_not_and_is_short_from_the_first_step(tiny):
+    """At the published weights, with seeds 0, 1 and 2: nDCG@10 of FLOPS alone 0.30, 0.15, 0.15 (every term closed in the last two),
+    of the residual alone 0.66, 0.68, 0.67, of both 0.64, 0.67, 0.66, of the window alone 0.15 (every term closed)."""
+    found = {
+        "neither": dense_start(tiny, without(window=None, importance=TermSide(Mlm()).importance)),
+        "residual": dense_start(tiny, without(window=None)),
+        "both": dense_start(tiny, without(window=16)),
+    }
+    (neither, open_, width), (residual, wide, _), (both, short, _) = found.values()
+    assert open_[0] > 0.8 * width and not 1 < neither.nnz < width / 3, neither  # it stays open, or everything closes
+    assert residual.ndcg > neither.ndcg + 0.12 and both.ndcg > neither.ndcg + 0.12, found
+    assert both.ndcg > residual.ndcg - 0.05 and both.nnz < 10, (both, residual)
+    assert short[0] > 10 and max(short) <= 16 and sum(wide[:20]) > 20 * 20
