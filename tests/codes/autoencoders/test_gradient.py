@@ -38,7 +38,7 @@ def _model(seed, g):
             bos_token_id=None,
             eos_token_id=None,
             pad_token_id=None,
-        )  # fmt: skip
+        )
     )
     adam = torch.optim.Adam(model.parameters(), lr=4e-3, fused=True)
     for i in range(150):
