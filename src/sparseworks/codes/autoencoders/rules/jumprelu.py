@@ -18,7 +18,6 @@ from sparseworks.codes.autoencoders.latent import (
     Moment,
     Penalised,
     chosen,
-    least_kept,
     preactivations,
 )
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
@@ -57,12 +56,14 @@ class JumpReLU(Penalised):
         return {"log_threshold": torch.full((width,), math.log(first * math.sqrt(d_in)))}
 
     def prepare(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"]) -> None:
-        """Thresholds at the quantile of the pre-activations that has the L0."""
+        """Each threshold at the quantile of its own pre-activations that shares the L0 out evenly, so that no latent begins dead."""
         if self.l0 is not None:
-            first = float(least_kept(preactivations(sae, x), self.l0).clamp(min=1e-3))
-            sae.pressure.fill_(first**2)
+            scores = preactivations(sae, x)
+            count = min(max(round(self.l0 * len(x) / sae.width), 1), len(x))
+            first = scores.topk(count, dim=0).values[-1].clamp(min=1e-3)
+            sae.pressure.fill_(float(first.square().mean()))
             if self.threshold is None:
-                sae.log_threshold.data.fill_(math.log(first))
+                sae.log_threshold.data.copy_(first.log())
 
     @property
     def steady(self) -> bool:
