@@ -48,7 +48,8 @@ add_encoder(
     loss=MarginMSE(),
     ramp=_THIRD,
     when="Queries and documents use different words, and a model may run on every query.",
-    when_not="Query latency matters: `splade_qmlp`, or an inference-free method, costs a small part of it.",
+    when_not="Query latency matters: `splade_qmlp`, or an inference-free method, costs a small part of it. Training is short and queries are not known: from MiniLM, 600 "
+    "steps on made-up queries (one seed), nDCG@10 was 0.371 on Cranfield (BM25 0.359) and 0.284 on NFCorpus (0.328), `idf_flops`' 0.379 and 0.323.",
 )
 add_encoder(
     "splade_doc",
@@ -165,7 +166,8 @@ add_encoder(
     when="As `idf_flops`, with documents of very different lengths.",
     when_not="Documents have far fewer terms than `above`: then nothing is penalised. Or ranking is to gain: on fitted codes and on documents of "
     "one to four texts the spread of lengths narrowed at equal mean length, by a quarter in the latter, but nDCG@10 was level with that of plain "
-    "FLOPS (three seeds, within 0.01).",
+    "FLOPS (three seeds, within 0.01). From MiniLM, 600 steps on made-up queries (one seed), it was 0.364 on Cranfield and 0.320 on NFCorpus, "
+    "`idf_flops`' 0.379 and 0.323.",
 )
 add_encoder(
     "mistral_splade",
