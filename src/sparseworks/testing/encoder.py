@@ -173,7 +173,7 @@ def _moves(method: AutoencoderMethod) -> None:
 
 
 def check_auxiliary_reaches(method: str | AutoencoderMethod) -> None:
-    """With room for all dead latents, an auxiliary loss has a gradient for the encoder and decoder of each.
+    """With room for all dead latents, an auxiliary loss has a gradient for the encoder of each, and for its decoder row where it rebuilds the error.
 
     Raises:
         AssertionError: latents that it does not reach.
@@ -182,7 +182,8 @@ def check_auxiliary_reaches(method: str | AutoencoderMethod) -> None:
     auxiliary = chosen.auxiliary
     if auxiliary is None or not hasattr(auxiliary, "weight"):
         return
-    sae = _built(chosen.with_(auxiliary=replace(auxiliary, k=WIDTH)))  # type: ignore[type-var]
+    rebuilds = hasattr(auxiliary, "k")
+    sae = _built(chosen.with_(auxiliary=replace(auxiliary, k=WIDTH)) if rebuilds else chosen)  # type: ignore[type-var]
     sae.silent.fill_(10**9)
     sae.density.zero_()
     sae.batches.fill_(1)
@@ -192,7 +193,7 @@ def check_auxiliary_reaches(method: str | AutoencoderMethod) -> None:
     require(loss is not None, f"{chosen.name} has no auxiliary loss though all latents are dead.")
     assert loss is not None
     loss.backward()
-    for name in ("encoder_weight", "W_dec"):
+    for name in ("encoder_weight", "W_dec") if rebuilds else ("encoder_weight",):
         grad = getattr(sae, name).grad
         reached = grad is not None and bool((grad.norm(dim=1) > 0).all())
         require(reached, f"{chosen.name}: the auxiliary loss does not reach {name} of every latent.")
