@@ -194,6 +194,20 @@ def test_auxiliary_losses_look_at_the_dead_and_the_dying():
     assert torch.allclose(dying, (x - one).square().mean())
 
 
+def test_no_latent_of_jumprelu_begins_dead():
+    """Where all inputs share a direction one threshold for all would leave latents that never fire: each has its own share of the L0."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(400, D, generator=g) + 3 * torch.randn(1, D, generator=g)
+    sae = Trainer(sw.method("jumprelu_sae", l0=2.0), Batch(x), WIDTH, Schedule(1)).model.eval()
+    fired = sae.coded(x * sae.scale, Moment(0.0)).codes.counts()
+    assert set(fired.tolist()) == {39}  # 2 of 20 a row, but for the entry that the threshold is
+    few = Trainer(
+        sw.method("jumprelu_sae", l0=2.0), Batch(x[:4]), WIDTH, Schedule(1)
+    ).model  # 4 rows say nothing of a tenth
+    assert len(few.log_threshold.unique()) == 1
+    assert few.eval().coded(x[:4] * few.scale, Moment(0.0)).codes.counts().sum() == 7
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_thresholds_of_dead_latents_and_what_they_stand_above_pull_at_each_other(ahead):
     sae, x = _built("jumprelu_sae", l0=None, threshold=0.5 / D**0.5)

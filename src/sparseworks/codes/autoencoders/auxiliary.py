@@ -141,8 +141,8 @@ class PreAct(Auxiliary):
         weight: beside a main error that is the mean squared error of an entry.
         after: tokens of silence after which a latent is dead.
 
-    Source: Conerly et al., 2025, Dictionary learning optimization techniques (Transformer Circuits, January 2025), weight as there; that it is
-    for the dead alone, and not for all latents, is as SAELens has it.
+    Source: Conerly et al., 2025, Dictionary learning optimization techniques (Transformer Circuits, January 2025), weight as there, where it
+    stands beside an error summed over entries; that it is for the dead alone, and not for all latents, is as SAELens has it.
     """
 
     weight: float = 3e-6

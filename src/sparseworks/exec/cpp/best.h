@@ -1,4 +1,4 @@
-// The k best of a stream of scores: a heap whose root is the worst kept, ties to the lower id.
+// The k best of a stream of scores, ties to the lower id: a heap whose root is the worst kept, or what was gathered and cut.
 #pragma once
 #include <algorithm>
 #include <cstring>

@@ -18,6 +18,7 @@ from sparseworks.codes.autoencoders.latent import (
     Moment,
     Penalised,
     chosen,
+    least_kept,
     preactivations,
 )
 from sparseworks.codes.autoencoders.module import SparseAutoencoder
@@ -33,9 +34,10 @@ class JumpReLU(Penalised):
 
     Attributes:
         weight: of the penalty, where no L0 is asked for.
-        l0: mean latents a token. Thresholds then begin where the first codes have it and the weight at theta^2; the common level of the
-            thresholds follows the L0 of the batches, and the weight what an entry at its threshold is worth, the mean of 2 theta <r, d>: that is
-            the multiplier of this L0, so that pseudo-gradients move thresholds apart and not all together (ours).
+        l0: mean latents a token. Each threshold then begins at the quantile of its own first pre-activations that shares this out evenly (where
+            the sample is too small for that, all at that of the whole), and the weight at the mean of theta^2; the common level of the thresholds
+            follows the L0 of the batches, and the weight what an entry at its threshold is worth, the mean of 2 theta <r, d>: that is the
+            multiplier of this L0, so that pseudo-gradients move thresholds apart and not all together (ours).
         threshold: theta at the beginning; None: as `l0` says, or 0.001.
         warmup: share of training in which a weight that is asked for rises from 0 in a straight line.
         bandwidth: eps. It and the threshold are for inputs of mean square norm 1, so that they mean the same whatever their size; the default is for
@@ -59,8 +61,11 @@ class JumpReLU(Penalised):
         """Each threshold at the quantile of its own pre-activations that shares the L0 out evenly, so that no latent begins dead."""
         if self.l0 is not None:
             scores = preactivations(sae, x)
-            count = min(max(round(self.l0 * len(x) / sae.width), 1), len(x))
-            first = scores.topk(count, dim=0).values[-1].clamp(min=1e-3)
+            count = min(round(self.l0 * len(x) / sae.width), len(x))
+            if count:
+                first = scores.topk(count, dim=0).values[-1].clamp(min=1e-3)
+            else:  # too few rows to tell a quantile so high: one for all
+                first = least_kept(scores, self.l0).clamp(min=1e-3).expand(sae.width)
             sae.pressure.fill_(float(first.square().mean()))
             if self.threshold is None:
                 sae.log_threshold.data.copy_(first.log())
