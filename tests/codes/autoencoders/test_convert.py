@@ -26,10 +26,13 @@ def _theirs(folder):
     """What SAELens computes from the files."""
     t, config = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
     if config["architecture"] == "matching_pursuit":
-        left, z = X - t["b_dec"], torch.zeros(len(X), len(t["W_dec"]))
+        left, z, going = X - t["b_dec"], torch.zeros(len(X), len(t["W_dec"])), torch.ones(len(X), 1)
         for _ in range(config["max_iterations"]):
             value, index = (left @ t["W_dec"].T).relu().max(dim=1, keepdim=True)
+            before, value = z != 0, value * going
             z, left = z.scatter_add(1, index, value), left - value * t["W_dec"][index[:, 0]]
+            same = config["stop_on_duplicate_support"] & ((z != 0) == before).all(1, keepdim=True)
+            going = going * ~(same | (left.norm(dim=1, keepdim=True) < config["residual_threshold"]))
         return z, z @ t["W_dec"] + t["b_dec"]
     pre = (X - t["b_dec"] * config["apply_b_dec_to_input"]) @ t["W_enc"]
     if config["architecture"] == "gated":
@@ -51,6 +54,7 @@ def _theirs(folder):
         ("relu_sae", {"l0": 3.0}),
         ("gated_sae", {"l0": 3.0}),
         ("mp_sae", {"k": 3}),
+        ("mp_sae", {"k": 12, "tau": 1.0, "again": False}),
         ("batch_topk_sae", {"k": 3}),
         ("jumprelu_sae", {"threshold": 0.5}),
     ],
@@ -84,6 +88,19 @@ def test_norms_of_a_rescaling_decoder_move_into_the_encoder(tmp_path):
     z = torch.zeros_like(z).scatter(1, indices, values)
     with torch.no_grad():
         assert torch.allclose(load_saelens(tmp_path)(X), z / norms @ t["W_dec"] + t["b_dec"], atol=1e-5)
+
+
+def test_a_pursuit_that_says_nothing_of_its_end_ends_as_theirs(tmp_path):
+    sae = _trained("mp_sae", k=4)
+    save_saelens(sae, tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    for name in ("max_iterations", "residual_threshold", "stop_on_duplicate_support", "sparseworks"):
+        del config[name]
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    rule = load_saelens(tmp_path).rule
+    assert (rule.k, rule.tau, rule.again) == (8, 0.01, False)
+    with pytest.raises(RecipeError, match="no form"):
+        save_saelens(sae.at(residual=0.1), tmp_path)
 
 
 def test_damage_and_what_is_not_known_are_refused(tmp_path):
@@ -126,6 +143,7 @@ def test_the_plain_face_gives_tensors_of_any_leading_dimensions():
         ("relu_sae", {"l0": 3.0}),
         ("gated_sae", {"l0": 3.0}),
         ("mp_sae", {"k": 3}),
+        ("mp_sae", {"k": 12, "tau": 1.0, "again": False}),
         ("batch_topk_sae", {"k": 3}),
         ("jumprelu_sae", {"l0": 3.0}),
     ],

@@ -102,6 +102,22 @@ def test_each_step_of_pursuit_lowers_the_squared_residual_by_its_square():
     assert bool(((x - rebuilt).norm(dim=1) <= 0.5 * x.norm(dim=1)).all()) and stopped.values.shape[1] < 20
 
 
+def test_a_token_ends_where_an_atom_comes_again_or_little_is_left():
+    sae, x = _built("mp_sae", k=1)
+    every = [sae.at(k=k).encode(x).dense() for k in range(1, 21)]
+    once, kept = sae.at(k=20, again=False).encode(x).dense(), []
+    for row in range(len(x)):  # the first step that left the support as it was is still taken
+        supports = [tuple(z[row].nonzero().flatten().tolist()) for z in every]
+        last = next((i for i in range(1, 20) if supports[i] == supports[i - 1]), 19)
+        assert torch.allclose(once[row], every[last][row], atol=1e-6)
+        kept.append(last)
+    assert min(kept) < 19
+    raw = sae.at(k=60, tau=0.4)
+    raw.scale.fill_(2.0)  # tau is of raw activations, x of scaled ones
+    left = (x - raw.rule(raw, x, Moment()).codes.dense() @ sae.W_dec).norm(dim=1).detach()
+    assert float(left.max()) <= 0.8 and float(left.mean()) > 0.4
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(-2, 3)), min_size=1, max_size=8), st.randoms())
 @settings(max_examples=40, deadline=None)
 def test_merging_adds_up_what_comes_again(pairs, random):

@@ -19,7 +19,6 @@ from sparseworks.core.errors import CheckpointError, RecipeError
 from sparseworks.io.folder import write_file
 
 CONFIG, WEIGHTS, VERSION = "cfg.json", "sae_weights.safetensors", 1
-_PURSUIT = {"residual_threshold": 0.0, "stop_on_duplicate_support": False}
 
 
 @torch.no_grad()
@@ -41,7 +40,8 @@ def save_saelens(sae: SparseAutoencoder, folder: Path | str) -> None:
         architecture = "gated"
         tensors |= {"b_mag": tensors.pop("b_enc"), "b_gate": sae.b_gate, "r_mag": sae.r_mag}
     elif isinstance(rule, MatchingPursuit) and not rule.residual:
-        architecture, more = "matching_pursuit", {"max_iterations": rule.k, **_PURSUIT}
+        stops = {"residual_threshold": rule.tau, "stop_on_duplicate_support": not rule.again}
+        architecture, more = "matching_pursuit", {"max_iterations": rule.k, **stops}
         tensors = {"W_dec": sae.W_dec, "b_dec": sae.b_dec}
     elif isinstance(rule, Thresholds):
         architecture = "jumprelu"  # theirs are on above the threshold, ours from it on
@@ -92,7 +92,7 @@ def load_saelens(folder: Path | str) -> SparseAutoencoder:
         "standard": lambda: ("relu_sae", ReLU()),
         "gated": lambda: ("gated_sae", Gated()),
         "jumprelu": lambda: ("jumprelu_sae", Thresholds()),
-        "matching_pursuit": lambda: ("mp_sae", MatchingPursuit(_steps(config, tensors))),
+        "matching_pursuit": lambda: ("mp_sae", _pursuit(config, tensors)),
     }
     if architecture not in known:
         raise CheckpointError(f"{folder} is a {architecture!r} autoencoder; read are {', '.join(known)}.")
@@ -132,11 +132,11 @@ def _fill(sae: SparseAutoencoder, tensors: dict[str, Tensor], rescale: bool) -> 
         _set(sae.threshold, torch.nextafter(tensors["threshold"], up))
 
 
-def _steps(config: dict[str, Any], tensors: dict[str, Tensor]) -> int:
-    """Steps of pursuit; theirs may end early by rules of their own, which ours has not."""
-    if any(config.get(name, True) != value for name, value in _PURSUIT.items()):
-        raise ValueError(f"a pursuit that ends early; read are those with {_PURSUIT}")
-    return int(config.get("max_iterations") or tensors["W_dec"].shape[1])
+def _pursuit(config: dict[str, Any], tensors: dict[str, Tensor]) -> MatchingPursuit:
+    """What is not said is as SAELens has it."""
+    steps = int(config.get("max_iterations") or tensors["W_dec"].shape[1])
+    again = not config.get("stop_on_duplicate_support", True)
+    return MatchingPursuit(steps, tau=float(config.get("residual_threshold", 1e-2)), again=again)
 
 
 def _set(to: nn.Parameter | Tensor, value: Tensor) -> None:

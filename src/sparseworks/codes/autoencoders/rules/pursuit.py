@@ -26,13 +26,17 @@ class MatchingPursuit(LatentRule):
 
     Attributes:
         k: steps.
-        residual: a token ends where ||r|| <= residual ||x||; 0: never before k.
+        residual: a token ends where ||r|| <= residual ||x||; 0: never for that.
+        tau: and where ||r|| <= tau, in units of the activations as they come.
+        again: a token goes on where an atom was chosen that it has; else the step that leaves its support as it was is its last.
 
     Source: Costa et al., 2025, MP-SAE (arXiv 2506.03093).
     """
 
     k: int = 32
     residual: float = 0.0
+    tau: float = 0.0
+    again: bool = True
     tied: ClassVar[bool] = True
     biased: ClassVar[bool] = False
 
@@ -47,16 +51,30 @@ class MatchingPursuit(LatentRule):
     def __call__(self, sae: SparseAutoencoder, x: Float[Tensor, "rows d_in"], moment: Moment) -> Coded:
         """An atom may be chosen more than once; what it got is added up."""
         del moment
-        left, values, indices = x, [], []
-        stop = self.residual * x.detach().norm(dim=1, keepdim=True)
+        left, values, indices, going = x, [], [], None
         for _ in range(self.k):
             step = encode_topk(left, sae.encoder, None, 1)
-            on = left.detach().norm(dim=1, keepdim=True) > stop if self.residual else None
-            step = step if on is None else step.with_values(step.values * on)
+            step = step if going is None else step.with_values(step.values * going)
             left = left - decode(step, sae.encoder)
             values.append(step.values)
             indices.append(step.indices)
+            going = self._going(sae, x, left, indices, going)
         return Coded(merged(torch.cat(values, 1), torch.cat(indices, 1), sae.width))
+
+    @torch.no_grad()
+    def _going(
+        self, sae: SparseAutoencoder, x: Tensor, left: Tensor, indices: list[Tensor], going: Tensor | None
+    ) -> Tensor | None:
+        """Which tokens go on after a step; None: all, whatever comes."""
+        if self.residual or self.tau:
+            least = (self.residual * x.norm(dim=1, keepdim=True)).maximum(self.tau * sae.scale.to(x.dtype))
+            more = left.norm(dim=1, keepdim=True) > least
+            going = more if going is None else going & more
+        if not self.again:
+            new = torch.stack([indices[-1] != i for i in indices[:-1]]).all(0) if indices[:-1] else None
+            new = torch.ones_like(indices[-1], dtype=torch.bool) if new is None else new
+            going = new if going is None else going & new
+        return going
 
 
 def merged(values: Float[Tensor, "rows k"], indices: Tensor, width: int) -> Codes:
