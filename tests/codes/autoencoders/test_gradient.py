@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import sparseworks as sw
 from sparseworks.codes.autoencoders import Rows
@@ -24,32 +23,6 @@ def _texts(rows, g):
     return torch.stack(x, 1)
 
 
-def _model(seed, g):
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=TOKENS,
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=32,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=None,
-        )
-    )
-    adam = torch.optim.Adam(model.parameters(), lr=4e-3, fused=True)
-    for i in range(150):
-        adam.param_groups[0]["lr"] = 4e-3 * min(1, (150 - i) / 75)
-        ids = _texts(48, g)
-        adam.zero_grad()
-        next_token_loss(model(ids), ids).mean().backward()
-        adam.step()
-    return model.eval().requires_grad_(False)
-
-
 def _seen(model, ids):
     """Activations, and the gradient of the loss at them."""
     held = []
@@ -68,10 +41,11 @@ def _spliced(model, ids, new):
         return float(next_token_loss(model(ids), ids).mean())
 
 
-def _figures(seed, k=4):
+def _figures(seed, markov_model, k=4):
     """Method -> (loss added by splicing, share of the variance that is not explained), gradients given to both."""
     g = torch.Generator().manual_seed(seed)
-    model = _model(seed, g)
+    torch.manual_seed(seed)
+    model = markov_model(lambda rows: _texts(rows, g), TOKENS, 3, 150, falling=0.5).requires_grad_(False)
     x, effect = (t[:, 1:-1].flatten(0, 1) for t in _seen(model, _texts(400, g)))
     held = _texts(300, g)
     h, gradients = (t.flatten(0, 1) for t in _seen(model, held))
@@ -87,8 +61,8 @@ def _figures(seed, k=4):
     return found
 
 
-def test_splicing_costs_less_where_latents_are_chosen_by_their_effect():
+def test_splicing_costs_less_where_latents_are_chosen_by_their_effect(markov_model):
     """With gradients at inference too; chosen by size there, as deployment must, neither was ahead throughout."""
-    found = _figures(0)
+    found = _figures(0, markov_model)
     (plain, left), (ours, ours_left) = found["topk_sae"], found["g_sae"]
     assert 0 < ours < 0.85 * plain and ours_left < 1.1 * left, found

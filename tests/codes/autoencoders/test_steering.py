@@ -6,10 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import sparseworks as sw
-from sparseworks.codes.autoencoders.splice import hooked, next_token_loss, splice
+from sparseworks.codes.autoencoders.splice import hooked, splice
 from sparseworks.codes.autoencoders.steering import (
     Preferences,
     SteeringVector,
@@ -43,32 +42,13 @@ def _pairs(rows, g, prompt=4, length=12):
 
 
 @pytest.fixture(scope="module")
-def styles():
+def styles(markov_model):
     torch.manual_seed(0)
     g = torch.Generator().manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=TOKENS,
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=32,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=None,
-        )
-    )
-    adam = torch.optim.Adam(model.parameters(), lr=4e-3, fused=True)
     draw = lambda rows: _chain(rows, 16, torch.randint(0, 2, (rows,), generator=g), g)  # noqa: E731
-    for _ in range(200):
-        ids = draw(48)
-        adam.zero_grad()
-        next_token_loss(model(ids), ids).mean().backward()
-        adam.step()
+    model = markov_model(draw, TOKENS, 2, 200)
     seen = []
-    with torch.no_grad(), hooked(model.eval(), SITE, lambda x: seen.append(x[:, 1:].flatten(0, 1))):
+    with torch.no_grad(), hooked(model, SITE, lambda x: seen.append(x[:, 1:].flatten(0, 1))):
         model(draw(300))
     sae = sw.train_autoencoder(seen[0], sw.method("topk_sae", k=6), width=192, steps=250, batch=256, lr=3e-3)
     return model, sae, _pairs(256, g), _pairs(300, g)
