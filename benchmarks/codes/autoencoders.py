@@ -78,7 +78,7 @@ class Training:
     steps: int
     batch: int
     rate: float = 3e-3
-    bandwidth: float = 0.02
+    bandwidth: float = 0.05
 
     @property
     def tokens(self) -> int:
@@ -241,7 +241,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bandwidths": {
         "type": float,
         "nargs": "+",
-        "default": [0.02],
+        "default": [0.05],
         "help": "of JumpReLU's pseudo-gradients, to choose from",
     },
     "spliced": {"type": int, "default": SPLICED, "help": "windows that the spliced model is measured on"},

@@ -47,7 +47,7 @@ def test_batch_choice_is_the_best_of_the_matrix_and_rows_differ():
 
 
 def test_pseudo_gradients_of_thresholds_are_the_papers():
-    sae, x = _built("jumprelu_sae", l0=None, threshold=0.5 / D**0.5, bandwidth=0.4 / D**0.5, weight=1.0)
+    sae, x = _built("jumprelu_sae", l0=None, threshold=0.5 / D**0.5, bandwidth=0.4 / D**0.5, weight=1.0, to_input=0.25)
     sae.train()
     pre = (x @ sae.W_enc).detach()
     coded = sae.coded(x)
@@ -56,9 +56,15 @@ def test_pseudo_gradients_of_thresholds_are_the_papers():
     (coded.codes.dense() @ weight).sum().backward(retain_graph=True)
     # d/dlog(theta) = theta d/dtheta
     assert torch.allclose(sae.log_threshold.grad, 0.5 * (-0.5 / 0.4 * near * weight).sum(0))
-    sae.log_threshold.grad = None
+    # pre-activations get a quarter of it, the other way round, beside their own
+    assert torch.allclose(sae.b_enc.grad, (((pre > 0.5) + 0.25 * 0.5 / 0.4 * near) * weight).sum(0))
+    sae.log_threshold.grad = sae.b_enc.grad = None
     coded.penalty.backward()
     assert torch.allclose(sae.log_threshold.grad, 0.5 * (-1 / 0.4 * near).sum(0) / 9)
+    assert torch.allclose(sae.b_enc.grad, 0.25 / 0.4 * near.sum(0) / 9)
+    alone, _ = _built("jumprelu_sae", l0=None, threshold=0.5 / D**0.5, bandwidth=0.4 / D**0.5, to_input=0.0)
+    alone.train().coded(x).penalty.backward()
+    assert not alone.b_enc.grad.any()
     assert coded.penalty.item() == pytest.approx(float((pre > 0.5).sum() / 9))
     assert coded.l0().item() == pytest.approx(coded.penalty.item())
 
@@ -210,18 +216,12 @@ def test_auxiliary_losses_look_at_the_dead_and_the_dying():
     assert torch.allclose(dying, (x - one).square().mean())
 
 
-def test_no_latent_of_jumprelu_begins_dead():
-    """Where all inputs share a direction one threshold for all would leave latents that never fire: each has its own share of the L0."""
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(400, D, generator=g) + 3 * torch.randn(1, D, generator=g)
+def test_jumprelu_begins_at_its_l0():
+    x = torch.randn(400, D, generator=torch.Generator().manual_seed(0))
     sae = Trainer(sw.method("jumprelu_sae", l0=2.0), Batch(x), WIDTH, Schedule(1)).model.eval()
-    fired = sae.coded(x * sae.scale, Moment(0.0)).codes.counts()
-    assert set(fired.tolist()) == {39}  # 2 of 20 a row, but for the entry that the threshold is
-    few = Trainer(
-        sw.method("jumprelu_sae", l0=2.0), Batch(x[:4]), WIDTH, Schedule(1)
-    ).model  # 4 rows say nothing of a tenth
-    assert len(few.log_threshold.unique()) == 1
-    assert few.eval().coded(x[:4] * few.scale, Moment(0.0)).codes.counts().sum() == 7
+    theta = sae.log_threshold.exp().unique()
+    assert sae.coded(x * sae.scale, Moment(0.0)).codes.counts().sum() == 799  # but for the entry that the threshold is
+    assert len(theta) == 1 and float(sae.pressure) == pytest.approx(float(theta.detach().square()))
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -266,7 +266,7 @@ def test_adam_is_that_of_the_method_unless_another_is_asked_for():
     x = Batch(torch.randn(32, D))
     for name, betas, eps in (
         ("topk_sae", (0.9, 0.999), 6.25e-10),
-        ("jumprelu_sae", (0.0, 0.999), 1e-8),
+        ("gated_sae", (0.0, 0.999), 1e-8),
         ("batch_topk_sae", (0.9, 0.99), 1e-8),
     ):
         group = Trainer(sw.method(name), x, 40, Schedule(5)).optimiser.adam.param_groups[0]

@@ -75,7 +75,7 @@ add_autoencoder(
 )
 add_autoencoder(
     "jumprelu_sae",
-    JumpReLU(l0=32.0),
+    JumpReLU(l0=32.0, bandwidth=0.05, to_input=0.3),
     Source("Rajamanoharan et al.", 2024, "2407.14435", "Jumping ahead: JumpReLU sparse autoencoders"),
     "fidelity at a given L0 equal to or above Gated and TopK",
     auxiliary=PreAct(),
