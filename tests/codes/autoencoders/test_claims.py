@@ -80,6 +80,18 @@ def test_gated_and_jumprelu_do_not_shrink():
     assert max(fvu[1:]) < 0.8 * fvu[0], (fvu, l0)
 
 
+def test_thresholds_explain_more_than_topk_and_fewer_latents_die_where_inputs_learn_what_nearly_is_on():
+    x = _planted(4000, 128, 6, 0, 48)
+    methods = [sw.method("topk_sae", k=6), *(sw.method("jumprelu_sae", l0=6.0, to_input=share) for share in (0.3, 0.0))]
+    methods = [m.with_(after=3000) for m in methods]
+    found = sw.train_autoencoders(x, methods, width=192, steps=200, batch=256, lr=5e-3)
+    _, ours, published = found
+    assert ours.encode(x).nnz / len(x) == pytest.approx(6, rel=0.02)
+    fvu = [_fvu(x, sae(x)) for sae in found]
+    assert max(fvu[1:]) < 0.7 * fvu[0], fvu
+    assert 1 - _used(ours, x) < 0.6 * (1 - _used(published, x)), [_used(sae, x) for sae in found]
+
+
 def _tree(rows, seed, d=32):
     """Two of eight parents, and one of three children each: orthogonal to the parent, and alike among siblings."""
     g = torch.Generator().manual_seed(seed)
