@@ -53,7 +53,7 @@ def test_journals_of_runs_of_other_methods_are_joined(script, tmp_path, monkeypa
         own = ["--methods", name, "--journal", str(tmp_path / f"{name}.json"), "--save", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", [*begin, *own])
         script.main()
-    assert (tmp_path / "g_sae-4-0-0.003-0.02.safetensors").exists()
+    assert (tmp_path / "g_sae-4-0-0.003-0.05.safetensors").exists()
     rest = ["--as-it-is", "--methods", *names, "--join", *(str(tmp_path / f"{n}.json") for n in names)]
     monkeypatch.setattr(sys, "argv", [*begin, *rest, "--json", str(tmp_path / "all")])
     script.main()
