@@ -64,7 +64,9 @@ class AuxK(Auxiliary):
     the k largest pi among latents that are dead.
 
     Attributes:
-        k: latents for it; None: half of the features. More than are dead: all those.
+        k: latents for it; None: half of the features. More than are dead: all those. With few each rebuilds so much that it is chosen again
+            afterwards: of BatchTopK's latents (MiniLM's layer 2 at L0 8, 2000 steps of 1024 tokens) 12 % were dead with 512, as in the code of
+            Bussmann et al., and 0.03 % with 16.
         weight: of the loss.
         after: tokens of silence after which a latent is dead.
         relu: rectify these pi, as the authors' code does; then no gradient reaches latents that are below 0 for all tokens. On MiniLM's layer 2
