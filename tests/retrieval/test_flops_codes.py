@@ -10,11 +10,11 @@ from sparseworks.models.digits import Digits
 from sparseworks.retrieval.regularisers import L1, CodeRegulariser, Flops, expected_flops, quadratic_ramp
 
 
-def trained(digits: Digits, regulariser: CodeRegulariser, steps: int = 300):
+def trained(digits: Digits, regulariser: CodeRegulariser, seed: int, steps: int = 300):
     """512-dimensional codes that tell digits from noisy copies: recall@1, entries a code, FLOPS of a dot product."""
     x, held = (F.avg_pool2d(t.unsqueeze(1), 2).flatten(1) for t in (digits.train, digits.test))
     x, held = x - x.mean(0), held - x.mean(0)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 512), nn.ReLU())
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     for step in range(steps):
@@ -32,9 +32,10 @@ def trained(digits: Digits, regulariser: CodeRegulariser, steps: int = 300):
 
 
 def test_half_the_multiplications_of_l1_at_no_more_entries_and_as_good_a_neighbour():
-    """Of 599 digits 0.913 and 0.915 are found, with 3.7 and 4.3 entries, at 0.061 and 0.139 products (0.928 and 0.903 with another seed)."""
+    """Means of four seeds, whose recall differs by 0.02: 0.914 beside 0.917, with 4.2 and 4.5 entries, at 0.075 and 0.159 products."""
     digits = Digits.load()
-    hits, entries, flops = trained(digits, L1(0.4))
-    found, fewer, less = trained(digits, Flops(50.0))
+    means = lambda regulariser: torch.tensor([trained(digits, regulariser, s) for s in range(4)]).mean(0).tolist()  # noqa: E731
+    hits, entries, flops = means(L1(0.4))
+    found, fewer, less = means(Flops(50.0))
     assert 2.5 < fewer <= entries and found > hits - 0.01
     assert less < 0.5 * flops

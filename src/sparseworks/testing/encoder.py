@@ -39,8 +39,9 @@ def check_encoder(method: str | AutoencoderMethod) -> None:
 
 
 def small(method: AutoencoderMethod) -> AutoencoderMethod:
-    """The method with so few latents a token that it fits a toy; pseudo-gradients get a window that holds something."""
-    fields = {"k": K, "start": None, "threshold": 0.1, "bandwidth": 0.2, "mutual": 0.0}
+    """The method with so few latents a token that it fits a toy; pseudo-gradients get a window that holds something, and inputs none of them,
+    so that gradients of weights are what differences say."""
+    fields = {"k": K, "start": None, "threshold": 0.1, "bandwidth": 0.2, "to_input": 0.0, "mutual": 0.0}
     known = {n: v for n, v in fields.items() if hasattr(method.latents, n)}
     return method.with_(**known)
 
