@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import sparseworks as sw
 from sparseworks.core.errors import CalibrationError, ModelError
 from sparseworks.exec.race import Entry, Race
 from sparseworks.jobs import Goal, Recover, compress
+from sparseworks.jobs.compress import _recovered
 from sparseworks.jobs.setting import batches_of
 from sparseworks.weights import SquareHead
 
@@ -149,3 +151,10 @@ def test_convolutions_are_planned_at_the_examples(tmp_path: Path, monkeypatch):
         loaded = sw.load(result.save(tmp_path / layout, layout=layout), model=Maps(), planned=layout == "bitmask")
         assert isinstance(loaded.up, sw.SparseConv2d)
         torch.testing.assert_close(loaded(images[2]), result.masked(images[2]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("losses", "shown"), [((), "3 steps"), ((0.5,), "loss 0.5000"), ((0.5, 0.4, 0.3), "0.5000 -> 0.3000")]
+)
+def test_a_short_recovery_shows_the_one_loss_it_has(losses, shown):
+    assert _recovered(SimpleNamespace(steps=3, losses=losses)).endswith(shown)

@@ -223,4 +223,6 @@ def _shown(result: Any) -> str:
 
 
 def _recovered(r: Recovery) -> str:
-    return f"{r.steps} steps, loss {r.losses[0]:.4f} -> {r.losses[-1]:.4f}" if r.losses else f"{r.steps} steps"
+    """A short run has one loss to show."""
+    ends = [f"{loss:.4f}" for loss in (*r.losses[:1], *r.losses[1:][-1:])]
+    return f"{r.steps} steps" + (f", loss {' -> '.join(ends)}" if ends else "")
