@@ -5,7 +5,7 @@ the documentation without `--data`. The last tenth of the text is never trained 
 chosen from `--rates`, at the second L0; explained variance, dead latents and L0 are of the other half. `recovered` is the share of the
 cross-entropy between the layer at 0 and the model's own that is left when the layer's output is the reconstruction; an encoder has no such
 loss: `cosine` is that of the text's embedding with its own. Methods run as registered but for k or L0, for the tokens after which a
-latent counts as dead while training (a twentieth of it), and for the width of pseudo-gradients where training is short; methods whose rows compete
+latent counts as dead while training (a twentieth of it), and for the width of pseudo-gradients (`--bandwidths`); methods whose rows compete
 are measured in their inference form, with a threshold found on training tokens. Methods are held against TopK at the L0 they came to. Where
 one autoencoder serves several budgets it is trained once and cut: `hierarchical_topk` at the largest, `mp_sae` at the smallest. Rows are kept
 as they end; a run that was cut off, or that stopped after `--minutes`, goes on where it was.

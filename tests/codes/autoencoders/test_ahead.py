@@ -27,6 +27,7 @@ METHODS = {
     "matryoshka": sw.method("matryoshka_sae", k=3, after=64),
     "hierarchical": sw.method("hierarchical_topk", k=4, after=64),
     "pursuit": sw.method("mp_sae", k=3),
+    "ending pursuit": sw.method("mp_sae", k=5, tau=0.2, again=False),
     "mutual": sw.method("mutual_choice", k=3),
     "choice": sw.method("feature_choice", k=3, mutual=0.5),
     "jump": sw.method("jumprelu_sae", l0=3.0, bandwidth=0.035, after=64),

@@ -124,6 +124,20 @@ def test_a_token_ends_where_an_atom_comes_again_or_little_is_left():
     assert float(left.max()) <= 0.8 and float(left.mean()) > 0.4
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("mp_sae", {"tau": -1.0}, BudgetError),
+        ("mp_sae", {"residual": float("nan")}, BudgetError),
+        ("jumprelu_sae", {"to_input": 1.5}, RecipeError),
+        ("jumprelu_sae", {"bandwidth": 0.0}, RecipeError),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(name, options, error):
+    with pytest.raises(error, match="got"):
+        sw.method(name, **options)
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(-2, 3)), min_size=1, max_size=8), st.randoms())
 @settings(max_examples=40, deadline=None)
 def test_merging_adds_up_what_comes_again(pairs, random):

@@ -14,6 +14,7 @@ from sparseworks.codes.autoencoders.module import SparseAutoencoder
 from sparseworks.codes.autoencoders.rules.topk import check_k
 from sparseworks.core.ahead import is_ahead
 from sparseworks.core.codes import Codes
+from sparseworks.core.errors import BudgetError
 from sparseworks.exec.codes import decode, encode_topk
 
 
@@ -42,6 +43,8 @@ class MatchingPursuit(LatentRule):
 
     def __post_init__(self) -> None:
         check_k(self.k)
+        if not (self.residual >= 0 and self.tau >= 0):
+            raise BudgetError(f"What may be left of a token is 0 or more, got {self.residual} of it and {self.tau}.")
 
     @property
     def steady(self) -> bool:
@@ -71,8 +74,7 @@ class MatchingPursuit(LatentRule):
             more = left.norm(dim=1, keepdim=True) > least
             going = more if going is None else going & more
         if not self.again:
-            new = torch.stack([indices[-1] != i for i in indices[:-1]]).all(0) if indices[:-1] else None
-            new = torch.ones_like(indices[-1], dtype=torch.bool) if new is None else new
+            new = (torch.cat([*indices[:-1], torch.full_like(indices[-1], -1)], 1) != indices[-1]).all(1, keepdim=True)
             going = new if going is None else going & new
         return going
 
